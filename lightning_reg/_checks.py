@@ -1,0 +1,51 @@
+"""Argument checks: return the checked value, or raise with the name, the rule, the value and the remedy."""
+
+import math
+from numbers import Real
+
+
+def number(name: str, value: object) -> float:
+    """Return `value` as a finite float.
+
+    Raises:
+        TypeError: If `value` is no real number. A bool, a string or a tensor is none: a tensor would
+            cost a device synchronisation at every step.
+        ValueError: If `value` is NaN or infinite.
+
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        msg = f"`{name}` must be a number, got {value!r} of type {type(value).__name__}."
+        raise TypeError(msg)
+    if not math.isfinite(value):
+        msg = f"`{name}` must be a finite number, got {value}."
+        raise ValueError(msg)
+    return float(value)
+
+
+def non_negative(name: str, value: object) -> float:
+    """Return `value` as a finite float that is at least 0."""
+    checked = number(name, value)
+    if checked < 0:
+        msg = f"`{name}` must be a finite number >= 0, got {value}."
+        raise ValueError(msg)
+    return checked
+
+
+def in_range(name: str, value: object, low: float, high: float) -> float:
+    """Return `value` as a float in [`low`, `high`]."""
+    checked = number(name, value)
+    if not low <= checked <= high:
+        msg = f"`{name}` must be in [{low:g}, {high:g}], got {value}."
+        raise ValueError(msg)
+    return checked
+
+
+def one_of(name: str, value: object, choices: tuple[str, ...]) -> str:
+    """Return `value` if it is one of `choices`."""
+    if not isinstance(value, str):
+        msg = f"`{name}` must be a string, got {value!r} of type {type(value).__name__}."
+        raise TypeError(msg)
+    if value not in choices:
+        msg = f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}."
+        raise ValueError(msg)
+    return value

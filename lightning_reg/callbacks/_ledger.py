@@ -1,0 +1,36 @@
+"""What the objective of one step was made of, and how it is logged."""
+
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from lightning_reg.tensorboard import tags
+
+
+class Ledger:
+    """The data loss of the batches of one optimizer step, and the value of each penalty at that step."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the step."""
+        self.penalties: dict[str, Tensor | float] = {}
+        self._loss: Tensor | None = None
+        self._share = 0.0
+
+    def add_loss(self, loss: Tensor, share: float) -> None:
+        """Add the loss of one backward pass, which makes `share` of the step's gradient."""
+        self._loss = loss if self._loss is None else self._loss + loss
+        self._share += share
+
+    def log(self, pl_module: LightningModule) -> None:
+        """Log the value of each penalty, their sum, and its ratio to the mean data loss; nothing if there is none."""
+        if not self.penalties:
+            return
+        metrics = {f"{tags.PENALTY}/{name}": value for name, value in self.penalties.items()}
+        total = sum(self.penalties.values())
+        metrics[tags.PENALTY] = total
+        if self._loss is not None:
+            metrics[tags.PENALTY_RATIO] = total / (self._loss / self._share).abs()
+        # A batch size of 1 keeps Lightning from searching the batch for one; it matters only for means over an epoch.
+        pl_module.log_dict(metrics, on_step=True, on_epoch=False, batch_size=1)

@@ -1,0 +1,155 @@
+"""The seam to Lightning: what a callback must know of the running trainer. Private attributes are read here only."""
+
+import math
+from collections.abc import Mapping
+from typing import TypeVar
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from lightning.pytorch.strategies.single_xla import SingleDeviceXLAStrategy
+from lightning.pytorch.strategies.xla import XLAStrategy
+from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+_REFUSED = (DeepSpeedStrategy, XLAStrategy, SingleDeviceXLAStrategy)
+
+
+_Kind = TypeVar("_Kind")
+
+
+def callbacks_of(trainer: Trainer, kind: type[_Kind]) -> list[_Kind]:
+    """Return the trainer's callbacks of one kind, in their order."""
+    return [callback for callback in trainer.callbacks if isinstance(callback, kind)]  # type: ignore[attr-defined]  # set by a connector
+
+
+def refuse_strategy(trainer: Trainer, callback: object) -> None:
+    """Raise if the strategy takes the backward pass or the optimizer step out of Lightning's hands."""
+    if isinstance(trainer.strategy, _REFUSED) or trainer.strategy.handles_gradient_accumulation:
+        msg = (
+            f"{type(callback).__name__} does not support {type(trainer.strategy).__name__}, which runs the backward"
+            " pass or the optimizer step itself. Use a single device, 'ddp', 'fsdp' or ModelParallelStrategy."
+        )
+        raise MisconfigurationException(msg)
+
+
+def has_flat_shards(trainer: Trainer) -> bool:
+    """Tell whether parameters are flat pieces of themselves (FSDP1) during training."""
+    return isinstance(trainer.strategy, FSDPStrategy)
+
+
+def original_shapes(trainer: Trainer) -> Mapping[nn.Parameter, torch.Size]:
+    """Return the shapes of the parameters that FSDP1 has flattened; a collective call under FSDP1."""
+    shapes: dict[nn.Parameter, torch.Size] = {}
+    if has_flat_shards(trainer) and isinstance(trainer.model, nn.Module):
+        for unit in FullyShardedDataParallel.fsdp_modules(trainer.model):
+            with FullyShardedDataParallel.summon_full_params(unit, recurse=False, writeback=False):
+                for parameter in unit.parameters():
+                    if parameter.ndim > len(shapes.get(parameter, ())):
+                        shapes[parameter] = parameter.shape
+    return shapes
+
+
+def marks_unused_parameters(trainer: Trainer) -> bool:
+    """Tell whether DDP looks for parameters that the forward pass did not use.
+
+    It then expects no gradient for them, and fails when a term of the loss that it has not seen brings one.
+    """
+    model = trainer.strategy.model
+    return isinstance(model, DistributedDataParallel) and bool(model.find_unused_parameters)
+
+
+def share_of_step(trainer: Trainer, pl_module: LightningModule) -> float:
+    """Return which share of an optimizer step's gradient this backward pass makes.
+
+    Lightning divides the loss by `accumulate_grad_batches`, also in a last window that is shorter: that window's
+    gradient is weaker by as much. In manual optimization each step is the user's own.
+    """
+    return 1 / trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1.0
+
+
+def scale_loss(trainer: Trainer, value: Tensor) -> Tensor:
+    """Multiply `value` by what Lightning has multiplied the loss with (fp16 mixed precision)."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    scaled: Tensor = value if scaler is None else scaler.scale(value)
+    return scaled
+
+
+def unscaled_loss(trainer: Trainer, loss: Tensor) -> Tensor:
+    """Return a copy of `loss` without the scale of fp16."""
+    return loss.detach() / scale_loss(trainer, torch.ones_like(loss))
+
+
+def gradient_scale(trainer: Trainer, optimizer: Optimizer) -> Tensor | None:
+    """Return the factor that this optimizer's gradients still carry before its step; `None` for none.
+
+    Fused optimizers divide by the scale of fp16 inside `step`. A tensor, for reading it would wait for the device.
+    """
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if scaler is None or not getattr(optimizer, "_step_supports_amp_scaling", False):
+        return None
+    return scale_loss(trainer, torch.ones((), device=trainer.strategy.root_device))
+
+
+def sum_flat_shards(trainer: Trainer, value: Tensor) -> Tensor:
+    """Sum over the ranks a value that each has computed from its flat shards (FSDP1); else return it as it is."""
+    model = trainer.strategy.model
+    if isinstance(model, FullyShardedDataParallel) and model.sharding_strategy != ShardingStrategy.NO_SHARD:
+        torch.distributed.all_reduce(value, group=model.process_group)
+    return value
+
+
+def tick(trainer: Trainer, pl_module: LightningModule) -> int:
+    """Return the number of optimizer steps so far; restored from a checkpoint by Lightning.
+
+    In manual optimization `global_step` counts every optimizer's steps, so that a GAN's would count double: there it
+    is the number of batches.
+    """
+    return trainer.global_step if pl_module.automatic_optimization else trainer.fit_loop.total_batch_idx
+
+
+def total_ticks(trainer: Trainer) -> float:
+    """Return the number of optimizer steps of the whole run; infinite if nothing limits it."""
+    for callback in callbacks_of(trainer, GradientAccumulationScheduler):
+        return _total_with_changing_accumulation(trainer, callback)
+    total = trainer.estimated_stepping_batches
+    return math.inf if total == -1 else total  # -1: an iterable dataset and no `max_steps`
+
+
+def _total_with_changing_accumulation(trainer: Trainer, callback: GradientAccumulationScheduler) -> float:
+    limit = math.inf if trainer.max_steps == -1 else trainer.max_steps
+    if trainer.max_epochs is None or trainer.max_epochs < 0 or math.isinf(trainer.num_training_batches):
+        return limit
+    return min(
+        limit,
+        sum(
+            math.ceil(trainer.num_training_batches / callback.get_accumulate_grad_batches(epoch))
+            for epoch in range(trainer.max_epochs)
+        ),
+    )
+
+
+def steps_now(trainer: Trainer) -> bool:
+    """Tell whether the current batch ends with an optimizer step."""
+    return not trainer.fit_loop._should_accumulate()
+
+
+def logs_now(trainer: Trainer, *, first_step: bool) -> bool:
+    """Tell whether somebody reads what is logged for the current step.
+
+    Lightning writes at every `log_every_n_steps`-th step. It writes nothing else, but callbacks such as
+    `ModelCheckpoint(monitor=...)` look the value up whenever they please: it is there from the first step on, and fresh
+    at the end of an epoch.
+    """
+    if trainer.barebones:
+        return False
+    return (
+        trainer._logger_connector.should_update_logs
+        or bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # set by Lightning's debugging setup
+        or first_step
+        or trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+    )

@@ -1,0 +1,6 @@
+"""Pure functions of tensors: usable with no Trainer at all."""
+
+from lightning_reg.functional.elastic_net import elastic_net
+from lightning_reg.functional.norms import l1_norm, squared_l2_norm
+
+__all__ = ["elastic_net", "l1_norm", "squared_l2_norm"]

@@ -1,0 +1,79 @@
+"""What a schedule is: a value as a pure function of the tick, with durations in ticks or in shares of the run."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from lightning_reg import _checks
+
+Duration = int | float
+
+
+def check_duration(name: str, value: object) -> None:
+    """Raise unless `value` is a count of ticks or a share of the run."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        if value < 1:
+            msg = f"`{name}` must be at least 1 tick, or a share of the run in (0, 1], got {value}."
+            raise ValueError(msg)
+    elif not 0 < _checks.number(name, value) <= 1:
+        msg = (
+            f"`{name}` must be an int (ticks) or a float in (0, 1] (a share of the run), got {value}."
+            f" For {value:g} ticks write an int."
+        )
+        raise ValueError(msg)
+
+
+def to_ticks(duration: Duration, total: float) -> int:
+    """Return `duration` in ticks of a run of `total` ticks."""
+    if isinstance(duration, int):
+        return duration
+    if not math.isfinite(total):
+        msg = (
+            f"A duration of {duration:g} is a share of the run, but this run has no known length."
+            " Give the duration as an int (ticks), or limit the run (`max_epochs`, `max_steps`)."
+        )
+        raise ValueError(msg)
+    return max(1, round(duration * total))
+
+
+class Schedule(ABC):
+    """A value as a pure function of the tick.
+
+    Subclasses are frozen dataclasses: they compare, hash, print, pickle and come from YAML.
+    """
+
+    @abstractmethod
+    def __call__(self, tick: int) -> float:
+        """Return the value at `tick` (>= 0)."""
+
+    def resolve(self, total: float) -> "Schedule":
+        """Return the same schedule with every duration in ticks.
+
+        Args:
+            total: Length of the run in ticks; infinite if unknown.
+
+        Returns:
+            A schedule that can be called.
+
+        Raises:
+            ValueError: If a duration is a share of the run and `total` is infinite.
+
+        """
+        del total  # only a schedule with durations needs it
+        return self
+
+
+def resolve(schedule: Callable[[int], float], total: float) -> Callable[[int], float]:
+    """Return `schedule` with its durations in ticks; a callable that is no `Schedule` is returned as it is."""
+    return schedule.resolve(total) if isinstance(schedule, Schedule) else schedule
+
+
+def ticks(duration: Duration) -> int:
+    """Return a resolved duration."""
+    if isinstance(duration, float):
+        msg = (
+            f"A duration of {duration:g} is a share of the run, whose length this schedule does not know."
+            " Call `schedule.resolve(total)` first, or give the duration as an int (ticks)."
+        )
+        raise ValueError(msg)  # noqa: TRY004  # the type is allowed, its place is not
+    return duration

@@ -1,0 +1,119 @@
+"""Schedules made of pieces, one after the other."""
+
+from collections.abc import Callable
+from collections.abc import Sequence as AbstractSequence
+from dataclasses import dataclass, replace
+
+from typing_extensions import override
+
+from lightning_reg import _checks
+from lightning_reg.schedules.base import Duration, Schedule, check_duration, resolve, ticks, to_ticks
+
+
+@dataclass(frozen=True, slots=True)
+class Piecewise(Schedule):
+    """Constant pieces, one after the other.
+
+    Args:
+        values: Value of each piece.
+        durations: Length of every piece but the last, which goes on: ticks (int) or share of the run (float).
+
+    Example:
+        Dropout off for the first 1000 ticks, then on:
+
+        >>> schedule = Piecewise(values=(0.0, 0.5), durations=(1000,))
+        >>> schedule(999), schedule(1000)
+        (0.0, 0.5)
+
+    """
+
+    values: tuple[float, ...]
+    durations: tuple[Duration, ...]
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        _freeze(self, "values", self.values)
+        for value in self.values:
+            _checks.number("values", value)
+        _check_durations(self, len(self.values), "values")
+
+    @override
+    def resolve(self, total: float) -> Schedule:
+        return replace(self, durations=tuple(to_ticks(item, total) for item in self.durations))
+
+    @override
+    def __call__(self, tick: int) -> float:
+        index, _ = _piece(self.durations, tick)
+        return self.values[index]
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence(Schedule):
+    """Schedules one after the other, each on ticks of its own that start at 0.
+
+    Args:
+        schedules: The schedules. Shares inside them are shares of the whole run, too.
+        durations: How long each one but the last runs: ticks (int) or share of the run (float).
+
+    Example:
+        >>> from lightning_reg import Constant, Linear
+        >>> schedule = Sequence((Constant(0.0), Linear(0.0, 1.0, 10)), durations=(100,))
+        >>> schedule(100), schedule(105)
+        (0.0, 0.5)
+
+    """
+
+    schedules: tuple[Callable[[int], float], ...]
+    durations: tuple[Duration, ...]
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        _freeze(self, "schedules", self.schedules)
+        for schedule in self.schedules:
+            if not callable(schedule):
+                msg = f"`schedules` must hold schedules, got {schedule!r}."
+                raise TypeError(msg)
+        _check_durations(self, len(self.schedules), "schedules")
+
+    @override
+    def resolve(self, total: float) -> Schedule:
+        return replace(
+            self,
+            schedules=tuple(resolve(item, total) for item in self.schedules),
+            durations=tuple(to_ticks(item, total) for item in self.durations),
+        )
+
+    @override
+    def __call__(self, tick: int) -> float:
+        index, start = _piece(self.durations, tick)
+        return self.schedules[index](tick - start)
+
+
+def _freeze(schedule: Schedule, name: str, value: object) -> None:
+    """Store a sequence (YAML gives lists) as a tuple, so that the schedule stays hashable."""
+    if not isinstance(value, AbstractSequence) or isinstance(value, str):
+        msg = f"`{name}` must be a list or tuple, got {value!r}."
+        raise TypeError(msg)
+    object.__setattr__(schedule, name, tuple(value))
+
+
+def _check_durations(schedule: Piecewise | Sequence, pieces: int, name: str) -> None:
+    _freeze(schedule, "durations", schedule.durations)
+    for duration in schedule.durations:
+        check_duration("durations", duration)
+    if len(schedule.durations) != pieces - 1:
+        msg = (
+            f"`durations` must be one shorter than `{name}`, because the last piece goes on,"
+            f" got {len(schedule.durations)} and {pieces}."
+        )
+        raise ValueError(msg)
+
+
+def _piece(durations: AbstractSequence[Duration], tick: int) -> tuple[int, int]:
+    """Return the index of the piece that holds `tick`, and the tick at which that piece starts."""
+    start = 0
+    for index, duration in enumerate(durations):
+        if tick < start + ticks(duration):
+            return index, start
+        start += ticks(duration)
+    return len(durations), start

@@ -1,0 +1,1 @@
+"""What the callbacks write to TensorBoard, and under which tags."""

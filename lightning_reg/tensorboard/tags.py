@@ -1,0 +1,5 @@
+"""The tags under which everything is logged. They are part of the public interface."""
+
+PENALTY = "reg/penalty"
+PENALTY_RATIO = "reg/penalty_ratio"
+SETUP = "reg/setup"

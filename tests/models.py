@@ -1,0 +1,82 @@
+"""One small network, and Lightning modules and data around it that every test can train."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, TensorDataset
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+
+
+def momentum_sgd(parameters: Iterable[nn.Parameter]) -> Optimizer:
+    return torch.optim.SGD(parameters, lr=0.05, momentum=0.9)
+
+
+def samples(count: int = 28, dtype: torch.dtype = torch.float32) -> TensorDataset:
+    """Return the same `count` rows of five inputs and two targets every time."""
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(count, 5, generator=generator, dtype=torch.float64)
+    targets = torch.randn(count, 2, generator=generator, dtype=torch.float64)
+    return TensorDataset(inputs.to(dtype), targets.to(dtype))
+
+
+def loader(count: int = 28, batch_size: int = 4, dtype: torch.dtype = torch.float32) -> DataLoader[tuple[Tensor, ...]]:
+    return DataLoader(samples(count, dtype), batch_size=batch_size)
+
+
+class Network(nn.Module):
+    """Linear layers around a convolution and a norm; `unused` takes no part in `forward`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(5, 7)
+        self.norm = nn.LayerNorm(7)
+        self.conv = nn.Conv1d(1, 3, 3, padding=1)
+        self.head = nn.Linear(21, 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = torch.tanh(self.norm(self.encoder(inputs)))
+        return self.head(torch.tanh(self.conv(hidden.unsqueeze(1))).flatten(1))
+
+
+class Regressor(LightningModule):
+    """Least squares, on a network with the same weights every time."""
+
+    def __init__(self, optimizer: OptimizerFactory = momentum_sgd, seed: int = 0) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.network = Network()
+        self.optimizer_factory = optimizer
+
+    def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        inputs, targets = batch
+        return nn.functional.mse_loss(self.network(inputs), targets)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor | None:
+        loss = self.loss(batch)
+        self.log("train/loss", loss)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.log("val/loss", self.loss(batch))
+
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return self.network(batch[0])
+
+    def configure_optimizers(self) -> Optimizer:
+        return self.optimizer_factory(self.parameters())
+
+
+def weights_of(module: nn.Module) -> dict[str, Tensor]:
+    """Return copies of all parameters, whole and on the CPU."""
+
+    def named() -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in module.named_parameters():
+            full = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
+            yield name, full.detach().cpu().clone()
+
+    return dict(named())
