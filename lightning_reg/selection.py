@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import nn
@@ -58,11 +59,13 @@ class Select:
         if not self.include:
             msg = "`include` must hold at least one glob, got none. Leave it out to include every weight."
             raise ValueError(msg)
-        types = (self.module_types,) if isinstance(self.module_types, type) else tuple(self.module_types)
-        if not all(isinstance(item, type) and issubclass(item, nn.Module) for item in types):  # type: ignore[redundant-expr]  # callers may be untyped
+        types: Any = (self.module_types,) if isinstance(self.module_types, type) else self.module_types
+        if not isinstance(types, Sequence) or not all(
+            isinstance(item, type) and issubclass(item, nn.Module) for item in types
+        ):
             msg = f"`module_types` must hold subclasses of torch.nn.Module, got {self.module_types!r}."
             raise TypeError(msg)
-        object.__setattr__(self, "module_types", types)
+        object.__setattr__(self, "module_types", tuple(types))
         if isinstance(self.min_ndim, bool) or not isinstance(self.min_ndim, int):
             msg = f"`min_ndim` must be an int >= 0, got {self.min_ndim!r}."
             raise TypeError(msg)

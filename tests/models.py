@@ -71,6 +71,13 @@ class Regressor(LightningModule):
         return self.optimizer_factory(self.parameters())
 
 
+class Silent(Regressor):
+    """Logs nothing: `torch.compile` can't look into `self.log`, and `Trainer(barebones=True)` wants none."""
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return self.loss(batch)
+
+
 def weights_of(module: nn.Module) -> dict[str, Tensor]:
     """Return copies of all parameters, whole and on the CPU."""
 

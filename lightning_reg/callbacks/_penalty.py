@@ -2,7 +2,7 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -18,7 +18,7 @@ from lightning_reg.callbacks import _plan, _trainer
 from lightning_reg.callbacks._ledger import Ledger
 from lightning_reg.callbacks._run import Run, log_name
 from lightning_reg.callbacks._targets import Targets, gradients
-from lightning_reg.functional._shards import whole
+from lightning_reg.functional._shards import local_parts, sum_over_shards, whole
 from lightning_reg.schedules import Schedule, resolve
 from lightning_reg.selection import Select, as_select, named_weights, select_weights
 
@@ -63,7 +63,9 @@ class Penalty(Callback, ABC):
     """
 
     elementwise: ClassVar[bool] = False
-    """Whether `penalty` is a sum over single entries, so that it may be given flat pieces of weights (FSDP1)."""
+    """Whether `penalty` is a sum over single entries, so that each rank can compute its part from its shards.
+
+    Without it, FSDP2 gathers every chosen weight for `penalty`, and FSDP1 is refused."""
 
     def __init__(
         self,
@@ -90,7 +92,7 @@ class Penalty(Callback, ABC):
         r"""Return :math:`\Omega(w)`, the term at strength 1.
 
         Args:
-            weights: The chosen weights, at least one; `DTensor`s where they are sharded.
+            weights: The chosen weights, at least one; of an `elementwise` penalty under FSDP, this rank's parts of them.
 
         Returns:
             A tensor of one entry, differentiable in the weights.
@@ -110,7 +112,7 @@ class Penalty(Callback, ABC):
         with torch.enable_grad():
             leaves = [weight.detach().requires_grad_() for weight in weights]
             found = torch.autograd.grad(self._evaluate(leaves), leaves, materialize_grads=True)
-        torch._foreach_add_(grads, found, alpha=factor)
+        torch._foreach_add_(local_parts(grads), local_parts(found), alpha=factor)
 
     @override
     def __repr__(self) -> str:
@@ -151,6 +153,7 @@ class Penalty(Callback, ABC):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._run is None:  # a tuner trains for a moment before `on_fit_start` of the callbacks after it
             return
+        _trainer.refuse_line_search(trainer, self)
         if self.schedule is not None:
             self._run.schedule = resolve(self.schedule, _trainer.total_ticks(trainer))
         decay = max(self._run.targets.settings(trainer.optimizers, "weight_decay"), default=0.0)
@@ -243,12 +246,17 @@ class Penalty(Callback, ABC):
         """
         return _penalties(trainer)[0].ledger if _trainer.logs_now(trainer, first_step=run.first_step) else None
 
-    def _evaluate(self, weights: Sequence[Tensor]) -> Tensor:
+    def _evaluate(self, weights: Iterable[Tensor]) -> Tensor:
+        if self.elementwise:
+            return sum_over_shards(self._scalar, weights)
+        return self._scalar([whole(weight) for weight in weights])
+
+    def _scalar(self, weights: list[Tensor]) -> Tensor:
         value = self.penalty(weights)
         if not isinstance(value, Tensor) or value.numel() != 1:  # type: ignore[redundant-expr]  # users may be untyped
             msg = f"`{type(self).__name__}.penalty` must return a tensor of one entry, got {value!r}."
             raise TypeError(msg)
-        return whole(value).squeeze()
+        return value.squeeze()
 
     def _add_to_gradients(self, weights: list[Tensor], factor: float, scale: Tensor | None) -> None:
         if scale is None:

@@ -37,6 +37,17 @@ def refuse_strategy(trainer: Trainer, callback: object) -> None:
         raise MisconfigurationException(msg)
 
 
+def refuse_line_search(trainer: Trainer, callback: object) -> None:
+    """Raise if an optimizer compares values of the objective: Lightning's closure returns the data loss alone."""
+    if any(group.get("line_search_fn") for optimizer in trainer.optimizers for group in optimizer.param_groups):
+        msg = (
+            f"{type(callback).__name__} does not work with a line search (LBFGS with `line_search_fn`), which reads the"
+            " loss without the penalty. Use `line_search_fn=None`, or add the term to the loss in `training_step` with"
+            " the functions of `lightning_reg.functional`."
+        )
+        raise MisconfigurationException(msg)
+
+
 def has_flat_shards(trainer: Trainer) -> bool:
     """Tell whether parameters are flat pieces of themselves (FSDP1) during training."""
     return isinstance(trainer.strategy, FSDPStrategy)

@@ -5,12 +5,14 @@ sign and add of 25 million weights 4.5 times faster than in one piece), and smal
 many small tensors still share one foreach call.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor
 
 _CPU_ENTRIES = 1 << 18
 _GPU_ENTRIES = 1 << 24
+_CPU_NODE_ENTRIES = 1 << 20
 
 
 def group_size(weights: list[Tensor]) -> int:
@@ -18,10 +20,15 @@ def group_size(weights: list[Tensor]) -> int:
     return _CPU_ENTRIES if weights[0].device.type == "cpu" else _GPU_ENTRIES
 
 
-def groups(*lists: list[Tensor], size: int) -> Iterator[list[list[Tensor]]]:
+def node_size(weights: list[Tensor]) -> int:
+    """Return how many entries one autograd node should deal with: too few would make too many nodes."""
+    return _CPU_NODE_ENTRIES if weights[0].device.type == "cpu" else _GPU_ENTRIES
+
+
+def groups(*lists: list[Tensor], size: int, split: bool = True) -> Iterator[list[list[Tensor]]]:
     """Cut lists of tensors, of equal shapes across the lists, into groups of about `size` entries.
 
-    A tensor with more entries is split, unless it is not contiguous in every list.
+    A tensor with more entries is split, if `split` says so and it lies in memory in one piece, alike in every list.
 
     Yields:
         One group at a time: for each list, its tensors or flat views of parts of them.
@@ -31,15 +38,26 @@ def groups(*lists: list[Tensor], size: int) -> Iterator[list[list[Tensor]]]:
     entries = 0
     for tensors in zip(*lists, strict=True):
         count = tensors[0].numel()
-        if count > size and all(tensor.is_contiguous() for tensor in tensors):
-            for parts in zip(*(tensor.view(-1).split(size) for tensor in tensors), strict=True):
-                yield [[part] for part in parts]
-            continue
+        if split and count > size:
+            in_order = in_memory_order(tensors)
+            if all(tensor.is_contiguous() for tensor in in_order):
+                for parts in zip(*(torch.split(tensor.view(-1), size) for tensor in in_order), strict=True):
+                    yield [[part] for part in parts]
+                continue
         if entries and entries + count > size:
             yield group
             group, entries = [[] for _ in lists], 0
         for members, tensor in zip(group, tensors, strict=True):
             members.append(tensor)
         entries += count
-    if entries:
+    if group[0]:
         yield group
+
+
+def in_memory_order(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return views with the dimensions in the order in which the first of `tensors` lies in memory.
+
+    A transposed or channels-last tensor becomes contiguous.
+    """
+    order = sorted(range(tensors[0].ndim), key=tensors[0].stride, reverse=True)
+    return [tensor.permute(order) for tensor in tensors]

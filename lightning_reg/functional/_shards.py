@@ -1,8 +1,7 @@
 """Weights that are spread over ranks (`DTensor`s of FSDP2 or tensor parallelism): each rank works on its own shards."""
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -15,41 +14,49 @@ def is_dtensor(tensor: Tensor) -> bool:
     return module is not None and isinstance(tensor, module.DTensor)
 
 
-def local(tensor: Tensor) -> Tensor:
-    """Return this rank's part of `tensor`; a plain tensor is its own part."""
+def local_part(tensor: Tensor) -> Tensor:
+    """Return this rank's part of `tensor`, differentiably; a plain tensor is its own part."""
     return tensor.to_local() if is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def local_parts(tensors: list[Tensor]) -> list[Tensor]:
-    """Return `local` of each."""
-    return [local(tensor) for tensor in tensors] if "torch.distributed.tensor" in sys.modules else tensors
+def local_parts(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Return the local part of each."""
+    return [local_part(tensor) for tensor in tensors]
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Return `tensor` with the parts of all ranks; a collective call for a `DTensor`."""
+    """Return `tensor` with the parts of all ranks, differentiably; a collective call for a `DTensor`."""
     return tensor.full_tensor() if is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Where tensors live: their device, and the process groups over whose ranks each is spread (none: it is whole)."""
+def sum_over_shards(term: Callable[[list[Tensor]], Tensor], weights: Iterable[Tensor]) -> Tensor:
+    """Return `term` of all `weights`, shape (), the same on every rank.
 
-    device: torch.device
-    groups: tuple[ProcessGroup, ...] = ()
+    Its gradient in a sharded weight is that of the local shard. A collective call where weights are sharded.
 
-    def sum(self, value: Tensor) -> Tensor:
-        """Sum `value` over the shards, in place; a collective call on all ranks that hold one."""
-        for group in self.groups:
-            torch.distributed.all_reduce(value, group=group)
-        return value
+    Args:
+        term: A sum over the entries of the plain tensors it is given, one device at a time.
+        weights: Plain tensors and `DTensor`s; none at all give 0.
 
-
-def by_layout(weights: Sequence[Tensor]) -> dict[Layout, list[Tensor]]:
-    """Sort `weights` by layout, each replaced by its local part (differentiably).
-
-    A mesh dimension over which a weight is replicated takes no part in its sums: nothing is counted twice.
     """
-    parts: dict[Layout, list[Tensor]] = {}
+    total = None
+    for (_, spread), parts in _by_layout(weights).items():
+        value = term(parts)
+        if spread:
+            everywhere = value.detach().clone()
+            for group in spread:
+                torch.distributed.all_reduce(everywhere, group=group)
+            value = value + (everywhere - value.detach())
+        total = value if total is None else total + value.to(total.device)
+    return torch.zeros(()) if total is None else total
+
+
+def _by_layout(weights: Iterable[Tensor]) -> dict[tuple[torch.device, tuple[ProcessGroup, ...]], list[Tensor]]:
+    """Sort the local parts of `weights` by device and by the process groups over whose ranks each is spread.
+
+    A mesh dimension over which a weight is replicated is no such group, so nothing is counted twice.
+    """
+    parts: dict[tuple[torch.device, tuple[ProcessGroup, ...]], list[Tensor]] = {}
     for weight in weights:
         spread: tuple[ProcessGroup, ...] = ()
         if is_dtensor(weight):
@@ -59,5 +66,5 @@ def by_layout(weights: Sequence[Tensor]) -> dict[Layout, list[Tensor]]:
                 for dimension, placement in enumerate(weight.placements)  # type: ignore[attr-defined]
                 if not placement.is_replicate()
             )
-        parts.setdefault(Layout(weight.device, spread), []).append(local(weight))
+        parts.setdefault((weight.device, spread), []).append(local_part(weight))
     return parts

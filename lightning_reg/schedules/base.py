@@ -24,16 +24,19 @@ def check_duration(name: str, value: object) -> None:
 
 
 def to_ticks(duration: Duration, total: float) -> int:
-    """Return `duration` in ticks of a run of `total` ticks."""
-    if isinstance(duration, int):
-        return duration
+    """Return `duration` in whole ticks, at least 1, of a run of `total` ticks."""
+    return duration if isinstance(duration, int) else max(1, round(share_to_ticks(duration, total)))
+
+
+def share_to_ticks(share: float, total: float) -> float:
+    """Return a share of a run of `total` ticks, in ticks and parts of one."""
     if not math.isfinite(total):
         msg = (
-            f"A duration of {duration:g} is a share of the run, but this run has no known length."
+            f"A duration of {share:g} is a share of the run, but this run has no known length."
             " Give the duration as an int (ticks), or limit the run (`max_epochs`, `max_steps`)."
         )
         raise ValueError(msg)
-    return max(1, round(duration * total))
+    return share * total
 
 
 class Schedule(ABC):
@@ -70,7 +73,7 @@ def resolve(schedule: Callable[[int], float], total: float) -> Callable[[int], f
 
 def ticks(duration: Duration) -> int:
     """Return a resolved duration."""
-    if isinstance(duration, float):
+    if not isinstance(duration, int):
         msg = (
             f"A duration of {duration:g} is a share of the run, whose length this schedule does not know."
             " Call `schedule.resolve(total)` first, or give the duration as an int (ticks)."

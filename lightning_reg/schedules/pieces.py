@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing_extensions import override
 
 from lightning_reg import _checks
-from lightning_reg.schedules.base import Duration, Schedule, check_duration, resolve, ticks, to_ticks
+from lightning_reg.schedules.base import Duration, Schedule, check_duration, resolve, share_to_ticks, ticks
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Piecewise(Schedule):
     """Constant pieces, one after the other.
 
@@ -39,7 +39,7 @@ class Piecewise(Schedule):
 
     @override
     def resolve(self, total: float) -> Schedule:
-        return replace(self, durations=tuple(to_ticks(item, total) for item in self.durations))
+        return replace(self, durations=_durations_in_ticks(self.durations, total))
 
     @override
     def __call__(self, tick: int) -> float:
@@ -47,7 +47,7 @@ class Piecewise(Schedule):
         return self.values[index]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Sequence(Schedule):
     """Schedules one after the other, each on ticks of its own that start at 0.
 
@@ -80,7 +80,7 @@ class Sequence(Schedule):
         return replace(
             self,
             schedules=tuple(resolve(item, total) for item in self.schedules),
-            durations=tuple(to_ticks(item, total) for item in self.durations),
+            durations=_durations_in_ticks(self.durations, total),
         )
 
     @override
@@ -107,6 +107,20 @@ def _check_durations(schedule: Piecewise | Sequence, pieces: int, name: str) -> 
             f" got {len(schedule.durations)} and {pieces}."
         )
         raise ValueError(msg)
+
+
+def _durations_in_ticks(durations: AbstractSequence[Duration], total: float) -> tuple[int, ...]:
+    """Return `durations` in ticks, each share from tick to tick nearest to where it would start and end.
+
+    Rounded one by one, ten times a tenth of 15 ticks would be 20, and the last pieces would never come.
+    """
+    in_ticks: list[int] = []
+    exact, start = 0.0, 0
+    for duration in durations:
+        exact += duration if isinstance(duration, int) else share_to_ticks(duration, total)
+        in_ticks.append(duration if isinstance(duration, int) else max(1, round(exact) - start))
+        start += in_ticks[-1]
+    return tuple(in_ticks)
 
 
 def _piece(durations: AbstractSequence[Duration], tick: int) -> tuple[int, int]:

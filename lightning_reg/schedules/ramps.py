@@ -10,7 +10,7 @@ from lightning_reg import _checks
 from lightning_reg.schedules.base import Duration, Schedule, check_duration, ticks, to_ticks
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Constant(Schedule):
     r"""The same value always, :math:`v(t) = c`.
 
@@ -34,7 +34,7 @@ class Constant(Schedule):
         return self.value
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Ramp(Schedule):
     """From `start` at tick 0 to `end` at tick `duration`, constant from there."""
 
@@ -63,7 +63,7 @@ class _Ramp(Schedule):
         """Return the value at `progress` in [0, 1)."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Linear(_Ramp):
     r"""A straight line, :math:`v(t) = s + (e - s)\, t / T` up to tick :math:`T`, then :math:`e`.
 
@@ -84,9 +84,9 @@ class Linear(_Ramp):
         return self.start + (self.end - self.start) * progress
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Cosine(_Ramp):
-    r"""Half a cosine, :math:`v(t) = e + (s - e)(1 + \cos(\pi t / T)) / 2` up to tick :math:`T`, then :math:`e`.
+    r"""Half a cosine, :math:`v(t) = s + (e - s)(1 - \cos(\pi t / T)) / 2` up to tick :math:`T`, then :math:`e`.
 
     Args:
         start: Value at tick 0.
@@ -104,10 +104,10 @@ class Cosine(_Ramp):
 
     @override
     def _between(self, progress: float) -> float:
-        return self.end + (self.start - self.end) * (1 + math.cos(math.pi * progress)) / 2
+        return self.start + (self.end - self.start) * (1 - math.cos(math.pi * progress)) / 2
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Exponential(_Ramp):
     r"""The same factor every tick, :math:`v(t) = s\,(e / s)^{t / T}` up to tick :math:`T`, then :math:`e`.
 
@@ -125,9 +125,8 @@ class Exponential(_Ramp):
     @override
     def __post_init__(self) -> None:
         """Check the fields."""
-        # Zero-argument `super` does not work in a slotted dataclass.
-        _Ramp.__post_init__(self)
-        if self.start * self.end <= 0:
+        super().__post_init__()
+        if 0 in (self.start, self.end) or (self.start > 0) != (self.end > 0):
             msg = (
                 "`start` and `end` of an Exponential must be of one sign and not 0,"
                 f" got {self.start:g} and {self.end:g}. For a ramp from or to 0 use Linear or Cosine."

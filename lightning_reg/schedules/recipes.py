@@ -11,7 +11,7 @@ from lightning_reg.schedules.pieces import Piecewise
 from lightning_reg.schedules.ramps import Linear
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, repr=False)
 class _Saturation(Schedule):
     """The rise of curriculum dropout: `rate` times (1 - exp(-10 t / T)), with no end of its own."""
 
@@ -22,6 +22,10 @@ class _Saturation(Schedule):
         """Check the fields."""
         _check_rate(self.rate)
         check_duration("duration", self.duration)
+
+    @override
+    def __repr__(self) -> str:
+        return f"curriculum_dropout(rate={self.rate!r}, duration={self.duration!r})"
 
     @override
     def resolve(self, total: float) -> Schedule:
@@ -86,6 +90,7 @@ def late_dropout(rate: float, duration: Duration = 50 / 300) -> Schedule:
 
     """
     _check_rate(rate)
+    check_duration("duration", duration)
     return Piecewise((0.0, rate), (duration,))
 
 

@@ -1,0 +1,53 @@
+# Needs python3 (3.11 or newer) and make; everything else is installed into .venv on first use.
+
+PYTHON ?= python3
+BIN := .venv/bin
+BENCHMARKS := $(filter-out benchmarks/_%, $(sort $(wildcard benchmarks/*.py)))
+
+.PHONY: help demo test check format bench min clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+
+demo: .venv/installed ## train a small network with regularization callbacks
+	$(BIN)/python examples/quickstart.py
+
+test: .venv/installed ## run all tests and examples, with coverage
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+check: .venv/installed ## lint, types, import rules, spelling, metadata
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+	$(BIN)/validate-pyproject pyproject.toml
+
+format: .venv/installed ## rewrite the code in the project's format
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: .venv/installed ## print the benchmark tables
+	@set -e; for file in $(BENCHMARKS); do \
+		echo "== $$file"; $(BIN)/python -m benchmarks.$$(basename $$file .py); done
+
+min: .venv-min/installed ## run the tests with the oldest supported dependencies
+	.venv-min/bin/python -m pytest -m "not gpu"
+
+clean: ## remove the environments, caches and results
+	rm -rf .venv .venv-min .coverage .coverage.* htmlcov build dist lightning_logs
+	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+
+# A file in each environment says that it is ready; newer requirements install again.
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+.venv-min/installed: pyproject.toml constraints-min.txt
+	$(PYTHON) -m venv .venv-min
+	.venv-min/bin/pip install --constraint constraints-min.txt --editable '.[dev]'
+	touch $@

@@ -1,0 +1,51 @@
+"""What every test gets."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+
+from tests.models import Regressor, loader, weights_of
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def trainer_of(tmp_path: Path) -> Callable[..., Trainer]:
+    """Return a function that makes a quiet Trainer for the CPU."""
+
+    def make(*callbacks: Callback, **settings: Any) -> Trainer:
+        defaults: dict[str, Any] = {
+            "accelerator": "cpu",
+            "max_epochs": 2,
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "log_every_n_steps": 1,
+            "default_root_dir": tmp_path,
+        }
+        return Trainer(callbacks=list(callbacks), **(defaults | settings))
+
+    return make
+
+
+@pytest.fixture
+def fit(trainer_of: Callable[..., Trainer]) -> Callable[..., dict[str, torch.Tensor]]:
+    """Return a function that trains a module with callbacks and returns its weights."""
+
+    def run(*callbacks: Callback, module: Regressor | None = None, data: Any = None, **settings: Any) -> dict[str, Any]:
+        module = module or Regressor()
+        trainer_of(*callbacks, **settings).fit(module, data or loader())
+        return weights_of(module)
+
+    return run

@@ -1,0 +1,189 @@
+"""Two processes train to the weights of one process on the same global batch."""
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import distributed, nn
+from torch.distributed.fsdp import fully_shard
+from torch.utils.data import DataLoader, DistributedSampler
+
+from lightning_reg import Linear, Penalty
+from tests.models import Regressor, loader, samples, weights_of
+from tests.reference import PENALTIES, assert_same_weights, train_by_hand
+
+pytestmark = pytest.mark.distributed
+
+both_modes = pytest.mark.parametrize("mode", ["loss", "grad"])
+
+
+class Network(nn.Module):
+    """Shards of this network are uneven (7 and 3 rows over two ranks) or empty (one row)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(5, 7)
+        self.hidden = nn.Linear(7, 3)
+        self.bottleneck = nn.Linear(3, 1)
+        self.head = nn.Linear(1, 2)
+        self.unused = nn.Linear(3, 3)
+
+    def forward(self, inputs):
+        return self.head(self.bottleneck(torch.tanh(self.hidden(torch.tanh(self.encoder(inputs))))))
+
+
+class Module(Regressor):
+    """The module of all tests here; FSDP2 shards it where the strategy asks for that."""
+
+    def __init__(self, *, unused: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.network = Network()
+        if not unused:
+            self.network.unused = nn.Identity()
+
+    def configure_model(self):
+        if self.device_mesh is None:
+            return
+        mesh = self.device_mesh["data_parallel"]
+        for part in (self.network.hidden, self.network.bottleneck):
+            fully_shard(part, mesh=mesh)
+        fully_shard(self.network, mesh=mesh)
+
+
+class Quartic(Penalty):
+    """A penalty of the user's own."""
+
+    def penalty(self, weights):
+        return sum(weight.pow(4).sum() for weight in weights)
+
+
+MAKERS = {name: make for name, (make, _) in PENALTIES.items()} | {"own": lambda **kwargs: Quartic(0.1, **kwargs)}
+TERMS = {name: term for name, (_, term) in PENALTIES.items()} | {
+    "own": lambda weights: 0.1 * sum(weight.pow(4).sum() for weight in weights)
+}
+
+
+class KeepWeights(Callback):
+    def on_train_end(self, trainer, pl_module):
+        self.weights = weights_of(pl_module)
+
+
+def train(name, mode, strategy, settings):
+    """Run on each rank: train on its half of every global batch of four; return weights and logged values."""
+    module = Module(unused="unused" in strategy)
+    if strategy == "fsdp2":
+        strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
+    if settings.pop("fp16", False):
+        settings["plugins"] = [MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=1024.0))]
+    keep = KeepWeights()
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=2,
+        strategy=strategy,
+        callbacks=[MAKERS[name](mode=mode, schedule=Linear(1.0, 0.5, 1.0)), keep],
+        max_epochs=2,
+        log_every_n_steps=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        **settings,
+    )
+    data = samples()
+    # Rank r takes rows r, r + 2, ...: two of them are a rank's half of a global batch of four.
+    sampler = DistributedSampler(data, num_replicas=2, rank=distributed.get_rank(), shuffle=False)
+    trainer.fit(module, DataLoader(data, batch_size=2, sampler=sampler), loader())
+    return keep.weights, {key: float(value) for key, value in trainer.callback_metrics.items()}
+
+
+def by_hand(name, *, unused=False, accumulate=1, autocast=None):
+    steps = 2 * -(-7 // accumulate)
+    return weights_of(
+        train_by_hand(
+            Module(unused=unused),
+            loader(),
+            TERMS[name],
+            accumulate=lambda epoch: accumulate,
+            factor=lambda step: 1 - 0.5 * step / steps,
+            autocast=autocast,
+        )
+    )
+
+
+@both_modes
+@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_two_ranks_equal_one_process(pool, name, mode, strategy, accumulate):
+    ranks = pool.run(train, name, mode, strategy, {"accumulate_grad_batches": accumulate})
+
+    for weights, _ in ranks:
+        assert_same_weights(weights, by_hand(name, accumulate=accumulate))
+
+
+@both_modes
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_ddp_that_looks_for_unused_parameters(pool, mode, accumulate):
+    settings = {"accumulate_grad_batches": accumulate}
+
+    ranks = pool.run(train, "elastic_net", mode, "ddp_find_unused_parameters_true", settings)
+
+    for weights, _ in ranks:
+        assert_same_weights(weights, by_hand("elastic_net", unused=True, accumulate=accumulate))
+
+
+@both_modes
+def test_fp16_under_ddp(pool, mode):
+    ranks = pool.run(train, "elastic_net", mode, "ddp", {"fp16": True})
+
+    expected = by_hand("elastic_net", autocast=torch.float16)
+    for weights, _ in ranks:
+        # Halves of a batch round differently in fp16; without the scale, the penalty would be 1000 times off.
+        assert_same_weights(weights, expected, rtol=1e-3)
+
+
+@both_modes
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_every_rank_logs_the_values_of_one_process(pool, trainer_of, mode, strategy):
+    ranks = pool.run(train, "elastic_net", mode, strategy, {})
+
+    make, _ = PENALTIES["elastic_net"]
+    trainer = trainer_of(make(schedule=Linear(1.0, 0.5, 1.0)))
+    trainer.fit(Module(), loader())
+    for _, logged in ranks:
+        for key in ("reg/penalty", "reg/penalty/elastic_net"):
+            assert logged[key] == pytest.approx(trainer.callback_metrics[key].item(), rel=1e-5)
+        assert logged["reg/penalty_ratio"] > 0
+
+
+def norms_of_shards():
+    """Run on each rank: the functional layer on sharded and plain weights together."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    from lightning_reg.functional import elastic_net, l1_norm, squared_l2_norm
+
+    mesh = init_device_mesh("cpu", (2,))
+    torch.manual_seed(0)
+    plain = [torch.randn(5, 3), torch.randn(1, 4), torch.randn(2, 2), torch.randn(3)]
+    placements = [Shard(0), Shard(0), Replicate(), None]
+    weights = [
+        tensor if placement is None else distribute_tensor(tensor, mesh, [placement])
+        for tensor, placement in zip(plain, placements, strict=True)
+    ]
+    for weight in weights:
+        weight.requires_grad_()
+    elastic_net(weights, 0.5, 0.3).backward()
+    gradients = [w.grad.full_tensor() if hasattr(w.grad, "full_tensor") else w.grad for w in weights]
+    return plain, gradients, l1_norm(weights).item(), squared_l2_norm(weights).item()
+
+
+def test_norms_count_a_shard_once_and_a_replica_once(pool):
+    for plain, gradients, l1, l2 in pool.run(norms_of_shards):
+        assert l1 == pytest.approx(sum(tensor.abs().sum().item() for tensor in plain))
+        assert l2 == pytest.approx(sum(tensor.square().sum().item() for tensor in plain))
+        for tensor, gradient in zip(plain, gradients, strict=True):
+            torch.testing.assert_close(gradient, 0.5 * (0.3 * tensor.sign() + 0.7 * tensor))

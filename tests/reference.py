@@ -1,0 +1,77 @@
+"""The truth that callbacks are compared with: training loops written by hand, penalties in plain torch."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_reg import ElasticNetPenalty, L1Penalty, L2Penalty
+from tests.models import Regressor
+
+Term = Callable[[Sequence[Tensor]], Tensor]
+
+# Each penalty with the same term in plain torch.
+PENALTIES: dict[str, tuple[Callable[..., Any], Term]] = {
+    "l1": (lambda **kwargs: L1Penalty(0.02, **kwargs), lambda weights: 0.02 * sum(w.abs().sum() for w in weights)),
+    "l2": (lambda **kwargs: L2Penalty(0.03, **kwargs), lambda weights: 0.03 * sum((w * w).sum() for w in weights)),
+    "elastic_net": (
+        lambda **kwargs: ElasticNetPenalty(0.05, 0.3, **kwargs),
+        lambda weights: 0.05 * sum(0.3 * w.abs().sum() + 0.35 * (w * w).sum() for w in weights),
+    ),
+}
+
+
+def matrices(module: nn.Module) -> list[nn.Parameter]:
+    """Return what the default selection is: every trainable parameter of two or more dimensions."""
+    return [parameter for parameter in module.parameters() if parameter.ndim >= 2 and parameter.requires_grad]
+
+
+def add_term_gradient(term: Term, weights: Sequence[Tensor], factor: float) -> None:
+    """Add the gradient of `factor` times the term, as autograd finds it."""
+    for weight, gradient in zip(weights, torch.autograd.grad(factor * term(weights), weights), strict=True):
+        weight.grad = gradient if weight.grad is None else gradient + weight.grad
+
+
+def train_by_hand(  # noqa: PLR0913  # everything a training loop may do
+    module: Regressor,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    term: Term,
+    *,
+    epochs: int = 2,
+    accumulate: Callable[[int], int] = lambda epoch: 1,
+    clip: Callable[[Iterable[nn.Parameter]], object] = lambda parameters: None,
+    factor: Callable[[int], float] = lambda step: 1.0,
+    scaler: torch.amp.GradScaler | None = None,
+    autocast: torch.dtype | None = None,
+    select: Callable[[nn.Module], Sequence[Tensor]] = matrices,
+) -> Regressor:
+    """Minimise (mean data loss over the effective batch) + `factor(step)` * `term`; return the trained module."""
+    scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
+    optimizer = module.configure_optimizers()
+    batches = list(batches)
+    step = 0
+    for epoch in range(epochs):
+        window = accumulate(epoch)
+        for index, batch in enumerate(batches):
+            with torch.autocast("cpu", autocast, enabled=autocast is not None):
+                loss = module.loss(batch)
+            scaler.scale(loss / window).backward()
+            if (index + 1) % window and index + 1 < len(batches):
+                continue
+            scaler.unscale_(optimizer)
+            add_term_gradient(term, select(module), factor(step) * (index % window + 1) / window)
+            clip(module.parameters())
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            step += 1
+    return module
+
+
+def assert_same_weights(actual: dict[str, Tensor], expected: dict[str, Tensor], rtol: float = 1e-6) -> None:
+    """Compare weight by weight: the norm of the difference relative to the norm of the expected weight."""
+    assert actual.keys() == expected.keys()
+    for name, weight in expected.items():
+        error, norm = (torch.linalg.vector_norm(tensor.double()) for tensor in (actual[name] - weight, weight))
+        assert error <= rtol * norm, f"{name}: relative error {error / norm:.1e}"

@@ -1,0 +1,91 @@
+"""What holds for every callback that is exported."""
+
+import inspect
+import pickle
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+
+import lightning_reg
+from lightning_reg import Cosine, ElasticNetPenalty, L1Penalty, L2Penalty, Select
+from tests.models import Regressor, loader, weights_of
+
+SETTINGS = {"select": Select(exclude="*.head.*"), "mode": "grad", "schedule": Cosine(1.0, 0.0, 0.5)}
+CALLBACKS = [
+    L1Penalty(0.1),
+    L1Penalty(0.1, **SETTINGS),
+    L2Penalty(0.1, **SETTINGS),
+    ElasticNetPenalty(0.1, l1_ratio=0.25, **SETTINGS),
+]
+
+every_callback = pytest.mark.parametrize("callback", CALLBACKS, ids=repr)
+
+
+def arguments(callback):
+    return {name: getattr(callback, name) for name in inspect.signature(type(callback)).parameters}
+
+
+def test_every_exported_callback_is_here():
+    exported = {
+        item
+        for name in lightning_reg.__all__
+        if inspect.isclass(item := getattr(lightning_reg, name)) and issubclass(item, Callback)
+    }
+
+    assert {type(callback) for callback in CALLBACKS} == {item for item in exported if not inspect.isabstract(item)}
+
+
+@every_callback
+def test_it_survives_pickling_before_and_after_training(callback, fit):
+    for _ in range(2):
+        assert arguments(pickle.loads(pickle.dumps(callback))) == arguments(callback)
+        fit(callback, max_epochs=1)
+
+
+@every_callback
+def test_its_repr_makes_it_again(callback):
+    again = eval(repr(callback), vars(lightning_reg))
+
+    assert type(again) is type(callback)
+    assert arguments(again) == arguments(callback)
+
+
+@every_callback
+def test_an_exception_leaves_the_module_as_it_was(callback, fit):
+    class Failing(Regressor):
+        def on_train_batch_start(self, *args):
+            raise ZeroDivisionError
+
+    module = Failing()
+    before, modules = weights_of(module), [type(part) for part in module.modules()]
+
+    with pytest.raises(ZeroDivisionError):
+        fit(callback, module=module)
+
+    torch.testing.assert_close(weights_of(module), before, rtol=0, atol=0)
+    assert [type(part) for part in module.modules()] == modules
+    assert not any(part._forward_pre_hooks or part._forward_hooks for part in module.modules())
+
+
+@every_callback
+def test_checkpoints_load_without_this_package(callback, trainer_of, tmp_path):
+    trainer = trainer_of(callback, max_epochs=1)
+    module = Regressor()
+    trainer.fit(module, loader())
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+
+    again = Regressor.load_from_checkpoint(tmp_path / "last.ckpt")
+
+    torch.testing.assert_close(weights_of(again), weights_of(module), rtol=0, atol=0)
+
+
+def test_all_of_them_together(tmp_path, fit):
+    weights = fit(*CALLBACKS)
+
+    assert all(weight.isfinite().all() for weight in weights.values())
+
+
+@every_callback
+def test_it_is_a_lightning_callback(callback):
+    assert callback in Trainer(callbacks=[callback], accelerator="cpu", logger=False, barebones=False).callbacks

@@ -1,0 +1,46 @@
+"""Every example runs, and the README's quickstart is true."""
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_quickstart_of_the_readme_runs_as_it_stands(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+
+    with caplog.at_level("INFO"):
+        exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
+
+    assert list(tmp_path.glob("lightning_logs/version_0/events.out.tfevents.*"))
+    assert "Regularization plan" in caplog.text
+
+
+def test_the_demo_prints_its_table_and_the_command_for_its_logs(tmp_path, monkeypatch, capsys):
+    arguments = ["--max-epochs", "2", "--seed", "1", "--logdir", str(tmp_path / "some logs")]
+    monkeypatch.setattr(sys, "argv", ["quickstart.py", *arguments])
+
+    runpy.run_path(str(ROOT / "examples" / "quickstart.py"), run_name="__main__")
+
+    *_, table = capsys.readouterr().out.partition("penalty  ")
+    rows = [line.split() for line in table.splitlines()]
+    assert [row[0] for row in rows[1:5]] == ["none", "l1", "l2", "elastic_net"]
+    assert rows[1][-1] == "0.0%"
+    assert all(float(row[-1].rstrip("%")) > 0 for row in rows[2:5])
+    assert table.splitlines()[-1] == f"tensorboard --logdir '{tmp_path / 'some logs'}'"
+    assert {path.name for path in (tmp_path / "some logs").iterdir()} == {"none", "l1", "l2", "elastic_net"}
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
+def test_every_example_explains_itself(example, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [example.name, "--help"])
+
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_path(str(example), run_name="__main__")
+
+    assert "--max-epochs" in capsys.readouterr().out
