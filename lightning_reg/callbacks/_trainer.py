@@ -60,8 +60,9 @@ def original_shapes(trainer: Trainer) -> Mapping[nn.Parameter, torch.Size]:
         for unit in FullyShardedDataParallel.fsdp_modules(trainer.model):
             with FullyShardedDataParallel.summon_full_params(unit, recurse=False, writeback=False):
                 for parameter in unit.parameters():
-                    if parameter.ndim > len(shapes.get(parameter, ())):
-                        shapes[parameter] = parameter.shape
+                    # Of another unit this is the flat shard still, which may have all entries, but one dimension.
+                    known = shapes.get(parameter, torch.Size([0]))
+                    shapes[parameter] = max(known, parameter.shape, key=lambda shape: (shape.numel(), len(shape)))
     return shapes
 
 

@@ -59,5 +59,7 @@ def in_memory_order(tensors: Sequence[Tensor]) -> list[Tensor]:
 
     A transposed or channels-last tensor becomes contiguous.
     """
+    if tensors[0].is_contiguous():
+        return list(tensors)
     order = sorted(range(tensors[0].ndim), key=tensors[0].stride, reverse=True)
     return [tensor.permute(order) for tensor in tensors]

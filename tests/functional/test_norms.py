@@ -58,6 +58,7 @@ TENSORS: dict[str, Callable[[], list[Tensor]]] = {
     "one entry": lambda: [torch.tensor(-2.0)],
     "many": lambda: [random(3, 4), random(5), random(2, 3, 4, 5), torch.tensor(0.5)],
     "large": lambda: [random(LARGE), random(7), random(LARGE // 2)],
+    "larger together": lambda: [random(700_000), random(600_000, dtype=torch.float64), random(800_000), random(5)],
     "very many": lambda: [random(50, seed=seed) for seed in range(2000)],
     "transposed": lambda: [random(30, 40).t(), random(600, 500).t()],
     "channels last": lambda: [random(64, 48, 10, 10).to(memory_format=torch.channels_last)],
@@ -204,7 +205,7 @@ def test_a_weight_given_twice_gets_both_gradients(function, plain):
 
 
 @every_function_with_gradient
-def test_the_graph_is_one_node_whatever_the_number_of_weights(function, plain):
+def test_the_graph_of_many_small_weights_is_one_node(function, plain):
     weights = [random(3).requires_grad_() for _ in range(50)]
 
     node = function(weights).grad_fn
@@ -237,6 +238,15 @@ def test_torch_func_differentiates_and_vectorises(function, plain):
 
     torch.testing.assert_close(values.double(), torch.stack([plain([weight]) for weight in ensemble]))
     torch.testing.assert_close(slopes, torch.stack(gradients(plain, list(ensemble))) / 3)
+
+
+@every_function_with_gradient
+def test_members_of_an_ensemble_may_share_weights_and_lie_along_any_dimension(function, plain):
+    own, shared = random(3, 4), random(5)
+
+    values = torch.func.vmap(lambda *weights: function(weights), in_dims=(1, None))(own, shared)
+
+    torch.testing.assert_close(values.double(), torch.stack([plain([member, shared]) for member in own.t()]))
 
 
 @every_function_with_gradient
