@@ -23,7 +23,9 @@ class Select:
     """A choice of weights by name, by the type of their module and by their number of dimensions.
 
     Patterns are globs over full parameter names (`*` matches dots too): `"encoder.*"`, `"*.attention.*.weight"`.
-    Biases and the scales of norm layers have one dimension, so the default `min_ndim` leaves them out. A tied weight
+    Biases and the scales of most norm layers have one dimension, so the default `min_ndim` leaves them out. The two
+    parts of a weight under `weight_norm` are two weights, `<name>.original0` and `<name>.original1`, and both answer to
+    `<name>`. A tied weight
     has several names and counts once: it is chosen if one of its names is, and excluded if one of its names is.
 
     Args:
@@ -115,10 +117,19 @@ def named_weights(module: nn.Module, shapes: Mapping[nn.Parameter, torch.Size] |
         module: The module whose names count.
         shapes: Shapes of parameters that do not show their own (flat shards).
 
+    Raises:
+        ValueError: If a lazy module has not seen its first batch, so that its weights have no shape yet.
+
     """
     weights: dict[nn.Parameter, Weight] = {}
     for path, owner in module.named_modules(remove_duplicate=False):
         for leaf, parameter in owner.named_parameters(recurse=False, remove_duplicate=False):
+            if nn.parameter.is_lazy(parameter):
+                msg = (
+                    f"The weights of {type(owner).__name__} at {path!r} have no shape yet."
+                    " Run one batch through the model before `Trainer.fit`."
+                )
+                raise ValueError(msg)
             weight = weights.setdefault(
                 parameter, Weight(parameter, _user_module(module, path), (shapes or {}).get(parameter, parameter.shape))
             )
@@ -219,9 +230,10 @@ def _check_patterns(weights: Sequence[Weight], select: Select) -> None:
             raise ValueError(msg)
         reasons = [_kind_reason(weight, select) for weight in matching]
         if pattern in select.include and reasons and all(reasons):
+            too_small = [reason for reason in reasons if "dimensions" in reason]
+            remedy = " For biases and norm scales pass `Select(..., min_ndim=1)`." if too_small else ""
             msg = (
                 f"`select` pattern {pattern!r} matches {len(matching)} parameters, but none of the right kind."
-                f" {matching[0].name}: {reasons[0]}. For weights of fewer dimensions, such as biases and norm"
-                f" scales, pass `Select(..., min_ndim=1)`."
+                f" {matching[0].name}: {reasons[0]}.{remedy}"
             )
             raise ValueError(msg)

@@ -381,3 +381,17 @@ def test_a_selection_divides_the_weights_or_says_what_is_wrong(parameters, inclu
     assert [weight.name for weight in selection.weights] == order
     assert selection.left_out.keys() == set(order) - set(expected)
     assert all(selection.left_out.values())
+
+
+def test_a_lazy_module_that_has_no_shape_yet_is_an_error_with_the_remedy():
+    with pytest.raises(ValueError, match=r"LazyLinear at 'head' have no shape yet. Run one batch"):
+        named_weights(nn.ModuleDict({"head": nn.LazyLinear(3)}))
+
+
+def test_the_remedy_for_few_dimensions_is_given_only_where_they_are_the_reason():
+    weights = named_weights(nn.Sequential(nn.Linear(2, 2), nn.Conv1d(1, 1, 1)))
+
+    with pytest.raises(ValueError, match="in a Linear, no module type of `select`") as error:
+        select_weights(weights, Select(include="0.*", module_types=[nn.Conv1d], min_ndim=0))
+
+    assert "min_ndim=1" not in str(error.value)

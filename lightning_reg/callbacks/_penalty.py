@@ -92,7 +92,7 @@ class Penalty(Callback, ABC):
         r"""Return :math:`\Omega(w)`, the term at strength 1.
 
         Args:
-            weights: The chosen weights, at least one; of an `elementwise` penalty under FSDP, this rank's parts of them.
+            weights: The chosen weights, at least one; this rank's parts of them if `elementwise` under FSDP.
 
         Returns:
             A tensor of one entry, differentiable in the weights.

@@ -27,6 +27,7 @@ def elastic_net(weights: Iterable[Tensor], alpha: float = 1.0, l1_ratio: float =
         ValueError: If `alpha` or `l1_ratio` is out of range.
 
     Example:
+        >>> import torch
         >>> elastic_net([torch.tensor([1.0, -2.0])], alpha=0.1, l1_ratio=0.5)
         tensor(0.2750)
 

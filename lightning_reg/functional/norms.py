@@ -21,6 +21,7 @@ def l1_norm(weights: Iterable[Tensor]) -> Tensor:
         The norm, shape (), differentiable.
 
     Example:
+        >>> import torch
         >>> l1_norm([torch.tensor([[1.0, -2.0]]), torch.tensor([3.0])])
         tensor(6.)
 
@@ -45,6 +46,7 @@ def squared_l2_norm(weights: Iterable[Tensor]) -> Tensor:
         The squared norm, shape (), differentiable.
 
     Example:
+        >>> import torch
         >>> squared_l2_norm([torch.tensor([[1.0, -2.0]]), torch.tensor([3.0])])
         tensor(14.)
 
