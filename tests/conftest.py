@@ -45,7 +45,7 @@ def fit(trainer_of: Callable[..., Trainer]) -> Callable[..., dict[str, torch.Ten
 
     def run(*callbacks: Callback, module: Regressor | None = None, data: Any = None, **settings: Any) -> dict[str, Any]:
         module = module or Regressor()
-        trainer_of(*callbacks, **settings).fit(module, data or loader())
+        trainer_of(*callbacks, **settings).fit(module, loader() if data is None else data)
         return weights_of(module)
 
     return run

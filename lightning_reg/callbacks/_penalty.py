@@ -2,23 +2,21 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_reg import _checks
-from lightning_reg.callbacks import _plan, _trainer
+from lightning_reg.callbacks import _compatibility, _plan, _trainer
 from lightning_reg.callbacks._ledger import Ledger
 from lightning_reg.callbacks._run import Run, log_name
-from lightning_reg.callbacks._targets import Targets, gradients
-from lightning_reg.functional._shards import local_parts, sum_over_shards, whole
+from lightning_reg.callbacks._targets import Targets, add_scaled, evaluate
+from lightning_reg.functional._shards import local_parts
 from lightning_reg.schedules import Schedule, resolve
 from lightning_reg.selection import Select, as_select, named_weights, select_weights
 
@@ -112,29 +110,21 @@ class Penalty(Callback, ABC):
         with torch.enable_grad():
             leaves = [weight.detach().requires_grad_() for weight in weights]
             found = torch.autograd.grad(self._evaluate(leaves), leaves, materialize_grads=True)
-        torch._foreach_add_(local_parts(grads), local_parts(found), alpha=factor)
+        torch._foreach_add_(local_parts(grads), local_parts(list(found)), alpha=factor)
 
     @override
     def __repr__(self) -> str:
-        arguments = (f"{name}={getattr(self, name)!r}" for name in inspect.signature(type(self)).parameters)
+        names = inspect.signature(type(self)).parameters
+        arguments = (f"{name}={getattr(self, name)!r}" for name in names if hasattr(self, name))
         return f"{type(self).__name__}({', '.join(arguments)})"
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        _trainer.refuse_strategy(trainer, self)
-        flat = _trainer.has_flat_shards(trainer)
-        reason = ""
-        if self.mode == "loss" and not pl_module.automatic_optimization:
-            reason = 'manual optimization, where the loss is your own and a step may have several. Use mode="grad"'
-        elif self.mode == "loss" and flat:
-            reason = 'FSDP1, which frees the weights before backward. Use mode="grad", or FSDP2 (ModelParallelStrategy)'
-        elif flat and not self.elementwise:
-            reason = "FSDP1, which flattens the weights. Use FSDP2 (ModelParallelStrategy)"
-        if reason:
-            msg = f'{type(self).__name__} with mode="{self.mode}" does not work with {reason}.'
-            raise MisconfigurationException(msg)
+        name = type(self).__name__
+        _compatibility.refuse_strategy(trainer, name)
+        _compatibility.refuse_mode(trainer, pl_module, name, self.mode, elementwise=self.elementwise)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -153,15 +143,12 @@ class Penalty(Callback, ABC):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._run is None:  # a tuner trains for a moment before `on_fit_start` of the callbacks after it
             return
-        _trainer.refuse_line_search(trainer, self)
+        name = type(self).__name__
+        _compatibility.refuse_line_search(trainer, name)
+        if self.overlaps_weight_decay and self.strength:
+            _compatibility.warn_of_weight_decay(self._run.targets.settings(trainer.optimizers, "weight_decay"), name)
         if self.schedule is not None:
             self._run.schedule = resolve(self.schedule, _trainer.total_ticks(trainer))
-        decay = max(self._run.targets.settings(trainer.optimizers, "weight_decay"), default=0.0)
-        if self.overlaps_weight_decay and self.strength and decay:
-            rank_zero_warn(
-                f"{type(self).__name__} and the optimizer's weight_decay={decay:g} both shrink the same weights."
-                " Set weight_decay=0 in the optimizer unless you want both."
-            )
         penalties = _penalties(trainer)
         if self is penalties[-1]:
             _plan.publish(trainer, [plan for penalty in penalties if (plan := penalty.plan(trainer))])
@@ -171,6 +158,12 @@ class Penalty(Callback, ABC):
         if self._run is None:
             return None
         return self._run.plan(repr(self), f"{self._run.name} {self.strength:g}", trainer.optimizers)
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        # Now, because manual optimization then freezes one network after the other (`toggle_optimizer`).
+        if not pl_module.automatic_optimization:
+            self._record(trainer, pl_module)
 
     @override
     def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -212,15 +205,13 @@ class Penalty(Callback, ABC):
         run.pending = 0.0
         if not share or not run.add_gradient_later:
             return
+        if pl_module.automatic_optimization:
+            self._record(trainer, pl_module)
         strength = self.strength * run.factor(_trainer.tick(trainer, pl_module))
-        ledger = self._ledger_if_read(trainer, run)
-        if ledger and run.name not in ledger.penalties:
-            weights = run.targets.of(trainer.optimizers)
-            value = _trainer.sum_flat_shards(trainer, self._evaluate(weights)) if strength and weights else 0.0
-            ledger.penalties[run.name] = strength * value
         weights = run.targets.of([optimizer])
         if strength and weights:
-            self._add_to_gradients(weights, strength * share, _trainer.gradient_scale(trainer, optimizer))
+            scale = _trainer.gradient_scale(trainer, optimizer)
+            add_scaled(self.add_gradient, weights, strength * share, scale)
 
     @override
     def on_train_batch_end(
@@ -240,33 +231,22 @@ class Penalty(Callback, ABC):
         self._run = None
 
     def _ledger_if_read(self, trainer: Trainer, run: Run) -> Ledger | None:
-        """Return where values go if somebody reads them now: to the first penalty, which logs for all.
-
-        It also sees the data loss before any penalty has changed it.
-        """
+        """Return where values go if they are read: to the first penalty, before which nothing has changed the loss."""
         return _penalties(trainer)[0].ledger if _trainer.logs_now(trainer, first_step=run.first_step) else None
 
-    def _evaluate(self, weights: Iterable[Tensor]) -> Tensor:
-        if self.elementwise:
-            return sum_over_shards(self._scalar, weights)
-        return self._scalar([whole(weight) for weight in weights])
-
-    def _scalar(self, weights: list[Tensor]) -> Tensor:
-        value = self.penalty(weights)
-        if not isinstance(value, Tensor) or value.numel() != 1:  # type: ignore[redundant-expr]  # users may be untyped
-            msg = f"`{type(self).__name__}.penalty` must return a tensor of one entry, got {value!r}."
-            raise TypeError(msg)
-        return value.squeeze()
-
-    def _add_to_gradients(self, weights: list[Tensor], factor: float, scale: Tensor | None) -> None:
-        if scale is None:
-            self.add_gradient(gradients(weights), weights, factor)
+    @torch.no_grad()
+    def _record(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compute the term for the ledger, if it is read and not in the loss anyway."""
+        run = self._run
+        if run is None or self.mode == "loss" or (ledger := self._ledger_if_read(trainer, run)) is None:
             return
-        # These gradients are still multiplied by the scale of fp16, which lives on the device.
-        scaled = [torch.zeros_like(weight) for weight in weights]
-        self.add_gradient(scaled, weights, factor)
-        torch._foreach_mul_(scaled, scale)
-        torch._foreach_add_(gradients(weights), scaled)
+        strength = self.strength * run.factor(_trainer.tick(trainer, pl_module))
+        weights = run.targets.of(trainer.optimizers)
+        value = _trainer.sum_flat_shards(trainer, self._evaluate(weights)) if strength and weights else 0.0
+        ledger.penalties[run.name] = strength * value
+
+    def _evaluate(self, weights: list[Tensor]) -> Tensor:
+        return evaluate(self.penalty, weights, elementwise=self.elementwise)
 
 
 def _penalties(trainer: Trainer) -> list[Penalty]:

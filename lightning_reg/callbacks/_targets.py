@@ -1,11 +1,12 @@
 """The weights a callback acts on, as the optimizers hold them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_reg.functional._shards import sum_over_shards, whole
 from lightning_reg.selection import Selection
 
 
@@ -47,9 +48,39 @@ def gradients(weights: list[Tensor]) -> list[Tensor]:
 
     A weight that no loss reached has no gradient, yet its penalty has one.
     """
+    grads = []
     for weight in weights:
-        if weight.grad is None:
-            weight.grad = torch.zeros_like(weight)
-        elif weight.grad.is_sparse:
-            weight.grad = weight.grad.to_dense()
-    return [weight.grad for weight in weights if weight.grad is not None]
+        grad = weight.grad
+        if grad is None or grad.is_sparse:
+            grad = weight.grad = torch.zeros_like(weight) if grad is None else grad.to_dense()
+        grads.append(grad)
+    return grads
+
+
+def add_scaled(
+    add_gradient: Callable[[list[Tensor], list[Tensor], float], None],
+    weights: list[Tensor],
+    factor: float,
+    scale: Tensor | None,
+) -> None:
+    """Add `factor` times a gradient to those of `weights`, which still carry the factor `scale` (`None`: do not)."""
+    if scale is None:
+        add_gradient(gradients(weights), weights, factor)
+        return
+    scaled = [torch.zeros_like(weight) for weight in weights]
+    add_gradient(scaled, weights, factor)
+    torch._foreach_mul_(scaled, scale)
+    torch._foreach_add_(gradients(weights), scaled)
+
+
+def evaluate(penalty: Callable[[list[Tensor]], Tensor], weights: list[Tensor], *, elementwise: bool) -> Tensor:
+    """Return `penalty` of all `weights`, shape (), whether it works on shards (`elementwise`) or on whole weights."""
+
+    def scalar(parts: list[Tensor]) -> Tensor:
+        value = penalty(parts)
+        if not isinstance(value, Tensor) or value.numel() != 1:  # type: ignore[redundant-expr]  # users may be untyped
+            msg = f"`{penalty.__qualname__}` must return a tensor of one entry, got {value!r}."
+            raise TypeError(msg)
+        return value.squeeze()
+
+    return sum_over_shards(scalar, weights) if elementwise else scalar([whole(weight) for weight in weights])

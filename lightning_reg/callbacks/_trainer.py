@@ -5,19 +5,13 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
-from lightning.pytorch.strategies.single_xla import SingleDeviceXLAStrategy
-from lightning.pytorch.strategies.xla import XLAStrategy
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
-
-_REFUSED = (DeepSpeedStrategy, XLAStrategy, SingleDeviceXLAStrategy)
-
 
 _Kind = TypeVar("_Kind")
 
@@ -25,27 +19,6 @@ _Kind = TypeVar("_Kind")
 def callbacks_of(trainer: Trainer, kind: type[_Kind]) -> list[_Kind]:
     """Return the trainer's callbacks of one kind, in their order."""
     return [callback for callback in trainer.callbacks if isinstance(callback, kind)]  # type: ignore[attr-defined]  # set by a connector
-
-
-def refuse_strategy(trainer: Trainer, callback: object) -> None:
-    """Raise if the strategy takes the backward pass or the optimizer step out of Lightning's hands."""
-    if isinstance(trainer.strategy, _REFUSED) or trainer.strategy.handles_gradient_accumulation:
-        msg = (
-            f"{type(callback).__name__} does not support {type(trainer.strategy).__name__}, which runs the backward"
-            " pass or the optimizer step itself. Use a single device, 'ddp', 'fsdp' or ModelParallelStrategy."
-        )
-        raise MisconfigurationException(msg)
-
-
-def refuse_line_search(trainer: Trainer, callback: object) -> None:
-    """Raise if an optimizer compares values of the objective: Lightning's closure returns the data loss alone."""
-    if any(group.get("line_search_fn") for optimizer in trainer.optimizers for group in optimizer.param_groups):
-        msg = (
-            f"{type(callback).__name__} does not work with a line search (LBFGS with `line_search_fn`), which reads the"
-            " loss without the penalty. Use `line_search_fn=None`, or add the term to the loss in `training_step` with"
-            " the functions of `lightning_reg.functional`."
-        )
-        raise MisconfigurationException(msg)
 
 
 def has_flat_shards(trainer: Trainer) -> bool:

@@ -10,19 +10,13 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-_CPU_ENTRIES = 1 << 18
+_CPU_ENTRIES = 1 << 20
 _GPU_ENTRIES = 1 << 24
-_CPU_NODE_ENTRIES = 1 << 20
 
 
 def group_size(weights: list[Tensor]) -> int:
     """Return how many entries a group should hold on the device of `weights`."""
     return _CPU_ENTRIES if weights[0].device.type == "cpu" else _GPU_ENTRIES
-
-
-def node_size(weights: list[Tensor]) -> int:
-    """Return how many entries one autograd node should deal with: too few would make too many nodes."""
-    return _CPU_NODE_ENTRIES if weights[0].device.type == "cpu" else _GPU_ENTRIES
 
 
 def groups(*lists: list[Tensor], size: int, split: bool = True) -> Iterator[list[list[Tensor]]]:

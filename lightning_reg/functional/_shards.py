@@ -8,25 +8,25 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 
-def is_dtensor(tensor: Tensor) -> bool:
-    """Tell whether `tensor` is a `DTensor`, without the cost of importing that module where nobody uses it."""
+def has_dtensors(tensors: Iterable[Tensor]) -> bool:
+    """Tell whether there is a `DTensor`, without the cost of importing that module where nobody uses it."""
     module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(tensor, module.DTensor)
+    return module is not None and any(isinstance(tensor, module.DTensor) for tensor in tensors)
 
 
 def local_part(tensor: Tensor) -> Tensor:
     """Return this rank's part of `tensor`, differentiably; a plain tensor is its own part."""
-    return tensor.to_local() if is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
+    return tensor.to_local() if has_dtensors([tensor]) else tensor  # type: ignore[attr-defined]
 
 
-def local_parts(tensors: Iterable[Tensor]) -> list[Tensor]:
+def local_parts(tensors: list[Tensor]) -> list[Tensor]:
     """Return the local part of each."""
-    return [local_part(tensor) for tensor in tensors]
+    return [local_part(tensor) for tensor in tensors] if has_dtensors(tensors) else tensors
 
 
 def whole(tensor: Tensor) -> Tensor:
     """Return `tensor` with the parts of all ranks, differentiably; a collective call for a `DTensor`."""
-    return tensor.full_tensor() if is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
+    return tensor.full_tensor() if has_dtensors([tensor]) else tensor  # type: ignore[attr-defined]
 
 
 def sum_over_shards(term: Callable[[list[Tensor]], Tensor], weights: Iterable[Tensor]) -> Tensor:
@@ -40,7 +40,7 @@ def sum_over_shards(term: Callable[[list[Tensor]], Tensor], weights: Iterable[Te
 
     """
     total = None
-    for (_, spread), parts in _by_layout(weights).items():
+    for (_, spread), parts in _by_layout(list(weights)).items():
         value = term(parts)
         if spread:
             everywhere = value.detach().clone()
@@ -51,20 +51,21 @@ def sum_over_shards(term: Callable[[list[Tensor]], Tensor], weights: Iterable[Te
     return torch.zeros(()) if total is None else total
 
 
-def _by_layout(weights: Iterable[Tensor]) -> dict[tuple[torch.device, tuple[ProcessGroup, ...]], list[Tensor]]:
+def _by_layout(weights: list[Tensor]) -> dict[tuple[torch.device, tuple[ProcessGroup, ...]], list[Tensor]]:
     """Sort the local parts of `weights` by device and by the process groups over whose ranks each is spread.
 
     A mesh dimension over which a weight is replicated is no such group, so nothing is counted twice.
     """
     parts: dict[tuple[torch.device, tuple[ProcessGroup, ...]], list[Tensor]] = {}
+    some_sharded = has_dtensors(weights)
     for weight in weights:
         spread: tuple[ProcessGroup, ...] = ()
-        if is_dtensor(weight):
+        if some_sharded and has_dtensors([weight]):
             mesh = weight.device_mesh  # type: ignore[attr-defined]
             spread = tuple(
                 mesh.get_group(dimension)
                 for dimension, placement in enumerate(weight.placements)  # type: ignore[attr-defined]
                 if not placement.is_replicate()
             )
-        parts.setdefault((weight.device, spread), []).append(local_part(weight))
+        parts.setdefault((weight.device, spread), []).append(local_part(weight) if some_sharded else weight)
     return parts

@@ -104,11 +104,27 @@ def test_two_manual_optimizers_log_one_value_a_batch(fit, tmp_path):
             super().training_step(batch, batch_idx)
             self.log("train/loss", 1.0)
 
-    fit(L1Penalty(0.1, mode="grad"), module=Logging(), logger=TensorBoardLogger(tmp_path), log_every_n_steps=2)
+    recorder = Recorder()
+    fit(
+        recorder, L1Penalty(0.1, mode="grad"), module=Logging(), logger=TensorBoardLogger(tmp_path), log_every_n_steps=2
+    )
 
     logged = scalars(tmp_path)
     assert list(logged["reg/penalty/l1"]) == list(logged["train/loss"])
+    for step, value in logged["reg/penalty/l1"].items():
+        assert value == pytest.approx(0.1 * sum(w.abs().sum().item() for w in recorder.weights[step]), rel=1e-5)
     assert "reg/penalty_ratio" not in logged
+
+
+@both_modes
+def test_of_many_evaluations_in_one_step_the_last_is_logged_as_that_of_the_loss_is(fit, tmp_path, mode):
+    module = Regressor(lambda parameters: torch.optim.LBFGS(parameters, lr=0.1, max_iter=5))
+
+    fit(L1Penalty(0.1, mode=mode), module=module, logger=TensorBoardLogger(tmp_path), max_epochs=1)
+
+    logged = scalars(tmp_path)
+    for step, ratio in logged["reg/penalty_ratio"].items():
+        assert ratio == pytest.approx(logged["reg/penalty"][step] / logged["train/loss"][step], rel=1e-5)
 
 
 def test_a_resumed_run_goes_on_with_the_step_axis(trainer_of, tmp_path):

@@ -9,9 +9,10 @@ from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.strategies.xla import XLAStrategy
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_reg import ElasticNetPenalty, L1Penalty, L2Penalty, Linear, Penalty
-from tests.models import Regressor, Silent, loader, weights_of
+from tests.models import Regressor, Silent, loader, samples, weights_of
 from tests.reference import PENALTIES, add_term_gradient, assert_same_weights, matrices, train_by_hand
 
 both_modes = pytest.mark.parametrize("mode", ["loss", "grad"])
@@ -205,18 +206,72 @@ def test_a_step_without_a_loss_changes_nothing(fit, mode):
         def training_step(self, batch, batch_idx):
             return None if batch_idx % 2 else super().training_step(batch, batch_idx)
 
-    def sgd(parameters):
-        return torch.optim.SGD(parameters, lr=0.05)
+    actual = fit(L2Penalty(0.1, mode=mode), module=Skipping(), max_epochs=1)
 
-    actual = fit(L2Penalty(0.1, mode=mode), module=Skipping(sgd), max_epochs=1)
-
+    # With momentum even a gradient of zero would move the weights.
     by_hand = train_by_hand(
-        Regressor(sgd),
+        Regressor(),
         list(loader())[::2],
         lambda weights: 0.1 * sum(weight.square().sum() for weight in weights),
         epochs=1,
     )
     assert_same_weights(actual, weights_of(by_hand))
+
+
+@both_modes
+def test_backward_passes_whose_gradients_are_thrown_away_do_not_count(fit, mode):
+    class Impatient(Regressor):
+        def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure):
+            if batch_idx % 2:
+                optimizer.step(closure=optimizer_closure)
+            else:
+                optimizer_closure()
+
+    actual = fit(L2Penalty(0.1, mode=mode), module=Impatient(), max_epochs=1)
+
+    by_hand = train_by_hand(
+        Regressor(), list(loader())[1::2], lambda weights: 0.1 * sum(w.square().sum() for w in weights), epochs=1
+    )
+    assert_same_weights(actual, weights_of(by_hand))
+
+
+def test_both_modes_agree_where_lightning_itself_adds_up_too_much(fit):
+    # Within a step that closes a window, LBFGS evaluates several times, and Lightning zeroes no gradient in between.
+    results = [
+        fit(
+            L2Penalty(0.1, mode=mode),
+            module=Regressor(lambda parameters: torch.optim.LBFGS(parameters, lr=0.01, max_iter=3)),
+            data=loader(dtype=torch.float64),
+            precision="64-true",
+            accumulate_grad_batches=2,
+        )
+        for mode in ("loss", "grad")
+    ]
+
+    assert_same_weights(*results)
+
+
+def test_a_step_of_one_optimizer_leaves_the_gradients_of_the_other_alone(trainer_of):
+    class Together(Gan):
+        def training_step(self, batch, batch_idx):
+            optimizers = self.optimizers()
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            self.manual_backward(self.critic_loss(batch))
+            for optimizer in optimizers:
+                optimizer.step()
+
+    module, by_hand = Together(), Gan()
+    trainer_of(L2Penalty(0.1, mode="grad"), max_epochs=1).fit(module, loader())
+
+    optimizers = by_hand.configure_optimizers()
+    for batch in loader():
+        by_hand.zero_grad()
+        by_hand.critic_loss(batch).backward()
+        add_term_gradient(lambda weights: 0.1 * sum(w.square().sum() for w in weights), matrices(by_hand), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+    assert_same_weights(weights_of(module), weights_of(by_hand))
 
 
 @both_modes
@@ -336,9 +391,32 @@ def test_a_line_search_is_refused_because_it_reads_the_loss_without_the_penalty(
         fit(L1Penalty(0.1), module=module)
 
 
-def test_a_share_of_a_run_that_never_ends_is_refused(fit):
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(samples())
+
+
+@pytest.mark.parametrize(
+    "settings", [{"max_epochs": -1}, {"data": DataLoader(Stream(), batch_size=4)}], ids=["no limit", "a stream"]
+)
+def test_a_share_of_a_run_that_has_no_known_length_is_refused(fit, settings):
     with pytest.raises(ValueError, match="share of the run"):
-        fit(L1Penalty(0.1, schedule=Linear(0.0, 1.0, 0.5)), max_epochs=-1)
+        fit(L1Penalty(0.1, schedule=Linear(0.0, 1.0, 0.5)), **settings)
+
+
+def test_a_stream_with_a_limit_on_its_steps_has_a_known_length(fit):
+    penalty = L1Penalty(0.1, schedule=Linear(1.0, 0.0, 0.5))
+
+    actual = fit(penalty, data=DataLoader(Stream(), batch_size=4), max_epochs=1, max_steps=6)
+
+    by_hand = train_by_hand(
+        Regressor(),
+        list(loader())[:6],
+        lambda weights: 0.1 * sum(w.abs().sum() for w in weights),
+        epochs=1,
+        factor=lambda step: max(0.0, 1 - step / 3),
+    )
+    assert_same_weights(actual, weights_of(by_hand))
 
 
 @both_modes
@@ -356,7 +434,7 @@ def test_a_penalty_that_is_no_scalar_is_an_error(fit, mode):
         def penalty(self, weights):
             return weights[0].abs()
 
-    with pytest.raises(TypeError, match=r"`Vector.penalty` must return a tensor of one entry"):
+    with pytest.raises(TypeError, match=r"`.*Vector.penalty` must return a tensor of one entry"):
         fit(Vector(0.1, mode=mode))
 
 
