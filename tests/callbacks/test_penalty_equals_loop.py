@@ -166,6 +166,19 @@ def test_double_precision(fit, name, mode):
 
 
 @both_modes
+@every_penalty
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16-true", torch.bfloat16), ("16-true", torch.float16)])
+def test_weights_of_half_precision(fit, name, mode, precision, dtype):
+    make, term = PENALTIES[name]
+    data = loader(dtype=dtype)
+
+    actual = fit(make(mode=mode), data=data, precision=precision)
+
+    by_hand = train_by_hand(Regressor().to(dtype), data, term)
+    assert_same_weights(actual, weights_of(by_hand), rtol=4 * torch.finfo(dtype).eps)
+
+
+@both_modes
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
 def test_clipping_acts_on_the_regularized_gradient(fit, mode, algorithm):
     make, term = PENALTIES["l1"]
