@@ -130,9 +130,9 @@ def main() -> None:
         "largest penalty share",
     )
     print()
-    print("  ".join(f"{title:>{len(title)}}" for title in head))
-    for row in rows:
-        print("  ".join(f"{cell:>{max(len(title), 7)}}" for title, cell in zip(head, row, strict=True)))
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    for row in (head, *rows):
+        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
     print(f"\ntensorboard --logdir {shlex.quote(str(arguments.logdir))}")
 
 

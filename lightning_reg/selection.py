@@ -23,10 +23,10 @@ class Select:
     """A choice of weights by name, by the type of their module and by their number of dimensions.
 
     Patterns are globs over full parameter names (`*` matches dots too): `"encoder.*"`, `"*.attention.*.weight"`.
-    Biases and the scales of most norm layers have one dimension, so the default `min_ndim` leaves them out. The two
-    parts of a weight under `weight_norm` are two weights, `<name>.original0` and `<name>.original1`, and both answer to
-    `<name>`. A tied weight
-    has several names and counts once: it is chosen if one of its names is, and excluded if one of its names is.
+    Biases and the scales of most norm layers have one dimension, so the default `min_ndim` leaves them out. A tied
+    weight has several names and counts once: it is chosen if one of its names is, and excluded if one of its names is.
+    The two parts of a weight under `weight_norm` are two weights, `<name>.original0` and `<name>.original1`, and both
+    answer to `<name>`, too.
 
     Args:
         include: Glob or globs; a weight must match one.
@@ -91,8 +91,9 @@ class Weight:
     """A parameter, once, with all its names."""
 
     parameter: nn.Parameter
-    module: nn.Module
     shape: torch.Size
+    modules: list[nn.Module] = field(default_factory=list)
+    """Those in which it sits directly: several if it is tied."""
     names: list[str] = field(default_factory=list)
 
     @property
@@ -130,9 +131,9 @@ def named_weights(module: nn.Module, shapes: Mapping[nn.Parameter, torch.Size] |
                     " Run one batch through the model before `Trainer.fit`."
                 )
                 raise ValueError(msg)
-            weight = weights.setdefault(
-                parameter, Weight(parameter, _user_module(module, path), (shapes or {}).get(parameter, parameter.shape))
-            )
+            shape = (shapes or {}).get(parameter, parameter.shape)
+            weight = weights.setdefault(parameter, Weight(parameter, shape))
+            weight.modules.append(_user_module(module, path))
             weight.names.extend(_clean_names(path, leaf, owner))
     return list(weights.values())
 
@@ -204,8 +205,8 @@ def _name_reason(weight: Weight, select: Select) -> str:
 def _kind_reason(weight: Weight, select: Select) -> str:
     if not (weight.parameter.is_floating_point() or weight.parameter.is_complex()):
         return f"{weight.parameter.dtype}, no floating-point numbers"
-    if select.module_types and not isinstance(weight.module, tuple(select.module_types)):
-        return f"in a {type(weight.module).__name__}, no module type of `select`"
+    if select.module_types and not any(isinstance(module, tuple(select.module_types)) for module in weight.modules):
+        return f"in a {type(weight.modules[0]).__name__}, no module type of `select`"
     if len(weight.shape) < select.min_ndim:
         return f"{len(weight.shape)} < {select.min_ndim} dimensions"
     return ""
@@ -214,8 +215,8 @@ def _kind_reason(weight: Weight, select: Select) -> str:
 def _check_patterns(weights: Sequence[Weight], select: Select) -> None:
     """Raise if a part of `select` has no effect: it would be a typing error that trains on silently."""
     for module_type in select.module_types:
-        if not any(isinstance(weight.module, module_type) for weight in weights):
-            present = sorted({type(weight.module).__name__ for weight in weights})
+        if not any(isinstance(module, module_type) for weight in weights for module in weight.modules):
+            present = sorted({type(module).__name__ for weight in weights for module in weight.modules})
             msg = (
                 f"`select` module type {module_type.__name__} has no weight in this model."
                 f" Modules with weights: {', '.join(present) or 'none'}."

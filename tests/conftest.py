@@ -1,9 +1,11 @@
 """What every test gets."""
 
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonargparse
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -49,3 +51,18 @@ def fit(trainer_of: Callable[..., Trainer]) -> Callable[..., dict[str, torch.Ten
         return weights_of(module)
 
     return run
+
+
+@pytest.fixture
+def callback_from_yaml() -> Callable[[str], Any]:
+    """Return a function that builds a callback from its YAML as LightningCLI does."""
+
+    def build(text: str) -> Any:
+        parser = jsonargparse.ArgumentParser(exit_on_error=False)
+        parser.add_subclass_arguments(Callback, "callback")
+        config = parser.parse_string("callback:\n" + textwrap.indent(text, "  "))
+        # `instantiate` has this name since jsonargparse 4.49.
+        instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
+        return instantiate(config).callback
+
+    return build

@@ -1,12 +1,14 @@
-"""One small network, and Lightning modules and data around it that every test can train."""
+"""One small network, Lightning modules and data around it that every test can train, and a penalty of a user."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_reg import Penalty
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
@@ -64,6 +66,9 @@ class Regressor(LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self.log("val/loss", self.loss(batch))
 
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.log("test/loss", self.loss(batch))
+
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         return self.network(batch[0])
 
@@ -76,6 +81,62 @@ class Silent(Regressor):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         return self.loss(batch)
+
+
+class Untrainable(Regressor):
+    """Fails in its first training step: what is wrong must be found before."""
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        raise AssertionError("a training step has run")
+
+
+class Gan(LightningModule):
+    """Two networks, each with an optimizer; the critic steps twice as often."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        torch.manual_seed(0)
+        self.generator = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 2))
+        self.critic = nn.Sequential(nn.Linear(2, 6), nn.Tanh(), nn.Linear(6, 1))
+
+    def critic_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        inputs, targets = batch
+        return (
+            nn.functional.softplus(self.critic(self.generator(inputs))).mean()
+            + nn.functional.softplus(-self.critic(targets)).mean().exp()
+        )
+
+    def generator_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return nn.functional.softplus(-self.critic(self.generator(batch[0]))).mean()
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        generator, critic = self.optimizers()
+        self.toggle_optimizer(critic)
+        critic.zero_grad()
+        self.manual_backward(self.critic_loss(batch))
+        critic.step()
+        self.untoggle_optimizer(critic)
+        if batch_idx % 2:
+            self.toggle_optimizer(generator)
+            generator.zero_grad()
+            self.manual_backward(self.generator_loss(batch) / 2)
+            self.manual_backward(self.generator_loss(batch) / 2)
+            generator.step()
+            self.untoggle_optimizer(generator)
+
+    def configure_optimizers(self) -> list[Optimizer]:
+        return [
+            torch.optim.Adam(self.generator.parameters(), lr=0.01),
+            torch.optim.SGD(self.critic.parameters(), lr=0.05),
+        ]
+
+
+class Quartic(Penalty):
+    """A penalty of the user's own, without a gradient in closed form."""
+
+    def penalty(self, weights: Sequence[Tensor]) -> Tensor:
+        return sum(weight.pow(4).sum() for weight in weights)
 
 
 def weights_of(module: nn.Module) -> dict[str, Tensor]:

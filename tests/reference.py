@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +21,9 @@ PENALTIES: dict[str, tuple[Callable[..., Any], Term]] = {
         lambda weights: 0.05 * sum(0.3 * w.abs().sum() + 0.35 * (w * w).sum() for w in weights),
     ),
 }
+
+every_penalty = pytest.mark.parametrize("name", PENALTIES)
+both_modes = pytest.mark.parametrize("mode", ["loss", "grad"])
 
 
 def matrices(module: nn.Module) -> list[nn.Parameter]:

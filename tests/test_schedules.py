@@ -166,7 +166,7 @@ def test_a_share_of_a_run_of_unknown_length_cannot_be_called(schedule):
 @pytest.mark.parametrize("total", [math.inf, math.nan])
 @pytest.mark.parametrize("schedule", SHARED.values(), ids=list(SHARED))
 def test_a_share_of_an_endless_run_is_an_error(schedule, total):
-    with pytest.raises(ValueError, match=r"0\.5 is a share.*an int \(ticks\), or limit the run \(`max_epochs`"):
+    with pytest.raises(ValueError, match=r"0\.5 is a share.*an int \(ticks\), or limit the run: `max_epochs`"):
         schedule.resolve(total)
 
 

@@ -1,6 +1,6 @@
 """What a penalty cannot work with, and what it should not be used beside: refused or warned of before training."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
@@ -8,8 +8,10 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.strategies.single_xla import SingleDeviceXLAStrategy
 from lightning.pytorch.strategies.xla import XLAStrategy
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 
 from lightning_reg.callbacks import _trainer
+from lightning_reg.functional._shards import has_dtensors
 
 
 def refuse_strategy(trainer: Trainer, name: str) -> None:
@@ -41,22 +43,58 @@ def refuse_mode(trainer: Trainer, pl_module: LightningModule, name: str, mode: s
         raise MisconfigurationException(msg)
 
 
-def refuse_line_search(trainer: Trainer, name: str) -> None:
-    """Raise if an optimizer compares values of the objective: Lightning's closure returns the data loss alone."""
-    if any(group.get("line_search_fn") for optimizer in trainer.optimizers for group in optimizer.param_groups):
+def refuse_unless_listed_once(callback: object, listed: Sequence[object]) -> None:
+    """Raise if the trainer does not call the hooks of this penalty, or calls them twice."""
+    count = sum(other is callback for other in listed)
+    if count != 1:
+        msg = f"{callback!r} must be in `Trainer(callbacks=[...])` itself, once; it is there {count} times."
+        raise MisconfigurationException(msg)
+
+
+def refuse_optimizers(trainer: Trainer, name: str) -> None:
+    """Raise if an optimizer would not minimise the penalty."""
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    if any(group.get("line_search_fn") for group in groups):
+        # Lightning's closure returns the data loss alone.
         msg = (
             f"{name} does not work with a line search (LBFGS with `line_search_fn`), which reads the loss without the"
             " penalty. Use `line_search_fn=None`, or add the term to the loss in `training_step` with the functions of"
             " `lightning_reg.functional`."
         )
         raise MisconfigurationException(msg)
+    if any(group.get("maximize") for group in groups):
+        msg = f"{name} does not work with `maximize=True`: it would grow. Minimise the negative objective instead."
+        raise MisconfigurationException(msg)
 
 
-def warn_of_weight_decay(decays: Iterable[float], name: str) -> None:
-    """Warn if the optimizer's own decay acts on weights that a penalty shrinks in the same way."""
-    decay = max(decays, default=0.0)
-    if decay:
+def refuse_sharded_loss(loss: Tensor, name: str) -> None:
+    """Raise if the loss is a `DTensor`, as of `loss_parallel`."""
+    if has_dtensors([loss]):
+        msg = f'{name} with mode="loss" does not work with a loss that is a DTensor. Use mode="grad".'
+        raise MisconfigurationException(msg)
+
+
+def refuse_unseen_steps(name: str, *, has_stepped: bool) -> None:
+    """Raise if backward passes have run, but Lightning has announced no optimizer step."""
+    if not has_stepped:
+        msg = (
+            f"{name} has seen no optimizer step, so it had no effect. Step through Lightning's optimizers:"
+            " `self.optimizers()`, not `self.optimizers(use_pl_optimizer=False)` or `optimizer.optimizer`."
+        )
+        raise MisconfigurationException(msg)
+
+
+def warn_of_weight_decay(decays: Mapping[str, Sequence[float]]) -> None:
+    """Warn if the optimizer's own decay acts on weights that penalties shrink in the same way.
+
+    Args:
+        decays: For each penalty that does, the `weight_decay` of every parameter group that holds its weights.
+
+    """
+    names = [name for name, values in decays.items() if any(values)]
+    if names:
+        decay = max(value for values in decays.values() for value in values)
         rank_zero_warn(
-            f"{name} and the optimizer's weight_decay={decay:g} both shrink the same weights."
+            f"{' and '.join(names)} and the optimizer's weight_decay={decay:g} both shrink the same weights."
             " Set weight_decay=0 in the optimizer unless you want both."
         )

@@ -1,8 +1,9 @@
 """What the objective of one step was made of, and how it is logged."""
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from lightning_reg.callbacks import _trainer
 from lightning_reg.tensorboard import tags
 
 
@@ -23,14 +24,17 @@ class Ledger:
         self._loss = loss if self._loss is None else self._loss + loss
         self._share += share
 
-    def log(self, pl_module: LightningModule) -> None:
-        """Log the value of each penalty, their sum, and its ratio to the mean data loss; nothing if there is none."""
+    def log(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the value of each penalty, their sum, and its ratio to the mean data loss; nothing if there is none.
+
+        A collective call.
+        """
         if not self.penalties:
             return
         metrics = {f"{tags.PENALTY}/{name}": value for name, value in self.penalties.items()}
         total = sum(self.penalties.values())
         metrics[tags.PENALTY] = total
         if self._loss is not None:
-            metrics[tags.PENALTY_RATIO] = total / (self._loss / self._share).abs()
+            metrics[tags.PENALTY_RATIO] = total / _trainer.mean_over_ranks(trainer, self._loss / self._share).abs()
         # A batch size of 1 keeps Lightning from searching the batch for one; it matters only for means over an epoch.
         pl_module.log_dict(metrics, on_step=True, on_epoch=False, batch_size=1)

@@ -1,9 +1,9 @@
 """The abstract penalty: how a term of the objective reaches the weights, with one strength in every way of training."""
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal
+from functools import partial
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -15,13 +15,11 @@ from lightning_reg import _checks
 from lightning_reg.callbacks import _compatibility, _plan, _trainer
 from lightning_reg.callbacks._ledger import Ledger
 from lightning_reg.callbacks._run import Run, log_name
-from lightning_reg.callbacks._targets import Targets, add_scaled, evaluate
-from lightning_reg.functional._shards import local_parts
+from lightning_reg.callbacks._targets import Targets, add_autograd_gradient, add_scaled, evaluate
 from lightning_reg.schedules import Schedule, resolve
 from lightning_reg.selection import Select, as_select, named_weights, select_weights
 
 Mode = Literal["loss", "grad"]
-_MODES = ("loss", "grad")
 
 
 class Penalty(Callback, ABC):
@@ -33,7 +31,7 @@ class Penalty(Callback, ABC):
 
     Logged at the trainer's `log_every_n_steps`, on the step axis of `self.log`: `reg/penalty/<name>` (the value of the
     term, in units of the loss), `reg/penalty` (the sum over all penalties) and `reg/penalty_ratio` (that sum over the
-    data loss; automatic optimization only). The name is that of the class; a second one of the same name gets `-1`.
+    absolute data loss; automatic optimization only). The name is that of the class; a second of that name gets `-1`.
 
     Args:
         strength: :math:`\lambda`, >= 0.
@@ -47,9 +45,9 @@ class Penalty(Callback, ABC):
 
     Raises:
         TypeError: If an argument is of the wrong kind.
-        ValueError: If `strength` is negative or not finite, or `mode` unknown; when training starts, if `select`
-            chooses nothing or one of its patterns matches nothing, or a share of an endless run is asked for.
-        MisconfigurationException: When training starts, if the penalty can't work with the trainer's strategy.
+        ValueError: If an argument is out of range; when training starts, if a pattern of `select` matches nothing, or a
+            share is asked for of a run without a known length.
+        MisconfigurationException: When training starts, if the penalty can't work with this way of training.
 
     Example:
         >>> class QuarticPenalty(Penalty):
@@ -61,9 +59,7 @@ class Penalty(Callback, ABC):
     """
 
     elementwise: ClassVar[bool] = False
-    """Whether `penalty` is a sum over single entries, so that each rank can compute its part from its shards.
-
-    Without it, FSDP2 gathers every chosen weight for `penalty`, and FSDP1 is refused."""
+    """Whether `penalty` is a sum over entries, so that each rank can do its own; FSDP else gathers, FSDP1 refuses."""
 
     def __init__(
         self,
@@ -77,12 +73,11 @@ class Penalty(Callback, ABC):
         self.strength = _checks.non_negative("strength", strength)
         as_select(select)
         self.select = select
-        self.mode = _checks.one_of("mode", mode, _MODES)
-        if schedule is not None and not callable(schedule):
+        self.mode = _checks.one_of("mode", mode, get_args(Mode))
+        if isinstance(schedule, type) or not (schedule is None or callable(schedule)):
             msg = f"`schedule` must be a schedule or a callable from step to factor, got {schedule!r}."
             raise TypeError(msg)
         self.schedule = schedule
-        self.ledger = Ledger()
         self._run: Run | None = None
 
     @abstractmethod
@@ -90,7 +85,8 @@ class Penalty(Callback, ABC):
         r"""Return :math:`\Omega(w)`, the term at strength 1.
 
         Args:
-            weights: The chosen weights, at least one; this rank's parts of them if `elementwise` under FSDP.
+            weights: The chosen weights that are trained, in the order of the model, at least one; this rank's parts of
+                them if `elementwise` under FSDP. With several optimizers, those of one: the term is a sum over them.
 
         Returns:
             A tensor of one entry, differentiable in the weights.
@@ -107,24 +103,18 @@ class Penalty(Callback, ABC):
 
         This one asks autograd; a subclass that knows its gradient can do without the graph and the copy.
         """
-        with torch.enable_grad():
-            leaves = [weight.detach().requires_grad_() for weight in weights]
-            found = torch.autograd.grad(self._evaluate(leaves), leaves, materialize_grads=True)
-        torch._foreach_add_(local_parts(grads), local_parts(list(found)), alpha=factor)
+        add_autograd_gradient(partial(evaluate, self.penalty, elementwise=self.elementwise), grads, weights, factor)
 
     @override
     def __repr__(self) -> str:
-        names = inspect.signature(type(self)).parameters
-        arguments = (f"{name}={getattr(self, name)!r}" for name in names if hasattr(self, name))
-        return f"{type(self).__name__}({', '.join(arguments)})"
+        return _plan.call_of(self)
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage != "fit":
-            return
-        name = type(self).__name__
-        _compatibility.refuse_strategy(trainer, name)
-        _compatibility.refuse_mode(trainer, pl_module, name, self.mode, elementwise=self.elementwise)
+        if stage == "fit":
+            _compatibility.refuse_unless_listed_once(self, _penalties(trainer))
+            _compatibility.refuse_strategy(trainer, type(self).__name__)
+            _compatibility.refuse_mode(trainer, pl_module, type(self).__name__, self.mode, elementwise=self.elementwise)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -137,27 +127,24 @@ class Penalty(Callback, ABC):
             # Through the loss, a gradient would reach DDP a second time for weights that it has marked as unused.
             add_gradient_later=self.mode == "grad" or _trainer.marks_unused_parameters(trainer),
         )
-        self.ledger.clear()
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._run is None:  # a tuner trains for a moment before `on_fit_start` of the callbacks after it
             return
-        name = type(self).__name__
-        _compatibility.refuse_line_search(trainer, name)
-        if self.overlaps_weight_decay and self.strength:
-            _compatibility.warn_of_weight_decay(self._run.targets.settings(trainer.optimizers, "weight_decay"), name)
+        _compatibility.refuse_optimizers(trainer, type(self).__name__)
         if self.schedule is not None:
-            self._run.schedule = resolve(self.schedule, _trainer.total_ticks(trainer))
-        penalties = _penalties(trainer)
-        if self is penalties[-1]:
-            _plan.publish(trainer, [plan for penalty in penalties if (plan := penalty.plan(trainer))])
-
-    def plan(self, trainer: Trainer) -> _plan.Plan | None:
-        """Return what this penalty does to each weight; `None` if no training has begun."""
-        if self._run is None:
-            return None
-        return self._run.plan(repr(self), f"{self._run.name} {self.strength:g}", trainer.optimizers)
+            self._run.schedule = resolve(self.schedule, _trainer.total_ticks(trainer, pl_module))
+        runs = [(penalty, run) for penalty in _penalties(trainer) if (run := _run_of(penalty))]
+        if self is not runs[-1][0]:
+            return
+        optimizers = trainer.optimizers
+        shrinking = [(penalty, run) for penalty, run in runs if penalty.overlaps_weight_decay and penalty.strength]
+        _compatibility.warn_of_weight_decay(
+            {type(penalty).__name__: run.targets.settings(optimizers, "weight_decay") for penalty, run in shrinking}
+        )
+        plans = [run.plan(repr(penalty), f"{run.name} {penalty.strength:g}", optimizers) for penalty, run in runs]
+        _plan.publish(trainer, plans)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -170,7 +157,7 @@ class Penalty(Callback, ABC):
         # An optimizer that evaluates its closure many times (LBFGS) starts anew with each evaluation.
         if self._run is not None:
             self._run.pending = 0.0
-            self.ledger.clear()
+            self._run.ledger.clear()
 
     @override
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
@@ -178,19 +165,21 @@ class Penalty(Callback, ABC):
         if run is None or not loss.requires_grad:  # without a gradient, backward is about to raise: let it
             return
         share = _trainer.share_of_step(trainer, pl_module)
-        run.pending += share
+        run.pending, run.has_run_backward = run.pending + share, True
         ledger = self._ledger_if_read(trainer, run)
-        if ledger is self.ledger and pl_module.automatic_optimization:
+        if ledger is run.ledger and pl_module.automatic_optimization:
             ledger.add_loss(_trainer.unscaled_loss(trainer, loss), share)
         if self.mode == "grad":
             return
+        _compatibility.refuse_sharded_loss(loss, type(self).__name__)
         strength = self.strength * run.factor(_trainer.tick(trainer, pl_module))
         weights = run.targets.of(trainer.optimizers)
         value: Tensor | None = None
         if strength and weights:
             with torch.set_grad_enabled(not run.add_gradient_later):
-                value = self._evaluate(weights)
-            loss.add_(_trainer.scale_loss(trainer, value).to(loss.device), alpha=strength * share)
+                value = evaluate(self.penalty, weights, elementwise=self.elementwise)
+            # Not by `alpha`, which is rounded to the precision of the loss.
+            loss.add_(_trainer.scale_loss(trainer, value * (strength * share)).to(loss.device))
         if ledger:
             ledger.penalties[run.name] = 0.0 if value is None else strength * value.detach()
 
@@ -202,7 +191,7 @@ class Penalty(Callback, ABC):
             return
         # No share: `training_step` returned None, so no backward pass ran and there is no step to take part in.
         share = run.pending if pl_module.automatic_optimization else 1.0
-        run.pending = 0.0
+        run.pending, run.has_stepped = 0.0, True
         if not share or not run.add_gradient_later:
             return
         if pl_module.automatic_optimization:
@@ -210,8 +199,7 @@ class Penalty(Callback, ABC):
         strength = self.strength * run.factor(_trainer.tick(trainer, pl_module))
         weights = run.targets.of([optimizer])
         if strength and weights:
-            scale = _trainer.gradient_scale(trainer, optimizer)
-            add_scaled(self.add_gradient, weights, strength * share, scale)
+            add_scaled(self.add_gradient, weights, strength * share, _trainer.gradient_scale(trainer, optimizer))
 
     @override
     def on_train_batch_end(
@@ -219,12 +207,18 @@ class Penalty(Callback, ABC):
     ) -> None:
         if self._run is not None and _trainer.steps_now(trainer):
             self._run.first_step = False
-            self.ledger.log(pl_module)
-            self.ledger.clear()
+            self._run.ledger.log(trainer, pl_module)
+            self._run.ledger.clear()
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._run and self._run.add_gradient_later and self._run.has_run_backward:
+            _compatibility.refuse_unseen_steps(type(self).__name__, has_stepped=self._run.has_stepped)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._run = None
+        if stage == "fit":
+            self._run = None
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -232,7 +226,8 @@ class Penalty(Callback, ABC):
 
     def _ledger_if_read(self, trainer: Trainer, run: Run) -> Ledger | None:
         """Return where values go if they are read: to the first penalty, before which nothing has changed the loss."""
-        return _penalties(trainer)[0].ledger if _trainer.logs_now(trainer, first_step=run.first_step) else None
+        first = _run_of(_penalties(trainer)[0])
+        return first.ledger if first and _trainer.logs_now(trainer, first_step=run.first_step) else None
 
     @torch.no_grad()
     def _record(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -242,12 +237,15 @@ class Penalty(Callback, ABC):
             return
         strength = self.strength * run.factor(_trainer.tick(trainer, pl_module))
         weights = run.targets.of(trainer.optimizers)
-        value = _trainer.sum_flat_shards(trainer, self._evaluate(weights)) if strength and weights else 0.0
-        ledger.penalties[run.name] = strength * value
-
-    def _evaluate(self, weights: list[Tensor]) -> Tensor:
-        return evaluate(self.penalty, weights, elementwise=self.elementwise)
+        ledger.penalties[run.name] = 0.0
+        if strength and weights:
+            value = evaluate(self.penalty, weights, elementwise=self.elementwise)
+            ledger.penalties[run.name] = strength * _trainer.sum_flat_shards(trainer, value)
 
 
 def _penalties(trainer: Trainer) -> list[Penalty]:
     return _trainer.callbacks_of(trainer, Penalty)  # type: ignore[type-abstract]  # mypy wants no abstract class here
+
+
+def _run_of(penalty: Penalty) -> Run | None:
+    return penalty._run  # noqa: SLF001  # private to users who subclass it, not to its own module

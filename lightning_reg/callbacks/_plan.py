@@ -1,5 +1,6 @@
 """The table that says, before the first training step, what will be done to which weight."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,12 @@ class Plan:
     left_out: Mapping[str, str]
 
 
+def call_of(callback: object) -> str:
+    """Return the call that makes such a callback: its class and the arguments that it keeps under their names."""
+    names = [name for name in inspect.signature(type(callback)).parameters if hasattr(callback, name)]
+    return f"{type(callback).__name__}({', '.join(f'{name}={getattr(callback, name)!r}' for name in names)})"
+
+
 def publish(trainer: Trainer, plans: Sequence[Plan]) -> None:
     """Print one table for all `plans` on rank 0, and write it to every logger that takes text."""
     rows = [
@@ -41,9 +48,11 @@ def publish(trainer: Trainer, plans: Sequence[Plan]) -> None:
     if not trainer.is_global_zero:
         return
     for logger in trainer.loggers:
-        add_text = getattr(getattr(logger, "experiment", None), "add_text", None)  # TensorBoard's writer has it
-        if callable(add_text):
-            add_text(tags.SETUP, _markdown(settings, rows), global_step=trainer.global_step)
+        # By name: the packages `lightning` and `pytorch_lightning` have a class each.
+        if any(ancestor.__name__ == "TensorBoardLogger" for ancestor in type(logger).__mro__):
+            logger.experiment.add_text(  # type: ignore[attr-defined]
+                tags.SETUP, _markdown(settings, rows), global_step=trainer.global_step
+            )
 
 
 def _action(name: str, plans: Sequence[Plan]) -> str:

@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch.optim import Optimizer
 
 from lightning_reg import _checks
+from lightning_reg.callbacks._ledger import Ledger
 from lightning_reg.callbacks._plan import Plan
 from lightning_reg.callbacks._targets import Targets
 from lightning_reg.selection import Selection
@@ -26,6 +27,9 @@ class Run:
     pending: float = 0.0
     """Share of the coming optimizer step whose backward passes have run, but whose gradient is not yet added."""
     first_step: bool = True
+    has_run_backward: bool = False
+    has_stepped: bool = False
+    ledger: Ledger = field(default_factory=Ledger)
 
     def factor(self, tick: int) -> float:
         """Return the factor on the strength at `tick`."""
@@ -46,8 +50,12 @@ class Run:
 
 
 def log_name(callback: object, callbacks: Sequence[object]) -> str:
-    """Return the name of the callback's class in snake case; `-1`, `-2` ... tell several of one class apart."""
-    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(callback).__name__.removesuffix("Penalty"))
-    name = words.lower() or "penalty"
-    position = [other for other in callbacks if type(other) is type(callback)].index(callback)
+    """Return the name of the callback's class in snake case; `-1`, `-2` ... tell those of one name apart."""
+    name = _snake_case(callback)
+    position = [other for other in callbacks if _snake_case(other) == name].index(callback)
     return f"{name}-{position}" if position else name
+
+
+def _snake_case(callback: object) -> str:
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(callback).__name__.removesuffix("Penalty"))
+    return words.lower() or "penalty"

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Sequence
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_reg.functional._shards import sum_over_shards, whole
+from lightning_reg.functional._shards import as_placed, has_dtensors, local_parts, sum_over_shards, whole
 from lightning_reg.selection import Selection
 
 
@@ -17,21 +18,23 @@ class Targets:
     """
 
     def __init__(self, selection: Selection) -> None:
-        self._chosen = frozenset(weight.parameter for weight in selection.chosen)
-        self._key: list[tuple[int, int]] = []
-        self._members: list[Tensor] = []
+        self._known = frozenset(weight.parameter for weight in selection.weights)
+        self._chosen = [weight.parameter for weight in selection.chosen]
+        self._found: dict[tuple[int, ...], tuple[list[Tensor], list[Tensor]]] = {}
 
     def of(self, optimizers: Sequence[Optimizer]) -> list[Tensor]:
-        """Return the targets among the parameters of `optimizers`."""
-        # Finding the members touches every parameter, so it is done again only when a parameter group has grown.
-        groups = [group["params"] for optimizer in optimizers for group in optimizer.param_groups]
-        key = [(id(parameters), len(parameters)) for parameters in groups]
-        if key != self._key:
-            self._key = key
-            self._members = [
-                parameter for parameters in groups for parameter in parameters if parameter in self._chosen
-            ]
-        return [parameter for parameter in self._members if parameter.requires_grad]
+        """Return the targets among the parameters of `optimizers`, once each, in the order of the model."""
+        held = [tensor for optimizer in optimizers for group in optimizer.param_groups for tensor in group["params"]]
+        key = tuple(map(id, optimizers))
+        before, targets = self._found.get(key, ([], []))
+        # Looking all of them up takes long, so it is done again only when the optimizer holds others than before.
+        if len(held) != len(before) or any(tensor is not other for tensor, other in zip(held, before, strict=True)):
+            members = set(held)
+            if not members <= self._known:
+                rank_zero_warn("Parameters that join an optimizer after training has begun are not penalized.")
+            targets = [parameter for parameter in self._chosen if parameter in members]
+            self._found[key] = (held, targets)
+        return [parameter for parameter in targets if parameter.requires_grad]
 
     def settings(self, optimizers: Sequence[Optimizer], name: str) -> list[float]:
         """Return the value of one setting in every parameter group that holds a target; 0 where it has none."""
@@ -39,7 +42,7 @@ class Targets:
             float(group.get(name) or 0)
             for optimizer in optimizers
             for group in optimizer.param_groups
-            if not self._chosen.isdisjoint(group["params"])
+            if not set(self._chosen).isdisjoint(group["params"])
         ]
 
 
@@ -54,6 +57,10 @@ def gradients(weights: list[Tensor]) -> list[Tensor]:
         if grad is None or grad.is_sparse:
             grad = weight.grad = torch.zeros_like(weight) if grad is None else grad.to_dense()
         grads.append(grad)
+    if has_dtensors(grads):
+        grads = [as_placed(grad, weight) for grad, weight in zip(grads, weights, strict=True)]
+        for grad, weight in zip(grads, weights, strict=True):
+            weight.grad = grad
     return grads
 
 
@@ -73,6 +80,18 @@ def add_scaled(
     torch._foreach_add_(gradients(weights), scaled)
 
 
+def add_autograd_gradient(
+    penalty: Callable[[list[Tensor]], Tensor], grads: list[Tensor], weights: list[Tensor], factor: float
+) -> None:
+    """Add `factor` times the gradient of `penalty`, as autograd finds it, to `grads` in place."""
+    with torch.enable_grad():
+        leaves = [weight.detach().requires_grad_() for weight in weights]
+        value = penalty(leaves)
+    if value.requires_grad:
+        found = torch.autograd.grad(value, leaves, materialize_grads=True)
+        torch._foreach_add_(local_parts(grads), local_parts(list(found)), alpha=factor)
+
+
 def evaluate(penalty: Callable[[list[Tensor]], Tensor], weights: list[Tensor], *, elementwise: bool) -> Tensor:
     """Return `penalty` of all `weights`, shape (), whether it works on shards (`elementwise`) or on whole weights."""
 
@@ -81,6 +100,11 @@ def evaluate(penalty: Callable[[list[Tensor]], Tensor], weights: list[Tensor], *
         if not isinstance(value, Tensor) or value.numel() != 1:  # type: ignore[redundant-expr]  # users may be untyped
             msg = f"`{penalty.__qualname__}` must return a tensor of one entry, got {value!r}."
             raise TypeError(msg)
+        if torch.is_grad_enabled() and not value.requires_grad:
+            rank_zero_warn(
+                f"`{penalty.__qualname__}` returned a value without gradient: it trains nothing."
+                " Compute it from the weights with differentiable operations, no `.data`, `.item()` or `.detach()`."
+            )
         return value.squeeze()
 
     return sum_over_shards(scalar, weights) if elementwise else scalar([whole(weight) for weight in weights])

@@ -13,6 +13,8 @@ from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from lightning_reg.functional._shards import whole
+
 _Kind = TypeVar("_Kind")
 
 
@@ -40,12 +42,12 @@ def original_shapes(trainer: Trainer) -> Mapping[nn.Parameter, torch.Size]:
 
 
 def marks_unused_parameters(trainer: Trainer) -> bool:
-    """Tell whether DDP looks for parameters that the forward pass did not use.
+    """Tell whether DDP looks, or has once looked, for parameters that the forward pass did not use.
 
     It then expects no gradient for them, and fails when a term of the loss that it has not seen brings one.
     """
     model = trainer.strategy.model
-    return isinstance(model, DistributedDataParallel) and bool(model.find_unused_parameters)
+    return isinstance(model, DistributedDataParallel) and bool(model.find_unused_parameters or model.static_graph)
 
 
 def share_of_step(trainer: Trainer, pl_module: LightningModule) -> float:
@@ -66,7 +68,8 @@ def scale_loss(trainer: Trainer, value: Tensor) -> Tensor:
 
 def unscaled_loss(trainer: Trainer, loss: Tensor) -> Tensor:
     """Return a copy of `loss` without the scale of fp16."""
-    return loss.detach() / scale_loss(trainer, torch.ones_like(loss))
+    data_loss = whole(loss.detach())
+    return data_loss / scale_loss(trainer, torch.ones_like(data_loss))
 
 
 def gradient_scale(trainer: Trainer, optimizer: Optimizer) -> Tensor | None:
@@ -97,8 +100,11 @@ def tick(trainer: Trainer, pl_module: LightningModule) -> int:
     return trainer.global_step if pl_module.automatic_optimization else trainer.fit_loop.total_batch_idx
 
 
-def total_ticks(trainer: Trainer) -> float:
-    """Return the number of optimizer steps of the whole run; infinite if nothing limits it."""
+def total_ticks(trainer: Trainer, pl_module: LightningModule) -> float:
+    """Return the number of ticks of the whole run; infinite if nothing tells."""
+    if not pl_module.automatic_optimization:
+        # `max_steps` counts the steps of all optimizers, and how many a batch makes is up to the user.
+        return _epochs(trainer) * trainer.num_training_batches if trainer.max_steps == -1 else math.inf
     for callback in callbacks_of(trainer, GradientAccumulationScheduler):
         return _total_with_changing_accumulation(trainer, callback)
     total = trainer.estimated_stepping_batches
@@ -107,15 +113,21 @@ def total_ticks(trainer: Trainer) -> float:
 
 def _total_with_changing_accumulation(trainer: Trainer, callback: GradientAccumulationScheduler) -> float:
     limit = math.inf if trainer.max_steps == -1 else trainer.max_steps
-    if trainer.max_epochs is None or trainer.max_epochs < 0 or math.isinf(trainer.num_training_batches):
+    batches, epochs = trainer.num_training_batches, _epochs(trainer)
+    if math.isinf(batches) or math.isinf(epochs):
         return limit
-    return min(
-        limit,
-        sum(
-            math.ceil(trainer.num_training_batches / callback.get_accumulate_grad_batches(epoch))
-            for epoch in range(trainer.max_epochs)
-        ),
-    )
+    windows = (callback.get_accumulate_grad_batches(epoch) for epoch in range(int(epochs)))
+    return min(limit, sum(math.ceil(batches / window) for window in windows))
+
+
+def _epochs(trainer: Trainer) -> float:
+    return math.inf if trainer.max_epochs is None or trainer.max_epochs < 0 else trainer.max_epochs
+
+
+def mean_over_ranks(trainer: Trainer, value: Tensor) -> Tensor:
+    """Return the mean of `value` over all ranks; a collective call."""
+    mean: Tensor = trainer.strategy.reduce(value, reduce_op="mean") if trainer.world_size > 1 else value
+    return mean
 
 
 def steps_now(trainer: Trainer) -> bool:
@@ -136,5 +148,14 @@ def logs_now(trainer: Trainer, *, first_step: bool) -> bool:
         trainer._logger_connector.should_update_logs
         or bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # set by Lightning's debugging setup
         or first_step
-        or trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+        or _ends_epoch(trainer)
     )
+
+
+def _ends_epoch(trainer: Trainer) -> bool:
+    """Tell whether the current accumulation window is the last of the epoch."""
+    loop = trainer.fit_loop.epoch_loop
+    batches, window = trainer.num_training_batches, trainer.accumulate_grad_batches
+    if math.isinf(batches):  # only at the last batch of a stream one knows
+        return loop._num_ready_batches_reached()
+    return (loop.batch_progress.current.ready - 1) // window == (int(batches) - 1) // window

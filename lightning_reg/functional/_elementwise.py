@@ -40,6 +40,10 @@ def add_elementwise_gradient_(grads: list[Tensor], weights: list[Tensor], *, l1:
     if not l1:
         torch._foreach_add_(grads, weights, alpha=2 * l2)
         return
+    if any(weight.device != weights[0].device for weight in weights):
+        for grad, weight in zip(grads, weights, strict=True):
+            add_elementwise_gradient_([grad], [weight], l1=l1, l2=l2)
+        return
     size = group_size(weights)
     scratch = _scratch(weights[0], min(size, max(weight.numel() for weight in weights)), weights[0].dtype)
     for some_grads, some_weights in groups(grads, weights, size=size):
@@ -121,7 +125,7 @@ def _sum_by_foreach(weights: list[Tensor], power: int, dtype: torch.dtype) -> Te
 
 
 def _value_on_cpu(weights: list[Tensor], l1: float, l2: float, dtype: torch.dtype) -> Tensor:
-    moduli, squares = [torch.zeros((), dtype=dtype)], [torch.zeros((), dtype=dtype)]
+    moduli, squares = ([weights[0].new_zeros((), dtype=dtype)] for _ in range(2))
     scratch = _scratch(weights[0], _ABS_ENTRIES if l1 else 0, dtype)
     for part in _flat_parts(weights, _ABS_ENTRIES if l1 else group_size(weights)):
         flat = part.to(dtype)

@@ -29,6 +29,14 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if has_dtensors([tensor]) else tensor  # type: ignore[attr-defined]
 
 
+def as_placed(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return `tensor` spread over ranks as `like` is: a gradient may come as parts that are yet to be summed."""
+    if not has_dtensors([tensor]) or tensor.placements == like.placements:  # type: ignore[attr-defined]
+        return tensor
+    placed: Tensor = tensor.redistribute(like.device_mesh, like.placements)  # type: ignore[attr-defined]
+    return placed
+
+
 def sum_over_shards(term: Callable[[list[Tensor]], Tensor], weights: Iterable[Tensor]) -> Tensor:
     """Return `term` of all `weights`, shape (), the same on every rank.
 

@@ -24,6 +24,7 @@ def elastic_net(weights: Iterable[Tensor], alpha: float = 1.0, l1_ratio: float =
         The penalty, shape (), differentiable.
 
     Raises:
+        TypeError: If `alpha` or `l1_ratio` is no number.
         ValueError: If `alpha` or `l1_ratio` is out of range.
 
     Example:

@@ -33,7 +33,8 @@ def share_to_ticks(share: float, total: float) -> float:
     if not math.isfinite(total):
         msg = (
             f"A duration of {share:g} is a share of the run, but this run has no known length."
-            " Give the duration as an int (ticks), or limit the run (`max_epochs`, `max_steps`)."
+            " Give the duration as an int (ticks), or limit the run: `max_epochs`, or, with automatic optimization,"
+            " `max_steps`."
         )
         raise ValueError(msg)
     return share * total

@@ -12,11 +12,17 @@ from lightning_reg.schedules.base import Duration, Schedule, check_duration, res
 
 @dataclass(frozen=True)
 class Piecewise(Schedule):
-    """Constant pieces, one after the other.
+    r"""Constant pieces, one after the other: :math:`v(t) = c_i` from tick :math:`\sum_{j<i} T_j` on.
 
     Args:
-        values: Value of each piece.
-        durations: Length of every piece but the last, which goes on: ticks (int) or share of the run (float).
+        values: Value :math:`c_i` of each piece.
+        durations: Length :math:`T_i` of every piece but the last, which goes on: ticks (int) or share of the run
+            (float).
+
+    Raises:
+        TypeError: If an argument is no list of numbers.
+        ValueError: If a value is not finite, a duration neither ticks >= 1 nor a share in (0, 1], or if there is not
+            one value more than there are durations.
 
     Example:
         Dropout off for the first 1000 ticks, then on:
@@ -49,11 +55,16 @@ class Piecewise(Schedule):
 
 @dataclass(frozen=True)
 class Sequence(Schedule):
-    """Schedules one after the other, each on ticks of its own that start at 0.
+    r"""Schedules one after the other, :math:`v(t) = v_i(t - \sum_{j<i} T_j)`: each on ticks of its own.
 
     Args:
         schedules: The schedules. Shares inside them are shares of the whole run, too.
-        durations: How long each one but the last runs: ticks (int) or share of the run (float).
+        durations: How long each one but the last runs, :math:`T_i`: ticks (int) or share of the run (float).
+
+    Raises:
+        TypeError: If an argument is no list, or a schedule not callable.
+        ValueError: If a duration is neither ticks >= 1 nor a share in (0, 1], or if there is not one schedule more
+            than there are durations.
 
     Example:
         >>> from lightning_reg import Constant, Linear

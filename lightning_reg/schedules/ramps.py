@@ -17,6 +17,10 @@ class Constant(Schedule):
     Args:
         value: The value.
 
+    Raises:
+        TypeError: If `value` is no number.
+        ValueError: If it is not finite.
+
     Example:
         >>> Constant(0.5)(100)
         0.5
@@ -72,6 +76,10 @@ class Linear(_Ramp):
         end: Value from tick `duration` on.
         duration: Length :math:`T` of the ramp: ticks (int) or share of the run (float).
 
+    Raises:
+        TypeError: If an argument is no number.
+        ValueError: If a value is not finite, or `duration` neither ticks >= 1 nor a share in (0, 1].
+
     Example:
         >>> warm_up = Linear(0.0, 1.0, 100)
         >>> warm_up(0), warm_up(25), warm_up(1000)
@@ -92,6 +100,10 @@ class Cosine(_Ramp):
         start: Value at tick 0.
         end: Value from tick `duration` on.
         duration: Length :math:`T` of the ramp: ticks (int) or share of the run (float).
+
+    Raises:
+        TypeError: If an argument is no number.
+        ValueError: If a value is not finite, or `duration` neither ticks >= 1 nor a share in (0, 1].
 
     Example:
         >>> Cosine(1.0, 0.0, 100)(50)
@@ -115,6 +127,11 @@ class Exponential(_Ramp):
         start: Value at tick 0, not 0.
         end: Value from tick `duration` on, not 0, of the same sign as `start`.
         duration: Length :math:`T` of the ramp: ticks (int) or share of the run (float).
+
+    Raises:
+        TypeError: If an argument is no number.
+        ValueError: If a value is not finite, `duration` neither ticks >= 1 nor a share in (0, 1], or if `start` and
+            `end` are not of one sign.
 
     Example:
         >>> Exponential(1.0, 0.01, 100)(50)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from lightning_reg import ElasticNetPenalty, L1Penalty, L2Penalty, Penalty, Select
+from tests.models import Untrainable
 
 every_class = pytest.mark.parametrize("penalty", [L1Penalty, L2Penalty, ElasticNetPenalty])
 
@@ -17,7 +18,7 @@ def test_a_strength_must_be_finite_and_not_negative(penalty, value):
 
 
 @every_class
-@pytest.mark.parametrize("value", [True, "0.1", None, torch.tensor(0.1), [0.1]])
+@pytest.mark.parametrize("value", [True, "0.1", None, torch.tensor(0.1), torch.tensor(0.1, device="meta"), [0.1]])
 def test_a_strength_must_be_a_number(penalty, value):
     with pytest.raises(TypeError, match=r"`(strength|alpha)` must be a number, got .* of type"):
         penalty(value)
@@ -63,12 +64,19 @@ def test_a_selection_must_be_globs_or_a_select(penalty, value):
 @pytest.mark.parametrize("mode", ["loss", "grad"])
 def test_a_selection_of_nothing_is_refused_with_the_nearest_names(fit, penalty, mode):
     with pytest.raises(ValueError, match=r"'network.encodre.weight' matches no parameter.*network.encoder.weight"):
-        fit(penalty(0.1, select="network.encodre.weight", mode=mode))
+        fit(penalty(0.1, select="network.encodre.weight", mode=mode), module=Untrainable())
 
 
 def test_a_part_of_a_selection_that_matches_nothing_is_refused(fit):
     with pytest.raises(ValueError, match=r"'decoder.\*' matches no parameter"):
-        fit(L1Penalty(0.1, select=Select(exclude="decoder.*")))
+        fit(L1Penalty(0.1, select=Select(exclude="decoder.*")), module=Untrainable())
+
+
+@every_class
+@pytest.mark.parametrize("mode", ["loss", "grad"])
+def test_a_selection_of_nothing_but_vectors_is_refused(fit, penalty, mode):
+    with pytest.raises(ValueError, match="dimensions"):
+        fit(penalty(0.1, select="network.encoder.bias", mode=mode), module=Untrainable())
 
 
 def test_only_the_strength_is_positional():

@@ -1,6 +1,5 @@
-"""What a user sees: the plan before training, and what TensorBoard and other callbacks read."""
+"""What is logged: values of the objective as it is written, for TensorBoard and for other callbacks."""
 
-import logging
 from pathlib import Path
 
 import pytest
@@ -11,13 +10,10 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins import MixedPrecision
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.util import tensor_util
-from torch import nn
 
-from lightning_reg import ElasticNetPenalty, L1Penalty, L2Penalty, Linear, Penalty
-from tests.callbacks.test_penalty_training import Gan
-from tests.models import Regressor, loader
-
-both_modes = pytest.mark.parametrize("mode", ["loss", "grad"])
+from lightning_reg import L1Penalty, L2Penalty, Linear, Penalty
+from tests.models import Gan, Regressor, loader
+from tests.reference import both_modes
 
 
 def scalars(folder: Path) -> dict[str, dict[int, float]]:
@@ -31,16 +27,6 @@ def scalars(folder: Path) -> dict[str, dict[int, float]]:
                     assert event.step not in steps, f"{value.tag} written twice at step {event.step}"
                     steps[event.step] = tensor_util.make_ndarray(value.tensor).item()
     return found
-
-
-def texts(folder: Path) -> dict[str, str]:
-    return {
-        value.tag: tensor_util.make_ndarray(value.tensor)[0].decode()
-        for file in folder.rglob("events.out.tfevents.*")
-        for event in EventFileLoader(str(file)).Load()
-        for value in event.summary.value
-        if value.metadata.plugin_data.plugin_name == "text"
-    }
 
 
 class Recorder(Callback):
@@ -195,69 +181,38 @@ def test_the_loss_that_the_user_logs_is_without_penalty(fit, tmp_path):
     assert values[0] == values[1]
 
 
-def plan_of(caplog: pytest.LogCaptureFixture) -> str:
-    plans = [record.message for record in caplog.records if record.message.startswith("Regularization plan")]
-    assert len(plans) == 1
-    return plans[0]
+class L1(Penalty):
+    """A user's, under a name that is taken."""
+
+    def penalty(self, weights):
+        return sum(weight.abs().sum() for weight in weights)
 
 
-def test_one_table_says_what_happens_to_each_weight_or_why_nothing_does(fit, tmp_path, caplog):
-    module = Regressor()
-    module.network.conv.weight.requires_grad_(requires_grad=False)
+@pytest.mark.parametrize("modes", [("loss", "grad"), ("grad", "loss")])
+def test_two_classes_of_one_name_are_told_apart_and_both_count(fit, tmp_path, modes):
+    recorder = Recorder()
+    penalties = L1Penalty(0.1, mode=modes[0]), L1(0.03, mode=modes[1])
 
-    with caplog.at_level(logging.INFO):
-        fit(
-            L1Penalty(0.1, select=["network.encoder.*", "network.conv.*"]),
-            ElasticNetPenalty(0.02, select="network.encoder.*", mode="grad"),
-            module=module,
-            logger=TensorBoardLogger(tmp_path),
-        )
+    fit(recorder, *penalties, logger=TensorBoardLogger(tmp_path), max_epochs=1)
 
-    plan = plan_of(caplog)
-    rows = {line.split()[0]: " ".join(line.split()[1:]) for line in plan.splitlines()[1:]}
-    assert rows["network.encoder.weight"] == "7 x 5 l1 0.1 + elastic_net 0.02"
-    assert rows["network.encoder.bias"] == "7 none: 1 < 2 dimensions"
-    assert rows["network.conv.weight"] == "3 x 1 x 3 l1 0.1 (not trained at the moment)"
-    assert rows["network.head.weight"] == "2 x 21 none: matches no pattern of `select`"
-    assert "ElasticNetPenalty(alpha=0.02, l1_ratio=0.5, select='network.encoder.*', mode='grad'" in plan
-    text = texts(tmp_path)["reg/setup/text_summary"]
-    assert "| `network.encoder.weight` | 7 x 5 | l1 0.1 + elastic_net 0.02 |" in text
+    logged = scalars(tmp_path)
+    for step, weights in enumerate(recorder.weights):
+        norm = sum(weight.abs().sum().item() for weight in weights)
+        assert logged["reg/penalty/l1"][step] == pytest.approx(0.1 * norm, rel=1e-5)
+        assert logged["reg/penalty/l1-1"][step] == pytest.approx(0.03 * norm, rel=1e-5)
+        assert logged["reg/penalty"][step] == pytest.approx(0.13 * norm, rel=1e-5)
 
 
-def test_a_long_plan_is_cut_on_the_console_only(fit, tmp_path, caplog):
-    module = Regressor()
-    module.many = nn.ParameterList(nn.Parameter(torch.zeros(1, 1)) for _ in range(100))
+@both_modes
+@pytest.mark.parametrize("batches", [7, 8, 9])
+def test_the_ratio_at_the_end_of_an_epoch_is_that_of_its_whole_last_window(trainer_of, mode, batches):
+    recorder = Recorder()
+    trainer = trainer_of(recorder, L1Penalty(0.1, mode=mode), accumulate_grad_batches=3, log_every_n_steps=1000)
 
-    with caplog.at_level(logging.INFO):
-        fit(L1Penalty(0.1), module=module, logger=TensorBoardLogger(tmp_path))
+    trainer.fit(Regressor(), loader(4 * batches))
 
-    assert "many.99" not in plan_of(caplog)
-    assert "and 48 more weights" in plan_of(caplog)
-    assert "many.99" in texts(tmp_path)["reg/setup/text_summary"]
-
-
-@pytest.mark.parametrize("penalty", [L2Penalty(0.1), ElasticNetPenalty(0.1)])
-def test_l2_beside_weight_decay_is_warned_of_once(fit, penalty):
-    module = Regressor(lambda parameters: torch.optim.SGD(parameters, lr=0.01, weight_decay=0.25))
-
-    expected = "weight_decay=0.25 both shrink the same weights"
-    with pytest.warns(UserWarning, match=expected) as warnings:
-        fit(penalty, module=module)
-
-    assert sum(expected in str(warning.message) for warning in warnings) == 1
-
-
-@pytest.mark.parametrize(
-    "penalty",
-    [L1Penalty(0.1), ElasticNetPenalty(0.1, 1.0), L2Penalty(0.0), L2Penalty(0.1, select="network.head.*")],
-    ids=repr,
-)
-def test_no_warning_where_weight_decay_does_not_overlap(fit, penalty):
-    class TwoGroups(Regressor):
-        def configure_optimizers(self):
-            head = list(self.network.head.parameters())
-            others = [parameter for name, parameter in self.named_parameters() if "head" not in name]
-            decay = 0.0 if isinstance(penalty, L2Penalty) and penalty.select else 0.25
-            return torch.optim.SGD([{"params": head, "weight_decay": decay}, {"params": others, "weight_decay": 0.25}])
-
-    fit(penalty, module=TwoGroups())  # warnings are errors
+    length = (batches - 1) % 3 + 1
+    penalty = 0.1 * sum(weight.abs().sum().item() for weight in recorder.weights[-length])
+    data_loss = sum(recorder.losses[-length:]) * 3 / length  # Lightning's losses are divided by the window
+    assert trainer.callback_metrics["reg/penalty"].item() == pytest.approx(penalty, rel=1e-5)
+    assert trainer.callback_metrics["reg/penalty_ratio"].item() == pytest.approx(penalty / data_loss, rel=1e-5)

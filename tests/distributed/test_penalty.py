@@ -1,15 +1,19 @@
 """Two processes train to the weights of one process on the same global batch."""
 
+import logging
+
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import MixedPrecision
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import distributed, nn
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
-from lightning_reg import Linear, Penalty
+from lightning_reg import L2Penalty, Linear, Penalty, Piecewise
 from tests.models import Regressor, loader, samples, weights_of
 from tests.reference import PENALTIES, assert_same_weights, train_by_hand
 
@@ -31,6 +35,10 @@ class Network(nn.Module):
 
     def forward(self, inputs):
         return self.head(self.bottleneck(torch.tanh(self.hidden(torch.tanh(self.encoder(inputs))))))
+
+
+# Names as the user wrote them, although FSDP1 inserts segments.
+PATTERN = "network.*.weight"
 
 
 class Module(Regressor):
@@ -76,6 +84,7 @@ class FSDP1OnCpu(FSDPStrategy):
 
 STRATEGIES = {
     "fsdp1": lambda: FSDP1OnCpu(auto_wrap_policy={nn.Linear}),
+    "static unused": lambda: DDPStrategy(static_graph=True),
     "fsdp2": lambda: ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
 }
 
@@ -95,12 +104,13 @@ def train(name, mode, strategy, settings):
     module = Module(unused="unused" in strategy)
     if settings.pop("fp16", False):
         settings["plugins"] = [MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=1024.0))]
+    schedule = settings.pop("schedule", Linear(1.0, 0.5, 1.0))
     keep = KeepWeights()
     trainer = Trainer(
         accelerator="cpu",
         devices=2,
         strategy=STRATEGIES[strategy]() if strategy in STRATEGIES else strategy,
-        callbacks=[MAKERS[name](mode=mode, schedule=Linear(1.0, 0.5, 1.0)), keep],
+        callbacks=[MAKERS[name](mode=mode, select=PATTERN, schedule=schedule), keep],
         max_epochs=2,
         log_every_n_steps=1,
         logger=False,
@@ -142,6 +152,15 @@ def test_two_ranks_equal_one_process(pool, name, mode, strategy, accumulate):
         assert_same_weights(weights, by_hand(name, accumulate=accumulate))
 
 
+@pytest.mark.parametrize("name", PENALTIES)
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_fsdp1_in_grad_mode(pool, name, accumulate):
+    ranks = pool.run(train, name, "grad", "fsdp1", {"accumulate_grad_batches": accumulate})
+
+    for weights, _ in ranks:
+        assert_same_weights(weights, by_hand(name, accumulate=accumulate))
+
+
 @both_modes
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_ddp_that_looks_for_unused_parameters(pool, mode, accumulate):
@@ -151,6 +170,17 @@ def test_ddp_that_looks_for_unused_parameters(pool, mode, accumulate):
 
     for weights, _ in ranks:
         assert_same_weights(weights, by_hand("elastic_net", unused=True, accumulate=accumulate))
+
+
+@both_modes
+def test_ddp_with_a_static_graph_and_a_penalty_that_sets_in_later(pool, mode):
+    schedule = Piecewise((0.0, 1.0), (3,))
+
+    ranks = pool.run(train, "elastic_net", mode, "static unused", {"schedule": schedule})
+
+    module = train_by_hand(Module(unused=True), loader(), TERMS["elastic_net"], factor=schedule)
+    for weights, _ in ranks:
+        assert_same_weights(weights, weights_of(module))
 
 
 @both_modes
@@ -173,15 +203,13 @@ def test_every_rank_logs_the_values_of_one_process(pool, trainer_of, strategy, m
     trainer = trainer_of(make(schedule=Linear(1.0, 0.5, 1.0)))
     trainer.fit(Module(), loader())
     for _, logged in ranks:
-        for key in ("reg/penalty", "reg/penalty/elastic_net"):
+        for key in ("reg/penalty", "reg/penalty/elastic_net", "reg/penalty_ratio"):
             assert logged[key] == pytest.approx(trainer.callback_metrics[key].item(), rel=1e-5)
-        assert logged["reg/penalty_ratio"] > 0
 
 
 def norms_of_shards():
     """Run on each rank: the functional layer on sharded and plain weights together."""
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
     from lightning_reg.functional import elastic_net, l1_norm, squared_l2_norm
 
@@ -206,3 +234,75 @@ def test_norms_count_a_shard_once_and_a_replica_once(pool):
         assert l2 == pytest.approx(sum(tensor.square().sum().item() for tensor in plain))
         for tensor, gradient in zip(plain, gradients, strict=True):
             torch.testing.assert_close(gradient, 0.5 * (0.3 * tensor.sign() + 0.7 * tensor))
+
+
+class PartialGradients(Regressor):
+    """Like sequence parallelism: a weight is replicated, and each rank has a part of the sum that is its gradient."""
+
+    def configure_model(self):
+        if isinstance(self.network, nn.Linear):
+            return
+        self.network = nn.Linear(5, 2, bias=False)
+        nn.init.constant_(self.network.weight, 0.5)
+        mesh = self.device_mesh["tensor_parallel"]
+        self.network.weight = nn.Parameter(distribute_tensor(self.network.weight.detach(), mesh, [Replicate()]))
+
+    def training_step(self, batch, batch_idx):
+        return self.network.weight.to_local(grad_placements=[Partial()]).sum() * 0.5
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def train_on_partial_gradients():
+    """Run on each rank: one step of sum(w) + 0.1 * sum(w^2), each rank having half of the data gradient."""
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=2,
+        strategy=ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=2),
+        callbacks=[L2Penalty(0.1, mode="grad"), keep := KeepWeights()],
+        max_steps=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(PartialGradients(), loader())
+    return keep.weights["network.weight"]
+
+
+def test_a_gradient_that_is_spread_as_parts_of_a_sum_gets_the_penalty_once(pool):
+    for weight in pool.run(train_on_partial_gradients):
+        torch.testing.assert_close(weight, torch.full((2, 5), 0.5 - 0.1 * (1.0 + 0.2 * 0.5)))
+
+
+def written_by(folder):
+    """Run on each rank: train with a TensorBoard logger; return the plans that this rank printed."""
+    messages = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    logger.addHandler(handler)
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=2,
+        strategy="ddp",
+        callbacks=[MAKERS["l1"]()],
+        max_epochs=1,
+        logger=TensorBoardLogger(folder, version=0),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+    )
+    trainer.fit(Module(), loader())
+    logger.removeHandler(handler)
+    return [message for message in messages if message.startswith("Regularization plan")]
+
+
+def test_rank_zero_alone_prints_the_plan_and_writes_events(pool, tmp_path):
+    first, second = pool.run(written_by, str(tmp_path))
+
+    assert len(first) == 1
+    assert not second
+    assert len(list(tmp_path.rglob("events.out.tfevents.*"))) == 1

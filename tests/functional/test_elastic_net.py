@@ -100,10 +100,10 @@ def random(*shape, dtype=torch.float32):
         lambda: [torch.empty(0)],
         lambda: [random(3, 4), torch.tensor(0.5), torch.empty(2, 0), random(5)],
         lambda: [torch.tensor([0.0, -0.0, 1.0])],
-        lambda: [random(3), random(2**18 + 5), random(2**19), random(4)],
+        lambda: [random(3), random(2**20 + 5), random(2**19), random(4)],
         lambda: [random(2**17 + size) for size in range(5)],
         lambda: [
-            random(600, 500).t(),
+            random(1200, 1000).t(),
             random(64, 48, 10, 10).to(memory_format=torch.channels_last),
             random(8, 8)[::2, 1:],
         ],

@@ -15,7 +15,7 @@ from tests.reference import PENALTIES, assert_same_weights, train_by_hand
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-    # Lightning's, of the machine's other packages and of FSDP1's end.
+    # Those of NCCL, FSDP1 and the compiler differ from one version of torch to the next.
     pytest.mark.filterwarnings("ignore"),
 ]
 

@@ -1,0 +1,121 @@
+"""What a user is told before training: the plan, weight by weight, and a doubtful setting."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.util import tensor_util
+from torch import nn
+
+from lightning_reg import ElasticNetPenalty, L1Penalty, L2Penalty
+from tests.models import Regressor
+
+
+def texts(folder: Path) -> dict[str, str]:
+    return {
+        value.tag: tensor_util.make_ndarray(value.tensor)[0].decode()
+        for file in folder.rglob("events.out.tfevents.*")
+        for event in EventFileLoader(str(file)).Load()
+        for value in event.summary.value
+        if value.metadata.plugin_data.plugin_name == "text"
+    }
+
+
+def plan_of(caplog: pytest.LogCaptureFixture) -> str:
+    plans = [record.message for record in caplog.records if record.message.startswith("Regularization plan")]
+    assert len(plans) == 1
+    return plans[0]
+
+
+def test_one_table_says_what_happens_to_each_weight_or_why_nothing_does(fit, tmp_path, caplog):
+    module = Regressor()
+    module.network.conv.weight.requires_grad_(requires_grad=False)
+
+    with caplog.at_level(logging.INFO):
+        fit(
+            L1Penalty(0.1, select=["network.encoder.*", "network.conv.*"]),
+            ElasticNetPenalty(0.02, select="network.encoder.*", mode="grad"),
+            module=module,
+            logger=TensorBoardLogger(tmp_path),
+        )
+
+    plan = plan_of(caplog)
+    rows = {line.split()[0]: " ".join(line.split()[1:]) for line in plan.splitlines()[1:]}
+    assert rows["network.encoder.weight"] == "7 x 5 l1 0.1 + elastic_net 0.02"
+    assert rows["network.encoder.bias"] == "7 none: 1 < 2 dimensions"
+    assert rows["network.conv.weight"] == "3 x 1 x 3 l1 0.1 (not trained at the moment)"
+    assert rows["network.head.weight"] == "2 x 21 none: matches no pattern of `select`"
+    assert "ElasticNetPenalty(alpha=0.02, l1_ratio=0.5, select='network.encoder.*', mode='grad'" in plan
+    text = texts(tmp_path)["reg/setup/text_summary"]
+    assert "| `network.encoder.weight` | 7 x 5 | l1 0.1 + elastic_net 0.02 |" in text
+
+
+def test_a_long_plan_is_cut_on_the_console_only(fit, tmp_path, caplog):
+    module = Regressor()
+    module.many = nn.ParameterList(nn.Parameter(torch.zeros(1, 1)) for _ in range(100))
+
+    with caplog.at_level(logging.INFO):
+        fit(L1Penalty(0.1), module=module, logger=TensorBoardLogger(tmp_path))
+
+    assert "many.99" not in plan_of(caplog)
+    assert "and 48 more weights" in plan_of(caplog)
+    assert "many.99" in texts(tmp_path)["reg/setup/text_summary"]
+
+
+@pytest.mark.parametrize("penalty", [L2Penalty(0.1), ElasticNetPenalty(0.1)])
+def test_l2_beside_weight_decay_is_warned_of_once(fit, penalty):
+    module = Regressor(lambda parameters: torch.optim.SGD(parameters, lr=0.01, weight_decay=0.25))
+
+    expected = "weight_decay=0.25 both shrink the same weights"
+    with pytest.warns(UserWarning, match=expected) as warnings:
+        fit(penalty, module=module)
+
+    assert sum(expected in str(warning.message) for warning in warnings) == 1
+
+
+@pytest.mark.parametrize(
+    ("penalties", "names"),
+    [
+        ((L2Penalty(0.1), L2Penalty(0.1, select="network.head.*")), "L2Penalty"),
+        ((L2Penalty(0.1), L1Penalty(0.1), ElasticNetPenalty(0.1, mode="grad")), "L2Penalty and ElasticNetPenalty"),
+    ],
+    ids=["of one class", "of two classes"],
+)
+def test_several_penalties_beside_weight_decay_are_one_warning(fit, penalties, names):
+    module = Regressor(lambda parameters: torch.optim.SGD(parameters, lr=0.01, weight_decay=0.25))
+
+    with pytest.warns(UserWarning, match=f"^{names} and the optimizer's weight_decay=0.25") as warnings:
+        fit(*penalties, module=module)
+
+    assert sum("both shrink the same weights" in str(warning.message) for warning in warnings) == 1
+
+
+def test_of_different_weight_decays_the_largest_is_named(fit):
+    class TwoGroups(Regressor):
+        def configure_optimizers(self):
+            groups = [(self.network.head, 0.0), (self.network.encoder, 0.25), (self.network.conv, 0.125)]
+            return torch.optim.SGD(
+                [{"params": list(part.parameters()), "weight_decay": decay} for part, decay in groups]
+            )
+
+    with pytest.warns(UserWarning, match="weight_decay=0.25 both shrink the same weights"):
+        fit(L2Penalty(0.1), module=TwoGroups())
+
+
+@pytest.mark.parametrize(
+    "penalty",
+    [L1Penalty(0.1), ElasticNetPenalty(0.1, 1.0), L2Penalty(0.0), L2Penalty(0.1, select="network.head.*")],
+    ids=repr,
+)
+def test_no_warning_where_weight_decay_does_not_overlap(fit, penalty):
+    class TwoGroups(Regressor):
+        def configure_optimizers(self):
+            head = list(self.network.head.parameters())
+            others = [parameter for name, parameter in self.named_parameters() if "head" not in name]
+            decay = 0.0 if isinstance(penalty, L2Penalty) and penalty.select else 0.25
+            return torch.optim.SGD([{"params": head, "weight_decay": decay}, {"params": others, "weight_decay": 0.25}])
+
+    fit(penalty, module=TwoGroups())  # warnings are errors

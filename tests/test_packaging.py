@@ -1,0 +1,37 @@
+"""What the package promises to those who install it."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import lightning_reg
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def test_the_oldest_versions_that_are_tested_are_those_that_are_declared():
+    pinned = dict(re.findall(r"^([\w-]+)==(\S+)", (ROOT / "constraints-min.txt").read_text(), flags=re.MULTILINE))
+    declared = dict(re.findall(r"^([\w-]+)>=([\d.]+)", "\n".join(PROJECT["dependencies"]), flags=re.MULTILINE))
+
+    assert {name: pinned[name] for name in ("lightning", "tensorboard", "torchmetrics")} == {
+        name: declared[name] + ".0" * (2 - declared[name].count("."))
+        for name in ("lightning", "tensorboard", "torchmetrics")
+    }
+
+
+def test_the_malicious_releases_of_lightning_are_excluded():
+    (lightning,) = (requirement for requirement in PROJECT["dependencies"] if requirement.startswith("lightning"))
+
+    assert {"!=2.6.2", "!=2.6.3"} <= set(lightning.split(","))
+
+
+def test_the_changelog_has_a_section_for_the_next_version():
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+
+    assert PROJECT["version"].endswith(".dev0")
+    assert "## [Unreleased]" in changelog
+
+
+def test_types_are_shipped():
+    assert (Path(lightning_reg.__file__).parent / "py.typed").exists()
