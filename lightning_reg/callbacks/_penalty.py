@@ -59,7 +59,7 @@ class Penalty(Callback, ABC):
     """
 
     elementwise: ClassVar[bool] = False
-    """Whether `penalty` is a sum over entries, so that each rank can do its own; FSDP else gathers, FSDP1 refuses."""
+    """Whether `penalty` is a sum over entries, so that each rank can do its own; FSDP2 else gathers, FSDP1 refuses."""
 
     def __init__(
         self,
@@ -178,7 +178,7 @@ class Penalty(Callback, ABC):
         if strength and weights:
             with torch.set_grad_enabled(not run.add_gradient_later):
                 value = evaluate(self.penalty, weights, elementwise=self.elementwise)
-            # Not by `alpha`, which is rounded to the precision of the loss.
+            # No `alpha`: it would be rounded to the precision of the loss.
             loss.add_(_trainer.scale_loss(trainer, value * (strength * share)).to(loss.device))
         if ledger:
             ledger.penalties[run.name] = 0.0 if value is None else strength * value.detach()
@@ -248,4 +248,4 @@ def _penalties(trainer: Trainer) -> list[Penalty]:
 
 
 def _run_of(penalty: Penalty) -> Run | None:
-    return penalty._run  # noqa: SLF001  # private to users who subclass it, not to its own module
+    return penalty._run  # noqa: SLF001  # private to those who subclass it, not to its own module
