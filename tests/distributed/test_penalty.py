@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import MixedPrecision
@@ -269,6 +270,34 @@ def train_on_partial_gradients():
     )
     trainer.fit(PartialGradients(), loader())
     return keep.weights["network.weight"]
+
+
+class ShardedLoss(PartialGradients):
+    def training_step(self, batch, batch_idx):
+        return self.network.weight.sum()  # a DTensor, as with `loss_parallel`
+
+
+def refuse_a_sharded_loss():
+    """Run on each rank: return the error of a penalty in the loss."""
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=2,
+        strategy=ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=2),
+        callbacks=[L2Penalty(0.1)],
+        max_steps=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with pytest.raises(MisconfigurationException) as error:
+        trainer.fit(ShardedLoss(), loader())
+    return str(error.value)
+
+
+def test_a_loss_that_is_sharded_is_refused_with_the_remedy(pool):
+    for message in pool.run(refuse_a_sharded_loss):
+        assert 'a loss that is a DTensor. Use mode="grad"' in message
 
 
 def test_a_gradient_that_is_spread_as_parts_of_a_sum_gets_the_penalty_once(pool):

@@ -136,3 +136,12 @@ def test_gradients_may_lie_in_memory_in_another_order_than_weights(grad_format, 
     add_elementwise_gradient_([gradient], [weight], l1=0.3, l2=0.2)
 
     torch.testing.assert_close(gradient, 0.3 * weight.sign() + 0.4 * weight)
+
+
+def test_gradients_on_several_devices_are_added_to_each():
+    weights = [torch.tensor([1.0, -2.0]), torch.empty(3, device="meta")]
+    grads = [torch.zeros(2), torch.empty(3, device="meta")]
+
+    add_elementwise_gradient_(grads, weights, l1=0.5, l2=1.0)
+
+    torch.testing.assert_close(grads[0], torch.tensor([2.5, -4.5]))
