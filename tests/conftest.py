@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jsonargparse
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -56,6 +55,8 @@ def fit(trainer_of: Callable[..., Trainer]) -> Callable[..., dict[str, torch.Ten
 @pytest.fixture
 def callback_from_yaml() -> Callable[[str], Any]:
     """Return a function that builds a callback from its YAML as LightningCLI does."""
+
+    import jsonargparse  # here, for the tests that need a GPU also run where it is not installed
 
     def build(text: str) -> Any:
         parser = jsonargparse.ArgumentParser(exit_on_error=False)

@@ -3,8 +3,10 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -148,3 +150,15 @@ def weights_of(module: nn.Module) -> dict[str, Tensor]:
             yield name, full.detach().cpu().clone()
 
     return dict(named())
+
+
+class KeepWeights(Callback):
+    """Keeps the whole weights at the end of training, also of sharded modules."""
+
+    def on_train_end(self, trainer, pl_module):
+        if isinstance(trainer.strategy, FSDPStrategy):
+            with FullyShardedDataParallel.summon_full_params(trainer.model):
+                weights = weights_of(pl_module)
+        else:
+            weights = weights_of(pl_module)
+        self.weights = {name.replace("_fsdp_wrapped_module.", ""): weight for name, weight in weights.items()}

@@ -40,8 +40,7 @@ class Penalty(Callback, ABC):
         mode: `"loss"` adds the term to the loss before each backward pass. `"grad"` adds its gradient to `.grad` before
             each optimizer step, after unscaling and all-reduce and before Lightning's clipping: cheaper, and the one
             for manual optimization and FSDP1. Both train to the same weights.
-        schedule: :math:`s(t)`, a schedule or any callable from the number of optimizer steps so far to a factor >= 0.
-            Default: always 1.
+        schedule: :math:`s(t)`, a schedule or any callable from optimizer steps so far to a factor >= 0; 1 by default.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
@@ -226,8 +225,8 @@ class Penalty(Callback, ABC):
 
     def _ledger_if_read(self, trainer: Trainer, run: Run) -> Ledger | None:
         """Return where values go if they are read: to the first penalty, before which nothing has changed the loss."""
-        first = _run_of(_penalties(trainer)[0])
-        return first.ledger if first and _trainer.logs_now(trainer, first_step=run.first_step) else None
+        is_read = _trainer.logs_now(trainer, first_step=run.first_step)
+        return first.ledger if is_read and (first := _run_of(_penalties(trainer)[0])) else None
 
     @torch.no_grad()
     def _record(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -58,9 +58,8 @@ def gradients(weights: list[Tensor]) -> list[Tensor]:
             grad = weight.grad = torch.zeros_like(weight) if grad is None else grad.to_dense()
         grads.append(grad)
     if has_dtensors(grads):
-        grads = [as_placed(grad, weight) for grad, weight in zip(grads, weights, strict=True)]
-        for grad, weight in zip(grads, weights, strict=True):
-            weight.grad = grad
+        for index, weight in enumerate(weights):
+            grads[index] = weight.grad = as_placed(grads[index], weight)
     return grads
 
 

@@ -8,9 +8,7 @@ from torch import nn
 
 from lightning_reg import L1Penalty, L2Penalty, Penalty, Select
 from tests.models import Gan, Regressor, loader, weights_of
-from tests.reference import PENALTIES, assert_same_weights, train_by_hand
-
-both_modes = pytest.mark.parametrize("mode", ["loss", "grad"])
+from tests.reference import PENALTIES, assert_same_weights, both_modes, train_by_hand
 
 
 def squares(weights):

@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
@@ -14,13 +14,11 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
-from lightning_reg import L2Penalty, Linear, Penalty, Piecewise
-from tests.models import Regressor, loader, samples, weights_of
-from tests.reference import PENALTIES, assert_same_weights, train_by_hand
+from lightning_reg import L2Penalty, Linear, Piecewise
+from tests.models import KeepWeights, Quartic, Regressor, loader, samples, weights_of
+from tests.reference import PENALTIES, assert_same_weights, both_modes, train_by_hand
 
 pytestmark = pytest.mark.distributed
-
-both_modes = pytest.mark.parametrize("mode", ["loss", "grad"])
 
 
 class Network(nn.Module):
@@ -61,13 +59,6 @@ class Module(Regressor):
         fully_shard(self.network, mesh=mesh)
 
 
-class Quartic(Penalty):
-    """A penalty of the user's own."""
-
-    def penalty(self, weights):
-        return sum(weight.pow(4).sum() for weight in weights)
-
-
 MAKERS = {name: make for name, (make, _) in PENALTIES.items()} | {"own": lambda **kwargs: Quartic(0.1, **kwargs)}
 TERMS = {name: term for name, (_, term) in PENALTIES.items()} | {
     "own": lambda weights: 0.1 * sum(weight.pow(4).sum() for weight in weights)
@@ -88,16 +79,6 @@ STRATEGIES = {
     "static unused": lambda: DDPStrategy(static_graph=True),
     "fsdp2": lambda: ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
 }
-
-
-class KeepWeights(Callback):
-    def on_train_end(self, trainer, pl_module):
-        if isinstance(trainer.strategy, FSDPStrategy):
-            with FullyShardedDataParallel.summon_full_params(trainer.model):
-                weights = weights_of(pl_module)
-        else:
-            weights = weights_of(pl_module)
-        self.weights = {name.replace("_fsdp_wrapped_module.", ""): weight for name, weight in weights.items()}
 
 
 def train(name, mode, strategy, settings):

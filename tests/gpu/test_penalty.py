@@ -3,14 +3,14 @@
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import nn
 
 from lightning_reg import ElasticNetPenalty, L1Penalty, L2Penalty, Linear
 from lightning_reg.functional import l1_norm, squared_l2_norm
-from tests.models import Regressor, Silent, loader, weights_of
-from tests.reference import PENALTIES, assert_same_weights, train_by_hand
+from tests.models import KeepWeights, Regressor, Silent, loader, weights_of
+from tests.reference import PENALTIES, assert_same_weights, both_modes, every_penalty, train_by_hand
 
 pytestmark = [
     pytest.mark.gpu,
@@ -18,9 +18,6 @@ pytestmark = [
     # Those of NCCL, FSDP1 and the compiler differ from one version of torch to the next.
     pytest.mark.filterwarnings("ignore"),
 ]
-
-both_modes = pytest.mark.parametrize("mode", ["loss", "grad"])
-every_penalty = pytest.mark.parametrize("name", PENALTIES)
 
 
 def adam(parameters):
@@ -31,34 +28,13 @@ def fused_adam(parameters):
     return torch.optim.Adam(parameters, lr=0.01, fused=True)
 
 
-class AtTheEnd(Callback):
-    """Keeps the whole weights, also of sharded modules."""
-
-    def on_train_end(self, trainer, pl_module):
-        if isinstance(trainer.strategy, FSDPStrategy):
-            with torch.distributed.fsdp.FullyShardedDataParallel.summon_full_params(trainer.model):
-                self.weights = weights_of(pl_module)
-        else:
-            self.weights = weights_of(pl_module)
-
-
 @pytest.fixture
-def fit(tmp_path):
+def fit(trainer_of):
     def run(*callbacks, module=None, **settings):
-        end = AtTheEnd()
-        defaults = {
-            "accelerator": "gpu",
-            "devices": 1,
-            "max_epochs": 2,
-            "logger": False,
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "log_every_n_steps": 1,
-        }
-        trainer = Trainer(callbacks=[*callbacks, end], **(defaults | settings))
+        keep = KeepWeights()
+        trainer = trainer_of(*callbacks, keep, accelerator="gpu", devices=1, **settings)
         trainer.fit(Regressor() if module is None else module, loader())
-        return {name.replace("_fsdp_wrapped_module.", ""): weight for name, weight in end.weights.items()}
+        return keep.weights
 
     return run
 
