@@ -49,3 +49,11 @@ def one_of(name: str, value: object, choices: tuple[str, ...]) -> str:
         msg = f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}."
         raise ValueError(msg)
     return value
+
+
+def dimension(name: str, value: object) -> int | None:
+    """Return `value` if it is an int, or `None` for no dimension."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        msg = f"`{name}` must be an int or None, got {value!r} of type {type(value).__name__}."
+        raise TypeError(msg)
+    return value

@@ -25,7 +25,7 @@ PUBLIC = [
     "early_dropout",
     "late_dropout",
 ]
-FUNCTIONAL = ["elastic_net", "l1_norm", "squared_l2_norm"]
+FUNCTIONAL = ["elastic_net", "l1_norm", "sparsity", "squared_l2_norm"]
 SCHEDULES = [
     "Constant",
     "Cosine",

@@ -48,7 +48,7 @@ def sum_over_shards(term: Callable[[list[Tensor]], Tensor], weights: Iterable[Te
 
     """
     total = None
-    for (_, spread), parts in _by_layout(list(weights)).items():
+    for (_, spread), (_, parts) in _by_layout(list(weights)).items():
         value = term(parts)
         if spread:
             everywhere = value.detach().clone()
@@ -59,14 +59,44 @@ def sum_over_shards(term: Callable[[list[Tensor]], Tensor], weights: Iterable[Te
     return torch.zeros(()) if total is None else total
 
 
-def _by_layout(weights: list[Tensor]) -> dict[tuple[torch.device, tuple[ProcessGroup, ...]], list[Tensor]]:
+@torch.no_grad()
+def sum_each_over_shards(term: Callable[[list[Tensor]], Tensor], weights: list[Tensor]) -> Tensor:
+    """Return `term` of every weight by itself, shape (weights,), the same on every rank; no gradient.
+
+    One collective call for all weights that are spread alike.
+
+    Args:
+        term: From plain tensors on one device to one value each, shape (tensors,), a sum over the entries.
+        weights: Plain tensors and `DTensor`s, at least one.
+
+    """
+    values: list[Tensor] = []
+    order: list[int] = []
+    for (_, spread), (positions, parts) in _by_layout(weights).items():
+        value = term(parts)
+        for group in spread:
+            torch.distributed.all_reduce(value, group=group)
+        values.append(value.to(values[0].device) if values else value)
+        order += positions
+    joined = torch.cat(values)
+    return joined if order == sorted(order) else joined[sorted(range(len(order)), key=order.__getitem__)]
+
+
+_Layout = tuple[torch.device, tuple[ProcessGroup, ...]]
+
+
+def _by_layout(weights: list[Tensor]) -> dict[_Layout, tuple[list[int], list[Tensor]]]:
     """Sort the local parts of `weights` by device and by the process groups over whose ranks each is spread.
 
     A mesh dimension over which a weight is replicated is no such group, so nothing is counted twice.
+
+    Returns:
+        For each layout the positions in `weights`, and the parts.
+
     """
-    parts: dict[tuple[torch.device, tuple[ProcessGroup, ...]], list[Tensor]] = {}
+    layouts: dict[_Layout, tuple[list[int], list[Tensor]]] = {}
     some_sharded = has_dtensors(weights)
-    for weight in weights:
+    for position, weight in enumerate(weights):
         spread: tuple[ProcessGroup, ...] = ()
         if some_sharded and has_dtensors([weight]):
             mesh = weight.device_mesh  # type: ignore[attr-defined]
@@ -75,5 +105,7 @@ def _by_layout(weights: list[Tensor]) -> dict[tuple[torch.device, tuple[ProcessG
                 for dimension, placement in enumerate(weight.placements)  # type: ignore[attr-defined]
                 if not placement.is_replicate()
             )
-        parts.setdefault((weight.device, spread), []).append(local_part(weight) if some_sharded else weight)
-    return parts
+        positions, parts = layouts.setdefault((weight.device, spread), ([], []))
+        positions.append(position)
+        parts.append(local_part(weight) if some_sharded else weight)
+    return layouts

@@ -1,0 +1,68 @@
+"""What the monitors want to know of every weight by itself: many weights, few kernel calls, no synchronisation."""
+
+import torch
+from torch import Tensor
+
+from lightning_reg.functional._groups import group_size, in_memory_order
+from lightning_reg.functional._shards import sum_each_over_shards, whole
+
+# Entries of one sum of squares in float32, which is a plain loop on a CPU: over 2^17 equal ones it is off by 1e-4.
+_SQUARE_ENTRIES = 1 << 10
+# Below this, summing in float64 costs less than the calls that do without.
+_SMALL_ENTRIES = 1 << 14
+_EUCLIDEAN = 2
+
+
+def power_sums(weights: list[Tensor], p: float) -> Tensor:
+    """Return the sum of abs(w)^`p` of each weight, shape (weights,); of a sharded one over all ranks."""
+    return sum_each_over_shards(lambda parts: _power_sums(parts, p), weights)
+
+
+def zero_counts(weights: list[Tensor], threshold: float, dim: int | None) -> Tensor:
+    """Return for each weight how many entries have abs(w) <= `threshold`, shape (weights,), in int64.
+
+    With `dim`, how many slices along that dimension consist of such entries alone. NaN is no zero.
+    """
+    if dim is None:
+        return sum_each_over_shards(lambda parts: torch.stack([_zeros(part, threshold) for part in parts]), weights)
+    return torch.stack([_zero_slices(weight, threshold, dim).to(weights[0].device) for weight in weights])
+
+
+def _power_sums(weights: list[Tensor], p: float) -> Tensor:
+    weights = [weight.abs() if weight.is_complex() else weight for weight in weights]
+    if weights[0].device.type != "cpu":
+        double = any(weight.dtype == torch.float64 for weight in weights)
+        norms = torch._foreach_norm(weights, p, dtype=torch.float64 if double else torch.float32)
+        return torch.stack(list(norms)).pow(p)
+    sums: list[Tensor] = []
+    for weight in weights:
+        if p == _EUCLIDEAN and weight.dtype == torch.float32 and weight.numel() > _SMALL_ENTRIES:
+            sums.append(_square_sum(weight))
+        else:
+            sums.append(torch.linalg.vector_norm(weight, p, dtype=torch.float64).pow(p))
+    return torch.stack(sums)
+
+
+def _square_sum(weight: Tensor) -> Tensor:
+    flat = in_memory_order([weight])[0].reshape(-1)
+    rows = flat.numel() - flat.numel() % _SQUARE_ENTRIES
+    norms = torch.linalg.vector_norm(flat[:rows].view(-1, _SQUARE_ENTRIES), dim=1)
+    rest = torch.linalg.vector_norm(flat[rows:], dtype=torch.float64)
+    return torch.cat([norms, rest.reshape(1)]).square().sum()
+
+
+def _zeros(weight: Tensor, threshold: float) -> Tensor:
+    if not threshold:
+        return weight.numel() - torch.count_nonzero(weight)
+    # In parts, whose temporaries stay in the cache.
+    flat = in_memory_order([weight])[0].reshape(-1)
+    parts = torch.split(flat, group_size([weight]))
+    return torch.stack([(part.abs() <= threshold).sum() for part in parts]).sum()
+
+
+@torch.no_grad()
+def _zero_slices(weight: Tensor, threshold: float, dim: int) -> Tensor:
+    others = [other for other in range(weight.ndim) if other != dim % weight.ndim]
+    # Of a `DTensor` too: the sum goes over the ranks that hold parts of a slice.
+    counts = (~(weight.abs() <= threshold)).sum(others) if others else ~(weight.abs() <= threshold)
+    return (whole(counts) == 0).sum()
