@@ -25,7 +25,15 @@ PUBLIC = [
     "early_dropout",
     "late_dropout",
 ]
-FUNCTIONAL = ["elastic_net", "l1_norm", "sparsity", "squared_l2_norm"]
+FUNCTIONAL = [
+    "conv_norm_bound",
+    "elastic_net",
+    "l1_norm",
+    "matrix_norm",
+    "operator_norm_estimate",
+    "sparsity",
+    "squared_l2_norm",
+]
 SCHEDULES = [
     "Constant",
     "Cosine",

@@ -3,5 +3,14 @@
 from lightning_reg.functional.elastic_net import elastic_net
 from lightning_reg.functional.norms import l1_norm, squared_l2_norm
 from lightning_reg.functional.sparsity import sparsity
+from lightning_reg.functional.spectral import conv_norm_bound, matrix_norm, operator_norm_estimate
 
-__all__ = ["elastic_net", "l1_norm", "sparsity", "squared_l2_norm"]
+__all__ = [
+    "conv_norm_bound",
+    "elastic_net",
+    "l1_norm",
+    "matrix_norm",
+    "operator_norm_estimate",
+    "sparsity",
+    "squared_l2_norm",
+]
