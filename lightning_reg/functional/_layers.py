@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lightning_reg.functional._convolution import Sizes, convolution_of
 from lightning_reg.functional._frequencies import certified_bound
-from lightning_reg.functional._singular import wide
+from lightning_reg.functional._singular import reported
 from lightning_reg.functional.spectral import matrix_norm
 
 
@@ -36,7 +36,7 @@ def layer_map(module: nn.Module, weight: Tensor, input_size: Sizes | None = None
         ValueError: If a convolution has no `input_size`.
 
     """
-    weight = wide(weight)
+    weight = weight.to(reported(weight))
     layer = convolution_of(module, weight)
     if layer is None:
         return matrix_map(kernel_matrix(module, weight))

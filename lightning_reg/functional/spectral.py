@@ -15,7 +15,7 @@ from lightning_reg.functional._singular import largest_singular_value, reported,
 def matrix_norm(weight: Tensor) -> Tensor:
     r"""Return the spectral norm of a matrix, its largest singular value :math:`\sigma(W)`.
 
-    Exact up to rounding, on either side of the truth (relative 1e-6 in float32): the square root of the largest
+    Exact up to rounding, on either side of the truth (relative 2e-6 in float32): the square root of the largest
     eigenvalue of the smaller of :math:`W W^T` and :math:`W^T W`. Differentiable: the gradient is :math:`u v^T` with
     the singular vectors; one of the subgradients where the largest singular value is repeated; 0 for a zero matrix.
 
@@ -145,7 +145,7 @@ def operator_norm_estimate(  # noqa: PLR0913  # the map, the method, and where i
     r"""Estimate the operator norm of a linear map, :math:`\max_x \|A x\|_2 / \|x\|_2`, from below.
 
     A lower estimate: :math:`\|A^T u\|` for a unit vector u, never above the truth but for rounding (relative 1e-6 in
-    float32; 1e-3 where convolutions run in TF32). How far below depends on the map and the start: from a random start 5
+    float32; 1e-3 where products run in TF32). How far below depends on the map and the start: from a random start 5
     iterations find about 0.95 of a convolution's norm, 20 about 0.997; from the state of 10 training steps ago 5
     iterations are usually within 0.5 %. `method="lanczos"` is far better than "power" for the same number of products.
 

@@ -87,11 +87,14 @@ def test_low_precision_of_products_does_not_reach_the_norm():
     torch.set_float32_matmul_precision("medium")
     try:
         norm, bound = matrix_norm(matrix), conv_norm_bound(matrix[..., None])
+        apply, adjoint, shape = layer_map(nn.Linear(30, 40), matrix.bfloat16())
+        estimate, _ = operator_norm_estimate(apply, shape, iterations=20, adjoint=adjoint)
     finally:
         torch.set_float32_matmul_precision("highest")
 
     assert norm.dtype == bound.dtype == torch.float32
     torch.testing.assert_close(norm, expected, rtol=2e-6, atol=0)
+    torch.testing.assert_close(estimate, expected, rtol=1e-2, atol=0)
     torch.testing.assert_close(bound, expected, rtol=2e-5, atol=0)
 
 
