@@ -1,6 +1,6 @@
 """Regularization for PyTorch Lightning: callbacks that mean the same in every way of training."""
 
-from lightning_reg.callbacks import ElasticNetPenalty, L1Penalty, L2Penalty, Penalty
+from lightning_reg.callbacks import ElasticNetPenalty, L1Penalty, L2Penalty, Penalty, RegularizationMonitor
 from lightning_reg.schedules import (
     Constant,
     Cosine,
@@ -24,6 +24,7 @@ __all__ = [
     "Linear",
     "Penalty",
     "Piecewise",
+    "RegularizationMonitor",
     "Select",
     "Sequence",
     "curriculum_dropout",

@@ -1,5 +1,6 @@
 """Lightning callbacks."""
 
+from lightning_reg.callbacks.monitor import RegularizationMonitor
 from lightning_reg.callbacks.penalty import ElasticNetPenalty, L1Penalty, L2Penalty, Penalty
 
-__all__ = ["ElasticNetPenalty", "L1Penalty", "L2Penalty", "Penalty"]
+__all__ = ["ElasticNetPenalty", "L1Penalty", "L2Penalty", "Penalty", "RegularizationMonitor"]

@@ -1,4 +1,4 @@
-"""The largest singular value of a linear map that is known by its products only, from a Krylov space."""
+"""Largest singular values of linear maps that are known by their products only, from Krylov spaces."""
 
 import math
 from collections.abc import Callable
@@ -12,98 +12,108 @@ _NOISE = 1e-3
 _POWERS = 7
 
 
-def start_vector(shape: tuple[int, ...], state: Tensor | None, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return a unit vector near `state`, or a random one for None or for a state that is zero or not finite.
+def start_vectors(shape: tuple[int, ...], states: Tensor | None, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a unit vector near each of `states`; a random one for None, or for a state that is zero or not finite.
 
     Always the same noise, from a generator of its own: ranks agree, a resumed run repeats, the global one is untouched.
+
+    Args:
+        shape: That of `states` and of the result, (vectors, ...).
+        states: Singular vectors found before.
+        dtype: That of the result.
+        device: That of the result.
+
     """
-    noise = torch.empty(shape, dtype=dtype, device=device)
+    noise = torch.empty(shape[1:], dtype=dtype, device=device)
     noise.uniform_(-1, 1, generator=torch.Generator(device).manual_seed(0))
-    if state is None:
-        return _unit(noise)
-    warm = _unit(state.to(dtype=dtype, device=device)).nan_to_num(0, 0, 0)
-    return _unit(torch.add(warm, noise, alpha=_NOISE * math.sqrt(3 / noise.numel())))
+    if states is None:
+        return _units(noise.expand(shape))
+    warm = _units(states.to(dtype=dtype, device=device)).nan_to_num(0, 0, 0)
+    return _units(torch.add(warm, noise, alpha=_NOISE * math.sqrt(3 / max(1, noise.numel()))))
 
 
-def singular_pair(
+def singular_pairs(
     apply: Callable[[Tensor], Tensor],
     adjoint: Callable[[Tensor], Tensor],
-    start: Tensor,
+    starts: Tensor,
     iterations: int,
     *,
     krylov: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Estimate the largest singular value from below with `iterations` products with the map and with its adjoint.
+    """Estimate largest singular values from below with `iterations` products with each map and with its adjoint.
 
-    The best vector of the Krylov space of A^T A and `start`, as Golub-Kahan-Lanczos finds it, then a power iteration.
-    Nothing waits for the device. Where the space ends early, its further vectors are zero and change nothing.
+    The best vector of the Krylov space of A^T A and a start, as Golub-Kahan-Lanczos finds it, then a power iteration.
+    Nothing waits for the device. Where the space ends early, its further vectors are zero and change nothing. A map
+    that is not finite leaves the others alone.
 
     Args:
-        apply: The linear map A.
-        adjoint: Its adjoint A^T.
-        start: A unit vector.
+        apply: Maps A of one shape, each on a vector of its own: from (maps, ...) to (maps, ...).
+        adjoint: Their adjoints A^T.
+        starts: A unit vector for each map, shape (maps, ...).
         iterations: >= 1.
         krylov: False for plain power iteration, which keeps only the newest vector.
 
     Returns:
-        sigma, shape (), and unit vectors u and v with sigma = <u, A v>, v of the shape of `start`. If A is zero or not
-        finite, sigma is 0 or NaN, u is zero or not finite, and v is `start`.
+        sigma, shape (maps,), and unit vectors u and v, shape (maps, ...), with sigma = <u, A v>. If a map is zero or
+        not finite, its sigma is 0 or NaN, its u is zero or not finite, and its v is the start.
 
     """
-    image = apply(start)
+    image = apply(starts)
     # Products with weights of 1e-25 have squares that are zero in float32: work on A / scale.
-    scale = torch.linalg.vector_norm(image, math.inf) + torch.finfo(image.dtype).tiny
-    vectors = start.new_zeros(iterations if krylov else 1, start.numel())
-    images = image.new_zeros(len(vectors), image.numel())
-    vectors[0], images[0] = start.flatten(), image.flatten() / scale
+    scale = torch.linalg.vector_norm(image.flatten(1), math.inf, dim=1, keepdim=True) + torch.finfo(image.dtype).tiny
+    vectors = starts.new_zeros(len(starts), iterations if krylov else 1, starts[0].numel())
+    images = image.new_zeros(len(starts), vectors.shape[1], image[0].numel())
+    vectors[:, 0], images[:, 0] = starts.flatten(1), image.flatten(1) / scale
     for index in range(1, iterations):
         newest = index if krylov else 0
-        vector = adjoint(images[newest - 1 if krylov else 0].view_as(image)).flatten() / scale
-        vectors[newest] = _new_direction(vector, vectors) if krylov else _unit(vector)
-        images[newest] = apply(vectors[newest].view_as(start)).flatten() / scale
-    best = _largest_eigenvector(images @ images.mT) @ images if len(images) > 1 else images[0]
-    u = _unit(best).view_as(image)
-    v = adjoint(u) / scale
-    sigma: Tensor = torch.linalg.vector_norm(v)
+        vector = adjoint(images[:, newest - 1 if krylov else 0].view_as(image)).flatten(1) / scale
+        vectors[:, newest] = _new_directions(vector, vectors) if krylov else _units(vector)
+        images[:, newest] = apply(vectors[:, newest].view_as(starts)).flatten(1) / scale
+    best = _largest_eigenvectors(images @ images.mT) @ images if images.shape[1] > 1 else images
+    u = _units(best[:, 0])
+    v = adjoint(u.view_as(image)).flatten(1) / scale
+    sigma: Tensor = torch.linalg.vector_norm(v, dim=1, keepdim=True)
     usable = sigma.gt(0) & sigma.isfinite()
-    v = torch.where(usable, v / torch.where(usable, sigma, 1), start)
-    return sigma * scale, u, v
+    v = torch.where(usable, v / torch.where(usable, sigma, 1), starts.flatten(1))
+    return (sigma * scale)[:, 0], u.view_as(image), v.view_as(starts)
 
 
-def _unit(vector: Tensor) -> Tensor:
-    """Return `vector` over its norm; zero stays zero."""
-    norm: Tensor = torch.linalg.vector_norm(vector)
-    return vector / (norm + torch.finfo(vector.dtype).tiny)
+def _units(vectors: Tensor) -> Tensor:
+    """Return each vector over its norm; zero stays zero."""
+    norms: Tensor = torch.linalg.vector_norm(vectors.flatten(1), dim=1)
+    return vectors / (norms + torch.finfo(vectors.dtype).tiny).view(-1, *[1] * (vectors.ndim - 1))
 
 
-def _new_direction(vector: Tensor, basis: Tensor) -> Tensor:
-    """Return the unit vector along the part of `vector` that is orthogonal to the rows of `basis`; zero if none is.
+def _new_directions(vectors: Tensor, bases: Tensor) -> Tensor:
+    """Return the unit vector along the part of each vector that is orthogonal to the rows of its basis, or zero.
 
     The second pass removes what rounding left. Only if all was rounding does it take away much, and then the space of
     the map is exhausted.
     """
-    transposed = basis.mT
-    vector = _unit(torch.addmv(vector, transposed, basis @ vector, alpha=-1))
-    vector = torch.addmv(vector, transposed, basis @ vector, alpha=-1)
-    kept = torch.linalg.vector_norm(vector)
+    transposed = bases.mT
+    columns = vectors[:, :, None]
+    columns = _units(torch.baddbmm(columns, transposed, bases @ columns, alpha=-1))
+    columns = torch.baddbmm(columns, transposed, bases @ columns, alpha=-1)
+    kept = torch.linalg.vector_norm(columns, dim=1, keepdim=True)
     # Anything well between rounding and 1 tells them apart.
-    direction: Tensor = vector * (kept.gt(0.5) / (kept + torch.finfo(vector.dtype).tiny))
-    return direction
+    directions: Tensor = columns * (kept.gt(0.5) / (kept + torch.finfo(vectors.dtype).tiny))
+    return directions[:, :, 0]
 
 
-def _largest_eigenvector(gram: Tensor) -> Tensor:
-    """Return an eigenvector of the largest eigenvalue of a small positive matrix.
+def _largest_eigenvectors(grams: Tensor) -> Tensor:
+    """Return an eigenvector of the largest eigenvalue of each small positive matrix, shape (matrices, 1, entries).
 
     By squaring: `torch.linalg.eigh` would wait for the device, and raise for NaN. Where two eigenvalues are too close
     to be told apart, either vector serves.
     """
-    power, tiny = gram, torch.finfo(gram.dtype).tiny
+    power, tiny = grams, torch.finfo(grams.dtype).tiny
     for _ in range(_POWERS):
-        power = power / (torch.linalg.vector_norm(power) + tiny)
+        power = power / (torch.linalg.vector_norm(power, dim=(1, 2), keepdim=True) + tiny)
         power = power @ power
         power = power @ power
         power = power @ power
-    return power.index_select(1, power.diagonal().argmax(keepdim=True)).flatten()
+    rows = power.diagonal(dim1=1, dim2=2).argmax(1)
+    return power.take_along_dim(rows[:, None, None], 1)
 
 
 def adjoint_of(apply: Callable[[Tensor], Tensor], example: Tensor) -> Callable[[Tensor], Tensor]:

@@ -1,70 +1,98 @@
 """Layers as linear maps, for those who control or watch their norms."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from lightning_reg.functional._convolution import Sizes, convolution_of
+from lightning_reg.functional._convolution import Convolution, Sizes, convolution_of
 from lightning_reg.functional._frequencies import certified_bound
 from lightning_reg.functional._singular import reported
 from lightning_reg.functional.spectral import matrix_norm
 
+_GRID = 16
 
-class LinearMap(NamedTuple):
-    """A linear map between tensors without a batch dimension; both ways differentiable in the weight."""
 
+@dataclass(frozen=True)
+class Layer:
+    """A weight at one moment."""
+
+    name: str
+    tensor: Tensor
+    module: nn.Module | None = None
+    """The one it sits in, if that is known."""
+
+    def convolution(self) -> Convolution | None:
+        """Return the convolution whose kernel the weight is, if it is one."""
+        module = self.module
+        if not isinstance(module, nn.modules.conv._ConvNd):  # noqa: SLF001  # their common class has no public name
+            return None
+        return convolution_of(module, self.tensor) if self.tensor.ndim == len(module.kernel_size) + 2 else None
+
+    def matrix(self) -> Tensor:
+        """Return the weight as a matrix with a row for each output, as torch's own spectral normalization reshapes it.
+
+        A vector is one column. Half precision becomes float32, a complex matrix the real one of the same norm.
+        """
+        weight = self.tensor.reshape(*self.tensor.shape, *[1] * (2 - self.tensor.ndim))
+        transposed = isinstance(self.module, nn.modules.conv._ConvTransposeNd)  # noqa: SLF001  # has no public name
+        matrix = (weight.transpose(0, 1) if transposed else weight).flatten(1)
+        if matrix.is_complex():
+            rows = torch.cat([matrix.real, -matrix.imag], 1), torch.cat([matrix.imag, matrix.real], 1)
+            matrix = torch.cat(rows)
+        return matrix.to(reported(matrix))
+
+    def norm_bound(self, input_size: Sizes | None = None) -> Tensor:
+        """Return the norm of a matrix (exact), or `conv_norm_bound` of a convolution, shape ()."""
+        convolution = self.convolution()
+        if convolution is None:
+            return matrix_norm(self.matrix())
+        return certified_bound(self.tensor, convolution, input_size, _GRID)
+
+
+class LinearMaps(NamedTuple):
+    """Linear maps of one shape, each on a vector of its own, with the names of the layers whose they are."""
+
+    names: list[str]
     apply: Callable[[Tensor], Tensor]
+    """From (maps, ...) to (maps, ...)."""
     adjoint: Callable[[Tensor], Tensor]
-    input_shape: Sizes
+    shape: Sizes
+    """Of the argument of `apply`."""
+    dtype: torch.dtype
+    device: torch.device
 
 
-def is_convolution(module: nn.Module) -> bool:
-    """Tell whether `module` is a convolutional layer: the only ones whose norm depends on the size of the input."""
-    return isinstance(module, nn.modules.conv._ConvNd)  # noqa: SLF001  # their common class has no public name
-
-
-def layer_map(module: nn.Module, weight: Tensor, input_size: Sizes | None = None) -> LinearMap:
-    """Return what `module` does with `weight`, without its bias: its adjoint is exact.
-
-    Args:
-        module: A convolutional layer, or any other whose `weight` is a matrix (Linear, Embedding, LSTM, attention).
-        weight: The weight to use, which need not be the module's own. Half precision becomes float32.
-        input_size: Spatial size of the input of a convolution.
-
-    Raises:
-        ValueError: If a convolution has no `input_size`.
-
-    """
-    weight = weight.to(reported(weight))
-    layer = convolution_of(module, weight)
-    if layer is None:
-        return matrix_map(kernel_matrix(module, weight))
-    if input_size is None:
-        msg = "`input_size` must be given for a convolution."
-        raise ValueError(msg)
-    channels = weight.shape[0] if layer.transposed else weight.shape[1] * layer.groups
-    return LinearMap(
-        lambda image: layer.forward(weight, image[None], input_size)[0],
-        lambda image: layer.adjoint(weight, image[None], input_size)[0],
-        (channels, *input_size),
+def matrix_maps(names: list[str], matrices: Tensor) -> LinearMaps:
+    """Return the products with `matrices`, shape (maps, rows, columns)."""
+    return LinearMaps(
+        names,
+        lambda vectors: (matrices @ vectors.unsqueeze(-1)).squeeze(-1),
+        lambda vectors: (matrices.mH @ vectors.unsqueeze(-1)).squeeze(-1),
+        (matrices.shape[0], matrices.shape[2]),
+        matrices.dtype,
+        matrices.device,
     )
 
 
-def matrix_map(matrix: Tensor) -> LinearMap:
-    """Return the product with `matrix`."""
-    return LinearMap(lambda vector: matrix @ vector, lambda vector: matrix.mT @ vector, (matrix.shape[1],))
+def convolution_map(layer: Layer, convolution: Convolution, input_size: Sizes) -> LinearMaps:
+    """Return what a convolutional layer does, without its bias, to images of `input_size`; its adjoint is exact."""
+    weight = layer.tensor.to(reported(layer.tensor))
+    channels = weight.shape[0] if convolution.transposed else weight.shape[1] * convolution.groups
+    return LinearMaps(
+        [layer.name],
+        lambda images: convolution.forward(weight, images, input_size),
+        lambda images: convolution.adjoint(weight, images, input_size),
+        (1, channels, *input_size),
+        weight.dtype,
+        weight.device,
+    )
 
 
-def kernel_matrix(module: nn.Module, weight: Tensor) -> Tensor:
-    """Return `weight` as a matrix with a row for each output, as torch's own spectral normalization reshapes it."""
-    transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)  # noqa: SLF001  # has no public name
-    return (weight.transpose(0, 1) if transposed else weight).flatten(1)
-
-
-def layer_bound(module: nn.Module, weight: Tensor, input_size: Sizes | None = None, grid: int = 16) -> Tensor:
-    """Return `matrix_norm` (exact) or `conv_norm_bound` (from above) of what `module` does with `weight`, shape ()."""
-    layer = convolution_of(module, weight)
-    if layer is None:
-        return matrix_norm(kernel_matrix(module, weight))
-    return certified_bound(weight, layer, input_size, grid)
+def image_size(convolution: Convolution, pixels: int) -> Sizes:
+    """Return an image size of `pixels` a side, or more where the kernel or its padding ask for it."""
+    spans = [d * (k - 1) + 1 for k, d in zip(convolution.kernel, convolution.dilation, strict=True)]
+    pads = map(max, convolution.before, convolution.after)
+    return tuple(max(pixels, span, pad + 1) for span, pad in zip(spans, pads, strict=True))

@@ -8,7 +8,7 @@ from torch import Tensor
 from lightning_reg import _checks
 from lightning_reg.functional._convolution import convolution, sizes
 from lightning_reg.functional._frequencies import certified_bound
-from lightning_reg.functional._lanczos import adjoint_of, singular_pair, start_vector
+from lightning_reg.functional._lanczos import adjoint_of, singular_pairs, start_vectors
 from lightning_reg.functional._singular import largest_singular_value, reported, wide, without_autocast
 
 
@@ -197,7 +197,14 @@ def operator_norm_estimate(  # noqa: PLR0913  # the map, the method, and where i
     device = torch.device(device or "cpu")
     # Lightning validates in inference mode, where autograd finds no adjoint.
     with torch.inference_mode(False), torch.no_grad(), without_autocast(device):  # noqa: FBT003  # torch's
-        start = start_vector(shape, state, dtype or torch.get_default_dtype(), device)
-        adjoint = adjoint or adjoint_of(apply, start)
-        estimate, _, vector = singular_pair(apply, adjoint, start, iterations, krylov=method == "lanczos")
-    return estimate, vector
+        states = None if state is None else state[None]
+        starts = start_vectors((1, *shape), states, dtype or torch.get_default_dtype(), device)
+        back = adjoint or adjoint_of(apply, starts[0])
+        estimates, _, vectors = singular_pairs(
+            lambda batch: apply(batch[0])[None],
+            lambda batch: back(batch[0])[None],
+            starts,
+            iterations,
+            krylov=method == "lanczos",
+        )
+    return estimates[0], vectors[0]

@@ -1,32 +1,16 @@
 """What is logged: values of the objective as it is written, for TensorBoard and for other callbacks."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins import MixedPrecision
-from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
-from tensorboard.util import tensor_util
 
 from lightning_reg import L1Penalty, L2Penalty, Linear, Penalty
+from tests.event_files import scalars
 from tests.models import Gan, Regressor, loader
 from tests.reference import both_modes
-
-
-def scalars(folder: Path) -> dict[str, dict[int, float]]:
-    """Read every scalar of the event files below `folder`: tag -> step -> value."""
-    found: dict[str, dict[int, float]] = {}
-    for file in sorted(folder.rglob("events.out.tfevents.*")):
-        for event in EventFileLoader(str(file)).Load():
-            for value in event.summary.value:
-                if value.metadata.plugin_data.plugin_name == "scalars":
-                    steps = found.setdefault(value.tag, {})
-                    assert event.step not in steps, f"{value.tag} written twice at step {event.step}"
-                    steps[event.step] = tensor_util.make_ndarray(value.tensor).item()
-    return found
 
 
 class Recorder(Callback):

@@ -11,7 +11,7 @@ from scipy.sparse.linalg import LinearOperator, svds
 from torch import nn
 
 from lightning_reg.functional import _frequencies, conv_norm_bound, operator_norm_estimate
-from lightning_reg.functional._layers import layer_bound, layer_map
+from tests.functional.layer_maps import layer_bound, layer_map
 
 LAYERS = {
     (1, False): nn.Conv1d,
@@ -290,10 +290,3 @@ def test_arguments_that_make_no_convolution_are_refused(weight, arguments, error
 def test_a_complex_kernel_is_refused():
     with pytest.raises(TypeError, match=r"`weight` must be real, got torch\.complex64"):
         conv_norm_bound(torch.ones(2, 2, 3, dtype=torch.complex64))
-
-
-def test_a_convolution_has_no_map_without_the_size_of_its_input():
-    layer = nn.Conv1d(1, 1, 3)
-
-    with pytest.raises(ValueError, match="`input_size` must be given for a convolution"):
-        layer_map(layer, layer.weight)
