@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Mapping
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_reg.callbacks import _trainer
@@ -34,6 +35,15 @@ def write_scalars(trainer: Trainer, values: Mapping[str, float], step: int) -> N
     for logger in trainer.loggers:
         if not _is_tensorboard(logger):
             logger.log_metrics(dict(values), step=step)
+
+
+def log_for_callbacks(pl_module: LightningModule, values: Mapping[str, Tensor | float]) -> None:
+    """Log a few numbers for other callbacks, as `trainer.callback_metrics`.
+
+    Not for the loggers: Lightning would write old values as those of the last step if a later hook stops training.
+    """
+    # A batch size of 1 keeps Lightning from searching the batch for one; it matters only for means over an epoch.
+    pl_module.log_dict(dict(values), on_step=True, on_epoch=False, logger=False, batch_size=1)
 
 
 def _is_tensorboard(logger: Logger) -> bool:

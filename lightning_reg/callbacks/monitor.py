@@ -13,6 +13,7 @@ from typing_extensions import override
 from lightning_reg import _checks
 from lightning_reg.callbacks import _compatibility, _plan, _trainer
 from lightning_reg.callbacks._dashboard import write_hyperparameters, write_layout
+from lightning_reg.callbacks._loggers import log_for_callbacks
 from lightning_reg.callbacks._record import Record
 from lightning_reg.metrics import Sparsity, SpectralNorm, WeightNorm
 from lightning_reg.metrics._reading import layer_name
@@ -131,9 +132,7 @@ layout=True, hparams=True)
         record.last_step = _trainer.log_step(trainer)
         if not _trainer.logs_now(trainer, first_step=first):
             return
-        # For other callbacks only: Lightning would write an old value as that of the last step if a later hook stops
-        # training. A batch size of 1 keeps it from searching the batch for one.
-        pl_module.log_dict(record.measure().summary, on_step=True, on_epoch=False, logger=False, batch_size=1)
+        log_for_callbacks(pl_module, record.measure().summary)
         if _trainer.writes_now(trainer) or record.last_step == 0:
             record.write(trainer)
 

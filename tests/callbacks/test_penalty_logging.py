@@ -106,6 +106,19 @@ def test_a_resumed_run_goes_on_with_the_step_axis(trainer_of, tmp_path):
     assert sorted(scalars(tmp_path)["reg/penalty"]) == list(range(14))
 
 
+@both_modes
+def test_a_hook_that_stops_training_leaves_no_old_value_at_the_last_step(fit, tmp_path, mode):
+    class Stopping(Regressor):
+        def on_train_batch_end(self, outputs, batch, batch_idx):  # after the hooks of callbacks
+            self.trainer.should_stop = batch_idx == 3
+
+    fit(L1Penalty(0.1, mode=mode), module=Stopping(), logger=TensorBoardLogger(tmp_path), log_every_n_steps=3)
+
+    logged = scalars(tmp_path)
+    assert list(logged["train/loss"]) == [2, 3]
+    assert list(logged["reg/penalty"]) == [2]
+
+
 def test_any_logger_gets_the_values(fit, tmp_path):
     fit(L1Penalty(0.1), logger=CSVLogger(tmp_path))
 
