@@ -6,12 +6,16 @@ rounds, with quartiles; the singular values of the transformer are computed only
 """
 
 import logging
+import os
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Iterator
 from typing import Any
+
+# Keep the profiler quiet; read when torch is imported.
+os.environ |= {"KINETO_LOG_LEVEL": "99", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 
 import torch
 from lightning import Callback, LightningModule, Trainer
