@@ -91,13 +91,13 @@ def _new_directions(vectors: Tensor, bases: Tensor) -> Tensor:
     the map is exhausted.
     """
     transposed = bases.mT
-    columns = vectors[:, :, None]
-    columns = _units(torch.baddbmm(columns, transposed, bases @ columns, alpha=-1))
-    columns = torch.baddbmm(columns, transposed, bases @ columns, alpha=-1)
-    kept = torch.linalg.vector_norm(columns, dim=1, keepdim=True)
+    rows = vectors[:, None]
+    rows = _units(torch.baddbmm(rows, rows @ transposed, bases, alpha=-1))
+    rows = torch.baddbmm(rows, rows @ transposed, bases, alpha=-1)
+    kept = torch.linalg.vector_norm(rows, dim=2, keepdim=True)
     # Anything well between rounding and 1 tells them apart.
-    directions: Tensor = columns * (kept.gt(0.5) / (kept + torch.finfo(vectors.dtype).tiny))
-    return directions[:, :, 0]
+    directions: Tensor = rows * (kept.gt(0.5) / (kept + torch.finfo(vectors.dtype).tiny))
+    return directions[:, 0]
 
 
 def _largest_eigenvectors(grams: Tensor) -> Tensor:

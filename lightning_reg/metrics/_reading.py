@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -14,6 +15,7 @@ def layer_name(weight: Weight) -> str:
     return weight.plain_name.removesuffix(".weight")
 
 
+@torch.no_grad()
 def read_layers(weights: Iterable[Weight]) -> list[Layer]:
     """Return `weights` as the forward pass uses them: parametrized or pruned; two parts of one tensor are one layer."""
     layers = {}
@@ -61,7 +63,7 @@ def _effective(weight: Weight) -> Tensor:
         return _evaluate(module.get_submodule(f"parametrizations.{leaf}"))
     mask = getattr(module, f"{leaf}_mask", None)
     # `module.weight` of a pruned module is that of its last forward pass, which an optimizer step has outdated.
-    return (weight.parameter * mask if isinstance(mask, Tensor) else weight.parameter).detach()
+    return weight.parameter * mask if isinstance(mask, Tensor) else weight.parameter
 
 
 def _evaluate(parametrizations: nn.Module) -> Tensor:
@@ -74,4 +76,4 @@ def _evaluate(parametrizations: nn.Module) -> Tensor:
     finally:
         for part, training in modes:
             part.training = training
-    return tensor.detach()
+    return tensor
