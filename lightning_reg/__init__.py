@@ -1,6 +1,13 @@
 """Regularization for PyTorch Lightning: callbacks that mean the same in every way of training."""
 
-from lightning_reg.callbacks import ElasticNetPenalty, L1Penalty, L2Penalty, Penalty, RegularizationMonitor
+from lightning_reg.callbacks import (
+    DropoutScheduler,
+    ElasticNetPenalty,
+    L1Penalty,
+    L2Penalty,
+    Penalty,
+    RegularizationMonitor,
+)
 from lightning_reg.schedules import (
     Constant,
     Cosine,
@@ -17,6 +24,7 @@ from lightning_reg.selection import Select
 __all__ = [
     "Constant",
     "Cosine",
+    "DropoutScheduler",
     "ElasticNetPenalty",
     "Exponential",
     "L1Penalty",

@@ -141,13 +141,18 @@ def named_weights(module: nn.Module, shapes: Mapping[nn.Parameter, torch.Size] |
     return list(weights.values())
 
 
+def clean_name(path: str) -> str:
+    """Return the path of a module or parameter as the user wrote it, without what wrappers have inserted."""
+    return _WRAPPERS.sub("", f"{path}.").removesuffix(".")
+
+
 def _clean_names(path: str, leaf: str, owner: nn.Module) -> list[str]:
     """Return the name the user wrote; after a more precise one where one weight became several tensors."""
     # Pruning and the old spectral norm keep the trained tensor as `weight_orig` beside a computed `weight`.
     plain = leaf.removesuffix("_orig")
     if plain != leaf and hasattr(owner, plain) and not isinstance(getattr(owner, plain), nn.Parameter):
         leaf = plain
-    name = _WRAPPERS.sub("", f"{path}.{leaf}" if path else leaf)
+    name = clean_name(f"{path}.{leaf}" if path else leaf)
     plain_name = _PARAMETRIZED.sub(r"\1", name)
     if plain_name == name or name.endswith(".original"):
         return [plain_name]

@@ -32,7 +32,7 @@ def loader(count: int = 28, batch_size: int = 4, dtype: torch.dtype = torch.floa
 
 
 class Network(nn.Module):
-    """Linear layers around a convolution and a norm; `unused` takes no part in `forward`."""
+    """Linear layers around a convolution and a norm; `dropout` takes no part in `forward`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,6 +40,7 @@ class Network(nn.Module):
         self.norm = nn.LayerNorm(7)
         self.conv = nn.Conv1d(1, 3, 3, padding=1)
         self.head = nn.Linear(21, 2)
+        self.dropout = nn.Dropout(0.1)
 
     def forward(self, inputs: Tensor) -> Tensor:
         hidden = torch.tanh(self.norm(self.encoder(inputs)))

@@ -12,7 +12,16 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 import lightning_reg
-from lightning_reg import Cosine, ElasticNetPenalty, L1Penalty, L2Penalty, RegularizationMonitor, Select
+from lightning_reg import (
+    Cosine,
+    DropoutScheduler,
+    ElasticNetPenalty,
+    L1Penalty,
+    L2Penalty,
+    Linear,
+    RegularizationMonitor,
+    Select,
+)
 from tests.models import Regressor, loader, weights_of
 from tests.reference import assert_same_weights, matrices
 
@@ -24,6 +33,7 @@ CALLBACKS = [
     ElasticNetPenalty(0.1, l1_ratio=0.25, **SETTINGS),
     RegularizationMonitor(),
     RegularizationMonitor(select="*.encoder.*", per_layer=["*.encoder.*"], histograms=True, layout=False),
+    DropoutScheduler(Linear(0.0, 0.5, 1.0), select=["*.dropout"], attribute="p", scale="depth", interval="epoch"),
 ]
 
 every_callback = pytest.mark.parametrize("callback", CALLBACKS, ids=repr)

@@ -12,6 +12,7 @@ from lightning_reg import functional, metrics, schedules, tensorboard
 PUBLIC = [
     "Constant",
     "Cosine",
+    "DropoutScheduler",
     "ElasticNetPenalty",
     "Exponential",
     "L1Penalty",

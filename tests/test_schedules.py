@@ -369,3 +369,21 @@ def test_resolving_again_changes_nothing(schedule, total, other_total):
 @given(schedules)
 def test_any_schedule_comes_back_from_its_repr_and_from_pickle(schedule):
     assert eval(repr(schedule), dict(vars(lightning_reg))) == pickle.loads(pickle.dumps(schedule)) == schedule
+
+
+@given(
+    schedules | st.sampled_from([Piecewise((0.5, 0.2, 0.9), (3, 5)), curriculum_dropout(0.5, 12)]), st.integers(1, 60)
+)
+def test_bounds_are_the_least_and_the_largest_value_of_the_run(schedule, total):
+    resolved = schedule.resolve(total)
+    values = curve(resolved, np.arange(total))
+
+    assert resolved.bounds(total) == pytest.approx((values.min(), values.max()))
+    low, high = resolved.bounds(math.inf)
+    assert low <= values.min() + 1e-9 * abs(low)
+    assert high >= values.max() - 1e-9 * abs(high)
+
+
+def test_a_function_among_schedules_has_no_bounds():
+    assert Sequence((Constant(0.3), lambda tick: 0.5), (2,)).bounds(10) is None
+    assert Sequence((Constant(0.3), lambda tick: 0.5), (20,)).bounds(10) == (0.3, 0.3)

@@ -113,6 +113,21 @@ def total_ticks(trainer: Trainer, pl_module: LightningModule) -> float:
     return math.inf if total == -1 else total  # -1: an iterable dataset and no `max_steps`
 
 
+def total_epochs(trainer: Trainer, pl_module: LightningModule) -> float:
+    """Return the number of epochs of the whole run, the last one perhaps cut; infinite if nothing tells."""
+    epochs, batches = _epochs(trainer), trainer.num_training_batches
+    # In manual optimization, and in a stream, nobody knows how many steps an epoch has.
+    if trainer.max_steps == -1 or math.isinf(batches) or not pl_module.automatic_optimization:
+        return epochs
+    windows = callbacks_of(trainer, GradientAccumulationScheduler)
+    steps, epoch = 0, 0
+    while windows and epoch <= max(windows[0].epochs) and steps < trainer.max_steps:
+        steps += math.ceil(batches / windows[0].get_accumulate_grad_batches(epoch))
+        epoch += 1
+    window = windows[0].get_accumulate_grad_batches(epoch) if windows else trainer.accumulate_grad_batches
+    return min(epochs, epoch + max(0, math.ceil((trainer.max_steps - steps) / math.ceil(batches / window))))
+
+
 def _total_with_changing_accumulation(trainer: Trainer, callback: GradientAccumulationScheduler) -> float:
     limit = math.inf if trainer.max_steps == -1 else trainer.max_steps
     batches, epochs = trainer.num_training_batches, _epochs(trainer)
@@ -181,6 +196,16 @@ def hyperparameters(trainer: Trainer, pl_module: LightningModule) -> dict[str, A
 def writes_default_metric(logger: Logger) -> bool:
     """Tell whether a TensorBoard logger lists `hp_metric` as the one metric of the run."""
     return getattr(logger, "_default_hp_metric", False)
+
+
+def writes_now(trainer: Trainer) -> bool:
+    """Tell whether Lightning writes what is logged for the current step to the loggers."""
+    return trainer._logger_connector.should_update_logs or bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+
+def log_step(trainer: Trainer) -> int:
+    """Return the current step on the axis of `self.log`."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
 def _ends_epoch(trainer: Trainer) -> bool:

@@ -66,6 +66,19 @@ class Schedule(ABC):
         del total  # only a schedule with durations needs it
         return self
 
+    def bounds(self, total: float) -> tuple[float, float] | None:
+        """Return the least and the largest value of the first `total` ticks, so that bad ones are found beforehand.
+
+        Args:
+            total: Number of ticks, at least 1; infinite if unknown.
+
+        Returns:
+            The two values, or `None` if only asking at every tick would tell, as here.
+
+        """
+        del total  # for subclasses
+        return None
+
 
 def resolve(schedule: Callable[[int], float], total: float) -> Callable[[int], float]:
     """Return `schedule` with its durations in ticks; a callable that is no `Schedule` is returned as it is."""

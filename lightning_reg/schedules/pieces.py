@@ -1,5 +1,6 @@
 """Schedules made of pieces, one after the other."""
 
+import math
 from collections.abc import Callable
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass, replace
@@ -52,6 +53,11 @@ class Piecewise(Schedule):
         index, _ = _piece(self.durations, tick)
         return self.values[index]
 
+    @override
+    def bounds(self, total: float) -> tuple[float, float]:
+        reached = self.values[: len(_lengths(self.durations, total))]
+        return min(reached), max(reached)
+
 
 @dataclass(frozen=True)
 class Sequence(Schedule):
@@ -99,6 +105,17 @@ class Sequence(Schedule):
         index, start = _piece(self.durations, tick)
         return self.schedules[index](tick - start)
 
+    @override
+    def bounds(self, total: float) -> tuple[float, float] | None:
+        lows, highs = [], []
+        for schedule, length in zip(self.schedules, _lengths(self.durations, total), strict=False):
+            bounds = schedule.bounds(length) if isinstance(schedule, Schedule) else None
+            if bounds is None:
+                return None
+            lows.append(bounds[0])
+            highs.append(bounds[1])
+        return min(lows), max(highs)
+
 
 def _freeze(schedule: Schedule, name: str, value: object) -> None:
     """Store a sequence (YAML gives lists) as a tuple, so that the schedule stays hashable."""
@@ -142,3 +159,15 @@ def _piece(durations: AbstractSequence[Duration], tick: int) -> tuple[int, int]:
             return index, start
         start += ticks(duration)
     return len(durations), start
+
+
+def _lengths(durations: AbstractSequence[Duration], total: float) -> list[float]:
+    """Return how long each piece runs that is reached within `total` ticks."""
+    lengths: list[float] = []
+    left = total
+    for duration in (*durations, math.inf):
+        if left <= 0:
+            break
+        lengths.append(min(left, duration if math.isinf(duration) else ticks(duration)))
+        left -= lengths[-1]
+    return lengths

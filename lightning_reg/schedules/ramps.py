@@ -37,6 +37,10 @@ class Constant(Schedule):
     def __call__(self, tick: int) -> float:
         return self.value
 
+    @override
+    def bounds(self, total: float) -> tuple[float, float]:
+        return self.value, self.value
+
 
 @dataclass(frozen=True)
 class _Ramp(Schedule):
@@ -61,6 +65,12 @@ class _Ramp(Schedule):
         progress = tick / ticks(self.duration)
         # The ends are returned as given: the formulas would meet them only to rounding.
         return self.end if progress >= 1 else self._between(progress)
+
+    @override
+    def bounds(self, total: float) -> tuple[float, float]:
+        # Every ramp is monotonic.
+        ends = (self(0), self.end if math.isinf(total) else self(int(total) - 1))
+        return min(ends), max(ends)
 
     @abstractmethod
     def _between(self, progress: float) -> float:

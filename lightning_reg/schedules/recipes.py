@@ -35,6 +35,10 @@ class _Saturation(Schedule):
     def __call__(self, tick: int) -> float:
         return self.rate * (1 - math.exp(-10 * tick / ticks(self.duration)))
 
+    @override
+    def bounds(self, total: float) -> tuple[float, float]:
+        return 0.0, self.rate if math.isinf(total) else self(int(total) - 1)
+
 
 def _check_rate(rate: float) -> None:
     if not 0 <= _checks.number("rate", rate) < 1:

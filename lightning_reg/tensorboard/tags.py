@@ -4,6 +4,9 @@ TensorBoard groups tags by what stands before the first slash: `reg/` holds the 
 `reg.<metric>/` one number for each layer.
 """
 
+DROPOUT = "reg/dropout"
+DROPOUT_PER_LAYER = "reg.dropout"
+DROPOUT_SETUP = "reg/setup_dropout"
 PENALTY = "reg/penalty"
 PENALTY_RATIO = "reg/penalty_ratio"
 SETUP = "reg/setup"

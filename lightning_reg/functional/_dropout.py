@@ -1,0 +1,75 @@
+"""What the dropout modules compute, with the rate as a tensor and the random numbers from wherever one likes.
+
+The modules themselves take the rate as a Python number and draw from the global generator. `torch.compile` compiles
+again for every number that it has not seen, and Monte Carlo samples need streams of their own.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+Draw = Callable[[Sequence[int]], Tensor]
+"""From a shape to float32 numbers, uniform in [0, 1)."""
+
+_SELU_FLOOR = -1.7580993408473766  # where SELU saturates: - scale * alpha of Klambauer et al. 2017
+
+# Subclasses with a `forward` of their own may compute anything.
+_ELEMENTWISE = (nn.Dropout, nn.AlphaDropout)
+_CHANNELWISE = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.FeatureAlphaDropout)
+# Dimensions of an input without a batch. `Dropout2d` takes three for a batch of one-dimensional maps.
+_UNBATCHED_1D, _UNBATCHED_3D = 2, 4
+
+
+def is_drop_path(module: nn.Module) -> bool:
+    """Tell whether this is stochastic depth: `DropPath` of timm or Hugging Face, `StochasticDepth` of torchvision."""
+    name = type(module).__name__.lower()
+    attribute = "p" if "stochasticdepth" in name else "drop_prob"
+    return ("droppath" in name or "stochasticdepth" in name) and attribute in vars(module)
+
+
+def has_formula(module: nn.Module) -> bool:
+    """Tell whether `drop` knows what this module computes."""
+    if "forward" in vars(module):
+        return False
+    return is_drop_path(module) or type(module).forward in [kind.forward for kind in (*_ELEMENTWISE, *_CHANNELWISE)]
+
+
+def mask_shape(module: nn.Module, shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of the mask for an input of `shape`: 1 along dimensions that are dropped together."""
+    if isinstance(module, _CHANNELWISE):
+        is_unbatched_1d = isinstance(module, nn.Dropout1d) and len(shape) == _UNBATCHED_1D
+        is_unbatched_3d = isinstance(module, nn.Dropout3d) and len(shape) == _UNBATCHED_3D
+        kept = 1 if is_unbatched_1d or is_unbatched_3d else 2
+    elif isinstance(module, _ELEMENTWISE):
+        kept = len(shape)
+    else:
+        kept = 0 if getattr(module, "mode", "row") == "batch" else 1  # torchvision drops whole batches, too
+    return (*shape[:kept], *(1 for _ in shape[kept:]))
+
+
+def drop(module: nn.Module, inputs: Tensor, rate: Tensor | float, draw: Draw) -> Tensor:
+    """Return what `module` returns in training mode at `rate`.
+
+    Args:
+        module: One that `has_formula`.
+        inputs: Any floating-point tensor that the module takes.
+        rate: In [0, 1), a number or a tensor of shape (). Nothing waits for a tensor's value.
+        draw: Called once, with the shape of the mask.
+
+    Returns:
+        A tensor of the shape of `inputs`; `inputs` itself if the module works in place.
+
+    """
+    # In float32 whatever the inputs: bfloat16 knows only 256 numbers between 0.5 and 1.
+    keep = draw(mask_shape(module, inputs.shape)) >= rate
+    if isinstance(module, (nn.AlphaDropout, nn.FeatureAlphaDropout)):
+        # a x + b with the a and b that keep mean 0 and variance 1, x being the floor where it is dropped.
+        slope = ((1 - rate) * (1 + rate * _SELU_FLOOR**2)) ** -0.5
+        offset = -slope * rate * _SELU_FLOOR
+        outputs = torch.where(keep, inputs, _SELU_FLOOR) * slope + offset
+    else:
+        factor = keep / (1 - rate) if getattr(module, "scale_by_keep", True) else keep
+        outputs = inputs * factor.to(inputs.dtype)
+    outputs = outputs.to(inputs.dtype)
+    return inputs.copy_(outputs) if getattr(module, "inplace", False) else outputs
