@@ -5,6 +5,7 @@ from lightning_reg.callbacks import (
     ElasticNetPenalty,
     L1Penalty,
     L2Penalty,
+    MonteCarloDropout,
     Penalty,
     RegularizationMonitor,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "L1Penalty",
     "L2Penalty",
     "Linear",
+    "MonteCarloDropout",
     "Penalty",
     "Piecewise",
     "RegularizationMonitor",

@@ -40,6 +40,17 @@ def in_range(name: str, value: object, low: float, high: float) -> float:
     return checked
 
 
+def count(name: str, value: object, low: int) -> int:
+    """Return `value` if it is an int of at least `low`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        msg = f"`{name}` must be an int >= {low}, got {value!r} of type {type(value).__name__}."
+        raise TypeError(msg)
+    if value < low:
+        msg = f"`{name}` must be an int >= {low}, got {value}."
+        raise ValueError(msg)
+    return value
+
+
 def one_of(name: str, value: object, choices: tuple[str, ...]) -> str:
     """Return `value` if it is one of `choices`."""
     if not isinstance(value, str):

@@ -19,6 +19,7 @@ from lightning_reg import (
     L1Penalty,
     L2Penalty,
     Linear,
+    MonteCarloDropout,
     RegularizationMonitor,
     Select,
 )
@@ -34,6 +35,7 @@ CALLBACKS = [
     RegularizationMonitor(),
     RegularizationMonitor(select="*.encoder.*", per_layer=["*.encoder.*"], histograms=True, layout=False),
     DropoutScheduler(Linear(0.0, 0.5, 1.0), select=["*.dropout"], attribute="p", scale="depth", interval="epoch"),
+    MonteCarloDropout(10, aggregate="geometric", seed=1, softmax=True, dim=-1),
 ]
 
 every_callback = pytest.mark.parametrize("callback", CALLBACKS, ids=repr)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import lightning_reg
-from lightning_reg import functional, metrics, schedules, tensorboard
+from lightning_reg import ensemble, functional, metrics, schedules, tensorboard
 
 PUBLIC = [
     "Constant",
@@ -18,6 +18,7 @@ PUBLIC = [
     "L1Penalty",
     "L2Penalty",
     "Linear",
+    "MonteCarloDropout",
     "Penalty",
     "Piecewise",
     "RegularizationMonitor",
@@ -27,6 +28,7 @@ PUBLIC = [
     "early_dropout",
     "late_dropout",
 ]
+ENSEMBLE = ["BootstrapSampler", "EnsemblePrediction", "average_predictions", "summarize_predictions"]
 FUNCTIONAL = [
     "conv_norm_bound",
     "elastic_net",
@@ -56,6 +58,7 @@ SCHEDULES = [
     ("module", "names"),
     [
         (lightning_reg, PUBLIC),
+        (ensemble, ENSEMBLE),
         (functional, FUNCTIONAL),
         (metrics, METRICS),
         (schedules, SCHEDULES),
@@ -71,6 +74,7 @@ def test_the_public_names_change_only_on_purpose(module, names):
     "name",
     [
         *PUBLIC,
+        *(f"ensemble.{name}" for name in ENSEMBLE),
         *(f"functional.{name}" for name in FUNCTIONAL),
         *(f"metrics.{name}" for name in METRICS),
         "tensorboard.layout",

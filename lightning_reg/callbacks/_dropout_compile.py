@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lightning_reg.callbacks._dropout_sites import Site, rates_of
 from lightning_reg.callbacks._dropout_source import children_whose_rate_is_read
-from lightning_reg.functional._dropout import drop, has_formula
+from lightning_reg.functional._dropout import drop, has_formula, mask_shape
 
 
 class CompilableRates:
@@ -70,7 +70,8 @@ def _with_tensor(
         if not module.training:
             return inputs  # and not `forward`, which would read the number
         rate = factor.to(inputs.device) * share
-        return drop(module, inputs, rate, partial(torch.rand, device=inputs.device, dtype=torch.float32))
+        noise = torch.rand(mask_shape(module, inputs.shape), device=inputs.device, dtype=torch.float32)
+        return drop(module, inputs, rate, noise)
     return forward(inputs)
 
 

@@ -53,6 +53,11 @@ def rates_of(module: nn.Module) -> list[str]:
     return [*(["drop_prob"] if has_drop_prob else []), *(name for name in names if _is_rate(module, name))]
 
 
+def all_sites(module: nn.Module) -> list[Site]:
+    """Return every rate that `rates_of` finds, in the order of the model."""
+    return [site for part in named_modules(module) for site in _sites(part, rates_of(part.module))]
+
+
 def select_sites(module: nn.Module, select: Select, attribute: Sequence[str]) -> tuple[list[Site], dict[str, str]]:
     """Choose rates.
 

@@ -33,12 +33,12 @@ class FunctionalDropout(NamedTuple):
     """The attribute of `self` that is the rate, if it is one."""
 
 
-def functional_dropouts(module: nn.Module) -> list[tuple[nn.Module, FunctionalDropout]]:
-    """Return the calls of dropout functions in the classes of `module` and all within it, and in its training step."""
+def functional_dropouts(module: nn.Module, *steps: str) -> list[tuple[nn.Module, FunctionalDropout]]:
+    """Return the calls of dropout functions in `forward` and the methods `steps` of `module` and all within it."""
     return [
         (part, call)
         for part in module.modules()
-        for function in _functions(part)
+        for function in _functions(part, "forward", *steps)
         for call in _calls(function)
         if call.rate is None or call.rate > 0
     ]
@@ -46,17 +46,17 @@ def functional_dropouts(module: nn.Module) -> list[tuple[nn.Module, FunctionalDr
 
 def children_whose_rate_is_read(module: nn.Module) -> Iterator[nn.Module]:
     """Yield the children of which `module` reads `self.<child>.p` itself, as fused attention does."""
-    for function in _functions(module):
+    for function in _functions(module, "forward"):
         for path in _rate_reads(function):
             child = module._modules.get(path)  # noqa: SLF001  # getattr would run properties
             if child is not None:
                 yield child
 
 
-def _functions(module: nn.Module) -> Iterator[Callable[..., Any]]:
+def _functions(module: nn.Module, *names: str) -> Iterator[Callable[..., Any]]:
     if type(module).__module__.startswith("torch."):
         return
-    for name in ("forward", "training_step"):
+    for name in names:
         function = getattr(type(module), name, None)
         if inspect.isfunction(function) and not function.__module__.startswith(("torch.", "lightning.")):
             yield function

@@ -198,16 +198,6 @@ def writes_default_metric(logger: Logger) -> bool:
     return getattr(logger, "_default_hp_metric", False)
 
 
-def writes_now(trainer: Trainer) -> bool:
-    """Tell whether Lightning writes what is logged for the current step to the loggers."""
-    return trainer._logger_connector.should_update_logs or bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
-
-
-def log_step(trainer: Trainer) -> int:
-    """Return the current step on the axis of `self.log`."""
-    return trainer.fit_loop.epoch_loop._batches_that_stepped
-
-
 def _ends_epoch(trainer: Trainer) -> bool:
     """Tell whether the current accumulation window is the last of the epoch."""
     loop = trainer.fit_loop.epoch_loop

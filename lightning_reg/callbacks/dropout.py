@@ -214,7 +214,7 @@ def _warn_of_functional_dropout(pl_module: LightningModule, runs: Sequence[Dropo
     """Warn of dropout that goes past the schedules, as far as the source shows it."""
     taken = {(site.module, site.attribute) for run in runs for site in run.sites}
     messages = {}
-    for module, call in functional_dropouts(pl_module):
+    for module, call in functional_dropouts(pl_module, "training_step"):
         if call.attribute is None:
             messages[call.where] = "the rate is in the code, out of reach of a schedule. Use a dropout module"
         elif (module, call.attribute) not in taken and isinstance(vars(module).get(call.attribute), float):

@@ -4,13 +4,10 @@ The modules themselves take the rate as a Python number and draw from the global
 again for every number that it has not seen, and Monte Carlo samples need streams of their own.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-
-Draw = Callable[[Sequence[int]], Tensor]
-"""From a shape to float32 numbers, uniform in [0, 1)."""
 
 _SELU_FLOOR = -1.7580993408473766  # where SELU saturates: - scale * alpha of Klambauer et al. 2017
 
@@ -48,21 +45,21 @@ def mask_shape(module: nn.Module, shape: Sequence[int]) -> tuple[int, ...]:
     return (*shape[:kept], *(1 for _ in shape[kept:]))
 
 
-def drop(module: nn.Module, inputs: Tensor, rate: Tensor | float, draw: Draw) -> Tensor:
+def drop(module: nn.Module, inputs: Tensor, rate: Tensor | float, noise: Tensor) -> Tensor:
     """Return what `module` returns in training mode at `rate`.
 
     Args:
         module: One that `has_formula`.
         inputs: Any floating-point tensor that the module takes.
         rate: In [0, 1), a number or a tensor of shape (). Nothing waits for a tensor's value.
-        draw: Called once, with the shape of the mask.
+        noise: Uniform in [0, 1), of the shape of the mask. In float32 whatever the inputs: bfloat16 knows only 256
+            numbers between 0.5 and 1.
 
     Returns:
         A tensor of the shape of `inputs`; `inputs` itself if the module works in place.
 
     """
-    # In float32 whatever the inputs: bfloat16 knows only 256 numbers between 0.5 and 1.
-    keep = draw(mask_shape(module, inputs.shape)) >= rate
+    keep = noise >= rate
     if isinstance(module, (nn.AlphaDropout, nn.FeatureAlphaDropout)):
         # a x + b with the a and b that keep mean 0 and variance 1, x being the floor where it is dropped.
         slope = ((1 - rate) * (1 + rate * _SELU_FLOOR**2)) ** -0.5

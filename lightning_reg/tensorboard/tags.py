@@ -7,6 +7,7 @@ TensorBoard groups tags by what stands before the first slash: `reg/` holds the 
 DROPOUT = "reg/dropout"
 DROPOUT_PER_LAYER = "reg.dropout"
 DROPOUT_SETUP = "reg/setup_dropout"
+MC_DROPOUT = "reg/mc_dropout"
 PENALTY = "reg/penalty"
 PENALTY_RATIO = "reg/penalty_ratio"
 SETUP = "reg/setup"

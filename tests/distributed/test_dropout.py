@@ -2,12 +2,14 @@
 
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.distributed.fsdp import fully_shard
+from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_reg import DropoutScheduler, Linear
+from lightning_reg import DropoutScheduler, Linear, MonteCarloDropout
+from lightning_reg.ensemble import BootstrapSampler
 from tests.models import Regressor, loader
 
 pytestmark = pytest.mark.distributed
@@ -36,8 +38,8 @@ class Module(Regressor):
 
 def train(strategy, compiled):
     """Run on each rank: return the rates, the shares of zeros, the logged rate, and the rate afterwards."""
-    seed_everything(1 + torch.distributed.get_rank(), verbose=False)
     module = Module()
+    torch.manual_seed(1 + torch.distributed.get_rank())
     if compiled:
         module.network = torch.compile(module.network, backend="aot_eager")
     fsdp2 = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
@@ -68,3 +70,95 @@ def test_both_ranks_have_the_rates_of_one_process_and_their_own_masks(pool, stra
         assert logged == pytest.approx(expected[-1])
         assert afterwards == 0.9
     assert ranks[0][1] != ranks[1][1]
+
+
+class Numbered(LightningModule):
+    """Returns for each row its number, under dropout and beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, rows):
+        return self.dropout(rows)
+
+    def predict_step(self, batch, batch_idx):
+        return {"row": batch[0].long(), "mean": self(batch[0])}
+
+    def test_step(self, batch, batch_idx):
+        self.log("mean", self(batch[0]).mean(), batch_size=len(batch[0]), sync_dist=True)
+
+
+def predict(function):
+    """Run on each rank: return what `predict` or `test` gives, and where the random state is afterwards."""
+    data = DataLoader(TensorDataset(torch.arange(1.0, 12.0)), batch_size=2)
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=2,
+        strategy="ddp",
+        callbacks=[MonteCarloDropout(400, seed=0)],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    return getattr(trainer, function)(Numbered(), data)
+
+
+def test_predictions_keep_the_order_that_lightning_gives(pool):
+    ranks = pool.run(predict, "predict")
+
+    for rank, batches in enumerate(ranks):
+        rows = torch.cat([batch["row"] for batch in batches])
+        mean = torch.cat([batch["mean"].mean for batch in batches])
+        # Rank r takes rows r, r + 2, ...
+        torch.testing.assert_close(rows, torch.arange(1, 12)[rank::2])
+        torch.testing.assert_close(mean, rows.float(), rtol=0.25, atol=0)
+    first, second = (torch.cat([batch["mean"].mean / batch["row"] for batch in batches])[:5] for batches in ranks)
+    assert not torch.equal(first, second)  # masks of their own
+
+
+@pytest.mark.filterwarnings("ignore:Using `DistributedSampler` with the dataloaders")
+def test_both_ranks_log_one_mean_and_one_spread(pool):
+    (first,), (second,) = pool.run(predict, "test")
+
+    assert first == second
+    # Twelve rows on two ranks, the first one twice; a row x is 0 or 2 x.
+    assert first["mean"] == pytest.approx((66 + 1) / 12, rel=0.1)
+    assert first["reg/mc_dropout_std"] == pytest.approx((66 + 1) / 12, rel=0.1)
+
+
+def bootstrap():
+    """Run on each rank: return the rows that it sees in each of two epochs."""
+
+    class Rows(Regressor):
+        def __init__(self):
+            super().__init__()
+            self.rows = []
+
+        def training_step(self, batch, batch_idx):
+            self.rows.append((self.current_epoch, batch[0].tolist()))
+            return super().loss((torch.ones(1, 5), torch.ones(1, 2)))
+
+    data = TensorDataset(torch.arange(10))
+    module = Rows()
+    Trainer(
+        accelerator="cpu",
+        devices=2,
+        strategy="ddp",
+        max_epochs=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    ).fit(module, DataLoader(data, batch_size=1, sampler=BootstrapSampler(data, seed=4)))
+    return [[row for epoch, (row,) in module.rows if epoch == number] for number in range(2)]
+
+
+def test_ranks_share_one_bootstrap_sample(pool):
+    first, second = pool.run(bootstrap)
+
+    rows = BootstrapSampler(range(10), seed=4).rows
+    for one, other in zip(first, second, strict=True):
+        assert sorted(one + other) == rows
+    assert first[0] != first[1]

@@ -1,0 +1,42 @@
+"""Tensors in whatever a step returns: tuples, lists, dictionaries, dataclasses."""
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+
+def map_tensors(function: Callable[..., Any], first: Any, *others: Any) -> Any:
+    """Return `first` with each tensor replaced by `function` of it and of the tensors in its place in `others`."""
+    if isinstance(first, Tensor):
+        return function(first, *others)
+    if isinstance(first, Mapping):
+        result = copy.copy(first)  # and not a dict: the outputs of Hugging Face models have attributes, too
+        for key in first:
+            result[key] = map_tensors(function, first[key], *(other[key] for other in others))  # type: ignore[index]
+        return result
+    if isinstance(first, (tuple, list)):
+        items = [map_tensors(function, *parts) for parts in zip(first, *others, strict=True)]
+        return type(first)(*items) if hasattr(first, "_fields") else type(first)(items)
+    if dataclasses.is_dataclass(first) and not isinstance(first, type):
+        fields = [field.name for field in dataclasses.fields(first) if field.init]
+        changes = {
+            name: map_tensors(function, getattr(first, name), *(getattr(other, name) for other in others))
+            for name in fields
+        }
+        return dataclasses.replace(first, **changes)
+    return first
+
+
+def tensors_in(nested: Any) -> list[Tensor]:
+    """Return all tensors in `nested`, in order."""
+    found: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(keep, nested)
+    return found
