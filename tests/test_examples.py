@@ -56,3 +56,14 @@ def test_every_example_explains_itself(example, monkeypatch, capsys):
         runpy.run_path(str(example), run_name="__main__")
 
     assert "--max-epochs" in capsys.readouterr().out
+
+
+def test_the_bagging_example_prints_both_tables(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bagging.py", "--max-epochs", "2", "--models", "2"])
+
+    runpy.run_path(str(ROOT / "examples" / "bagging.py"), run_name="__main__")
+
+    first, second = (table.splitlines() for table in capsys.readouterr().out.strip().split("\n\n")[-2:])
+    assert len(first) == 7
+    assert len({line.split()[-1] for line in first}) == 7  # every way of averaging has its own outcome
+    assert second[-3].split()[1] == second[-3].split()[2]
