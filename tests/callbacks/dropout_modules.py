@@ -114,29 +114,29 @@ class Kind(NamedTuple):
     make: Callable[[], nn.Module]
     shape: tuple[int, ...] = (ROWS, 2)
     """Of an input of ones."""
-    masks: Callable[[Tensor], Tensor] = lambda outputs: outputs.flatten(1)[:, 0]
-    """From the output to one entry per independent mask entry."""
+    units: Callable[[Tensor], Tensor] = lambda outputs: outputs.flatten(1)
+    """From the output to a matrix: each row is dropped or kept as a whole."""
     keeps_mean: bool = True
     attribute: str | None = None
 
 
 def everything(outputs):
-    return outputs.flatten()
+    return outputs.reshape(-1, 1)
 
 
 def channels(outputs):
-    return outputs.flatten(2)[:, :, 0].flatten()
+    return outputs.flatten(2).flatten(0, 1)
 
 
 KINDS = {
-    "Dropout": Kind(lambda: nn.Dropout(0.1), masks=everything),
-    "Dropout in place": Kind(lambda: nn.Dropout(0.1, inplace=True), masks=everything),
+    "Dropout": Kind(lambda: nn.Dropout(0.1), units=everything),
+    "Dropout in place": Kind(lambda: nn.Dropout(0.1, inplace=True), units=everything),
     "Dropout1d": Kind(lambda: nn.Dropout1d(0.1), (ROWS, 2, 3), channels),
     "Dropout1d unbatched": Kind(lambda: nn.Dropout1d(0.1)),
     "Dropout2d": Kind(lambda: nn.Dropout2d(0.1), (ROWS, 2, 3, 2), channels),
     "Dropout3d": Kind(lambda: nn.Dropout3d(0.1), (ROWS, 2, 3, 2, 2), channels),
     "Dropout3d unbatched": Kind(lambda: nn.Dropout3d(0.1), (ROWS, 2, 3, 2)),
-    "AlphaDropout": Kind(lambda: nn.AlphaDropout(0.1), masks=everything, keeps_mean=False),
+    "AlphaDropout": Kind(lambda: nn.AlphaDropout(0.1), units=everything, keeps_mean=False),
     "FeatureAlphaDropout": Kind(lambda: nn.FeatureAlphaDropout(0.1), (ROWS, 2, 3), channels, keeps_mean=False),
     "DropPath": Kind(lambda: DropPath(0.1)),
     "DropPath of rate None": Kind(lambda: DropPath(None)),
