@@ -30,10 +30,13 @@ class Sampler:
         sites: Its dropout rates.
         count: The number of samples.
         device: Where the model computes.
+        one_by_one: Whether not to try all in one batch.
 
     """
 
-    def __init__(self, root: nn.Module, sites: Sequence[Site], count: int, device: torch.device) -> None:
+    def __init__(
+        self, root: nn.Module, sites: Sequence[Site], count: int, device: torch.device, *, one_by_one: bool
+    ) -> None:
         self.count = count
         self._device = device
         self._drops = {site.module: site.base for site in sites if has_formula(site.module)}
@@ -41,7 +44,7 @@ class Sampler:
         # Those draw inside a kernel, from the global generator: one sample at a time.
         readers = {part for part in root.modules() if not holders.isdisjoint(children_whose_rate_is_read(part))}
         self._others = (holders - self._drops.keys()) | readers
-        self._batches: bool | None = False if self._others else None
+        self._batches: bool | None = False if one_by_one or self._others else None
         self._streams: list[torch.Generator] = []
 
     def __call__(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], seed: str) -> Any:
@@ -111,14 +114,19 @@ class Sampler:
 
     def _drop(self, module: nn.Module, rate: float, inputs: Tensor) -> Tensor:
         samples = len(self._streams)
-        if inputs.size(0) % samples:
-            raise _CannotBatchError
         if rate == 1:
             return inputs * 0
+        if samples == 1:
+            return drop(module, inputs, rate, self._noise(mask_shape(module, inputs.shape))[0].to(inputs.device))
+        if not inputs.ndim or inputs.size(0) % samples:
+            raise _CannotBatchError
         parts = inputs.reshape(samples, -1, *inputs.shape[1:])
-        shape = mask_shape(module, parts.shape[1:])
-        noise = [torch.rand(shape, generator=it, device=it.device, dtype=torch.float32) for it in self._streams]
-        return drop(module, parts, rate, torch.stack(noise).to(inputs.device)).flatten(0, 1)
+        noise = torch.stack(self._noise(mask_shape(module, parts.shape[1:])))
+        return drop(module, parts, rate, noise.to(inputs.device)).flatten(0, 1)
+
+    def _noise(self, shape: Sequence[int]) -> list[Tensor]:
+        """Return uniform numbers from each stream; in float32 whatever the default."""
+        return [torch.rand(shape, generator=it, device=it.device, dtype=torch.float32) for it in self._streams]
 
 
 def _agree(some: Any, others: Any) -> bool:

@@ -7,6 +7,7 @@ from typing import Any, final, get_args
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
@@ -55,8 +56,8 @@ class MonteCarloDropout(Callback):
     Raises:
         TypeError: If an argument is of the wrong kind.
         ValueError: If an argument is out of range, or with `"geometric"` if outputs are no probabilities.
-        MisconfigurationException: If the model has no dropout, predictions do not vary over masks, or `test_step` does
-            not call `self(...)`.
+        MisconfigurationException: If the model has no dropout, predictions do not vary over masks, `test_step` does not
+            call `self(...)`, or weights are spread by tensor parallelism.
 
     Example:
         >>> MonteCarloDropout(50, softmax=True, seed=0)
@@ -166,8 +167,19 @@ class MonteCarloDropout(Callback):
                 f" {'all rates are 0' if sites else 'no module has a rate'}. {_DEAD}"
             )
             raise MisconfigurationException(msg)
+        mesh = pl_module.device_mesh
+        if mesh is not None and mesh["tensor_parallel"].size() > 1:
+            msg = "MonteCarloDropout does not work with tensor parallelism, whose ranks need common masks."
+            raise MisconfigurationException(msg)
         _warn_of_functional_dropout(pl_module)
-        sampler = Sampler(pl_module, sites, self.num_samples, trainer.strategy.root_device)
+        sampler = Sampler(
+            pl_module,
+            sites,
+            self.num_samples,
+            trainer.strategy.root_device,
+            # Where a pass gathers weights, every rank must make as many.
+            one_by_one=isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy)),
+        )
         seed = f"{torch.initial_seed()}/{self._runs}" if self.seed is None else self.seed
         self._runs, self._calls = self._runs + 1, 0
         before, method = vars(pl_module).get(name), getattr(pl_module, name)

@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from lightning_reg import Constant, DropoutScheduler, Linear, Piecewise, Select, Sequence, early_dropout, late_dropout
+from lightning_reg.schedules import Schedule
 from tests.callbacks.dropout_modules import Attention, DropPath, FusedAttention, HfAttention, Noise, Recurrent
 from tests.models import Gan, Regressor, loader
 
@@ -307,6 +308,15 @@ def test_a_function_that_leaves_the_rates_is_refused_at_the_tick(seen, schedule)
         ValueError, match=r"`schedule\(2\)` must give dropout rates in \[0, 1\), got 1 for 'layers.first'"
     ):
         seen(DropoutScheduler(schedule))
+
+
+def test_a_schedule_of_the_users_own_is_checked_at_the_tick(seen):
+    class Steep(Schedule):
+        def __call__(self, tick):
+            return 0.3 * tick
+
+    with pytest.raises(ValueError, match=r"`schedule\(4\)` must give dropout rates"):
+        seen(DropoutScheduler(Steep()))
 
 
 def test_a_function_that_returns_no_number_is_refused(seen):

@@ -199,6 +199,22 @@ def test_only_dropout_is_in_training_mode(predict):
     torch.testing.assert_close(model.norm.running_mean, torch.zeros(5), rtol=0, atol=0)
 
 
+def test_a_rate_of_one_drops_everything_and_a_number_may_be_dropped_too(predict):
+    class Corners(Model):
+        def __init__(self):
+            super().__init__()
+            self.all = nn.Dropout(1.0)
+
+        def predict_step(self, batch, batch_idx):
+            return self(batch[0]) + self.all(batch[0])[:, :2], self.dropout(torch.tensor(1.0))
+
+    (first, scalar), _ = predict(MonteCarloDropout(50, seed=0), Corners())
+
+    assert first.mean.isfinite().all()
+    assert scalar.mean.shape == ()
+    assert scalar.std > 0
+
+
 # Seeds and traces
 
 

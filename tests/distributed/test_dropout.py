@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
@@ -126,6 +127,46 @@ def test_both_ranks_log_one_mean_and_one_spread(pool):
     # Twelve rows on two ranks, the first one twice; a row x is 0 or 2 x.
     assert first["mean"] == pytest.approx((66 + 1) / 12, rel=0.1)
     assert first["reg/mc_dropout_std"] == pytest.approx((66 + 1) / 12, rel=0.1)
+
+
+class Sharded(Numbered):
+    """Numbers its rows by a layer that FSDP2 shards."""
+
+    def configure_model(self):
+        self.linear = nn.Linear(1, 1)
+        nn.init.ones_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+        fully_shard(self.linear, mesh=self.device_mesh["data_parallel"])
+
+    def forward(self, rows):
+        return self.dropout(self.linear(rows[:, None]))[:, 0]
+
+
+def predict_sharded(tensor_parallel):
+    """Run on each rank: return predictions of FSDP2, or the error of tensor parallelism."""
+    strategy = ModelParallelStrategy(data_parallel_size=2 // tensor_parallel, tensor_parallel_size=tensor_parallel)
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=2,
+        strategy=strategy,
+        callbacks=[MonteCarloDropout(400, seed=0)],
+        logger=False,
+        enable_progress_bar=False,
+    )
+    data = DataLoader(TensorDataset(torch.arange(1.0, 13.0)), batch_size=2)
+    if tensor_parallel == 1:
+        return trainer.predict(Sharded(), data)
+    with pytest.raises(MisconfigurationException) as error:
+        trainer.predict(Sharded(), data)
+    return str(error.value)
+
+
+def test_sharded_models_predict_and_tensor_parallelism_is_refused(pool):
+    for batches in pool.run(predict_sharded, 1):
+        for batch in batches:
+            torch.testing.assert_close(batch["mean"].mean, batch["row"].float(), rtol=0.25, atol=0)
+    for message in pool.run(predict_sharded, 2):
+        assert "does not work with tensor parallelism" in message
 
 
 def bootstrap():
