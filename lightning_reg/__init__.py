@@ -1,6 +1,7 @@
 """Regularization for PyTorch Lightning: callbacks that mean the same in every way of training."""
 
-from lightning_reg.callbacks import ElasticNetPenalty, L1Penalty, L2Penalty, Penalty
+from lightning_reg.callbacks import ElasticNetPenalty, GroupLassoPenalty, L1Penalty, L2Penalty, Penalty
+from lightning_reg.functional.step_size import register_step_size
 from lightning_reg.schedules import (
     Constant,
     Cosine,
@@ -19,6 +20,7 @@ __all__ = [
     "Cosine",
     "ElasticNetPenalty",
     "Exponential",
+    "GroupLassoPenalty",
     "L1Penalty",
     "L2Penalty",
     "Linear",
@@ -29,4 +31,5 @@ __all__ = [
     "curriculum_dropout",
     "early_dropout",
     "late_dropout",
+    "register_step_size",
 ]

@@ -14,6 +14,7 @@ PUBLIC = [
     "Cosine",
     "ElasticNetPenalty",
     "Exponential",
+    "GroupLassoPenalty",
     "L1Penalty",
     "L2Penalty",
     "Linear",
@@ -24,8 +25,18 @@ PUBLIC = [
     "curriculum_dropout",
     "early_dropout",
     "late_dropout",
+    "register_step_size",
 ]
-FUNCTIONAL = ["elastic_net", "l1_norm", "sparsity", "squared_l2_norm"]
+FUNCTIONAL = [
+    "elastic_net",
+    "elastic_net_prox",
+    "group_lasso",
+    "group_soft_threshold",
+    "l1_norm",
+    "soft_threshold",
+    "sparsity",
+    "squared_l2_norm",
+]
 SCHEDULES = [
     "Constant",
     "Cosine",

@@ -1,7 +1,18 @@
 """Pure functions of tensors: usable with no Trainer at all."""
 
 from lightning_reg.functional.elastic_net import elastic_net
+from lightning_reg.functional.group_lasso import group_lasso, group_soft_threshold
 from lightning_reg.functional.norms import l1_norm, squared_l2_norm
+from lightning_reg.functional.proximal import elastic_net_prox, soft_threshold
 from lightning_reg.functional.sparsity import sparsity
 
-__all__ = ["elastic_net", "l1_norm", "sparsity", "squared_l2_norm"]
+__all__ = [
+    "elastic_net",
+    "elastic_net_prox",
+    "group_lasso",
+    "group_soft_threshold",
+    "l1_norm",
+    "soft_threshold",
+    "sparsity",
+    "squared_l2_norm",
+]
