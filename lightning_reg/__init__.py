@@ -1,6 +1,6 @@
 """Regularization for PyTorch Lightning: callbacks that mean the same in every way of training."""
 
-from lightning_reg.callbacks import ElasticNetPenalty, GroupLassoPenalty, L1Penalty, L2Penalty, Penalty
+from lightning_reg.callbacks import ElasticNetPenalty, GroupLassoPenalty, L1Penalty, L2Penalty, Penalty, TargetSparsity
 from lightning_reg.functional.step_size import register_step_size
 from lightning_reg.schedules import (
     Constant,
@@ -28,6 +28,7 @@ __all__ = [
     "Piecewise",
     "Select",
     "Sequence",
+    "TargetSparsity",
     "curriculum_dropout",
     "early_dropout",
     "late_dropout",

@@ -22,6 +22,7 @@ PUBLIC = [
     "Piecewise",
     "Select",
     "Sequence",
+    "TargetSparsity",
     "curriculum_dropout",
     "early_dropout",
     "late_dropout",

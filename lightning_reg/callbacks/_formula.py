@@ -42,6 +42,26 @@ class Formula(ABC):
         """
         raise NotImplementedError
 
+    def vanishing_strengths(self, weights: list[Tensor], step_sizes: Sequence[float | Tensor]) -> list[Tensor]:
+        """Return for each weight the least strength at which `proximal` makes its entries, or groups, zero.
+
+        Override it, beside `proximal`, to allow `TargetSparsity`.
+
+        Args:
+            weights: Weights of one optimizer, without gradient; `DTensor`s if they are sharded.
+            step_sizes: That of each weight: a number, a tensor of one entry, or one of the shape of its local part.
+
+        Returns:
+            For each weight a tensor with one entry for each unit that this rank has, of any shape.
+
+        """
+        raise NotImplementedError
+
+    @property
+    def unit_dim(self) -> int | None:
+        """The dimension of weights along which what becomes zero together lies; `None` for single entries."""
+        return None
+
     @property
     def exact_in_any_company(self) -> bool:
         """Whether this operator, applied before one other, gives the operator of the sum: then both may share weights.

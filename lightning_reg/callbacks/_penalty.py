@@ -1,7 +1,6 @@
 """The abstract penalty: how a term of the objective reaches the weights, with one strength in every way of training."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -11,7 +10,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_reg import _checks
-from lightning_reg.callbacks import _compatibility, _plan, _proximal, _trainer
+from lightning_reg.callbacks import _compatibility, _plan, _proximal, _quota, _start, _trainer
 from lightning_reg.callbacks._formula import Formula
 from lightning_reg.callbacks._ledger import Ledger
 from lightning_reg.callbacks._run import Run, log_name
@@ -27,8 +26,7 @@ class Penalty(Callback, Formula):
 
     A subclass defines `penalty`, from weights to a scalar, and has `mode="loss"` and `mode="grad"` from it; for
     `mode="proximal"` it defines `proximal` as well. For every optimizer step the update is that of :math:`J`, with
-    :math:`L` the mean loss over the effective batch, whatever the accumulation, precision, strategy and number of
-    devices.
+    :math:`L` the mean loss over the effective batch, whatever the accumulation, precision, strategy and devices.
 
     Logged at the trainer's `log_every_n_steps`, on the step axis of `self.log`: `reg/penalty/<name>` (the value of the
     term, in units of the loss), `reg/penalty` (the sum over all penalties) and `reg/penalty_ratio` (that sum over the
@@ -41,9 +39,8 @@ class Penalty(Callback, Formula):
         mode: `"loss"` adds the term to the loss before each backward pass. `"grad"` adds its gradient to `.grad` before
             each optimizer step, after unscaling and all-reduce and before Lightning's clipping: cheaper, and the one
             for manual optimization and FSDP1. Both train to the same weights. `"proximal"` puts the weights through the
-            proximal operator of :math:`\eta s(t) \lambda \Omega` right after each step, with the step size
-            :math:`\eta` that the optimizer has for each weight: the same minimum, and the only mode that makes weights
-            exactly zero. See `register_step_size` for the optimizers. Clipping then sees the data's gradient alone.
+            proximal operator of :math:`\eta s(t) \lambda \Omega` after each step, :math:`\eta` being the optimizer's
+            step size for each weight (see `register_step_size`): the same minimum, and the only mode with exact zeros.
         schedule: :math:`s(t)`, a schedule or any callable from optimizer steps so far to a factor >= 0; 1 by default.
 
     Raises:
@@ -80,9 +77,15 @@ class Penalty(Callback, Formula):
         self.schedule = schedule
         self._run: Run | None = None
 
-    def strength_at(self, factor: float) -> float | Tensor:
-        """Return the strength at a step for which the schedule says `factor`."""
-        return self.strength * factor
+    def aim_at(self, quota: Callable[[int], float]) -> None:
+        """Until `fit` ends, be as strong in each step as it takes to make a share `quota(step)` of all units zero."""
+        if self._run is not None:
+            self._run.quota = quota
+
+    @property
+    def strength_now(self) -> float | Tensor:
+        """The strength in the last step, if `aim_at` decides on it."""
+        return self.strength if self._run is None or self._run.strength is None else self._run.strength
 
     @override
     def __repr__(self) -> str:
@@ -118,7 +121,7 @@ class Penalty(Callback, Formula):
             self._run.schedule = resolve(self.schedule, _trainer.total_ticks(trainer, pl_module))
         runs = [(penalty, run) for penalty in _penalties(trainer) if (run := _run_of(penalty))]
         if self is runs[-1][0]:
-            _begin(trainer, pl_module, runs)
+            _start.begin(trainer, pl_module, runs)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -178,14 +181,18 @@ class Penalty(Callback, Formula):
         if strength and weights:
             add_scaled(self.add_gradient, weights, strength * share, _trainer.gradient_scale(trainer, optimizer))
 
-    def _after_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+    def after_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Take the proximal step that belongs to the step of `optimizer`."""
         run = self._run
         if run is None:
             return
         share = run.share if pl_module.automatic_optimization else 1.0
         run.share, run.has_stepped = 0.0, True
-        strength = self.strength_at(run.factor(_trainer.tick(trainer, pl_module)))
-        weights = run.targets.of([optimizer])
+        tick, weights = _trainer.tick(trainer, pl_module), run.targets.of([optimizer])
+        strength: float | Tensor = self.strength * run.factor(tick)
+        if run.quota and share and weights:
+            needed = _quota.strength_for(run.quota(tick), self.vanishing_strengths, optimizer, weights, self.unit_dim)
+            run.strength = strength = (needed / share).clamp(min=strength)
         # A tensor is not asked whether it is 0: that would wait for the device.
         if share and weights and (isinstance(strength, Tensor) or strength):
             _proximal.shrink(self.proximal, optimizer, weights, strength * share, elementwise=self.elementwise)
@@ -229,7 +236,7 @@ class Penalty(Callback, Formula):
         run = self._run
         if run is None or self.mode == "loss" or (ledger := self._ledger_if_read(trainer, run)) is None:
             return
-        strength = self.strength_at(run.factor(_trainer.tick(trainer, pl_module)))
+        strength = self.strength_now if run.quota else self.strength * run.factor(_trainer.tick(trainer, pl_module))
         weights = run.targets.of(trainer.optimizers)
         ledger.penalties[run.name] = 0.0
         if weights and (isinstance(strength, Tensor) or strength):
@@ -239,29 +246,6 @@ class Penalty(Callback, Formula):
 
 def _penalties(trainer: Trainer) -> list[Penalty]:
     return _trainer.callbacks_of(trainer, Penalty)  # type: ignore[type-abstract]  # mypy wants no abstract class here
-
-
-def _begin(trainer: Trainer, pl_module: LightningModule, runs: Sequence[tuple[Penalty, Run]]) -> None:
-    """Warn of doubtful settings, show the plan, and have proximal steps follow those of the optimizers."""
-    optimizers = trainer.optimizers
-    _compatibility.warn_of_weight_decay(
-        {
-            type(penalty).__name__: run.targets.settings(optimizers, "weight_decay")
-            for penalty, run in runs
-            if penalty.overlaps_weight_decay and penalty.strength
-        }
-    )
-    plans = [run.plan(repr(penalty), f"{run.name} {penalty.strength:g}", optimizers) for penalty, run in runs]
-    _plan.publish(trainer, plans)
-    proximal = [(penalty, run) for penalty, run in runs if penalty.mode == "proximal"]
-    if not proximal:
-        return
-    _compatibility.warn_of_averaging(trainer)
-    _compatibility.refuse_shared_weights(
-        {run.name: run.targets.of(optimizers) for penalty, run in proximal if not penalty.exact_in_any_company}
-    )
-    for penalty, run in sorted(proximal, key=lambda pair: not pair[0].exact_in_any_company):
-        run.hooks.add(optimizers, partial(penalty._after_optimizer_step, trainer, pl_module))  # noqa: SLF001
 
 
 def _run_of(penalty: Penalty) -> Run | None:

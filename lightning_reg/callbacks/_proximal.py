@@ -62,21 +62,33 @@ def shrink(
         elementwise: Whether `proximal` works on flat parts of weights; else it gets them as the optimizer holds them.
 
     """
-    rule = find_rule(type(optimizer))
-    if rule is None:  # refused before training
-        return
     # Fused optimizers look themselves whether gradients are finite, inside `step`; so whether this one was skipped is
     # known on the device only.
     found_inf = getattr(optimizer, "found_inf", None)
     if found_inf is not None:
         strength = strength * (found_inf == 0)
+    for parts, step_sizes in with_step_sizes(optimizer, weights, elementwise=elementwise):
+        proximal(parts, _scaled(step_sizes, strength))
+
+
+def with_step_sizes(
+    optimizer: Optimizer, weights: Sequence[Tensor], *, elementwise: bool
+) -> Iterator[tuple[list[Tensor], Sequence[Scalar]]]:
+    """Yield `weights`, or parts of them if `elementwise`, in lists, with the step sizes that `optimizer` has for them.
+
+    What has no gradient is left out: the optimizer has not moved it.
+    """
+    rule = find_rule(type(optimizer))
+    if rule is None:  # refused before training
+        return
     chosen = set(weights)
     for group in optimizer.param_groups:
         members = [weight for weight in group["params"] if weight in chosen and weight.grad is not None]
         states = [optimizer.state.get(weight, {}) for weight in members]
         for parts, part_states in _cut(members, states, split=elementwise) if rule.elementwise else [(members, states)]:
             step_sizes = rule.step_sizes(local_parts(parts) if rule.elementwise else parts, part_states, group)
-            proximal(local_parts(parts) if elementwise else parts, _scaled(step_sizes, strength))
+            local_sizes = [local_part(size) if isinstance(size, Tensor) else size for size in step_sizes]
+            yield local_parts(parts) if elementwise else parts, local_sizes
 
 
 def _scaled(step_sizes: Sequence[Scalar], strength: Scalar) -> list[Scalar]:

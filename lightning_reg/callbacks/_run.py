@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_reg import _checks
@@ -34,6 +35,10 @@ class Run:
     has_run_backward: bool = False
     has_stepped: bool = False
     ledger: Ledger = field(default_factory=Ledger)
+    quota: Callable[[int], float] | None = None
+    """Which share of weights, or groups, the penalty has to make zero at a step, instead of having a strength."""
+    strength: Tensor | None = None
+    """What that took in the last step."""
     hooks: StepHooks = field(default_factory=StepHooks)
 
     def factor(self, tick: int) -> float:

@@ -18,7 +18,8 @@ from lightning_reg.functional import (
     squared_l2_norm,
 )
 from lightning_reg.functional._elementwise import add_elementwise_gradient_
-from lightning_reg.functional.group_lasso import add_group_gradient_
+from lightning_reg.functional._shards import local_parts
+from lightning_reg.functional.group_lasso import add_group_gradient_, group_thresholds
 from lightning_reg.schedules import Schedule
 from lightning_reg.selection import Select
 
@@ -65,6 +66,10 @@ class L1Penalty(Penalty):
     @override
     def proximal(self, weights: list[Tensor], factors: list[float | Tensor]) -> None:
         soft_threshold(weights, factors, inplace=True)
+
+    @override
+    def vanishing_strengths(self, weights: list[Tensor], step_sizes: Sequence[float | Tensor]) -> list[Tensor]:
+        return [part.abs() / size for part, size in zip(local_parts(weights), step_sizes, strict=True)]
 
     @property
     @override
@@ -181,6 +186,11 @@ class ElasticNetPenalty(Penalty):
     def proximal(self, weights: list[Tensor], factors: list[float | Tensor]) -> None:
         elastic_net_prox(weights, factors, l1_ratio=self.l1_ratio, inplace=True)
 
+    @override
+    def vanishing_strengths(self, weights: list[Tensor], step_sizes: Sequence[float | Tensor]) -> list[Tensor]:
+        parts = local_parts(weights)
+        return [part.abs() / (self.l1_ratio * size) for part, size in zip(parts, step_sizes, strict=True)]
+
 
 @final
 class GroupLassoPenalty(Penalty):
@@ -239,3 +249,12 @@ class GroupLassoPenalty(Penalty):
     @override
     def proximal(self, weights: list[Tensor], factors: list[float | Tensor]) -> None:
         group_soft_threshold(weights, factors, dim=self.dim, inplace=True)
+
+    @override
+    def vanishing_strengths(self, weights: list[Tensor], step_sizes: Sequence[float | Tensor]) -> list[Tensor]:
+        return group_thresholds(weights, step_sizes, dim=self.dim)
+
+    @property
+    @override
+    def unit_dim(self) -> int | None:
+        return self.dim

@@ -126,15 +126,9 @@ def sum_over_split_groups(sums: Sequence[Tensor], weights: Sequence[Tensor], dim
     results = list(sums)
     spread: dict[tuple[torch.device, torch.dtype, tuple[ProcessGroup, ...]], list[int]] = {}
     for index, weight in enumerate(weights):
-        if has_dtensors([weight]):
-            mesh = weight.device_mesh  # type: ignore[attr-defined]
-            ranks = tuple(
-                mesh.get_group(dimension)
-                for dimension, placement in enumerate(weight.placements)  # type: ignore[attr-defined]
-                if placement.is_shard() and placement.dim != dim % weight.ndim
-            )
-            if ranks:
-                spread.setdefault((results[index].device, results[index].dtype, ranks), []).append(index)
+        ranks = shard_groups(weight, lambda sharded: sharded != dim % weight.ndim)  # noqa: B023  # called at once
+        if ranks:
+            spread.setdefault((results[index].device, results[index].dtype, ranks), []).append(index)
     for (*_, ranks), indices in spread.items():
         joined = torch.cat([results[index].reshape(-1) for index in indices])
         for group in ranks:
@@ -143,3 +137,15 @@ def sum_over_split_groups(sums: Sequence[Tensor], weights: Sequence[Tensor], dim
         for index, part in zip(indices, parts, strict=True):
             results[index] = part.view(results[index].shape)
     return results
+
+
+def shard_groups(weight: Tensor, among: Callable[[int], bool] = lambda _: True) -> tuple[ProcessGroup, ...]:
+    """Return the process groups over whose ranks `weight` is sharded along a dimension that `among` is true of."""
+    if not has_dtensors([weight]):
+        return ()
+    mesh = weight.device_mesh  # type: ignore[attr-defined]
+    return tuple(
+        mesh.get_group(dimension)
+        for dimension, placement in enumerate(weight.placements)  # type: ignore[attr-defined]
+        if placement.is_shard() and among(placement.dim)
+    )

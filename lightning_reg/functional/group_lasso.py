@@ -129,6 +129,19 @@ def group_soft_threshold(
     return results
 
 
+@torch.no_grad()
+def group_thresholds(weights: list[Tensor], step_sizes: Sequence[Factor], *, dim: int) -> list[Tensor]:
+    """Return for each group the least factor on `step_sizes` with which `group_soft_threshold` makes it zero."""
+    parts = local_parts(weights)
+    sizes = [local_part(size) if isinstance(size, Tensor) else size for size in step_sizes]
+    # Of one entry, the size is taken out of the sum: it may be 0.
+    varied = [part if _is_scalar(size) else part / size for part, size in zip(parts, sizes, strict=True)]
+    return [
+        squares.sqrt() / (_group_entries(weight, dim) ** 0.5 * (size if _is_scalar(size) else 1))
+        for weight, size, squares in zip(weights, sizes, _sums(weights, varied, dim), strict=True)
+    ]
+
+
 def _shrink_uniform_(weights: list[Tensor], thresholds: list[Factor], dim: int) -> None:
     parts = local_parts(weights)
     for part, threshold, squares in zip(parts, thresholds, _sums(weights, parts, dim), strict=True):

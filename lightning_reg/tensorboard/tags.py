@@ -3,3 +3,4 @@
 PENALTY = "reg/penalty"
 PENALTY_RATIO = "reg/penalty_ratio"
 SETUP = "reg/setup"
+TARGET_SPARSITY = "reg/target_sparsity"

@@ -79,7 +79,7 @@ def solve(trainer_of, module, *penalties, steps=700):
 
 
 def one_target(*names):
-    return {name: TARGETS[:, None] for name in names}
+    return dict.fromkeys(names, TARGETS[:, None])
 
 
 def all_penalties(mode="proximal"):

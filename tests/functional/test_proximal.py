@@ -1,4 +1,4 @@
-"""Proximal operators entry by entry: against their definition, minimised numerically, and exact where they promise it."""
+"""Proximal operators entry by entry: against their definition, minimised numerically, and exact where promised."""
 
 import math
 
