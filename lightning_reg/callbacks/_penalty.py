@@ -15,6 +15,7 @@ from lightning_reg.callbacks._formula import Formula
 from lightning_reg.callbacks._ledger import Ledger
 from lightning_reg.callbacks._run import Run, log_name
 from lightning_reg.callbacks._targets import Targets, add_scaled, evaluate
+from lightning_reg.functional.sparsity import check_dim
 from lightning_reg.schedules import Schedule, resolve
 from lightning_reg.selection import Select, as_select, named_weights, select_weights
 
@@ -78,7 +79,7 @@ class Penalty(Callback, Formula):
         self._run: Run | None = None
 
     def aim_at(self, quota: Callable[[int], float]) -> None:
-        """Until `fit` ends, be as strong in each step as it takes to make a share `quota(step)` of all units zero."""
+        """Until `fit` ends, be as strong in each step as makes a share `quota(step)` of all units zero."""
         if self._run is not None:
             self._run.quota = quota
 
@@ -104,6 +105,7 @@ class Penalty(Callback, Formula):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Not later: FSDP2 replaces parameters once a forward pass has run, and the sanity check runs one.
         selection = select_weights(named_weights(pl_module, _trainer.original_shapes(trainer)), as_select(self.select))
+        check_dim((weight.parameter for weight in selection.chosen), self.unit_dim)
         self._run = Run(
             log_name(self, _penalties(trainer)),
             selection,
