@@ -16,7 +16,7 @@ Scalar = float | Tensor
 Proximal = Callable[[list[Tensor], list[Scalar]], None]
 
 # Entries that are worked on at once: what is computed on the way stays in a cache on a CPU, and small on a GPU.
-_CPU_ENTRIES = 1 << 17
+_CPU_ENTRIES = 1 << 18
 _GPU_ENTRIES = 1 << 24
 
 
@@ -67,14 +67,14 @@ def shrink(
     found_inf = getattr(optimizer, "found_inf", None)
     if found_inf is not None:
         strength = strength * (found_inf == 0)
-    for parts, step_sizes in with_step_sizes(optimizer, weights, elementwise=elementwise):
-        proximal(parts, _scaled(step_sizes, strength))
+    for parts, factors in with_step_sizes(optimizer, weights, strength, elementwise=elementwise):
+        proximal(parts, factors)
 
 
 def with_step_sizes(
-    optimizer: Optimizer, weights: Sequence[Tensor], *, elementwise: bool
-) -> Iterator[tuple[list[Tensor], Sequence[Scalar]]]:
-    """Yield `weights`, or parts of them if `elementwise`, in lists, with the step sizes that `optimizer` has for them.
+    optimizer: Optimizer, weights: Sequence[Tensor], scale: Scalar = 1.0, *, elementwise: bool
+) -> Iterator[tuple[list[Tensor], list[Scalar]]]:
+    """Yield `weights`, or parts of them if `elementwise`, in lists, with `scale` times the optimizer's step sizes.
 
     What has no gradient is left out: the optimizer has not moved it.
     """
@@ -86,16 +86,9 @@ def with_step_sizes(
         members = [weight for weight in group["params"] if weight in chosen and weight.grad is not None]
         states = [optimizer.state.get(weight, {}) for weight in members]
         for parts, part_states in _cut(members, states, split=elementwise) if rule.elementwise else [(members, states)]:
-            step_sizes = rule.step_sizes(local_parts(parts) if rule.elementwise else parts, part_states, group)
+            step_sizes = rule.scaled(local_parts(parts) if rule.elementwise else parts, part_states, group, scale)
             local_sizes = [local_part(size) if isinstance(size, Tensor) else size for size in step_sizes]
             yield local_parts(parts) if elementwise else parts, local_sizes
-
-
-def _scaled(step_sizes: Sequence[Scalar], strength: Scalar) -> list[Scalar]:
-    tensors = [size for size in step_sizes if isinstance(size, Tensor)]
-    if len(tensors) < len(step_sizes):
-        return [size * strength for size in step_sizes]
-    return list(torch._foreach_mul(tensors, strength)) if tensors else []
 
 
 def _cut(

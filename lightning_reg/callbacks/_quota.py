@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from lightning_reg.callbacks._proximal import Scalar, with_step_sizes
 from lightning_reg.functional._shards import shard_groups
 
-Vanishing = Callable[[list[Tensor], Sequence[Scalar]], list[Tensor]]
+Vanishing = Callable[[list[Tensor], list[Scalar]], list[Tensor]]
 
 # Entries that are looked at. The share among a million is that among all to 0.002, with four standard deviations.
 _SAMPLE = 1 << 20

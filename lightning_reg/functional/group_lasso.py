@@ -1,13 +1,15 @@
 """Group lasso: whole units of a layer go to zero together."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from lightning_reg import _checks
+from lightning_reg.functional._group_shrink import is_scalar, shrink_groups_
+from lightning_reg.functional._group_sums import group_entries, group_sums, other_dims
 from lightning_reg.functional._groups import group_size, groups
-from lightning_reg.functional._shards import local_part, local_parts, sum_over_split_groups, whole
+from lightning_reg.functional._shards import local_part, local_parts, whole
 from lightning_reg.functional.proximal import Factor, factors, outputs
 from lightning_reg.functional.sparsity import check_dim
 
@@ -48,10 +50,10 @@ def group_lasso(weights: Iterable[Tensor], strength: float = 1.0, *, dim: int = 
     check_dim(weights, dim)
     terms = []
     for weight in map(whole, weights):
-        others = _other_dims(weight, dim)
+        others = other_dims(weight, dim)
         dtype = None if weight.dtype.itemsize > 2 else torch.float32  # noqa: PLR2004  # bytes: half precision
         norms = torch.linalg.vector_norm(weight, 2, others, dtype=dtype) if others else weight.abs()
-        terms.append(strength * _group_entries(weight, dim) ** 0.5 * norms.sum())
+        terms.append(strength * group_entries(weight, dim) ** 0.5 * norms.sum())
     return torch.stack([term.to(terms[0].device) for term in terms]).sum() if terms else torch.zeros(())
 
 
@@ -63,9 +65,9 @@ def add_group_gradient_(grads: list[Tensor], weights: list[Tensor], factor: floa
     check_dim(weights, dim)
     for some_grads, some_weights in groups(grads, weights, size=group_size(weights), split=False):
         for grad, weight, squares in zip(
-            local_parts(some_grads), some_weights, _sums(some_weights, local_parts(some_weights), dim), strict=True
+            local_parts(some_grads), some_weights, group_sums(some_weights, local_parts(some_weights), dim), strict=True
         ):
-            scale = factor * _group_entries(weight, dim) ** 0.5 / squares.sqrt()
+            scale = factor * group_entries(weight, dim) ** 0.5 / squares.sqrt()
             grad.add_(local_part(weight) * scale.masked_fill_(squares == 0, 0.0))
 
 
@@ -117,15 +119,11 @@ def group_soft_threshold(
     index = 0
     for (some,) in groups(results, size=group_size(results), split=False) if results else ():
         norms = [
-            tau * _group_entries(weight, dim) ** 0.5
+            tau * group_entries(weight, dim) ** 0.5
             for weight, tau in zip(some, thresholds[index : index + len(some)], strict=True)
         ]
         index += len(some)
-        uniform = [position for position, norm in enumerate(norms) if _is_scalar(norm)]
-        varied = [position for position, norm in enumerate(norms) if not _is_scalar(norm)]
-        for positions, shrink_ in ((uniform, _shrink_uniform_), (varied, _shrink_varied_)):
-            if positions:
-                shrink_([some[position] for position in positions], [norms[position] for position in positions], dim)
+        shrink_groups_(some, norms, dim)
     return results
 
 
@@ -135,88 +133,8 @@ def group_thresholds(weights: list[Tensor], step_sizes: Sequence[Factor], *, dim
     parts = local_parts(weights)
     sizes = [local_part(size) if isinstance(size, Tensor) else size for size in step_sizes]
     # Of one entry, the size is taken out of the sum: it may be 0.
-    varied = [part if _is_scalar(size) else part / size for part, size in zip(parts, sizes, strict=True)]
+    varied = [part if is_scalar(size) else part / size for part, size in zip(parts, sizes, strict=True)]
     return [
-        squares.sqrt() / (_group_entries(weight, dim) ** 0.5 * (size if _is_scalar(size) else 1))
-        for weight, size, squares in zip(weights, sizes, _sums(weights, varied, dim), strict=True)
+        squares.sqrt() / (group_entries(weight, dim) ** 0.5 * (size if is_scalar(size) else 1))
+        for weight, size, squares in zip(weights, sizes, group_sums(weights, varied, dim), strict=True)
     ]
-
-
-def _shrink_uniform_(weights: list[Tensor], thresholds: list[Factor], dim: int) -> None:
-    parts = local_parts(weights)
-    for part, threshold, squares in zip(parts, thresholds, _sums(weights, parts, dim), strict=True):
-        norms = squares.sqrt()
-        # The share that goes: with all of it gone, w - w is +0.0, of -0.0 as well.
-        part.addcmul_(part, torch.where(norms <= threshold, 1.0, threshold / norms), value=-1)
-
-
-# Newton's steps until float64 is exact to rounding, in groups whose thresholds differ by many orders of magnitude.
-_NEWTON_STEPS = 10
-
-
-def _shrink_varied_(weights: list[Tensor], thresholds: list[Factor], dim: int) -> None:
-    r"""Solve :math:`\sum w^2 / (r + d)^2 = 1` for the norm r of each group, d being the thresholds; then shrink.
-
-    Newton's method on the root of the sum's reciprocal, which is concave in r: from the left it never oversteps. It
-    starts at the bound :math:`\|w\| - \bar d`, which Jensen's inequality gives for the mean of d weighted by w^2.
-    """
-    parts = local_parts(weights)
-    dtypes = [torch.promote_types(part.dtype, torch.float32) for part in parts]
-    wide = [part.to(dtype) for part, dtype in zip(parts, dtypes, strict=True)]
-    shifts = [torch.as_tensor(shift).to(dtype) for shift, dtype in zip(thresholds, dtypes, strict=True)]
-
-    def sums(terms: Callable[[int], tuple[Tensor, ...]]) -> list[Tensor]:
-        """Return the sums over each group of the terms of each weight, side by side along a new first dimension."""
-        own = [torch.stack([_group_sum(term, weight, dim) for term in terms(i)]) for i, weight in enumerate(weights)]
-        return sum_over_split_groups(own, weights, dim)
-
-    def moments(index: int) -> tuple[Tensor, ...]:
-        squares = wide[index].square()
-        # A threshold of 0 leaves its entry alone; 0/0 is an entry that is zero.
-        return squares, squares * shifts[index], (wide[index] / shifts[index]).nan_to_num_(0.0, torch.inf).square_()
-
-    def newton(index: int) -> tuple[Tensor, ...]:
-        divisors = roots[index] + shifts[index]
-        seconds = (wide[index] / divisors).square_()
-        return seconds, seconds / divisors
-
-    roots, is_zero = [], []
-    for squares, weighted, scaled in sums(moments):
-        norms = squares.sqrt()
-        is_zero.append(scaled <= 1)
-        # Not from 0, where entries without a threshold would give inf; further right by rounding only.
-        root = torch.maximum(norms - weighted / squares, norms * torch.finfo(norms.dtype).eps)
-        roots.append(root.masked_fill_(is_zero[-1], 1.0))  # any number: where the answer is 0, there must be no NaN
-    for _ in range(_NEWTON_STEPS):
-        for root, (seconds, thirds) in zip(roots, sums(newton), strict=True):
-            root.add_(((seconds.pow(1.5) - seconds) / thirds).clamp_(min=0))
-    for part, root, zero, shift in zip(parts, roots, is_zero, shifts, strict=True):
-        part.addcmul_(part, torch.where(zero, 1.0, shift / (root + shift)), value=-1)
-
-
-def _sums(weights: list[Tensor], parts: list[Tensor], dim: int) -> list[Tensor]:
-    """Return the sum of squares of each group, with an extent of 1 in each other dimension of its weight."""
-    squares = []
-    for weight, part in zip(weights, parts, strict=True):
-        moduli = part.abs() if part.is_complex() else part
-        wide = moduli.to(torch.promote_types(moduli.dtype, torch.float32))
-        squares.append(_group_sum(wide.square(), weight, dim))
-    return sum_over_split_groups(squares, weights, dim)
-
-
-def _group_sum(entries: Tensor, weight: Tensor, dim: int) -> Tensor:
-    others = _other_dims(weight, dim)
-    return entries.sum(others, keepdim=True) if others else entries.clone()
-
-
-def _other_dims(weight: Tensor, dim: int) -> tuple[int, ...]:
-    return tuple(other for other in range(weight.ndim) if other != dim % weight.ndim)
-
-
-def _group_entries(weight: Tensor, dim: int) -> int:
-    """Return how many entries a group has, over all ranks."""
-    return weight.numel() // weight.shape[dim] if weight.numel() else 0
-
-
-def _is_scalar(value: Factor) -> bool:
-    return not isinstance(value, Tensor) or value.ndim == 0

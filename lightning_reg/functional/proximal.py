@@ -1,6 +1,7 @@
 """Proximal operators that work entry by entry: what makes weights exactly zero."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -105,8 +106,12 @@ def _soften_(weights: list[Tensor], thresholds: list[Factor]) -> None:
         return
     upper = alike(thresholds)
     lower = [-threshold for threshold in upper]
-    inner = torch._foreach_clamp_min(weights, lower)
-    torch._foreach_clamp_max_(inner, upper)
+    if isinstance(upper[0], Tensor) and weights[0].device.type == "cpu":
+        # There the kernels for lists are loops anyway, and this is one instead of two.
+        inner: Any = [torch.clamp(*bounds) for bounds in zip(weights, lower, upper, strict=True)]
+    else:
+        inner = torch._foreach_clamp_min(weights, lower)
+        torch._foreach_clamp_max_(inner, upper)
     torch._foreach_sub_(weights, inner)
 
 

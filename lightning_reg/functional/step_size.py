@@ -27,6 +27,16 @@ class Rule:
 
     step_sizes: StepSize
     elementwise: bool
+    proportional_to_lr: bool = False
+    """Whether a step size grows as the `lr` of the group does: scaling then costs nothing."""
+
+    def scaled(
+        self, weights: Sequence[Tensor], states: States, group: Mapping[str, Any], scale: Scalar
+    ) -> list[Scalar]:
+        """Return `scale` times the step size of each weight."""
+        if self.proportional_to_lr:
+            return list(self.step_sizes(weights, states, {**group, "lr": group["lr"] * scale}))
+        return [size * scale for size in self.step_sizes(weights, states, group)]
 
 
 _RULES: dict[type[Optimizer], Rule] = {}
@@ -192,11 +202,14 @@ def _correction(beta2: Scalar, step: Scalar) -> Scalar:
     return correction
 
 
-register_step_size(SGD, _sgd, elementwise=True)
-register_step_size(Adam, _adam, elementwise=True)
-register_step_size(AdamW, _adam, elementwise=True)
-register_step_size(NAdam, _nadam, elementwise=True)
-register_step_size(RAdam, _radam, elementwise=True)
-register_step_size(Adamax, _adamax, elementwise=True)
-register_step_size(Adagrad, _adagrad, elementwise=True)
-register_step_size(RMSprop, _rmsprop, elementwise=True)
+for _optimizer_type, _step_sizes in {
+    SGD: _sgd,
+    Adam: _adam,
+    AdamW: _adam,
+    NAdam: _nadam,
+    RAdam: _radam,
+    Adamax: _adamax,
+    Adagrad: _adagrad,
+    RMSprop: _rmsprop,
+}.items():
+    _RULES[_optimizer_type] = Rule(_step_sizes, elementwise=True, proportional_to_lr=True)

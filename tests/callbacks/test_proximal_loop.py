@@ -63,7 +63,9 @@ every_penalty = pytest.mark.parametrize("name", PENALTIES)
 both_optimizers = pytest.mark.parametrize("optimizer", [sgd, adam])
 
 
-def train_by_hand(module, batches, operator, *, accumulate=1, factor=lambda step: 1.0, scaler=None, autocast=None):
+def train_by_hand(  # noqa: PLR0913  # everything a training loop may do
+    module, batches, operator, *, accumulate=1, factor=lambda step: 1.0, scaler=None, autocast=None
+):
     """Train two epochs; return the weights."""
     scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
     optimizer = module.configure_optimizers()

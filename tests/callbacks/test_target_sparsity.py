@@ -244,7 +244,7 @@ def test_fsdp1_is_refused(trainer_of, monkeypatch):
     trainer = trainer_of(callback)
     monkeypatch.setattr(type(trainer), "strategy", property(lambda trainer: object.__new__(FSDPStrategy)))
 
-    with pytest.raises(MisconfigurationException, match="does not work with FSDP1. Use FSDP2"):
+    with pytest.raises(MisconfigurationException, match=r"does not work with FSDP1\. Use FSDP2"):
         callback.setup(trainer, Regressor(), "fit")
 
 

@@ -122,12 +122,12 @@ def operators_on_shards(dim):
     results = []
     for placement in (Shard(0), Shard(1), Replicate()):
         weight, threshold = (distribute_tensor(tensor, mesh, [placement]) for tensor in (plain, thresholds))
-        for found in (
+        found = [
             *soft_threshold([weight], threshold),
             *group_soft_threshold([weight], 0.4, dim=dim),
             *group_soft_threshold([weight], threshold, dim=dim),
-        ):
-            results.append(found.full_tensor())
+        ]
+        results += [tensor.full_tensor() for tensor in found]
         results.append(group_lasso([weight], dim=dim))
     return plain, thresholds, results
 
