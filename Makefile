@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 BENCHMARKS := $(filter-out benchmarks/_%, $(sort $(wildcard benchmarks/*.py)))
 
-.PHONY: help demo test check format bench min clean
+.PHONY: help demo test browser check format bench min clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -17,6 +17,10 @@ test: .venv/installed ## run all tests and examples, with coverage
 	$(BIN)/coverage run -m pytest
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+
+browser: ## install Chromium, for the tests that look at TensorBoard's pages (Debian, as root)
+	apt-get update -qq
+	apt-get install -qq --yes --no-install-recommends chromium chromium-driver
 
 check: .venv/installed ## lint, types, import rules, spelling, metadata
 	$(BIN)/ruff check
@@ -39,6 +43,7 @@ min: .venv-min/installed ## run the tests with the oldest supported dependencies
 
 clean: ## remove the environments, caches and results
 	rm -rf .venv .venv-min .coverage .coverage.* htmlcov build dist lightning_logs
+	rm -rf test-results
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 
 # A file in each environment says that it is ready; newer requirements install again.

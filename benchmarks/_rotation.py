@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
 from torch.profiler import ProfilerActivity, profile, record_function
 from typing_extensions import override
 
@@ -56,16 +57,24 @@ class Measured:
         return max(own - other for own, other in zip(self.peak_bytes, base.peak_bytes, strict=True))
 
 
-def measure(module: LightningModule, variants: Mapping[str, Sequence[Callback]], *, rounds: int) -> dict[str, Measured]:
+def measure(
+    module: LightningModule,
+    variants: Mapping[str, Sequence[Callback]],
+    *,
+    rounds: int,
+    logger: Logger | bool = False,
+) -> dict[str, Measured]:
     """Train `module` with the callbacks of each variant in turns, and return what each cost.
 
-    A step lasts from the end of the `on_train_batch_end` hooks of the step before to the end of its own.
+    A step lasts from the end of the `on_train_batch_end` hooks of the step before to the end of its own. With a logger
+    every step is a logging step.
     """
     rotation = _Rotation(variants, rounds)
     trainer = Trainer(
         max_steps=len(rotation.turns),
         devices=1,
-        logger=False,
+        logger=logger,
+        log_every_n_steps=1,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,

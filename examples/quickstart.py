@@ -1,7 +1,8 @@
 """Four trainings of one small network on few digits: no penalty, L1, L2 and the elastic net.
 
 The network has 28 times more weights than there are training images, and a fifth of the training labels is wrong. It
-learns them by heart unless a penalty keeps it from that. The table at the end gives numbers, TensorBoard shows how.
+learns them by heart unless a penalty keeps it from that. The table at the end gives numbers, TensorBoard shows how: the
+four runs beside one another under Custom Scalars, every layer under Time Series, the strengths under HPARAMS.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_reg import ElasticNetPenalty, L1Penalty, L2Penalty, Penalty
+from lightning_reg import ElasticNetPenalty, L1Penalty, L2Penalty, Penalty, RegularizationMonitor
 from lightning_reg.functional import squared_l2_norm
 
 TRAINING_IMAGES = 400
@@ -88,9 +89,10 @@ def train(name: str, max_epochs: int, seed: int, logdir: Path) -> tuple[str, ...
     training, testing = digits()
     module, share = Classifier(), LargestShare()
     penalty = PENALTIES[name]
+    callbacks = [share, RegularizationMonitor(histograms=True, every_n_epochs=10)]
     trainer = Trainer(
         max_epochs=max_epochs,
-        callbacks=[penalty, share] if penalty else [share],
+        callbacks=[penalty, *callbacks] if penalty else callbacks,
         logger=TensorBoardLogger(logdir, name=name),
         accelerator="cpu",
         enable_checkpointing=False,

@@ -1,6 +1,14 @@
 """Regularization for PyTorch Lightning: callbacks that mean the same in every way of training."""
 
-from lightning_reg.callbacks import ElasticNetPenalty, GroupLassoPenalty, L1Penalty, L2Penalty, Penalty, TargetSparsity
+from lightning_reg.callbacks import (
+    ElasticNetPenalty,
+    GroupLassoPenalty,
+    L1Penalty,
+    L2Penalty,
+    Penalty,
+    RegularizationMonitor,
+    TargetSparsity,
+)
 from lightning_reg.functional.step_size import register_step_size
 from lightning_reg.schedules import (
     Constant,
@@ -26,6 +34,7 @@ __all__ = [
     "Linear",
     "Penalty",
     "Piecewise",
+    "RegularizationMonitor",
     "Select",
     "Sequence",
     "TargetSparsity",

@@ -92,6 +92,8 @@ class Weight:
 
     parameter: nn.Parameter
     shape: torch.Size
+    plain_name: str
+    """Name of the tensor that its module uses; its parts under `weight_norm` share it."""
     modules: list[nn.Module] = field(default_factory=list)
     """Those in which it sits directly: several if it is tied."""
     names: list[str] = field(default_factory=list)
@@ -132,9 +134,10 @@ def named_weights(module: nn.Module, shapes: Mapping[nn.Parameter, torch.Size] |
                 )
                 raise ValueError(msg)
             shape = (shapes or {}).get(parameter, parameter.shape)
-            weight = weights.setdefault(parameter, Weight(parameter, shape))
+            names = _clean_names(path, leaf, owner)
+            weight = weights.setdefault(parameter, Weight(parameter, shape, names[-1]))
             weight.modules.append(_user_module(module, path))
-            weight.names.extend(_clean_names(path, leaf, owner))
+            weight.names.extend(names)
     return list(weights.values())
 
 

@@ -9,9 +9,19 @@ import pickle
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
 
 import lightning_reg
-from lightning_reg import Cosine, ElasticNetPenalty, GroupLassoPenalty, L1Penalty, L2Penalty, Select, TargetSparsity
+from lightning_reg import (
+    Cosine,
+    ElasticNetPenalty,
+    GroupLassoPenalty,
+    L1Penalty,
+    L2Penalty,
+    RegularizationMonitor,
+    Select,
+    TargetSparsity,
+)
 from tests.models import Regressor, loader, weights_of
 from tests.reference import assert_same_weights, matrices
 
@@ -24,9 +34,17 @@ CALLBACKS = [
     GroupLassoPenalty(0.1, 1, **SETTINGS),
     GroupLassoPenalty(0.1, mode="proximal"),
     TargetSparsity(L1Penalty(0.01, mode="proximal"), 0.5, schedule=Cosine(0.0, 1.0, 0.5)),
+    RegularizationMonitor(),
+    RegularizationMonitor(select="*.encoder.*", per_layer=["*.encoder.*"], histograms=True, layout=False),
 ]
 
 every_callback = pytest.mark.parametrize("callback", CALLBACKS, ids=repr)
+
+
+@pytest.fixture
+def logger(tmp_path):
+    """A monitor needs one."""
+    return TensorBoardLogger(tmp_path)
 
 
 def arguments(callback):
@@ -46,10 +64,10 @@ def test_every_exported_callback_is_here():
 
 
 @every_callback
-def test_it_survives_pickling_before_and_after_training(callback, fit):
+def test_it_survives_pickling_before_and_after_training(callback, fit, logger):
     for _ in range(2):
         assert arguments(pickle.loads(pickle.dumps(callback))) == arguments(callback)
-        fit(callback, max_epochs=1)
+        fit(callback, max_epochs=1, logger=logger)
 
 
 @every_callback
@@ -61,7 +79,7 @@ def test_its_repr_makes_it_again(callback):
 
 
 @every_callback
-def test_an_exception_leaves_the_module_as_it_was(callback, fit):
+def test_an_exception_leaves_the_module_as_it_was(callback, fit, logger):
     class Failing(Regressor):
         def on_before_optimizer_step(self, optimizer):  # every callback has acted by now
             raise ZeroDivisionError
@@ -70,7 +88,7 @@ def test_an_exception_leaves_the_module_as_it_was(callback, fit):
     before, modules = weights_of(module), [type(part) for part in module.modules()]
 
     with pytest.raises(ZeroDivisionError):
-        fit(callback, module=module)
+        fit(callback, module=module, logger=logger)
 
     assert module.network.encoder.weight.grad is not None
     torch.testing.assert_close(weights_of(module), before, rtol=0, atol=0)
@@ -79,8 +97,8 @@ def test_an_exception_leaves_the_module_as_it_was(callback, fit):
 
 
 @every_callback
-def test_checkpoints_load_without_this_package(callback, trainer_of, tmp_path):
-    trainer = trainer_of(callback, max_epochs=1)
+def test_checkpoints_load_without_this_package(callback, trainer_of, tmp_path, logger):
+    trainer = trainer_of(callback, max_epochs=1, logger=logger)
     module = Regressor()
     trainer.fit(module, loader())
     trainer.save_checkpoint(tmp_path / "last.ckpt")
@@ -90,8 +108,8 @@ def test_checkpoints_load_without_this_package(callback, trainer_of, tmp_path):
     torch.testing.assert_close(weights_of(again), weights_of(module), rtol=0, atol=0)
 
 
-def test_all_of_them_together_add_up(fit):
-    actual = fit(*(callback for callback in CALLBACKS if "proximal" not in repr(callback)))
+def test_all_of_them_together_add_up(fit, logger):
+    actual = fit(*(callback for callback in CALLBACKS if "proximal" not in repr(callback)), logger=logger)
 
     by_hand = Regressor()
     optimizer = by_hand.configure_optimizers()

@@ -156,3 +156,20 @@ trainer:
     term = PENALTIES["elastic_net"][1]
     by_hand = train_by_hand(Regressor(), loader(), term, factor=lambda step: step / 14)
     assert_same_weights(weights_of(cli.model), weights_of(by_hand))
+
+
+def test_a_monitor_with_metrics_comes_from_yaml(callback_from_yaml):
+    monitor = callback_from_yaml("""
+class_path: lightning_reg.RegularizationMonitor
+init_args:
+  metrics:
+    units:
+      class_path: lightning_reg.metrics.Sparsity
+      init_args: {threshold: 1e-3, dim: 0}
+    norm: lightning_reg.metrics.WeightNorm
+  per_layer: ["encoder.*"]
+""")
+
+    assert list(monitor.metrics) == ["units", "norm"]
+    assert (monitor.metrics["units"].threshold, monitor.metrics["units"].dim) == (1e-3, 0)
+    assert monitor.per_layer == ["encoder.*"]

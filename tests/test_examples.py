@@ -10,15 +10,27 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
+README_CODE = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+
+
 def test_the_quickstart_of_the_readme_runs_as_it_stands(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
 
     with caplog.at_level("INFO"):
-        exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
+        exec(compile(README_CODE[0], "README.md", "exec"), {"__name__": "__main__"})
 
     assert list(tmp_path.glob("lightning_logs/version_0/events.out.tfevents.*"))
     assert "Regularization plan" in caplog.text
+
+
+@pytest.mark.parametrize("code", README_CODE[1:])
+def test_every_other_piece_of_code_in_the_readme_runs(code):
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def test_pictures_in_the_readme_are_there():
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", (ROOT / "README.md").read_text()):
+        assert (ROOT / picture).stat().st_size > 0
 
 
 def test_the_demo_prints_its_table_and_the_command_for_its_logs(tmp_path, monkeypatch, capsys):

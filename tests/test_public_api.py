@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import lightning_reg
-from lightning_reg import functional, schedules
+from lightning_reg import functional, metrics, schedules, tensorboard
 
 PUBLIC = [
     "Constant",
@@ -20,6 +20,7 @@ PUBLIC = [
     "Linear",
     "Penalty",
     "Piecewise",
+    "RegularizationMonitor",
     "Select",
     "Sequence",
     "TargetSparsity",
@@ -29,15 +30,19 @@ PUBLIC = [
     "register_step_size",
 ]
 FUNCTIONAL = [
+    "conv_norm_bound",
     "elastic_net",
     "elastic_net_prox",
     "group_lasso",
     "group_soft_threshold",
     "l1_norm",
+    "matrix_norm",
+    "operator_norm_estimate",
     "soft_threshold",
     "sparsity",
     "squared_l2_norm",
 ]
+METRICS = ["Sparsity", "SpectralNorm", "WeightNorm"]
 SCHEDULES = [
     "Constant",
     "Cosine",
@@ -54,14 +59,29 @@ SCHEDULES = [
 
 
 @pytest.mark.parametrize(
-    ("module", "names"), [(lightning_reg, PUBLIC), (functional, FUNCTIONAL), (schedules, SCHEDULES)]
+    ("module", "names"),
+    [
+        (lightning_reg, PUBLIC),
+        (functional, FUNCTIONAL),
+        (metrics, METRICS),
+        (schedules, SCHEDULES),
+        (tensorboard, ["layout"]),
+    ],
 )
 def test_the_public_names_change_only_on_purpose(module, names):
     assert module.__all__ == sorted(names)
     assert all(inspect.getdoc(getattr(module, name)) for name in names)
 
 
-@pytest.mark.parametrize("name", [*PUBLIC, *(f"functional.{name}" for name in FUNCTIONAL)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *PUBLIC,
+        *(f"functional.{name}" for name in FUNCTIONAL),
+        *(f"metrics.{name}" for name in METRICS),
+        "tensorboard.layout",
+    ],
+)
 def test_a_public_name_shows_how_to_use_it(name):
     item: Any = lightning_reg
     for part in name.split("."):

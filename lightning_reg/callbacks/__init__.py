@@ -1,6 +1,15 @@
 """Lightning callbacks."""
 
+from lightning_reg.callbacks.monitor import RegularizationMonitor
 from lightning_reg.callbacks.penalty import ElasticNetPenalty, GroupLassoPenalty, L1Penalty, L2Penalty, Penalty
 from lightning_reg.callbacks.target_sparsity import TargetSparsity
 
-__all__ = ["ElasticNetPenalty", "GroupLassoPenalty", "L1Penalty", "L2Penalty", "Penalty", "TargetSparsity"]
+__all__ = [
+    "ElasticNetPenalty",
+    "GroupLassoPenalty",
+    "L1Penalty",
+    "L2Penalty",
+    "Penalty",
+    "RegularizationMonitor",
+    "TargetSparsity",
+]

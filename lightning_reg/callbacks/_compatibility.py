@@ -30,6 +30,17 @@ def refuse_strategy(trainer: Trainer, name: str) -> None:
         raise MisconfigurationException(msg)
 
 
+def refuse_hidden_weights(trainer: Trainer, name: str) -> None:
+    """Raise if the strategy keeps the weights where a monitor cannot read them whole."""
+    strategy = trainer.strategy
+    if _trainer.has_flat_shards(trainer) or isinstance(strategy, (DeepSpeedStrategy, XLAStrategy)):
+        msg = (
+            f"{name} does not support {type(strategy).__name__}, which keeps the weights in pieces of its own."
+            " Use a single device, 'ddp' or FSDP2 (ModelParallelStrategy)."
+        )
+        raise MisconfigurationException(msg)
+
+
 def refuse_mode(trainer: Trainer, pl_module: LightningModule, name: str, mode: str, *, elementwise: bool) -> None:
     """Raise if a penalty of this mode cannot reach the weights in this way of training."""
     flat = _trainer.has_flat_shards(trainer)

@@ -4,6 +4,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_reg.callbacks import _trainer
+from lightning_reg.callbacks._loggers import log_for_callbacks, write_scalars
 from lightning_reg.tensorboard import tags
 
 
@@ -36,5 +37,6 @@ class Ledger:
         metrics[tags.PENALTY] = total
         if self._loss is not None:
             metrics[tags.PENALTY_RATIO] = total / _trainer.mean_over_ranks(trainer, self._loss / self._share).abs()
-        # A batch size of 1 keeps Lightning from searching the batch for one; it matters only for means over an epoch.
-        pl_module.log_dict(metrics, on_step=True, on_epoch=False, batch_size=1)
+        log_for_callbacks(pl_module, metrics)
+        if _trainer.writes_now(trainer):
+            write_scalars(trainer, {tag: float(value) for tag, value in metrics.items()}, _trainer.log_step(trainer))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
+from lightning_reg.callbacks._loggers import tensorboard_writers
 from lightning_reg.tensorboard import tags
 
 _CONSOLE_ROWS = 60
@@ -45,14 +46,8 @@ def publish(trainer: Trainer, plans: Sequence[Plan]) -> None:
     hidden = len(rows) - _CONSOLE_ROWS
     rest = [f"  ... and {hidden} more weights; TensorBoard's text {tags.SETUP!r} has them all."] if hidden > 0 else []
     rank_zero_info("\n".join(["Regularization plan", *settings, *_aligned(rows[:_CONSOLE_ROWS]), *rest]))
-    if not trainer.is_global_zero:
-        return
-    for logger in trainer.loggers:
-        # By name: the packages `lightning` and `pytorch_lightning` have a class each.
-        if any(ancestor.__name__ == "TensorBoardLogger" for ancestor in type(logger).__mro__):
-            logger.experiment.add_text(  # type: ignore[attr-defined]
-                tags.SETUP, _markdown(settings, rows), global_step=trainer.global_step
-            )
+    for _, writer in tensorboard_writers(trainer):
+        writer.add_text(tags.SETUP, _markdown(settings, rows), global_step=trainer.global_step)
 
 
 def _action(name: str, plans: Sequence[Plan]) -> str:

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+from lightning.fabric.utilities.logger import _flatten_dict, _sanitize_params
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
@@ -156,12 +158,41 @@ def logs_now(trainer: Trainer, *, first_step: bool) -> bool:
     """
     if trainer.barebones:
         return False
-    return (
-        trainer._logger_connector.should_update_logs
-        or bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # set by Lightning's debugging setup
-        or first_step
-        or _ends_epoch(trainer)
-    )
+    return writes_now(trainer) or first_step or _ends_epoch(trainer)
+
+
+def writes_now(trainer: Trainer) -> bool:
+    """Tell whether Lightning writes to the loggers what is logged for the current step."""
+    is_fast: int = trainer.fast_dev_run  # type: ignore[attr-defined]  # set by Lightning's debugging setup
+    return trainer._logger_connector.should_update_logs or bool(is_fast)
+
+
+def log_step(trainer: Trainer) -> int:
+    """Return where the current step lies on the axis that `self.log` uses; once it is over, where the next one does.
+
+    `trainer.global_step` is one more, and counts twice with two manual optimizers.
+    """
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def log_prefix(logger: Logger) -> str:
+    """Return what a TensorBoard logger puts before every tag and a dash; empty for nothing."""
+    return getattr(logger, "_prefix", "")
+
+
+def hyperparameters(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any] | None:
+    """Return the hyperparameters that Lightning gives to the loggers after `on_fit_start`; `None` for none."""
+    owners = [pl_module, getattr(trainer, "datamodule", None)]
+    logged = [owner.hparams_initial for owner in owners if owner is not None and owner._log_hyperparams]
+    if not logged:
+        return None
+    merged = {key: value for values in logged for key, value in values.items() if key != "_class_path"}
+    return _sanitize_params(_flatten_dict(merged))
+
+
+def writes_default_metric(logger: Logger) -> bool:
+    """Tell whether a TensorBoard logger lists `hp_metric` as the one metric of the run."""
+    return getattr(logger, "_default_hp_metric", False)
 
 
 def _ends_epoch(trainer: Trainer) -> bool:

@@ -24,36 +24,43 @@ def zero_counts(weights: list[Tensor], threshold: float, dim: int | None) -> Ten
     With `dim`, how many slices along that dimension consist of such entries alone. NaN is no zero.
     """
     if dim is None:
-        return sum_each_over_shards(lambda parts: torch.stack([_zeros(part, threshold) for part in parts]), weights)
+        return sum_each_over_shards(lambda parts: _zeros(parts, threshold), weights)
     return torch.stack([_zero_slices(weight, threshold, dim).to(weights[0].device) for weight in weights])
 
 
 def _power_sums(weights: list[Tensor], p: float) -> Tensor:
     weights = [weight.abs() if weight.is_complex() else weight for weight in weights]
-    if weights[0].device.type != "cpu":
+    if weights[0].device.type == "cpu":
+        is_fast = [p == _EUCLIDEAN and w.dtype == torch.float32 and w.numel() > _SMALL_ENTRIES for w in weights]
+        exact = [weight for weight, fast in zip(weights, is_fast, strict=True) if not fast]
+        exact_norms = iter(torch._foreach_norm(exact, p, dtype=torch.float64) if exact else ())
+        norms = [
+            _euclidean_norm(weight) if fast else next(exact_norms)
+            for weight, fast in zip(weights, is_fast, strict=True)
+        ]
+    else:
         double = any(weight.dtype == torch.float64 for weight in weights)
-        norms = torch._foreach_norm(weights, p, dtype=torch.float64 if double else torch.float32)
-        return torch.stack(list(norms)).pow(p)
-    sums: list[Tensor] = []
-    for weight in weights:
-        if p == _EUCLIDEAN and weight.dtype == torch.float32 and weight.numel() > _SMALL_ENTRIES:
-            sums.append(_square_sum(weight))
-        else:
-            sums.append(torch.linalg.vector_norm(weight, p, dtype=torch.float64).pow(p))
-    return torch.stack(sums)
+        norms = list(torch._foreach_norm(weights, p, dtype=torch.float64 if double else torch.float32))
+    return torch.stack(norms).pow(p)
 
 
-def _square_sum(weight: Tensor) -> Tensor:
+def _euclidean_norm(weight: Tensor) -> Tensor:
     flat = in_memory_order([weight])[0].reshape(-1)
     rows = flat.numel() - flat.numel() % _SQUARE_ENTRIES
     norms = torch.linalg.vector_norm(flat[:rows].view(-1, _SQUARE_ENTRIES), dim=1)
     rest = torch.linalg.vector_norm(flat[rows:], dtype=torch.float64)
-    return torch.cat([norms, rest.reshape(1)]).square().sum()
+    total: Tensor = torch.linalg.vector_norm(torch.cat([norms, rest.reshape(1)]))
+    return total
 
 
-def _zeros(weight: Tensor, threshold: float) -> Tensor:
+def _zeros(weights: list[Tensor], threshold: float) -> Tensor:
     if not threshold:
-        return weight.numel() - torch.count_nonzero(weight)
+        entries = torch.tensor([weight.numel() for weight in weights]).to(weights[0].device, non_blocking=True)
+        return entries - torch.stack([torch.count_nonzero(weight) for weight in weights])
+    return torch.stack([_small_entries(weight, threshold) for weight in weights])
+
+
+def _small_entries(weight: Tensor, threshold: float) -> Tensor:
     # In parts, whose temporaries stay in the cache.
     flat = in_memory_order([weight])[0].reshape(-1)
     parts = torch.split(flat, group_size([weight]))

@@ -1,6 +1,38 @@
-"""The tags under which everything is logged. They are part of the public interface."""
+"""The tags under which everything is logged. They are part of the public interface.
+
+TensorBoard groups tags by what stands before the first slash: `reg/` holds the few numbers of the whole network,
+`reg.<metric>/` one number for each layer.
+"""
 
 PENALTY = "reg/penalty"
 PENALTY_RATIO = "reg/penalty_ratio"
 SETUP = "reg/setup"
 TARGET_SPARSITY = "reg/target_sparsity"
+
+TAKEN = ("penalty", "penalty_ratio", "setup", "target_sparsity", "dropout", "weights")
+"""Names that no metric of a user may have: two kinds of data under one tag make TensorBoard show neither."""
+
+
+def overall(metric: str) -> str:
+    """Return the tag of a metric of all layers together."""
+    return f"reg/{metric}"
+
+
+def over_layers(metric: str, statistic: str) -> str:
+    """Return the tag of a statistic of a metric over the layers: `"min"`, `"median"`, `"max"`."""
+    return f"reg/{metric}_{statistic}"
+
+
+def spread(metric: str) -> str:
+    """Return the tag of the histogram of a metric over the layers."""
+    return f"reg/{metric}_over_layers"
+
+
+def per_layer(metric: str, layer: str) -> str:
+    """Return the tag of a metric of one layer."""
+    return f"reg.{metric}/{layer}"
+
+
+def weights(layer: str) -> str:
+    """Return the tag of the histogram of a layer's weights."""
+    return per_layer("weights", layer)

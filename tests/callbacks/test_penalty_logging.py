@@ -1,32 +1,16 @@
 """What is logged: values of the objective as it is written, for TensorBoard and for other callbacks."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins import MixedPrecision
-from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
-from tensorboard.util import tensor_util
 
 from lightning_reg import L1Penalty, L2Penalty, Linear, Penalty
+from tests.event_files import scalars
 from tests.models import Gan, Regressor, loader
 from tests.reference import both_modes
-
-
-def scalars(folder: Path) -> dict[str, dict[int, float]]:
-    """Read every scalar of the event files below `folder`: tag -> step -> value."""
-    found: dict[str, dict[int, float]] = {}
-    for file in sorted(folder.rglob("events.out.tfevents.*")):
-        for event in EventFileLoader(str(file)).Load():
-            for value in event.summary.value:
-                if value.metadata.plugin_data.plugin_name == "scalars":
-                    steps = found.setdefault(value.tag, {})
-                    assert event.step not in steps, f"{value.tag} written twice at step {event.step}"
-                    steps[event.step] = tensor_util.make_ndarray(value.tensor).item()
-    return found
 
 
 class Recorder(Callback):
@@ -120,6 +104,19 @@ def test_a_resumed_run_goes_on_with_the_step_axis(trainer_of, tmp_path):
         trainer.save_checkpoint(tmp_path / "last.ckpt")
 
     assert sorted(scalars(tmp_path)["reg/penalty"]) == list(range(14))
+
+
+@both_modes
+def test_a_hook_that_stops_training_leaves_no_old_value_at_the_last_step(fit, tmp_path, mode):
+    class Stopping(Regressor):
+        def on_train_batch_end(self, outputs, batch, batch_idx):  # after the hooks of callbacks
+            self.trainer.should_stop = batch_idx == 3
+
+    fit(L1Penalty(0.1, mode=mode), module=Stopping(), logger=TensorBoardLogger(tmp_path), log_every_n_steps=3)
+
+    logged = scalars(tmp_path)
+    assert list(logged["train/loss"]) == [2, 3]
+    assert list(logged["reg/penalty"]) == [2]
 
 
 def test_any_logger_gets_the_values(fit, tmp_path):

@@ -1,0 +1,47 @@
+"""The page "Custom Scalars"."""
+
+import re
+
+from lightning_reg.tensorboard import tags
+
+Layout = dict[str, dict[str, list[str | list[str]]]]
+
+
+def layout(prefix: str = "") -> Layout:
+    """Return the charts that show what regularization did, for TensorBoard's page "Custom Scalars".
+
+    Pass it to `SummaryWriter.add_custom_scalars`, with categories of your own if you like. The layout of the last run
+    in a folder wins, and TensorBoard loses charts if those of several runs differ: so it names no layer, and is the
+    same for every model.
+
+    Args:
+        prefix: That of the logger, as in `TensorBoardLogger(prefix=...)`.
+
+    Returns:
+        Categories of charts, each `[kind, tags]`: `"Multiline"` with regular expressions, or `"Margin"` with the tags
+        of a value and of its lower and upper bound.
+
+    Example:
+        >>> list(layout()["Regularization"])
+        ['Loss and penalties', 'Penalty share', 'Sparsity', 'Norms', 'Weight norm of layers', 'Spectral norm of layers']
+
+    """
+    start = f"{prefix}-" if prefix else ""
+
+    def lines(*patterns: str) -> list[str | list[str]]:
+        return ["Multiline", [f"^{re.escape(start)}{pattern}$" for pattern in patterns]]
+
+    def band(metric: str) -> list[str | list[str]]:
+        return ["Margin", [start + tags.over_layers(metric, statistic) for statistic in ("median", "min", "max")]]
+
+    return {
+        "Regularization": {
+            # Losses are named as users please.
+            "Loss and penalties": lines("(train(ing)?[/_.])?loss(_step)?", f"{tags.PENALTY}(/.*)?"),
+            "Penalty share": lines(tags.PENALTY_RATIO),
+            "Sparsity": lines(tags.overall("sparsity"), tags.over_layers("sparsity", "max")),
+            "Norms": lines(tags.overall("weight_norm"), tags.over_layers("spectral_norm", "max")),
+            "Weight norm of layers": band("weight_norm"),
+            "Spectral norm of layers": band("spectral_norm"),
+        }
+    }

@@ -1,0 +1,256 @@
+"""When, under which tags and to which loggers the monitor writes."""
+
+import csv
+
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from torch import nn
+
+from lightning_reg import RegularizationMonitor
+from lightning_reg.metrics import WeightNorm
+from tests.event_files import histograms, scalars, values_in
+from tests.models import Gan, Regressor, Silent, Untrainable, loader
+
+SUMMARY = {
+    f"reg/{metric}{statistic}"
+    for metric in ("weight_norm", "sparsity", "spectral_norm")
+    for statistic in ("", "_min", "_median", "_max")
+}
+LAYERS = {
+    f"reg.{metric}/network.{layer}"
+    for metric in ("weight_norm", "sparsity", "spectral_norm")
+    for layer in ("encoder", "conv", "head")
+}
+
+
+class LoggingGan(Gan):
+    def training_step(self, batch, batch_idx):
+        super().training_step(batch, batch_idx)
+        self.log("train/loss", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("make", "settings"),
+    [(Regressor, {}), (Regressor, {"accumulate_grad_batches": 4}), (LoggingGan, {})],
+    ids=["every batch", "accumulation", "two manual optimizers"],
+)
+def test_every_tag_is_written_once_a_step_at_the_steps_of_the_loss(fit, tmp_path, make, settings):
+    fit(RegularizationMonitor(), module=make(), logger=TensorBoardLogger(tmp_path), **settings)
+
+    logged = scalars(tmp_path)  # fails if something is written twice at a step
+    steps = list(logged["train/loss"])
+    assert steps == list(range(4 if settings else 14))
+    tags = [tag for tag in logged if tag.startswith("reg")]
+    assert set(tags) >= SUMMARY
+    for tag in tags:
+        assert list(logged[tag]) == steps, tag
+    assert list(histograms(tmp_path)["reg/sparsity_over_layers"]) == steps
+
+
+def test_at_a_slower_cadence_the_first_and_the_last_step_are_written_too(fit, tmp_path):
+    fit(RegularizationMonitor(), logger=TensorBoardLogger(tmp_path), log_every_n_steps=5)
+
+    logged = scalars(tmp_path)
+    assert list(logged["train/loss"]) == [4, 9]
+    for tag in SUMMARY | LAYERS:
+        assert list(logged[tag]) == [0, 4, 9, 13], tag
+
+
+@pytest.mark.parametrize("settings", [{"max_steps": 9, "max_epochs": -1}, {"max_epochs": 3, "limit_train_batches": 3}])
+def test_the_last_step_is_written_however_training_ends(fit, tmp_path, settings):
+    fit(RegularizationMonitor(), logger=TensorBoardLogger(tmp_path), log_every_n_steps=50, **settings)
+
+    assert list(scalars(tmp_path)["reg/weight_norm"]) == [0, 8]
+
+
+def test_the_last_step_of_a_run_that_stops_itself_is_written(fit, tmp_path):
+    class Stopping(Regressor):
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            self.trainer.should_stop = batch_idx == 3
+
+    fit(RegularizationMonitor(), module=Stopping(), logger=TensorBoardLogger(tmp_path), log_every_n_steps=50)
+
+    assert list(scalars(tmp_path)["reg/weight_norm"]) == [0, 3]
+
+
+def test_a_resumed_run_goes_on_with_the_step_axis(trainer_of, tmp_path):
+    for epochs, checkpoint in ((1, None), (2, tmp_path / "last.ckpt"), (2, tmp_path / "last.ckpt")):
+        trainer = trainer_of(
+            RegularizationMonitor(),
+            logger=TensorBoardLogger(tmp_path, version=0),
+            max_epochs=epochs,
+            log_every_n_steps=5,
+        )
+        trainer.fit(Regressor(), loader(), ckpt_path=checkpoint)
+        trainer.save_checkpoint(tmp_path / "last.ckpt")
+
+    assert sorted(scalars(tmp_path)["reg/weight_norm"]) == [0, 4, 6, 9, 13]
+
+
+def test_two_fits_of_one_monitor_are_two_runs(trainer_of, tmp_path):
+    monitor = RegularizationMonitor()
+    for version in range(2):
+        trainer = trainer_of(monitor, logger=TensorBoardLogger(tmp_path, version=version), log_every_n_steps=50)
+        trainer.fit(Regressor(), loader())
+        assert list(scalars(tmp_path / "lightning_logs" / f"version_{version}")["reg/weight_norm"]) == [0, 13]
+
+
+def test_summary_numbers_are_for_callbacks_and_those_of_layers_are_not(trainer_of, tmp_path):
+    checkpoint = ModelCheckpoint(tmp_path, monitor="reg/weight_norm", filename="{epoch}")
+    stopping = EarlyStopping("reg/sparsity", patience=2, check_on_train_epoch_end=True)
+    trainer = trainer_of(
+        RegularizationMonitor(),
+        checkpoint,
+        stopping,
+        logger=TensorBoardLogger(tmp_path),
+        log_every_n_steps=50,
+        enable_checkpointing=True,
+        max_epochs=9,
+    )
+    module = Regressor()
+
+    trainer.fit(module, loader())
+
+    assert trainer.current_epoch == 3  # sparsity stays at 0
+    assert {name for name in trainer.callback_metrics if name.startswith("reg")} == SUMMARY
+    matrices = [weight for weight in module.parameters() if weight.ndim > 1]
+    norm = torch.cat([weight.flatten() for weight in matrices]).norm().item()
+    assert trainer.callback_metrics["reg/weight_norm"].item() == pytest.approx(norm, rel=1e-6)
+    assert checkpoint.best_model_path
+
+
+def test_every_other_logger_gets_the_numbers_through_log_metrics(fit, tmp_path):
+    class Own(Logger):
+        name, version, written = "own", 0, []
+
+        def log_metrics(self, metrics, step=None):
+            self.written.append((step, metrics))
+
+        def log_hyperparams(self, params, *args, **kwargs):
+            pass
+
+    loggers = [CSVLogger(tmp_path / "csv"), Own(), TensorBoardLogger(tmp_path / "tb")]
+
+    fit(RegularizationMonitor(), logger=loggers, log_every_n_steps=5)
+
+    logged = scalars(tmp_path / "tb")
+    with next((tmp_path / "csv").rglob("metrics.csv")).open() as file:
+        rows = list(csv.DictReader(file))
+    for tag in SUMMARY | LAYERS:
+        expected = {step: pytest.approx(value, rel=1e-6) for step, value in logged[tag].items()}
+        assert {int(row["step"]): float(row[tag]) for row in rows if row[tag]} == expected
+        assert {step: float(metrics[tag]) for step, metrics in Own.written if tag in metrics} == expected
+
+
+def test_the_prefix_of_a_logger_comes_before_every_tag(fit, tmp_path):
+    fit(RegularizationMonitor(histograms=True), logger=TensorBoardLogger(tmp_path, prefix="p"), max_epochs=1)
+
+    tags = {value.tag for _, value in values_in(tmp_path)}
+    ours = {tag for tag in tags if "reg" in tag}
+    assert {f"p-{tag}" for tag in SUMMARY | LAYERS} <= ours
+    assert all(tag.startswith("p-reg") for tag in ours)
+
+
+def test_no_logger_is_an_error_before_training(fit):
+    with pytest.raises(MisconfigurationException, match="RegularizationMonitor needs a logger to write to"):
+        fit(RegularizationMonitor(), module=Untrainable())
+
+
+def test_barebones_training_is_left_alone(fit, caplog):
+    settings = {"barebones": True, "logger": None, "enable_checkpointing": None, "enable_progress_bar": None}
+    settings |= {"enable_model_summary": None, "log_every_n_steps": None}
+
+    with caplog.at_level("INFO"):
+        fit(RegularizationMonitor(), module=Silent(), **settings)
+
+    assert "RegularizationMonitor is off" in caplog.text
+
+
+def test_a_fast_dev_run_runs(fit):
+    fit(RegularizationMonitor(histograms=True), fast_dev_run=True, logger=True)
+
+
+class Deep(Regressor):
+    """A network of many layers."""
+
+    def __init__(self, depth):
+        super().__init__()
+        self.network = nn.Sequential(*[nn.Linear(5, 5) for _ in range(depth)], nn.Linear(5, 2))
+
+
+@pytest.mark.parametrize(
+    ("depth", "per_layer", "written"),
+    [(63, "auto", 64), (64, "auto", 0), (64, True, 65), (3, False, 0), (64, "network.6?.*", 5), (3, ["*.1.*"], 1)],
+)
+def test_numbers_of_single_layers_are_written_for_few_layers_or_on_request(
+    fit, tmp_path, caplog, depth, per_layer, written
+):
+    with caplog.at_level("INFO"):
+        fit(
+            RegularizationMonitor(per_layer=per_layer),
+            module=Deep(depth),
+            logger=TensorBoardLogger(tmp_path),
+            max_epochs=1,
+        )
+
+    tags = {tag for tag in scalars(tmp_path) if tag.startswith("reg.weight_norm/")}
+    assert len(tags) == written
+    assert ("numbers of single layers, for there are 65" in caplog.text) == (per_layer == "auto" and depth == 64)
+    (_, *_, last) = histograms(tmp_path)["reg/weight_norm_over_layers"].values()
+    assert last[:, 2].sum() == depth + 1
+
+
+def test_numbers_that_nobody_reads_are_not_computed(fit, tmp_path):
+    class Counting(WeightNorm.__base__):
+        calls = 0
+
+        def __init__(self):
+            super().__init__(torch.zeros(1))
+
+        def statistics(self, layers):
+            type(self).calls += 1
+            return torch.zeros(len(layers), 1)
+
+        def value(self, statistics):
+            return statistics.squeeze(-1)
+
+    fit(
+        RegularizationMonitor(metrics={"counting": Counting()}),
+        logger=TensorBoardLogger(tmp_path),
+        log_every_n_steps=5,
+    )
+
+    assert Counting.calls == 5  # after steps 0, 4, 9; at the ends of epochs, 6 and 13: of fourteen
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"metrics": [WeightNorm()]}, TypeError, "`metrics` must be a mapping from names to torchmetrics.Metric"),
+        ({"metrics": {"norm": len}}, TypeError, "`metrics` must be a mapping from names to torchmetrics.Metric"),
+        ({"metrics": {}}, ValueError, "`metrics` must hold at least one metric"),
+        ({"metrics": {"a/b": WeightNorm()}}, ValueError, "`metrics` must have names of letters, .* got 'a/b'"),
+        ({"metrics": {"penalty": WeightNorm()}}, ValueError, "none of penalty, .* got 'penalty'"),
+        ({"metrics": {1: WeightNorm()}}, ValueError, "`metrics` must have names of letters, .* got 1"),
+        ({"select": 3}, TypeError, "`include` must be a glob or a list of globs"),
+        ({"per_layer": 3}, TypeError, "`include` must be a glob or a list of globs"),
+        ({"histograms": 2}, TypeError, "`histograms` must be True or False, got 2"),
+        ({"every_n_epochs": 0}, ValueError, "`every_n_epochs` must be an int >= 1, got 0"),
+        ({"layout": "yes"}, TypeError, "`layout` must be True or False, got 'yes'"),
+        ({"hparams": None}, TypeError, "`hparams` must be True or False, got None"),
+    ],
+)
+def test_bad_arguments_are_refused(settings, error, message):
+    with pytest.raises(error, match=message):
+        RegularizationMonitor(**settings)
+
+
+@pytest.mark.parametrize("setting", ["select", "per_layer"])
+def test_a_selection_that_matches_nothing_is_an_error_with_the_nearest_names(fit, tmp_path, setting):
+    with pytest.raises(
+        ValueError, match=r"'\*.encodr.\*' matches no parameter. Nearest names: .*network.encoder.weight"
+    ):
+        fit(RegularizationMonitor(**{setting: "*.encodr.*"}), module=Untrainable(), logger=TensorBoardLogger(tmp_path))

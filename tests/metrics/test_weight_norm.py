@@ -1,0 +1,48 @@
+"""Norms of weights, computed by NumPy."""
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_reg.metrics import WeightNorm
+from tests.metrics.layers import every_layout, layers_of_every_kind, weights_by_name
+
+
+@pytest.mark.parametrize("p", [1, 1.5, 2, 3])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_it_is_the_norm_of_all_weights_as_one_vector(p, dtype):
+    module = layers_of_every_kind().to(dtype)
+
+    norm = WeightNorm(p)(module)
+
+    entries = np.concatenate([weight.ravel() for weight in weights_by_name(module).values()])
+    assert norm.item() == pytest.approx(np.linalg.norm(entries, p), rel=1e-6)
+
+
+@pytest.mark.parametrize("p", [1, 2, 3])
+def test_large_weights_lose_no_digits(p):
+    weight = torch.ones(5000, 5000)  # a plain float32 sum of moduli stops at 2^24
+
+    assert WeightNorm(p)(weight).item() == pytest.approx(25e6 ** (1 / p), rel=1e-6)
+
+
+@every_layout
+def test_memory_layout_does_not_matter(layout):
+    weight = torch.randn(40, 30, 4, 5, generator=torch.Generator().manual_seed(0))
+
+    assert WeightNorm()(layout(weight)).item() == pytest.approx(np.linalg.norm(weight.numpy().ravel()), rel=1e-6)
+
+
+def test_complex_weights_count_by_their_modulus():
+    assert WeightNorm()(torch.tensor([[3 + 4j], [12j]])).item() == pytest.approx(13)
+
+
+@pytest.mark.parametrize("p", [0.5, 0, -1])
+def test_an_order_below_one_is_no_norm(p):
+    with pytest.raises(ValueError, match="`p` must be in"):
+        WeightNorm(p)
+
+
+def test_an_infinite_order_is_refused():
+    with pytest.raises(ValueError, match="`p` must be a finite number, got inf"):
+        WeightNorm(torch.inf)

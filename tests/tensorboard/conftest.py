@@ -1,0 +1,108 @@
+"""Two real runs, and a real TensorBoard process that serves them."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlencode
+from urllib.request import Request, urlopen
+
+import pytest
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lightning_reg import ElasticNetPenalty, L1Penalty, L2Penalty, Linear, RegularizationMonitor
+from tests.models import Regressor, loader
+
+_START_SECONDS = 60
+RUNS = {
+    "sparse": [L1Penalty(0.01, schedule=Linear(0.0, 1.0, 0.5)), ElasticNetPenalty(0.002, l1_ratio=0.25)],
+    "small": [L2Penalty(0.05, mode="grad")],
+}
+
+
+class Tuned(Regressor):
+    """With hyperparameters of the user's, which Lightning writes by itself."""
+
+    def __init__(self, width: int = 7, name: str = "x") -> None:
+        super().__init__()
+        self.save_hyperparameters()
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/accuracy", 0.5 + self.current_epoch / 10)
+
+
+def train(name: str, folder: Path) -> None:
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=2,
+        log_every_n_steps=1,
+        logger=TensorBoardLogger(folder, name=None, version=name),
+        callbacks=[*RUNS[name], RegularizationMonitor(histograms=True)],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Tuned(width=3 + len(name)), loader(), loader())
+
+
+@pytest.fixture(scope="session")
+def logs(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("logs")
+    for name in RUNS:
+        train(name, folder)
+    return folder
+
+
+class Server:
+    """A TensorBoard process."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", "0", *arguments]
+        self._process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        lines = []
+        for line in self._process.stderr:
+            lines.append(line)
+            if found := re.search(r"at (http://\S+?)/? ", line):
+                self.url = found[1]
+                return
+        pytest.fail("TensorBoard did not start:\n" + "".join(lines), pytrace=False)
+
+    def get(self, path: str, **query: str):
+        with urlopen(f"{self.url}/data/{path}?{urlencode(query)}") as answer:
+            return json.load(answer)
+
+    def post(self, path: str, body):
+        request = Request(f"{self.url}/data/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"})
+        with urlopen(request) as answer:
+            return json.load(answer)
+
+    def wait_for(self, runs) -> None:
+        """Wait until the last thing that each run wrote has been loaded."""
+        deadline = time.monotonic() + _START_SECONDS
+        while time.monotonic() < deadline:
+            tags = self.get("plugin/scalars/tags")
+            if all("reg/weight_norm" in tags.get(run, {}) for run in runs) and all(
+                self.get("plugin/scalars/scalars", run=run, tag="reg/weight_norm")[-1][1] == 13 for run in runs
+            ):
+                return
+            time.sleep(0.2)
+        pytest.fail(f"TensorBoard loaded no runs in {_START_SECONDS} s", pytrace=False)
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait()
+        self._process.stderr.close()
+
+
+@pytest.fixture(scope="session", params=[[], ["--load_fast=false"]], ids=["default loader", "Python loader"])
+def server(request, logs) -> Iterator[Server]:
+    server = Server(logs, *request.param)
+    try:
+        server.wait_for(RUNS)
+        yield server
+    finally:
+        server.close()
