@@ -39,9 +39,9 @@ class Penalty(Callback, Formula):
             dimensions. Frozen weights are left alone for as long as they are frozen.
         mode: `"loss"` adds the term to the loss before each backward pass. `"grad"` adds its gradient to `.grad` before
             each optimizer step, after unscaling and all-reduce and before Lightning's clipping: cheaper, and the one
-            for manual optimization and FSDP1. Both train to the same weights. `"proximal"` puts the weights through the
-            proximal operator of :math:`\eta s(t) \lambda \Omega` after each step, :math:`\eta` being the optimizer's
-            step size for each weight (see `register_step_size`): the same minimum, and the only mode with exact zeros.
+            for manual optimization and FSDP1. Both train to the same weights. `"proximal"` applies the proximal
+            operator, times the optimizer's step size of each weight (see `register_step_size`), after each step: the
+            same minimum, and the only mode with exact zeros.
         schedule: :math:`s(t)`, a schedule or any callable from optimizer steps so far to a factor >= 0; 1 by default.
 
     Raises:
@@ -78,15 +78,11 @@ class Penalty(Callback, Formula):
         self.schedule = schedule
         self._run: Run | None = None
 
-    def aim_at(self, quota: Callable[[int], float]) -> None:
+    def aim_at(self, quota: Callable[[int], float]) -> Run | None:
         """Until `fit` ends, be as strong in each step as makes a share `quota(step)` of all units zero."""
         if self._run is not None:
             self._run.quota = quota
-
-    @property
-    def strength_now(self) -> float | Tensor:
-        """The strength in the last step, if `aim_at` decides on it."""
-        return self.strength if self._run is None or self._run.strength is None else self._run.strength
+        return self._run
 
     @override
     def __repr__(self) -> str:
@@ -195,8 +191,7 @@ class Penalty(Callback, Formula):
         if run.quota and share and weights:
             needed = _quota.strength_for(run.quota(tick), self.vanishing_strengths, optimizer, weights, self.unit_dim)
             run.strength = strength = (needed / share).clamp(min=strength)
-        # A tensor is not asked whether it is 0: that would wait for the device.
-        if share and weights and (isinstance(strength, Tensor) or strength):
+        if share and weights and (isinstance(strength, Tensor) or strength):  # reading a tensor would wait for it
             _proximal.shrink(self.proximal, optimizer, weights, strength * share, elementwise=self.elementwise)
 
     @override
@@ -238,7 +233,8 @@ class Penalty(Callback, Formula):
         run = self._run
         if run is None or self.mode == "loss" or (ledger := self._ledger_if_read(trainer, run)) is None:
             return
-        strength = self.strength_now if run.quota else self.strength * run.factor(_trainer.tick(trainer, pl_module))
+        factor = run.factor(_trainer.tick(trainer, pl_module))
+        strength = self.strength * factor if run.strength is None else run.strength
         weights = run.targets.of(trainer.optimizers)
         ledger.penalties[run.name] = 0.0
         if weights and (isinstance(strength, Tensor) or strength):

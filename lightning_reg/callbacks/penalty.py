@@ -8,18 +8,10 @@ from typing_extensions import override
 
 from lightning_reg import _checks
 from lightning_reg.callbacks._penalty import Mode, Penalty
-from lightning_reg.functional import (
-    elastic_net,
-    elastic_net_prox,
-    group_lasso,
-    group_soft_threshold,
-    l1_norm,
-    soft_threshold,
-    squared_l2_norm,
-)
+from lightning_reg.functional import elastic_net, group_lasso, group_soft_threshold, l1_norm, squared_l2_norm
 from lightning_reg.functional._elementwise import add_elementwise_gradient_
-from lightning_reg.functional._shards import local_parts
 from lightning_reg.functional.group_lasso import add_group_gradient_, group_thresholds
+from lightning_reg.functional.proximal import elastic_net_prox, soft_threshold, vanishing_factors
 from lightning_reg.schedules import Schedule
 from lightning_reg.selection import Select
 
@@ -69,7 +61,7 @@ class L1Penalty(Penalty):
 
     @override
     def vanishing_strengths(self, weights: list[Tensor], step_sizes: Sequence[float | Tensor]) -> list[Tensor]:
-        return [part.abs() / size for part, size in zip(local_parts(weights), step_sizes, strict=True)]
+        return vanishing_factors(weights, step_sizes)
 
     @property
     @override
@@ -188,16 +180,15 @@ class ElasticNetPenalty(Penalty):
 
     @override
     def vanishing_strengths(self, weights: list[Tensor], step_sizes: Sequence[float | Tensor]) -> list[Tensor]:
-        parts = local_parts(weights)
-        return [part.abs() / (self.l1_ratio * size) for part, size in zip(parts, step_sizes, strict=True)]
+        return vanishing_factors(weights, step_sizes, self.l1_ratio)
 
 
 @final
 class GroupLassoPenalty(Penalty):
     r"""Add :math:`\lambda \sum_g \sqrt{n_g} \|w_g\|_2` to the objective: whole units go to zero together.
 
-    A group is what one index along `dim` of a weight holds, with :math:`n_g` entries. Units whose group is zero can be
-    taken out of the network. With `mode="proximal"` groups become exactly zero; else they come near zero.
+    A group is what one index along `dim` of a weight holds, with :math:`n_g` entries: units whose group is zero can be
+    taken out of the network. Only `mode="proximal"` makes groups exactly zero.
 
     Args:
         strength: :math:`\lambda`, >= 0.
@@ -209,8 +200,7 @@ class GroupLassoPenalty(Penalty):
 
     Raises:
         TypeError: If an argument is of the wrong kind.
-        ValueError: If an argument is out of range, see `Penalty`; when training starts, if a selected weight has no
-            dimension `dim`.
+        ValueError: If an argument is out of range, see `Penalty`, or a selected weight has no dimension `dim`.
 
     Example:
         >>> GroupLassoPenalty(1e-3, mode="proximal")

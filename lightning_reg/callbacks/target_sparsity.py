@@ -11,6 +11,7 @@ from lightning_reg import _checks
 from lightning_reg.callbacks import _plan, _trainer
 from lightning_reg.callbacks._formula import Formula
 from lightning_reg.callbacks._penalty import Penalty
+from lightning_reg.callbacks._run import Run
 from lightning_reg.callbacks._targets import Targets
 from lightning_reg.functional import sparsity
 from lightning_reg.schedules import Cosine, Schedule, resolve
@@ -90,6 +91,7 @@ class TargetSparsity(Callback):
         self.schedule = schedule
         self._targets: Targets | None = None
         self._factor: Callable[[int], float] | None = None
+        self._run: Run | None = None
 
     @override
     def __repr__(self) -> str:
@@ -112,7 +114,7 @@ class TargetSparsity(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         schedule = self.schedule or Cosine(0.0, 1.0, 0.5)
         self._factor = resolve(schedule, _trainer.total_ticks(trainer, pl_module))
-        self.penalty.aim_at(self._target_at)
+        self._run = self.penalty.aim_at(self._target_at)
 
     @override
     def on_train_batch_end(
@@ -124,8 +126,9 @@ class TargetSparsity(Callback):
             return
         weights = self._targets.of(trainer.optimizers)
         if weights:
+            strength = self._run.strength if self._run else None
             values = {
-                "strength": self.penalty.strength_now,
+                "strength": self.penalty.strength if strength is None else strength,
                 "target": self._target_at(max(_trainer.tick(trainer, pl_module) - 1, 0)),
                 "reached": sparsity(weights, dim=self.penalty.unit_dim),
             }
@@ -142,7 +145,7 @@ class TargetSparsity(Callback):
         self._end(trainer)
 
     def _end(self, trainer: Trainer) -> None:
-        self._targets = self._factor = None
+        self._targets = self._factor = self._run = None
         _trainer.remove_callback(trainer, self.penalty)
 
     def _target_at(self, tick: int) -> float:

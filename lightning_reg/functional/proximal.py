@@ -100,6 +100,12 @@ def elastic_net_prox(
     return results
 
 
+@torch.no_grad()
+def vanishing_factors(weights: list[Tensor], step_sizes: Sequence[Factor], l1_ratio: float = 1.0) -> list[Tensor]:
+    """Return for each entry the least factor on `step_sizes` with which `elastic_net_prox` makes it zero."""
+    return [part.abs() / (l1_ratio * size) for part, size in zip(local_parts(weights), step_sizes, strict=True)]
+
+
 def _soften_(weights: list[Tensor], thresholds: list[Factor]) -> None:
     """Subtract from each entry what lies within the threshold: exact, for w - w is +0.0, of -0.0 as well."""
     if not weights:

@@ -65,7 +65,7 @@ def test_a_small_network_loses_little_accuracy_at_targets_up_to_95_percent(train
         module = Digits()
         callbacks = [] if target is None else [TargetSparsity(L1Penalty(0.0, mode="proximal"), target)]
         data = DataLoader(training, 64, shuffle=True, generator=torch.Generator().manual_seed(0))
-        trainer_of(*callbacks, max_epochs=40, log_every_n_steps=100).fit(module, data)
+        trainer_of(*callbacks, max_epochs=60, log_every_n_steps=100).fit(module, data)
 
         accuracy[target] = (module.network(images).argmax(1) == labels).float().mean().item()
         assert zero_share(matrices(module)) == pytest.approx(target or 0, abs=0.01)
