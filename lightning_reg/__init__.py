@@ -3,12 +3,15 @@
 from lightning_reg.callbacks import (
     DropoutScheduler,
     ElasticNetPenalty,
+    GroupLassoPenalty,
     L1Penalty,
     L2Penalty,
     MonteCarloDropout,
     Penalty,
     RegularizationMonitor,
+    TargetSparsity,
 )
+from lightning_reg.functional.step_size import register_step_size
 from lightning_reg.schedules import (
     Constant,
     Cosine,
@@ -28,6 +31,7 @@ __all__ = [
     "DropoutScheduler",
     "ElasticNetPenalty",
     "Exponential",
+    "GroupLassoPenalty",
     "L1Penalty",
     "L2Penalty",
     "Linear",
@@ -37,7 +41,9 @@ __all__ = [
     "RegularizationMonitor",
     "Select",
     "Sequence",
+    "TargetSparsity",
     "curriculum_dropout",
     "early_dropout",
     "late_dropout",
+    "register_step_size",
 ]

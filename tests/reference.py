@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_reg import ElasticNetPenalty, L1Penalty, L2Penalty
+from lightning_reg import ElasticNetPenalty, GroupLassoPenalty, L1Penalty, L2Penalty
 from tests.models import Regressor
 
 Term = Callable[[Sequence[Tensor]], Tensor]
@@ -19,6 +19,10 @@ PENALTIES: dict[str, tuple[Callable[..., Any], Term]] = {
     "elastic_net": (
         lambda **kwargs: ElasticNetPenalty(0.05, 0.3, **kwargs),
         lambda weights: 0.05 * sum(0.3 * w.abs().sum() + 0.35 * (w * w).sum() for w in weights),
+    ),
+    "group_lasso": (
+        lambda **kwargs: GroupLassoPenalty(0.01, **kwargs),
+        lambda weights: 0.01 * sum(w[0].numel() ** 0.5 * w.flatten(1).norm(dim=1).sum() for w in weights),
     ),
 }
 

@@ -16,12 +16,14 @@ from lightning_reg import (
     Cosine,
     DropoutScheduler,
     ElasticNetPenalty,
+    GroupLassoPenalty,
     L1Penalty,
     L2Penalty,
     Linear,
     MonteCarloDropout,
     RegularizationMonitor,
     Select,
+    TargetSparsity,
 )
 from tests.models import Regressor, loader, weights_of
 from tests.reference import assert_same_weights, matrices
@@ -32,6 +34,9 @@ CALLBACKS = [
     L1Penalty(0.1, **SETTINGS),
     L2Penalty(0.1, **SETTINGS),
     ElasticNetPenalty(0.1, l1_ratio=0.25, **SETTINGS),
+    GroupLassoPenalty(0.1, 1, **SETTINGS),
+    GroupLassoPenalty(0.1, mode="proximal"),
+    TargetSparsity(L1Penalty(0.01, mode="proximal"), 0.5, schedule=Cosine(0.0, 1.0, 0.5)),
     RegularizationMonitor(),
     RegularizationMonitor(select="*.encoder.*", per_layer=["*.encoder.*"], histograms=True, layout=False),
     DropoutScheduler(Linear(0.0, 0.5, 1.0), select=["*.dropout"], attribute="p", scale="depth", interval="epoch"),
@@ -48,7 +53,9 @@ def logger(tmp_path):
 
 
 def arguments(callback):
-    return {name: getattr(callback, name) for name in inspect.signature(type(callback)).parameters}
+    values = {name: getattr(callback, name) for name in inspect.signature(type(callback)).parameters}
+    # Callbacks do not compare.
+    return {name: repr(value) if isinstance(value, Callback) else value for name, value in values.items()}
 
 
 def test_every_exported_callback_is_here():
@@ -107,7 +114,7 @@ def test_checkpoints_load_without_this_package(callback, trainer_of, tmp_path, l
 
 
 def test_all_of_them_together_add_up(fit, logger):
-    actual = fit(*CALLBACKS, logger=logger)
+    actual = fit(*(callback for callback in CALLBACKS if "proximal" not in repr(callback)), logger=logger)
 
     by_hand = Regressor()
     optimizer = by_hand.configure_optimizers()
@@ -117,6 +124,8 @@ def test_all_of_them_together_add_up(fit, logger):
         falling = (1 + math.cos(math.pi * min(step / 7, 1))) / 2
         objective = by_hand.loss(batch) + 0.1 * absolute(everything)
         objective += falling * 0.1 * (absolute(body) + squared(body) + 0.25 * absolute(body) + 0.375 * squared(body))
+        norms = [weight.transpose(0, 1).flatten(1).norm(dim=1).sum() for weight in body]
+        objective += falling * 0.1 * sum((w.numel() / w.shape[1]) ** 0.5 * n for w, n in zip(body, norms, strict=True))
         optimizer.zero_grad()
         objective.backward()
         optimizer.step()
@@ -133,6 +142,9 @@ def squared(weights):
 
 def plain(value):
     """Return `value` as it is written in YAML."""
+    if isinstance(value, Callback):
+        settings = {name: plain(getattr(value, name)) for name in inspect.signature(type(value)).parameters}
+        return {"class_path": f"lightning_reg.{type(value).__name__}", "init_args": settings}
     if not dataclasses.is_dataclass(value):
         return value
     settings = {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
@@ -141,10 +153,7 @@ def plain(value):
 
 @every_callback
 def test_lightning_cli_builds_it_from_yaml(callback, callback_from_yaml):
-    settings = {name: plain(value) for name, value in arguments(callback).items()}
-    text = json.dumps({"class_path": f"lightning_reg.{type(callback).__name__}", "init_args": settings})  # YAML as well
-
-    built = callback_from_yaml(text)
+    built = callback_from_yaml(json.dumps(plain(callback)))  # YAML as well
 
     assert type(built) is type(callback)
     assert arguments(built) == arguments(callback)

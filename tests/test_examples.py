@@ -48,6 +48,24 @@ def test_the_demo_prints_its_table_and_the_command_for_its_logs(tmp_path, monkey
     assert {path.name for path in (tmp_path / "some logs").iterdir()} == {"none", "l1", "l2", "elastic_net"}
 
 
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_the_sparse_network_shrinks_to_a_smaller_one_with_the_same_outputs(tmp_path, monkeypatch, capsys):
+    arguments = ["--max-epochs", "6", "--logdir", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["sparse_digits.py", *arguments])
+
+    runpy.run_path(str(ROOT / "examples" / "sparse_digits.py"), run_name="__main__")
+
+    *_, table = capsys.readouterr().out.partition("training  ")
+    rows = {row[:17].strip(): row[17:].split() for row in table.splitlines()[1:9]}
+    assert rows["dense"][1:3] == rows["L1 in the loss"][1:3] == ["0.0%", "0.0%"]
+    assert rows["target 90% zeros"][1] == "90.0%"
+    assert rows["target 50% units"][2] == "50.0%"
+    assert rows["dense"][5] == "17226"
+    assert int(rows["target 50% units"][5]) < 17226 / 2
+    assert all(float(row[-1]) <= 1e-5 for row in rows.values())
+    assert len(list(tmp_path.rglob("events.out.tfevents.*"))) == 8
+
+
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
 def test_every_example_explains_itself(example, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [example.name, "--help"])

@@ -15,6 +15,7 @@ PUBLIC = [
     "DropoutScheduler",
     "ElasticNetPenalty",
     "Exponential",
+    "GroupLassoPenalty",
     "L1Penalty",
     "L2Penalty",
     "Linear",
@@ -24,17 +25,23 @@ PUBLIC = [
     "RegularizationMonitor",
     "Select",
     "Sequence",
+    "TargetSparsity",
     "curriculum_dropout",
     "early_dropout",
     "late_dropout",
+    "register_step_size",
 ]
 ENSEMBLE = ["BootstrapSampler", "EnsemblePrediction", "average_predictions", "summarize_predictions"]
 FUNCTIONAL = [
     "conv_norm_bound",
     "elastic_net",
+    "elastic_net_prox",
+    "group_lasso",
+    "group_soft_threshold",
     "l1_norm",
     "matrix_norm",
     "operator_norm_estimate",
+    "soft_threshold",
     "sparsity",
     "squared_l2_norm",
 ]

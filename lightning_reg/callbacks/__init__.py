@@ -3,14 +3,17 @@
 from lightning_reg.callbacks.dropout import DropoutScheduler
 from lightning_reg.callbacks.mc_dropout import MonteCarloDropout
 from lightning_reg.callbacks.monitor import RegularizationMonitor
-from lightning_reg.callbacks.penalty import ElasticNetPenalty, L1Penalty, L2Penalty, Penalty
+from lightning_reg.callbacks.penalty import ElasticNetPenalty, GroupLassoPenalty, L1Penalty, L2Penalty, Penalty
+from lightning_reg.callbacks.target_sparsity import TargetSparsity
 
 __all__ = [
     "DropoutScheduler",
     "ElasticNetPenalty",
+    "GroupLassoPenalty",
     "L1Penalty",
     "L2Penalty",
     "MonteCarloDropout",
     "Penalty",
     "RegularizationMonitor",
+    "TargetSparsity",
 ]

@@ -1,9 +1,10 @@
 """What a penalty cannot work with, and what it should not be used beside: refused or warned of before training."""
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.strategies.single_xla import SingleDeviceXLAStrategy
 from lightning.pytorch.strategies.xla import XLAStrategy
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from lightning_reg.callbacks import _trainer
 from lightning_reg.functional._shards import has_dtensors
+from lightning_reg.functional.step_size import find_rule, known_optimizers
 
 
 def refuse_strategy(trainer: Trainer, name: str) -> None:
@@ -62,8 +64,20 @@ def refuse_unless_listed_once(callback: object, listed: Sequence[object]) -> Non
         raise MisconfigurationException(msg)
 
 
-def refuse_optimizers(trainer: Trainer, name: str) -> None:
+def refuse_missing_operator(name: str) -> None:
+    """Raise, for a penalty without a proximal operator."""
+    msg = (
+        f'{name} with mode="proximal" needs the method `proximal(weights, factors)`, which puts weights through the'
+        ' proximal operator of the penalty. Define it, or use mode="loss" or "grad".'
+    )
+    raise MisconfigurationException(msg)
+
+
+def refuse_optimizers(trainer: Trainer, name: str, mode: str) -> None:
     """Raise if an optimizer would not minimise the penalty."""
+    if mode == "proximal":
+        _refuse_unknown_step_sizes(trainer, name)
+        return
     groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
     if any(group.get("line_search_fn") for group in groups):
         # Lightning's closure returns the data loss alone.
@@ -76,6 +90,51 @@ def refuse_optimizers(trainer: Trainer, name: str) -> None:
     if any(group.get("maximize") for group in groups):
         msg = f"{name} does not work with `maximize=True`: it would grow. Minimise the negative objective instead."
         raise MisconfigurationException(msg)
+
+
+def _refuse_unknown_step_sizes(trainer: Trainer, name: str) -> None:
+    for optimizer in trainer.optimizers:
+        if find_rule(type(optimizer)) is None:
+            msg = (
+                f'{name} with mode="proximal" must know how far {type(optimizer).__name__} moves each weight, but knows'
+                f" only {', '.join(known_optimizers())}. Tell it with"
+                f" `lightning_reg.register_step_size({type(optimizer).__name__}, function)`,"
+                ' or use another optimizer, or mode="grad".'
+            )
+            raise MisconfigurationException(msg)
+
+
+def refuse_shared_weights(weights: Mapping[str, Sequence[Tensor]]) -> None:
+    """Raise if two proximal penalties act on one weight: one operator after the other is not that of the sum.
+
+    Args:
+        weights: For each penalty for which that is so, the weights that it acts on.
+
+    """
+    for (name, own), (other, others) in combinations(weights.items(), 2):
+        if not set(own).isdisjoint(others):
+            msg = (
+                f'{name} and {other} with mode="proximal" act on the same weights, where one proximal step after the'
+                " other does not minimise the sum. Select different weights, use ElasticNetPenalty for L1 and L2"
+                ' together, or give one of them mode="grad".'
+            )
+            raise MisconfigurationException(msg)
+
+
+def warn_of_averaging(trainer: Trainer) -> None:
+    """Warn if a callback averages weights over steps, which are then exactly zero only where all of them were."""
+    # By name: `WeightAveraging` came after the oldest Lightning that is supported.
+    averaging = [
+        type(callback).__name__
+        for callback in _trainer.callbacks_of(trainer, Callback)
+        if {"StochasticWeightAveraging", "WeightAveraging"} & {ancestor.__name__ for ancestor in type(callback).__mro__}
+    ]
+    if averaging:
+        rank_zero_warn(
+            f'{averaging[0]} averages weights, so that what mode="proximal" made exactly zero becomes a small number'
+            " again. Leave it out, or begin to average when the zeros have settled, and set entries of the average to"
+            " zero where the last weights are zero."
+        )
 
 
 def refuse_sharded_loss(loss: Tensor, name: str) -> None:

@@ -1,9 +1,7 @@
 """The abstract penalty: how a term of the objective reaches the weights, with one strength in every way of training."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,22 +10,24 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_reg import _checks
-from lightning_reg.callbacks import _compatibility, _plan, _trainer
+from lightning_reg.callbacks import _compatibility, _plan, _proximal, _quota, _start, _trainer
+from lightning_reg.callbacks._formula import Formula
 from lightning_reg.callbacks._ledger import Ledger
 from lightning_reg.callbacks._run import Run, log_name
-from lightning_reg.callbacks._targets import Targets, add_autograd_gradient, add_scaled, evaluate
+from lightning_reg.callbacks._targets import Targets, add_scaled, evaluate
+from lightning_reg.functional.sparsity import check_dim
 from lightning_reg.schedules import Schedule, resolve
 from lightning_reg.selection import Select, as_select, named_weights, select_weights
 
-Mode = Literal["loss", "grad"]
+Mode = Literal["loss", "grad", "proximal"]
 
 
-class Penalty(Callback, ABC):
+class Penalty(Callback, Formula):
     r"""A term of the training objective, :math:`J = L + s(t)\,\lambda\,\Omega(w)`; subclass it for your own.
 
-    A subclass defines `penalty`, from weights to a scalar, and has `mode="loss"` and `mode="grad"` from it. For every
-    optimizer step the update is that of :math:`J`, with :math:`L` the mean loss over the effective batch, whatever the
-    accumulation, precision, strategy and number of devices.
+    A subclass defines `penalty`, from weights to a scalar, and has `mode="loss"` and `mode="grad"` from it; for
+    `mode="proximal"` it defines `proximal` as well. For every optimizer step the update is that of :math:`J`, with
+    :math:`L` the mean loss over the effective batch, whatever the accumulation, precision, strategy and devices.
 
     Logged at the trainer's `log_every_n_steps`, on the step axis of `self.log`: `reg/penalty/<name>` (the value of the
     term, in units of the loss), `reg/penalty` (the sum over all penalties) and `reg/penalty_ratio` (that sum over the
@@ -39,7 +39,9 @@ class Penalty(Callback, ABC):
             dimensions. Frozen weights are left alone for as long as they are frozen.
         mode: `"loss"` adds the term to the loss before each backward pass. `"grad"` adds its gradient to `.grad` before
             each optimizer step, after unscaling and all-reduce and before Lightning's clipping: cheaper, and the one
-            for manual optimization and FSDP1. Both train to the same weights.
+            for manual optimization and FSDP1. Both train to the same weights. `"proximal"` applies the proximal
+            operator, times the optimizer's step size of each weight (see `register_step_size`), after each step: the
+            same minimum, and the only mode with exact zeros.
         schedule: :math:`s(t)`, a schedule or any callable from optimizer steps so far to a factor >= 0; 1 by default.
 
     Raises:
@@ -56,9 +58,6 @@ class Penalty(Callback, ABC):
         QuarticPenalty(strength=0.0001, select='encoder.*', mode='grad', schedule=None)
 
     """
-
-    elementwise: ClassVar[bool] = False
-    """Whether `penalty` is a sum over entries, so that each rank can do its own; FSDP2 else gathers, FSDP1 refuses."""
 
     def __init__(
         self,
@@ -79,30 +78,11 @@ class Penalty(Callback, ABC):
         self.schedule = schedule
         self._run: Run | None = None
 
-    @abstractmethod
-    def penalty(self, weights: Sequence[Tensor]) -> Tensor:
-        r"""Return :math:`\Omega(w)`, the term at strength 1.
-
-        Args:
-            weights: The chosen weights that are trained, in the order of the model, at least one; this rank's parts of
-                them if `elementwise` under FSDP. With several optimizers, those of one: the term is a sum over them.
-
-        Returns:
-            A tensor of one entry, differentiable in the weights.
-
-        """
-
-    @property
-    def overlaps_weight_decay(self) -> bool:
-        """Whether the term shrinks weights as an optimizer's `weight_decay` does, so that both are hardly meant."""
-        return False
-
-    def add_gradient(self, grads: list[Tensor], weights: list[Tensor], factor: float) -> None:
-        """Add `factor` times the gradient of `penalty` to `grads`, in place.
-
-        This one asks autograd; a subclass that knows its gradient can do without the graph and the copy.
-        """
-        add_autograd_gradient(partial(evaluate, self.penalty, elementwise=self.elementwise), grads, weights, factor)
+    def aim_at(self, quota: Callable[[int], float]) -> Run | None:
+        """Until `fit` ends, be as strong in each step as makes a share `quota(step)` of all units zero."""
+        if self._run is not None:
+            self._run.quota = quota
+        return self._run
 
     @override
     def __repr__(self) -> str:
@@ -114,36 +94,32 @@ class Penalty(Callback, ABC):
             _compatibility.refuse_unless_listed_once(self, _penalties(trainer))
             _compatibility.refuse_strategy(trainer, type(self).__name__)
             _compatibility.refuse_mode(trainer, pl_module, type(self).__name__, self.mode, elementwise=self.elementwise)
+            if self.mode == "proximal" and type(self).proximal is Formula.proximal:
+                _compatibility.refuse_missing_operator(type(self).__name__)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Not later: FSDP2 replaces parameters once a forward pass has run, and the sanity check runs one.
         selection = select_weights(named_weights(pl_module, _trainer.original_shapes(trainer)), as_select(self.select))
+        check_dim((weight.parameter for weight in selection.chosen), self.unit_dim)
         self._run = Run(
             log_name(self, _penalties(trainer)),
             selection,
             Targets(selection),
             # Through the loss, a gradient would reach DDP a second time for weights that it has marked as unused.
-            add_gradient_later=self.mode == "grad" or _trainer.marks_unused_parameters(trainer),
+            acts_at_step=self.mode != "loss" or _trainer.marks_unused_parameters(trainer),
         )
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._run is None:  # a tuner trains for a moment before `on_fit_start` of the callbacks after it
             return
-        _compatibility.refuse_optimizers(trainer, type(self).__name__)
+        _compatibility.refuse_optimizers(trainer, type(self).__name__, self.mode)
         if self.schedule is not None:
             self._run.schedule = resolve(self.schedule, _trainer.total_ticks(trainer, pl_module))
         runs = [(penalty, run) for penalty in _penalties(trainer) if (run := _run_of(penalty))]
-        if self is not runs[-1][0]:
-            return
-        optimizers = trainer.optimizers
-        shrinking = [(penalty, run) for penalty, run in runs if penalty.overlaps_weight_decay and penalty.strength]
-        _compatibility.warn_of_weight_decay(
-            {type(penalty).__name__: run.targets.settings(optimizers, "weight_decay") for penalty, run in shrinking}
-        )
-        plans = [run.plan(repr(penalty), f"{run.name} {penalty.strength:g}", optimizers) for penalty, run in runs]
-        _plan.publish(trainer, plans)
+        if self is runs[-1][0]:
+            _start.begin(trainer, pl_module, runs)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -168,14 +144,14 @@ class Penalty(Callback, ABC):
         ledger = self._ledger_if_read(trainer, run)
         if ledger is run.ledger and pl_module.automatic_optimization:
             ledger.add_loss(_trainer.unscaled_loss(trainer, loss), share)
-        if self.mode == "grad":
+        if self.mode != "loss":
             return
         _compatibility.refuse_sharded_loss(loss, type(self).__name__)
         strength = self.strength * run.factor(_trainer.tick(trainer, pl_module))
         weights = run.targets.of(trainer.optimizers)
         value: Tensor | None = None
         if strength and weights:
-            with torch.set_grad_enabled(not run.add_gradient_later):
+            with torch.set_grad_enabled(not run.acts_at_step):
                 value = evaluate(self.penalty, weights, elementwise=self.elementwise)
             # No `alpha`: it would be rounded to the precision of the loss.
             loss.add_(_trainer.scale_loss(trainer, value * (strength * share)).to(loss.device))
@@ -190,15 +166,33 @@ class Penalty(Callback, ABC):
             return
         # No share: `training_step` returned None, so no backward pass ran and there is no step to take part in.
         share = run.pending if pl_module.automatic_optimization else 1.0
-        run.pending, run.has_stepped = 0.0, True
-        if not share or not run.add_gradient_later:
+        run.pending, run.share, run.has_stepped = 0.0, share, True
+        if not share or not run.acts_at_step:
             return
         if pl_module.automatic_optimization:
             self._record(trainer, pl_module)
-        strength = self.strength * run.factor(_trainer.tick(trainer, pl_module))
         weights = run.targets.of([optimizer])
+        if self.mode == "proximal":
+            _proximal.fill_gradients(weights)
+            return
+        strength = self.strength * run.factor(_trainer.tick(trainer, pl_module))
         if strength and weights:
             add_scaled(self.add_gradient, weights, strength * share, _trainer.gradient_scale(trainer, optimizer))
+
+    def after_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Take the proximal step that belongs to the step of `optimizer`."""
+        run = self._run
+        if run is None:
+            return
+        share = run.share if pl_module.automatic_optimization else 1.0
+        run.share, run.has_stepped = 0.0, True
+        tick, weights = _trainer.tick(trainer, pl_module), run.targets.of([optimizer])
+        strength: float | Tensor = self.strength * run.factor(tick)
+        if run.quota and share and weights:
+            needed = _quota.strength_for(run.quota(tick), self.vanishing_strengths, optimizer, weights, self.unit_dim)
+            run.strength = strength = (needed / share).clamp(min=strength)
+        if share and weights and (isinstance(strength, Tensor) or strength):  # reading a tensor would wait for it
+            _proximal.shrink(self.proximal, optimizer, weights, strength * share, elementwise=self.elementwise)
 
     @override
     def on_train_batch_end(
@@ -211,16 +205,21 @@ class Penalty(Callback, ABC):
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._run and self._run.add_gradient_later and self._run.has_run_backward:
+        if self._run and self._run.acts_at_step and self._run.has_run_backward:
             _compatibility.refuse_unseen_steps(type(self).__name__, has_stepped=self._run.has_stepped)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
-            self._run = None
+            self._end()
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        if self._run is not None:
+            self._run.hooks.remove()
         self._run = None
 
     def _ledger_if_read(self, trainer: Trainer, run: Run) -> Ledger | None:
@@ -234,10 +233,11 @@ class Penalty(Callback, ABC):
         run = self._run
         if run is None or self.mode == "loss" or (ledger := self._ledger_if_read(trainer, run)) is None:
             return
-        strength = self.strength * run.factor(_trainer.tick(trainer, pl_module))
+        factor = run.factor(_trainer.tick(trainer, pl_module))
+        strength = self.strength * factor if run.strength is None else run.strength
         weights = run.targets.of(trainer.optimizers)
         ledger.penalties[run.name] = 0.0
-        if strength and weights:
+        if weights and (isinstance(strength, Tensor) or strength):
             value = evaluate(self.penalty, weights, elementwise=self.elementwise)
             ledger.penalties[run.name] = strength * _trainer.sum_flat_shards(trainer, value)
 

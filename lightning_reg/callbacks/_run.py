@@ -4,11 +4,13 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_reg import _checks
 from lightning_reg.callbacks._ledger import Ledger
 from lightning_reg.callbacks._plan import Plan
+from lightning_reg.callbacks._proximal import StepHooks
 from lightning_reg.callbacks._targets import Targets
 from lightning_reg.selection import Selection
 
@@ -20,16 +22,24 @@ class Run:
     name: str
     selection: Selection
     targets: Targets
-    add_gradient_later: bool
-    """Whether the gradient follows right before the optimizer step, instead of through the loss."""
+    acts_at_step: bool
+    """Whether the term acts at the optimizer step (its gradient right before, or its operator right after), instead of
+    through the loss."""
     schedule: Callable[[int], float] | None = None
     """The user's, with durations in ticks."""
     pending: float = 0.0
     """Share of the coming optimizer step whose backward passes have run, but whose gradient is not yet added."""
+    share: float = 0.0
+    """Share of the optimizer step that is about to be taken."""
     first_step: bool = True
     has_run_backward: bool = False
     has_stepped: bool = False
     ledger: Ledger = field(default_factory=Ledger)
+    quota: Callable[[int], float] | None = None
+    """Which share of weights, or groups, the penalty has to make zero at a step, instead of having a strength."""
+    strength: Tensor | None = None
+    """What that took in the last step."""
+    hooks: StepHooks = field(default_factory=StepHooks)
 
     def factor(self, tick: int) -> float:
         """Return the factor on the strength at `tick`."""

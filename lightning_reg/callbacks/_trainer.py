@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import torch
 from lightning.fabric.utilities.logger import _flatten_dict, _sanitize_params
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import FSDPStrategy
@@ -23,6 +23,18 @@ _Kind = TypeVar("_Kind")
 def callbacks_of(trainer: Trainer, kind: type[_Kind]) -> list[_Kind]:
     """Return the trainer's callbacks of one kind, in their order."""
     return [callback for callback in trainer.callbacks if isinstance(callback, kind)]  # type: ignore[attr-defined]  # set by a connector
+
+
+def insert_callback(trainer: Trainer, new: Callback, after: Callback) -> None:
+    """Have Lightning call the hooks of `new` right behind those of `after`, from the hook that is running now on."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
+    callbacks.insert(callbacks.index(after) + 1, new)
+
+
+def remove_callback(trainer: Trainer, callback: Callback) -> None:
+    """Undo `insert_callback` once the round of hooks that is running has ended."""
+    # A new list: taken out of the one that Lightning walks, the next callback would be left out.
+    trainer.callbacks = [other for other in trainer.callbacks if other is not callback]  # type: ignore[attr-defined]
 
 
 def has_flat_shards(trainer: Trainer) -> bool:

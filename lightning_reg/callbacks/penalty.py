@@ -8,25 +8,28 @@ from typing_extensions import override
 
 from lightning_reg import _checks
 from lightning_reg.callbacks._penalty import Mode, Penalty
-from lightning_reg.functional import elastic_net, l1_norm, squared_l2_norm
+from lightning_reg.functional import elastic_net, group_lasso, group_soft_threshold, l1_norm, squared_l2_norm
 from lightning_reg.functional._elementwise import add_elementwise_gradient_
+from lightning_reg.functional.group_lasso import add_group_gradient_, group_thresholds
+from lightning_reg.functional.proximal import elastic_net_prox, soft_threshold, vanishing_factors
 from lightning_reg.schedules import Schedule
 from lightning_reg.selection import Select
 
-__all__ = ["ElasticNetPenalty", "L1Penalty", "L2Penalty", "Penalty"]
+__all__ = ["ElasticNetPenalty", "GroupLassoPenalty", "L1Penalty", "L2Penalty", "Penalty"]
 
 
 @final
 class L1Penalty(Penalty):
     r"""Add :math:`\lambda \sum |w|` to the objective: a Laplace prior, which selects features.
 
-    The subgradient at 0 is 0. Weights come near zero but not to it: a gradient step jumps across.
+    The subgradient at 0 is 0. Weights come near zero but not to it, for a gradient step jumps across; with
+    `mode="proximal"` they become exactly zero.
 
     Args:
         strength: :math:`\lambda`, >= 0. The same as `alpha` of `sklearn.linear_model.Lasso` if the loss is half the
             mean squared error.
         select: Which weights, see `Penalty`.
-        mode: `"loss"` or `"grad"`, see `Penalty`.
+        mode: `"loss"`, `"grad"` or `"proximal"`, see `Penalty`.
         schedule: Factor on the strength over the optimizer steps, see `Penalty`.
 
     Raises:
@@ -52,6 +55,19 @@ class L1Penalty(Penalty):
     def add_gradient(self, grads: list[Tensor], weights: list[Tensor], factor: float) -> None:
         add_elementwise_gradient_(grads, weights, l1=factor)
 
+    @override
+    def proximal(self, weights: list[Tensor], factors: list[float | Tensor]) -> None:
+        soft_threshold(weights, factors, inplace=True)
+
+    @override
+    def vanishing_strengths(self, weights: list[Tensor], step_sizes: Sequence[float | Tensor]) -> list[Tensor]:
+        return vanishing_factors(weights, step_sizes)
+
+    @property
+    @override
+    def exact_in_any_company(self) -> bool:
+        return True
+
 
 @final
 class L2Penalty(Penalty):
@@ -63,7 +79,7 @@ class L2Penalty(Penalty):
     Args:
         strength: :math:`\lambda`, >= 0.
         select: Which weights, see `Penalty`.
-        mode: `"loss"` or `"grad"`, see `Penalty`.
+        mode: `"loss"`, `"grad"` or `"proximal"`, see `Penalty`.
         schedule: Factor on the strength over the optimizer steps, see `Penalty`.
 
     Raises:
@@ -95,6 +111,10 @@ class L2Penalty(Penalty):
     def add_gradient(self, grads: list[Tensor], weights: list[Tensor], factor: float) -> None:
         add_elementwise_gradient_(grads, weights, l2=factor)
 
+    @override
+    def proximal(self, weights: list[Tensor], factors: list[float | Tensor]) -> None:
+        elastic_net_prox(weights, [2 * factor for factor in factors], l1_ratio=0.0, inplace=True)
+
 
 @final
 class ElasticNetPenalty(Penalty):
@@ -105,7 +125,7 @@ class ElasticNetPenalty(Penalty):
             loss is half the mean squared error.
         l1_ratio: Share :math:`\rho` of the 1-norm, in [0, 1].
         select: Which weights, see `Penalty`.
-        mode: `"loss"` or `"grad"`, see `Penalty`.
+        mode: `"loss"`, `"grad"` or `"proximal"`, see `Penalty`.
         schedule: Factor on the strength over the optimizer steps, see `Penalty`.
 
     Raises:
@@ -153,3 +173,78 @@ class ElasticNetPenalty(Penalty):
     @override
     def add_gradient(self, grads: list[Tensor], weights: list[Tensor], factor: float) -> None:
         add_elementwise_gradient_(grads, weights, l1=factor * self.l1_ratio, l2=factor * (1 - self.l1_ratio) / 2)
+
+    @override
+    def proximal(self, weights: list[Tensor], factors: list[float | Tensor]) -> None:
+        elastic_net_prox(weights, factors, l1_ratio=self.l1_ratio, inplace=True)
+
+    @override
+    def vanishing_strengths(self, weights: list[Tensor], step_sizes: Sequence[float | Tensor]) -> list[Tensor]:
+        return vanishing_factors(weights, step_sizes, self.l1_ratio)
+
+
+@final
+class GroupLassoPenalty(Penalty):
+    r"""Add :math:`\lambda \sum_g \sqrt{n_g} \|w_g\|_2` to the objective: whole units go to zero together.
+
+    A group is what one index along `dim` of a weight holds, with :math:`n_g` entries: units whose group is zero can be
+    taken out of the network. Only `mode="proximal"` makes groups exactly zero.
+
+    Args:
+        strength: :math:`\lambda`, >= 0.
+        dim: 0 for the weights into each output unit or filter, 1 for those out of each input unit or channel; the other
+            way round for transposed convolutions.
+        select: Which weights, see `Penalty`.
+        mode: `"loss"`, `"grad"` or `"proximal"`, see `Penalty`.
+        schedule: Factor on the strength over the optimizer steps, see `Penalty`.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If an argument is out of range, see `Penalty`, or a selected weight has no dimension `dim`.
+
+    Example:
+        >>> GroupLassoPenalty(1e-3, mode="proximal")
+        GroupLassoPenalty(strength=0.001, dim=0, select=None, mode='proximal', schedule=None)
+
+    Reference:
+        Yuan & Lin, Model Selection and Estimation in Regression with Grouped Variables, 2006,
+        doi:10.1111/j.1467-9868.2005.00532.x; for networks: Scardapane et al., Group Sparse Regularization for Deep
+        Neural Networks, 2017, arXiv:1607.00485.
+
+    """
+
+    def __init__(
+        self,
+        strength: float,
+        dim: int = 0,
+        *,
+        select: str | Sequence[str] | Select | None = None,
+        mode: Mode = "loss",
+        schedule: Schedule | Callable[[int], float] | None = None,
+    ) -> None:
+        super().__init__(strength, select=select, mode=mode, schedule=schedule)
+        if _checks.dimension("dim", dim) is None:
+            msg = "`dim` must be an int, got None."
+            raise TypeError(msg)
+        self.dim = dim
+
+    @override
+    def penalty(self, weights: Sequence[Tensor]) -> Tensor:
+        return group_lasso(weights, dim=self.dim)
+
+    @override
+    def add_gradient(self, grads: list[Tensor], weights: list[Tensor], factor: float) -> None:
+        add_group_gradient_(grads, weights, factor, dim=self.dim)
+
+    @override
+    def proximal(self, weights: list[Tensor], factors: list[float | Tensor]) -> None:
+        group_soft_threshold(weights, factors, dim=self.dim, inplace=True)
+
+    @override
+    def vanishing_strengths(self, weights: list[Tensor], step_sizes: Sequence[float | Tensor]) -> list[Tensor]:
+        return group_thresholds(weights, step_sizes, dim=self.dim)
+
+    @property
+    @override
+    def unit_dim(self) -> int | None:
+        return self.dim

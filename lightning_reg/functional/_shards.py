@@ -1,7 +1,7 @@
 """Weights that are spread over ranks (`DTensor`s of FSDP2 or tensor parallelism): each rank works on its own shards."""
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -109,3 +109,43 @@ def _by_layout(weights: list[Tensor]) -> dict[_Layout, tuple[list[int], list[Ten
         positions.append(position)
         parts.append(local_part(weight) if some_sharded else weight)
     return layouts
+
+
+def sum_over_split_groups(sums: Sequence[Tensor], weights: Sequence[Tensor], dim: int) -> list[Tensor]:
+    """Return sums over groups of entries, one group per index along `dim`, with the parts of all ranks.
+
+    A group is split where a weight is sharded along another dimension. A collective call then: one for all `weights` of
+    one device and mesh.
+
+    Args:
+        sums: For each weight, sums over this rank's part, of any shape in which only the groups have an extent.
+        weights: The weights, `DTensor`s or plain.
+        dim: The dimension along which groups lie.
+
+    """
+    results = list(sums)
+    spread: dict[tuple[torch.device, torch.dtype, tuple[ProcessGroup, ...]], list[int]] = {}
+    for index, weight in enumerate(weights):
+        ranks = shard_groups(weight, lambda sharded: sharded != dim % weight.ndim)  # noqa: B023  # called at once
+        if ranks:
+            spread.setdefault((results[index].device, results[index].dtype, ranks), []).append(index)
+    for (*_, ranks), indices in spread.items():
+        joined = torch.cat([results[index].reshape(-1) for index in indices])
+        for group in ranks:
+            torch.distributed.all_reduce(joined, group=group)
+        parts = torch.split(joined, [results[index].numel() for index in indices])
+        for index, part in zip(indices, parts, strict=True):
+            results[index] = part.view(results[index].shape)
+    return results
+
+
+def shard_groups(weight: Tensor, among: Callable[[int], bool] = lambda _: True) -> tuple[ProcessGroup, ...]:
+    """Return the process groups over whose ranks `weight` is sharded along a dimension that `among` is true of."""
+    if not has_dtensors([weight]):
+        return ()
+    mesh = weight.device_mesh  # type: ignore[attr-defined]
+    return tuple(
+        mesh.get_group(dimension)
+        for dimension, placement in enumerate(weight.placements)  # type: ignore[attr-defined]
+        if placement.is_shard() and among(placement.dim)
+    )

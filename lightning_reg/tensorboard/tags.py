@@ -11,8 +11,9 @@ MC_DROPOUT = "reg/mc_dropout"
 PENALTY = "reg/penalty"
 PENALTY_RATIO = "reg/penalty_ratio"
 SETUP = "reg/setup"
+TARGET_SPARSITY = "reg/target_sparsity"
 
-TAKEN = ("penalty", "penalty_ratio", "setup", "dropout", "weights")
+TAKEN = ("penalty", "penalty_ratio", "setup", "target_sparsity", "dropout", "weights")
 """Names that no metric of a user may have: two kinds of data under one tag make TensorBoard show neither."""
 
 

@@ -134,7 +134,7 @@ def test_two_ranks_equal_one_process(pool, name, mode, strategy, accumulate):
         assert_same_weights(weights, by_hand(name, accumulate=accumulate))
 
 
-@pytest.mark.parametrize("name", PENALTIES)
+@pytest.mark.parametrize("name", ["l1", "l2", "elastic_net"])
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_fsdp1_in_grad_mode(pool, name, accumulate):
     ranks = pool.run(train, name, "grad", "fsdp1", {"accumulate_grad_batches": accumulate})
