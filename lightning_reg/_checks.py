@@ -76,14 +76,3 @@ def boolean(name: str, value: object) -> bool:
         msg = f"`{name}` must be True or False, got {value!r}."
         raise TypeError(msg)
     return value
-
-
-def positive_int(name: str, value: object) -> int:
-    """Return `value` if it is an int that is at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        msg = f"`{name}` must be an int >= 1, got {value!r} of type {type(value).__name__}."
-        raise TypeError(msg)
-    if value < 1:
-        msg = f"`{name}` must be an int >= 1, got {value}."
-        raise ValueError(msg)
-    return value

@@ -7,9 +7,9 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from lightning_reg import _checks
-from lightning_reg.callbacks import _trainer
 from lightning_reg.callbacks._dropout_compile import CompilableRates
 from lightning_reg.callbacks._dropout_sites import Site
+from lightning_reg.callbacks._loggers import log
 from lightning_reg.callbacks._plan import Plan
 from lightning_reg.schedules import Schedule
 from lightning_reg.tensorboard import tags
@@ -99,8 +99,7 @@ def log_rates(trainer: Trainer, pl_module: LightningModule, runs: Sequence[Dropo
     mean = sum(rates.values()) / len(rates)
     # Filled on the device: `log` would copy a number there, and wait.
     value = torch.full((), mean, device=pl_module.device)
-    pl_module.log(tags.DROPOUT, value, on_step=True, on_epoch=False, batch_size=1)
-    if len(set(rates.values())) > 1 and _trainer.writes_now(trainer):
-        metrics = {f"{tags.DROPOUT_PER_LAYER}/{name}": rate for name, rate in rates.items()}
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=_trainer.log_step(trainer))
+    differ = len(set(rates.values())) > 1
+    log(
+        trainer, pl_module, {tags.DROPOUT: value}, {tags.per_layer("dropout", n): r for n, r in rates.items() if differ}
+    )

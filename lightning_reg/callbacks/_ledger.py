@@ -4,7 +4,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_reg.callbacks import _trainer
-from lightning_reg.callbacks._loggers import log_for_callbacks, write_scalars
+from lightning_reg.callbacks._loggers import log
 from lightning_reg.tensorboard import tags
 
 
@@ -37,6 +37,4 @@ class Ledger:
         metrics[tags.PENALTY] = total
         if self._loss is not None:
             metrics[tags.PENALTY_RATIO] = total / _trainer.mean_over_ranks(trainer, self._loss / self._share).abs()
-        log_for_callbacks(pl_module, metrics)
-        if _trainer.writes_now(trainer):
-            write_scalars(trainer, {tag: float(value) for tag, value in metrics.items()}, _trainer.log_step(trainer))
+        log(trainer, pl_module, metrics)

@@ -46,6 +46,19 @@ def log_for_callbacks(pl_module: LightningModule, values: Mapping[str, Tensor | 
     pl_module.log_dict(dict(values), on_step=True, on_epoch=False, logger=False, batch_size=1)
 
 
+def log(
+    trainer: Trainer,
+    pl_module: LightningModule,
+    values: Mapping[str, Tensor | float],
+    per_layer: Mapping[str, float] | None = None,
+) -> None:
+    """Log numbers for the current step: `values` for other callbacks, all for the loggers if this is a logging step."""
+    log_for_callbacks(pl_module, values)
+    if _trainer.writes_now(trainer):
+        numbers = {tag: float(value) for tag, value in values.items()}
+        write_scalars(trainer, numbers | dict(per_layer or {}), _trainer.log_step(trainer))
+
+
 def _is_tensorboard(logger: Logger) -> bool:
     # By name: the packages `lightning` and `pytorch_lightning` have a class each.
     return any(ancestor.__name__ == "TensorBoardLogger" for ancestor in type(logger).__mro__)

@@ -87,7 +87,7 @@ layout=True, hparams=True)
             as_select(per_layer)
         self.per_layer = per_layer
         self.histograms = _checks.boolean("histograms", histograms)
-        self.every_n_epochs = _checks.positive_int("every_n_epochs", every_n_epochs)
+        self.every_n_epochs = _checks.count("every_n_epochs", every_n_epochs, 1)
         self.layout = _checks.boolean("layout", layout)
         self.hparams = _checks.boolean("hparams", hparams)
         self._record: Record | None = None

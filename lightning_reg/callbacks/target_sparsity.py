@@ -10,6 +10,7 @@ from typing_extensions import override
 from lightning_reg import _checks
 from lightning_reg.callbacks import _plan, _trainer
 from lightning_reg.callbacks._formula import Formula
+from lightning_reg.callbacks._loggers import log
 from lightning_reg.callbacks._penalty import Penalty
 from lightning_reg.callbacks._run import Run
 from lightning_reg.callbacks._targets import Targets
@@ -132,8 +133,7 @@ class TargetSparsity(Callback):
                 "target": self._target_at(max(_trainer.tick(trainer, pl_module) - 1, 0)),
                 "reached": sparsity(weights, dim=self.penalty.unit_dim),
             }
-            metrics = {f"{tags.TARGET_SPARSITY}/{name}": value for name, value in values.items()}
-            pl_module.log_dict(metrics, on_step=True, on_epoch=False, batch_size=1)
+            log(trainer, pl_module, {f"{tags.TARGET_SPARSITY}/{name}": value for name, value in values.items()})
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

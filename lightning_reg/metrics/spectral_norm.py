@@ -55,8 +55,8 @@ class SpectralNorm(LayerMetric):
 
     def __init__(self, *, iterations: int | None = None, input_size: int = 16, **kwargs: Any) -> None:
         super().__init__(torch.zeros(1), **kwargs)
-        self.iterations = None if iterations is None else _checks.positive_int("iterations", iterations)
-        self.input_size = _checks.positive_int("input_size", input_size)
+        self.iterations = None if iterations is None else _checks.count("iterations", iterations, 1)
+        self.input_size = _checks.count("input_size", input_size, 1)
         self._estimates = NormEstimates(self.input_size)
 
     @override

@@ -22,8 +22,8 @@ def layout(prefix: str = "") -> Layout:
         of a value and of its lower and upper bound.
 
     Example:
-        >>> list(layout()["Regularization"])
-        ['Loss and penalties', 'Penalty share', 'Sparsity', 'Norms', 'Weight norm of layers', 'Spectral norm of layers']
+        >>> list(layout()["Regularization"])[:4]
+        ['Loss and penalties', 'Penalty share', 'Sparsity', 'Norms']
 
     """
     start = f"{prefix}-" if prefix else ""
@@ -39,8 +39,11 @@ def layout(prefix: str = "") -> Layout:
             # Losses are named as users please.
             "Loss and penalties": lines("(train(ing)?[/_.])?loss(_step)?", f"{tags.PENALTY}(/.*)?"),
             "Penalty share": lines(tags.PENALTY_RATIO),
-            "Sparsity": lines(tags.overall("sparsity"), tags.over_layers("sparsity", "max")),
+            "Sparsity": lines(
+                tags.overall("sparsity"), tags.over_layers("sparsity", "max"), f"{tags.TARGET_SPARSITY}/target"
+            ),
             "Norms": lines(tags.overall("weight_norm"), tags.over_layers("spectral_norm", "max")),
+            "Dropout": lines(tags.DROPOUT),
             "Weight norm of layers": band("weight_norm"),
             "Spectral norm of layers": band("spectral_norm"),
         }

@@ -5,7 +5,6 @@ TensorBoard groups tags by what stands before the first slash: `reg/` holds the 
 """
 
 DROPOUT = "reg/dropout"
-DROPOUT_PER_LAYER = "reg.dropout"
 DROPOUT_SETUP = "reg/setup_dropout"
 MC_DROPOUT = "reg/mc_dropout"
 PENALTY = "reg/penalty"
@@ -13,7 +12,7 @@ PENALTY_RATIO = "reg/penalty_ratio"
 SETUP = "reg/setup"
 TARGET_SPARSITY = "reg/target_sparsity"
 
-TAKEN = ("penalty", "penalty_ratio", "setup", "target_sparsity", "dropout", "weights")
+TAKEN = ("penalty", "penalty_ratio", "setup", "setup_dropout", "target_sparsity", "dropout", "mc_dropout", "weights")
 """Names that no metric of a user may have: two kinds of data under one tag make TensorBoard show neither."""
 
 

@@ -14,13 +14,21 @@ import pytest
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lightning_reg import ElasticNetPenalty, L1Penalty, L2Penalty, Linear, RegularizationMonitor
+from lightning_reg import (
+    DropoutScheduler,
+    ElasticNetPenalty,
+    L1Penalty,
+    L2Penalty,
+    Linear,
+    RegularizationMonitor,
+    TargetSparsity,
+)
 from tests.models import Regressor, loader
 
 _START_SECONDS = 60
 RUNS = {
-    "sparse": [L1Penalty(0.01, schedule=Linear(0.0, 1.0, 0.5)), ElasticNetPenalty(0.002, l1_ratio=0.25)],
-    "small": [L2Penalty(0.05, mode="grad")],
+    "sparse": [TargetSparsity(L1Penalty(0.0, mode="proximal"), 0.5), ElasticNetPenalty(0.002, l1_ratio=0.25)],
+    "small": [L2Penalty(0.05, mode="grad"), DropoutScheduler(Linear(0.0, 0.5, 0.5))],
 }
 
 

@@ -45,20 +45,16 @@ def test_every_chart_of_the_layout_finds_its_data(server):
     assert {category["title"]: [chart["title"] for chart in category["chart"]]} == {
         title: list(charts) for title, charts in layout().items()
     }
-    for run in RUNS:
-        for chart in category["chart"]:
-            if "multiline" in chart:
-                for pattern in chart["multiline"]["tag"]:
-                    answer = server.get("plugin/custom_scalars/scalars", run=run, tag=pattern)
-                    assert answer["regex_valid"]
-                    assert answer["tag_to_events"], pattern
-            else:
-                (series,) = chart["margin"]["series"]
-                steps = [
-                    [step for _, step, _ in server.get("plugin/scalars/scalars", run=run, tag=series[part])]
-                    for part in ("lower", "value", "upper")
-                ]
-                assert steps == [list(range(14))] * 3
+    for chart in category["chart"]:
+        for pattern in chart.get("multiline", {}).get("tag", []):
+            answers = [server.get("plugin/custom_scalars/scalars", run=run, tag=pattern) for run in RUNS]
+            assert all(answer["regex_valid"] for answer in answers)
+            assert any(answer["tag_to_events"] for answer in answers), pattern
+        for series in chart.get("margin", {}).get("series", []):
+            for run in RUNS:
+                points = [server.get("plugin/scalars/scalars", run=run, tag=tag) for tag in series.values()]
+                assert len(points) == 3
+                assert all([step for _, step, _ in part] == list(range(14)) for part in points)
 
 
 def test_the_hyperparameters_of_callbacks_stand_beside_the_users(server):
@@ -69,14 +65,23 @@ def test_the_hyperparameters_of_callbacks_stand_beside_the_users(server):
     assert groups["sparse"]["hparams"] == {
         "width": 9.0,
         "name": "x",
-        "l1.strength": 0.01,
-        "l1.mode": "loss",
-        "l1.schedule": "Linear(start=0.0, end=1.0, duration=0.5)",
+        "target_sparsity.penalty": "L1Penalty(strength=0.0, select=None, mode='proximal', schedule=None)",
+        "target_sparsity.target": 0.5,
+        "l1.strength": 0.0,
+        "l1.mode": "proximal",
         "elastic_net.alpha": 0.002,
         "elastic_net.l1_ratio": 0.25,
         "elastic_net.mode": "loss",
     }
-    assert groups["small"]["hparams"] == {"width": 8.0, "name": "x", "l2.strength": 0.05, "l2.mode": "grad"}
+    assert groups["small"]["hparams"] == {
+        "width": 8.0,
+        "name": "x",
+        "l2.strength": 0.05,
+        "l2.mode": "grad",
+        "dropout_scheduler.schedule": "Linear(start=0.0, end=0.5, duration=0.5)",
+        "dropout_scheduler.scale": 0,
+        "dropout_scheduler.interval": "step",
+    }
     for group in groups.values():
         last = {value["name"]["tag"]: value["value"] for value in group["metricValues"]}
         assert last["val/accuracy"] == pytest.approx(0.6)
@@ -86,5 +91,5 @@ def test_the_hyperparameters_of_callbacks_stand_beside_the_users(server):
 def test_the_columns_are_those_of_all_runs(server):
     experiment = server.post("plugin/hparams/experiment", {"experimentName": ""})
 
-    assert {"width", "l1.strength", "l2.strength"} <= {info["name"] for info in experiment["hparamInfos"]}
+    assert {"width", "target_sparsity.target", "l2.strength"} <= {info["name"] for info in experiment["hparamInfos"]}
     assert {"val/accuracy", "reg/sparsity"} <= {info["name"]["tag"] for info in experiment["metricInfos"]}
