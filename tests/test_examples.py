@@ -39,14 +39,15 @@ def test_the_demo_prints_its_table_and_the_command_for_its_logs(tmp_path, monkey
 
     runpy.run_path(str(ROOT / "examples" / "quickstart.py"), run_name="__main__")
 
-    *_, table = capsys.readouterr().out.partition("penalty  ")
+    *_, table = capsys.readouterr().out.partition("regularization  ")
     rows = [line.split() for line in table.splitlines()]
-    assert [row[0] for row in rows[1:6]] == ["none", "l2", "elastic_net", "l1", "sparse"]
-    assert rows[1][-1] == "0.0%"
+    names = ["none", "l2", "elastic_net", "l1", "sparse", "dropout"]
+    assert [row[0] for row in rows[1:7]] == names
+    assert rows[1][-1] == rows[6][-1] == "0.0%"
     assert all(float(row[-1].rstrip("%")) > 0 for row in rows[2:6])
     assert [row[-2] == "0.0%" for row in rows[1:6]] == [True] * 4 + [False]  # exact zeros
     assert table.splitlines()[-1] == f"tensorboard --logdir '{tmp_path / 'some logs'}'"
-    assert {path.name for path in (tmp_path / "some logs").iterdir()} == {"none", "l2", "elastic_net", "l1", "sparse"}
+    assert {path.name for path in (tmp_path / "some logs").iterdir()} == set(names)
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")

@@ -171,7 +171,30 @@ def test_metrics_count_shards_over_all_ranks_and_replicas_once(pool):
         assert values["sigma"] == pytest.approx(largest, rel=1e-5)
 
 
-def different_replicas():
+def norms_of_each():
+    """Run on each rank: return the norms of weights that are spread in turns, and the weights."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    from lightning_reg.functional._layers import Layer
+
+    mesh = init_device_mesh("cpu", (2,))
+    torch.manual_seed(0)
+    plain = [torch.randn(size, 3) for size in (5, 1, 4, 2)]
+    placements = [Shard(0), None, Shard(0), Replicate()]
+    weights = [
+        tensor if placement is None else distribute_tensor(tensor, mesh, [placement])
+        for tensor, placement in zip(plain, placements, strict=True)
+    ]
+    metric = WeightNorm()
+    return metric.value(metric.statistics([Layer("", weight) for weight in weights])), plain
+
+
+def test_the_numbers_of_single_weights_keep_their_order(pool):
+    for norms, plain in pool.run(norms_of_each):
+        assert norms.tolist() == pytest.approx([tensor.norm().item() for tensor in plain], rel=1e-6)
+
+
+def replicas():
     """Run on each rank: plain tensors are replicas, so an equal one on each rank counts once."""
     metric = WeightNorm()
     metric.update(torch.full((3, 3), 2.0))
@@ -179,4 +202,4 @@ def different_replicas():
 
 
 def test_replicated_weights_are_not_counted_twice(pool):
-    assert pool.run(different_replicas) == [6.0, 6.0]
+    assert pool.run(replicas) == [6.0, 6.0]
