@@ -109,3 +109,14 @@ def _by_layout(weights: list[Tensor]) -> dict[_Layout, tuple[list[int], list[Ten
         positions.append(position)
         parts.append(local_part(weight) if some_sharded else weight)
     return layouts
+
+
+def local_slice(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return this rank's part of a whole `tensor` that all ranks have, spread as `like` is; no communication."""
+    if not has_dtensors([like]):
+        return tensor
+    module = sys.modules["torch.distributed.tensor"]
+    mesh = like.device_mesh  # type: ignore[attr-defined]
+    everywhere = module.DTensor.from_local(tensor, mesh, [module.Replicate()] * mesh.ndim, run_check=False)
+    part: Tensor = everywhere.redistribute(mesh, like.placements).to_local()  # type: ignore[attr-defined]
+    return part
