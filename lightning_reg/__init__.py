@@ -1,6 +1,15 @@
 """Regularization for PyTorch Lightning: callbacks that mean the same in every way of training."""
 
-from lightning_reg.callbacks import ElasticNetPenalty, L1Penalty, L2Penalty, Penalty, RegularizationMonitor
+from lightning_reg.callbacks import (
+    ElasticNetPenalty,
+    L1Penalty,
+    L2Penalty,
+    Penalty,
+    RegularizationMonitor,
+    SpectralConstraint,
+    SpectralNormalization,
+    SpectralNormPenalty,
+)
 from lightning_reg.schedules import (
     Constant,
     Cosine,
@@ -27,6 +36,9 @@ __all__ = [
     "RegularizationMonitor",
     "Select",
     "Sequence",
+    "SpectralConstraint",
+    "SpectralNormPenalty",
+    "SpectralNormalization",
     "curriculum_dropout",
     "early_dropout",
     "late_dropout",

@@ -97,6 +97,10 @@ class Penalty(Callback, ABC):
         """Whether the term shrinks weights as an optimizer's `weight_decay` does, so that both are hardly meant."""
         return False
 
+    def value(self, weights: list[Tensor]) -> Tensor:
+        """Return `penalty` of weights as the optimizer holds them, sharded or not, shape ()."""
+        return evaluate(self.penalty, weights, elementwise=self.elementwise)
+
     def add_gradient(self, grads: list[Tensor], weights: list[Tensor], factor: float) -> None:
         """Add `factor` times the gradient of `penalty` to `grads`, in place.
 
@@ -176,7 +180,7 @@ class Penalty(Callback, ABC):
         value: Tensor | None = None
         if strength and weights:
             with torch.set_grad_enabled(not run.add_gradient_later):
-                value = evaluate(self.penalty, weights, elementwise=self.elementwise)
+                value = self.value(weights)
             # No `alpha`: it would be rounded to the precision of the loss.
             loss.add_(_trainer.scale_loss(trainer, value * (strength * share)).to(loss.device))
         if ledger:
@@ -238,7 +242,7 @@ class Penalty(Callback, ABC):
         weights = run.targets.of(trainer.optimizers)
         ledger.penalties[run.name] = 0.0
         if strength and weights:
-            value = evaluate(self.penalty, weights, elementwise=self.elementwise)
+            value = self.value(weights)
             ledger.penalties[run.name] = strength * _trainer.sum_flat_shards(trainer, value)
 
 
