@@ -18,6 +18,12 @@ from tests.callbacks.test_spectral_normalization_layers import CONVOLUTIONS, Pla
 from tests.models import Gan, Regressor, loader, weights_of
 from tests.reference import assert_same_weights, both_modes
 
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
 LAYERS = {
     "linear": nn.Linear(6, 4),
     "embedding": nn.Embedding(9, 4),
@@ -29,6 +35,7 @@ LAYERS = {
 @pytest.mark.parametrize("norm_kind", ["operator", "matrix"])
 def test_the_gradient_of_the_norm_is_that_of_the_dense_matrix(kind, norm_kind):
     module = copy.deepcopy(LAYERS[kind]).double()
+    module.reset_parameters()
     weight = module.weight.detach().requires_grad_()
     layer = Layer("layer", weight.detach(), module)
     watched = Layer("layer", layer.matrix()) if norm_kind == "matrix" else layer
