@@ -9,6 +9,9 @@ from lightning_reg.callbacks import (
     MonteCarloDropout,
     Penalty,
     RegularizationMonitor,
+    SpectralConstraint,
+    SpectralNormalization,
+    SpectralNormPenalty,
     TargetSparsity,
 )
 from lightning_reg.functional.step_size import register_step_size
@@ -41,6 +44,9 @@ __all__ = [
     "RegularizationMonitor",
     "Select",
     "Sequence",
+    "SpectralConstraint",
+    "SpectralNormPenalty",
+    "SpectralNormalization",
     "TargetSparsity",
     "curriculum_dropout",
     "early_dropout",

@@ -31,6 +31,15 @@ def non_negative(name: str, value: object) -> float:
     return checked
 
 
+def positive(name: str, value: object) -> float:
+    """Return `value` as a finite float that is above 0."""
+    checked = number(name, value)
+    if checked <= 0:
+        msg = f"`{name}` must be a finite number > 0, got {value}."
+        raise ValueError(msg)
+    return checked
+
+
 def in_range(name: str, value: object, low: float, high: float) -> float:
     """Return `value` as a float in [`low`, `high`]."""
     checked = number(name, value)

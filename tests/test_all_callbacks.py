@@ -5,6 +5,7 @@ import inspect
 import json
 import math
 import pickle
+import re
 
 import pytest
 import torch
@@ -23,8 +24,12 @@ from lightning_reg import (
     MonteCarloDropout,
     RegularizationMonitor,
     Select,
+    SpectralConstraint,
+    SpectralNormalization,
+    SpectralNormPenalty,
     TargetSparsity,
 )
+from tests.event_files import scalars
 from tests.models import Regressor, loader, weights_of
 from tests.reference import assert_same_weights, matrices
 
@@ -41,7 +46,12 @@ CALLBACKS = [
     RegularizationMonitor(select="*.encoder.*", per_layer=["*.encoder.*"], histograms=True, layout=False),
     DropoutScheduler(Linear(0.0, 0.5, 1.0), select=["*.dropout"], attribute="p", scale="depth", interval="epoch"),
     MonteCarloDropout(10, aggregate="geometric", seed=1, softmax=True, dim=-1),
+    SpectralNormPenalty(0.1, norm="matrix", **SETTINGS),
+    SpectralNormalization(2.0, select="*.encoder.*", norm="matrix", power_iterations=2),
+    SpectralConstraint(0.5, select=["*.head.*"], method="rescale"),
 ]
+# Those that add to the objective, or change nothing.
+ADDING_UP = [callback for callback in CALLBACKS if not re.search(r"proximal|Spectral|per_layer=\[", repr(callback))]
 
 every_callback = pytest.mark.parametrize("callback", CALLBACKS, ids=repr)
 
@@ -90,13 +100,17 @@ def test_an_exception_leaves_the_module_as_it_was(callback, fit, logger):
             raise ZeroDivisionError
 
     module = Failing()
+    controls_norms = isinstance(callback, (SpectralConstraint, SpectralNormalization))
+    if controls_norms:  # from the start of `fit` on
+        with pytest.raises(ZeroDivisionError):
+            fit(callback, module=module)
     before, modules = weights_of(module), [type(part) for part in module.modules()]
 
     with pytest.raises(ZeroDivisionError):
         fit(callback, module=module, logger=logger)
 
     assert module.network.encoder.weight.grad is not None
-    torch.testing.assert_close(weights_of(module), before, rtol=0, atol=0)
+    torch.testing.assert_close(weights_of(module), before, rtol=1e-5 if controls_norms else 0, atol=0)
     assert [type(part) for part in module.modules()] == modules
     assert not any(part._forward_pre_hooks or part._forward_hooks for part in module.modules())
 
@@ -114,7 +128,7 @@ def test_checkpoints_load_without_this_package(callback, trainer_of, tmp_path, l
 
 
 def test_all_of_them_together_add_up(fit, logger):
-    actual = fit(*(callback for callback in CALLBACKS if "proximal" not in repr(callback)), logger=logger)
+    actual = fit(*ADDING_UP, logger=logger)
 
     by_hand = Regressor()
     optimizer = by_hand.configure_optimizers()
@@ -130,6 +144,16 @@ def test_all_of_them_together_add_up(fit, logger):
         objective.backward()
         optimizer.step()
     assert_same_weights(actual, weights_of(by_hand))
+
+
+def test_one_run_with_every_callback_at_once(fit, logger, tmp_path):
+    monitor, *_ = (callback for callback in CALLBACKS if isinstance(callback, RegularizationMonitor))
+    fit(monitor, *(item for item in CALLBACKS if not isinstance(item, RegularizationMonitor)), logger=logger)
+
+    logged = scalars(tmp_path)
+    assert all(math.isfinite(value) for steps in logged.values() for value in steps.values())
+    for tag in ("reg/penalty", "reg/sparsity", "reg/spectral_norm_max", "reg/dropout", "reg/target_sparsity/reached"):
+        assert list(logged[tag]) == list(logged["train/loss"]), tag
 
 
 def absolute(weights):

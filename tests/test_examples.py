@@ -68,6 +68,33 @@ def test_the_sparse_network_shrinks_to_a_smaller_one_with_the_same_outputs(tmp_p
     assert len(list(tmp_path.rglob("events.out.tfevents.*"))) == 8
 
 
+def test_the_robust_digits_have_the_norms_that_were_asked_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["robust_digits.py", "--max-epochs", "2", "--logdir", str(tmp_path)])
+
+    runpy.run_path(str(ROOT / "examples" / "robust_digits.py"), run_name="__main__")
+
+    *_, table = capsys.readouterr().out.partition("control  ")
+    rows = {line.split()[0]: line.split() for line in table.splitlines()[1:6]}
+    assert list(rows) == ["none", "l2", "spectral_penalty", "normalization", "constraint"]
+    assert float(rows["constraint"][4]) <= 2.001
+    assert float(rows["normalization"][4]) == pytest.approx(2, rel=0.4)
+
+
+def test_the_gan_shows_its_samples_and_normalizes_its_critic(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["spectral_gan.py", "--max-epochs", "2", "--logdir", str(tmp_path)])
+
+    runpy.run_path(str(ROOT / "examples" / "spectral_gan.py"), run_name="__main__")
+
+    *_, table = capsys.readouterr().out.partition("critic  ")
+    plain, normalized = (line.split() for line in table.splitlines()[1:3])
+    assert (plain[0], normalized[0]) == ("plain", "normalized")
+    assert [float(norm) for norm in normalized[2:]] == pytest.approx([1, 1, 1], rel=0.4)
+    assert float(plain[2]) > 1.5
+    for name in ("plain", "normalized"):
+        (file,) = (tmp_path / name / "version_0").glob("events.out.tfevents.*")
+        assert b"samples" in file.read_bytes()
+
+
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
 def test_every_example_explains_itself(example, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [example.name, "--help"])

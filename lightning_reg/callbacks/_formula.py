@@ -29,6 +29,10 @@ class Formula(ABC):
 
         """
 
+    def value(self, weights: list[Tensor]) -> Tensor:
+        """Return `penalty` of weights as the optimizer holds them, sharded or not, shape ()."""
+        return evaluate(self.penalty, weights, elementwise=self.elementwise)
+
     def proximal(self, weights: list[Tensor], factors: list[float | Tensor]) -> None:
         r"""Replace each weight, in place, by :math:`\arg\min_u \sum_i (u_i - w_i)^2 / (2 f_i) + \Omega(u)`.
 

@@ -14,7 +14,7 @@ from lightning_reg.callbacks import _compatibility, _plan, _proximal, _quota, _s
 from lightning_reg.callbacks._formula import Formula
 from lightning_reg.callbacks._ledger import Ledger
 from lightning_reg.callbacks._run import Run, log_name
-from lightning_reg.callbacks._targets import Targets, add_scaled, evaluate
+from lightning_reg.callbacks._targets import Targets, add_scaled
 from lightning_reg.functional.sparsity import check_dim
 from lightning_reg.schedules import Schedule, resolve
 from lightning_reg.selection import Select, as_select, named_weights, select_weights
@@ -152,7 +152,7 @@ class Penalty(Callback, Formula):
         value: Tensor | None = None
         if strength and weights:
             with torch.set_grad_enabled(not run.acts_at_step):
-                value = evaluate(self.penalty, weights, elementwise=self.elementwise)
+                value = self.value(weights)
             # No `alpha`: it would be rounded to the precision of the loss.
             loss.add_(_trainer.scale_loss(trainer, value * (strength * share)).to(loss.device))
         if ledger:
@@ -238,7 +238,7 @@ class Penalty(Callback, Formula):
         weights = run.targets.of(trainer.optimizers)
         ledger.penalties[run.name] = 0.0
         if weights and (isinstance(strength, Tensor) or strength):
-            value = evaluate(self.penalty, weights, elementwise=self.elementwise)
+            value = self.value(weights)
             ledger.penalties[run.name] = strength * _trainer.sum_flat_shards(trainer, value)
 
 

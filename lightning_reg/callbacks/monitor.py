@@ -106,6 +106,7 @@ layout=True, hparams=True)
                     " Leave `Trainer(logger=...)` at its default, or pass a logger."
                 )
                 raise MisconfigurationException(msg)
+            _refuse_shared_names(_trainer.callbacks_of(trainer, RegularizationMonitor))
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -113,8 +114,7 @@ layout=True, hparams=True)
             rank_zero_info(f"{type(self).__name__} is off: `Trainer(barebones=True)` logs nothing.")
             return
         weights = select_weights(named_weights(pl_module), as_select(self.select)).chosen
-        metrics = _defaults() if self.metrics is None else self.metrics
-        copies = {name: metric.clone().to(pl_module.device) for name, metric in metrics.items()}
+        copies = {name: metric.clone().to(pl_module.device) for name, metric in self._metrics.items()}
         self._record = Record(weights, copies, self._shown(weights))
         if self.layout:
             write_layout(trainer)
@@ -155,6 +155,10 @@ layout=True, hparams=True)
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._record = None
 
+    @property
+    def _metrics(self) -> Mapping[str, Metric]:
+        return _defaults() if self.metrics is None else self.metrics
+
     def _shown(self, weights: Sequence[Weight]) -> frozenset[str]:
         """Return the layers whose numbers are written one by one."""
         names = frozenset(map(layer_name, weights))
@@ -169,6 +173,18 @@ layout=True, hparams=True)
         if self.per_layer is True or self.per_layer == "auto":
             return names
         return frozenset(map(layer_name, select_weights(weights, as_select(self.per_layer)).chosen))
+
+
+def _refuse_shared_names(monitors: Sequence[RegularizationMonitor]) -> None:
+    """Raise if two monitors would write under the same tags."""
+    names = [name for monitor in monitors for name in monitor._metrics]  # noqa: SLF001  # of this class
+    for name in names:
+        if names.count(name) > 1:
+            msg = (
+                f"Two RegularizationMonitors log a metric {name!r} under the same tags. Give one of them other names,"
+                f" as in `metrics={{'head_{name}': ...}}`, or join their selections."
+            )
+            raise MisconfigurationException(msg)
 
 
 def _checked(metrics: object) -> dict[str, Metric]:

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,14 @@ _STACK_ENTRIES = 1 << 22
 _COLD = 4
 
 
+class SingularPair(NamedTuple):
+    """An estimate of the norm of one layer as a map A, with the vectors it comes from: sigma = <u, A v>."""
+
+    sigma: Tensor
+    u: Tensor
+    v: Tensor
+
+
 class NormEstimates:
     """Lower estimates of the spectral norms of layers, warm-started by the layers' names.
 
@@ -26,24 +35,29 @@ class NormEstimates:
 
     def __init__(self, input_size: int) -> None:
         self.input_size = input_size
-        self._vectors: dict[str, Tensor] = {}
+        self.vectors: dict[str, Tensor] = {}
+        """The right singular vectors found last, from which to go on."""
 
     def advance(self, layers: Sequence[Layer], iterations: int) -> list[Tensor]:
         """Return an estimate for each layer, shape () each, after so many Lanczos iterations from the last state.
 
         Nothing waits for the device.
         """
-        norms: dict[str, Tensor] = {}
+        return [pair.sigma for pair in self.pairs(layers, iterations)]
+
+    def pairs(self, layers: Sequence[Layer], iterations: int) -> list[SingularPair]:
+        """Return an estimate for each layer with its singular vectors; see `advance`."""
+        found: dict[str, SingularPair] = {}
         for maps in self._maps(layers):
-            known = [self._vectors.get(name) for name in maps.names]
+            known = [self.vectors.get(name) for name in maps.names]
             warm = [vector for vector in known if vector is not None and vector.shape == maps.shape[1:]]
             is_warm = len(warm) == len(known)
             starts = start_vectors(maps.shape, torch.stack(warm) if is_warm else None, maps.dtype, maps.device)
             count = iterations if is_warm else _COLD * iterations
-            sigmas, _, vectors = singular_pairs(maps.apply, maps.adjoint, starts, count)
-            self._vectors.update(zip(maps.names, vectors, strict=True))
-            norms.update(zip(maps.names, sigmas, strict=True))
-        return [norms[layer.name] for layer in layers]
+            sigmas, lefts, rights = singular_pairs(maps.apply, maps.adjoint, starts, count)
+            self.vectors.update(zip(maps.names, rights, strict=True))
+            found.update(zip(maps.names, map(SingularPair, sigmas, lefts, rights), strict=True))
+        return [found[layer.name] for layer in layers]
 
     def _maps(self, layers: Sequence[Layer]) -> Iterator[LinearMaps]:
         alike: dict[tuple[torch.Size, torch.dtype, torch.device], list[tuple[str, Tensor]]] = defaultdict(list)

@@ -149,3 +149,14 @@ def shard_groups(weight: Tensor, among: Callable[[int], bool] = lambda _: True) 
         for dimension, placement in enumerate(weight.placements)  # type: ignore[attr-defined]
         if placement.is_shard() and among(placement.dim)
     )
+
+
+def local_slice(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return this rank's part of a whole `tensor` that all ranks have, spread as `like` is; no communication."""
+    if not has_dtensors([like]):
+        return tensor
+    module = sys.modules["torch.distributed.tensor"]
+    mesh = like.device_mesh  # type: ignore[attr-defined]
+    everywhere = module.DTensor.from_local(tensor, mesh, [module.Replicate()] * mesh.ndim, run_check=False)
+    part: Tensor = everywhere.redistribute(mesh, like.placements).to_local()  # type: ignore[attr-defined]
+    return part

@@ -59,3 +59,22 @@ def largest_singular_value(matrices: Tensor) -> Tensor:
     # The square root of 0 has no derivative: the zero matrix gets the subgradient 0.
     norm = torch.where(positive, torch.where(positive, square, 1).sqrt(), 0) * scale[..., 0, 0]
     return torch.where(finite[..., 0, 0], norm, torch.nan)
+
+
+def clip_singular_values(matrix: Tensor, bound: float, *, is_far: bool = False) -> Tensor:
+    """Return the nearest matrix of norm `bound` at most, in the Frobenius norm: singular values above it become it.
+
+    Args:
+        matrix: Shape (rows, columns), finite.
+        bound: The largest norm, > 0.
+        is_far: Whether to compute in float64, for norms many times above the bound.
+
+    """
+    precise = matrix.double() if is_far else wide(matrix)
+    try:
+        u, s, vh = torch.linalg.svd(precise, full_matrices=False)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # torch does not list it
+        u, s, vh = torch.linalg.svd(precise.double(), full_matrices=False)  # as above
+    # What lies in the directions of smaller singular values is not touched.
+    clipped: Tensor = precise - (u * (s - bound).clamp(min=0)) @ vh
+    return clipped.to(matrix.dtype)

@@ -159,6 +159,16 @@ def test_no_logger_is_an_error_before_training(fit):
         fit(RegularizationMonitor(), module=Untrainable())
 
 
+def test_two_monitors_must_have_metrics_of_different_names(fit, tmp_path):
+    with pytest.raises(MisconfigurationException, match="Two RegularizationMonitors log a metric 'weight_norm'"):
+        fit(RegularizationMonitor(), RegularizationMonitor(select="*.head.*"), module=Untrainable(), logger=True)
+
+    head = RegularizationMonitor(metrics={"head_norm": WeightNorm()}, select="*.head.*")
+    fit(RegularizationMonitor(), head, logger=TensorBoardLogger(tmp_path))
+    logged = scalars(tmp_path)
+    assert logged["reg/head_norm"] == logged["reg.weight_norm/network.head"]
+
+
 def test_barebones_training_is_left_alone(fit, caplog):
     settings = {"barebones": True, "logger": None, "enable_checkpointing": None, "enable_progress_bar": None}
     settings |= {"enable_model_summary": None, "log_every_n_steps": None}

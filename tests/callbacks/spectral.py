@@ -1,0 +1,63 @@
+"""What spectral callbacks are compared with: SVDs of dense matrices, and W trained by hand under W / sigma(W)."""
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+IMAGE = 16
+
+
+def dense(module: nn.Module, weight: Tensor, size: int = IMAGE) -> Tensor:
+    """Return the matrix of a layer, differentiable in `weight`: what it makes of the unit vectors, without its bias."""
+    if not isinstance(module, nn.modules.conv._ConvNd):
+        return weight.flatten(1)
+    channels = weight.shape[0] if module.transposed else weight.shape[1] * module.groups
+    shape = (channels, *[size] * (weight.ndim - 2))
+    basis = torch.eye(channels * size ** (weight.ndim - 2), dtype=weight.dtype).view(-1, *shape)
+    tensors = {"weight": weight} if module.bias is None else {"weight": weight, "bias": torch.zeros_like(module.bias)}
+    return functional_call(module, tensors, (basis,)).flatten(1).mT
+
+
+def norm(module: nn.Module, weight: Tensor | None = None, *, kind: str = "operator") -> Tensor:
+    """Return the largest singular value of a layer by SVD."""
+    weight = module.weight if weight is None else weight
+    matrix = weight.flatten(1) if kind == "matrix" else dense(module, weight)
+    return torch.linalg.svdvals(matrix.double())[0]
+
+
+class Loss(nn.Module):
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, batch):
+        return self.module.loss(batch)
+
+
+def normalized(module, kind="operator", bound=1.0):
+    """Return every weight of two or more dimensions over its norm, differentiably, by name."""
+    found = {}
+    for path, layer in module.named_modules():
+        for leaf, weight in layer.named_parameters(recurse=False):
+            if weight.ndim > 1:
+                found[f"{path}.{leaf}"] = weight * (bound / norm(layer, weight, kind=kind).to(weight.dtype))
+    return found
+
+
+def train_normalized(  # noqa: PLR0913  # everything a training loop may do
+    module, batches, *, kind="operator", bound=1.0, epochs=2, accumulate=1, autocast=None
+):
+    """Train W while the loss sees W c / sigma(W); return all weights as the loss sees them."""
+    optimizer = module.configure_optimizers()
+    batches = list(batches)
+    for _ in range(epochs):
+        for index, batch in enumerate(batches):
+            weights = {f"module.{name}": weight for name, weight in normalized(module, kind, bound).items()}
+            with torch.autocast("cpu", autocast, enabled=autocast is not None):
+                loss = functional_call(Loss(module), weights, (batch,))
+            (loss / accumulate).backward()
+            if (index + 1) % accumulate == 0 or index + 1 == len(batches):
+                optimizer.step()
+                optimizer.zero_grad()
+    seen = dict(module.named_parameters()) | normalized(module, kind, bound)
+    return {name: weight.detach().clone() for name, weight in seen.items()}

@@ -1,0 +1,123 @@
+"""Spectral control in two processes: as in one, and the same on both."""
+
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.plugins import MixedPrecision
+from torch import distributed, nn
+from torch.utils.data import DataLoader, DistributedSampler
+
+from lightning_reg import SpectralConstraint, SpectralNormalization, SpectralNormPenalty
+from tests.callbacks.spectral import norm, train_normalized
+from tests.distributed.test_penalty import STRATEGIES, FSDP1OnCpu, Module
+from tests.models import KeepWeights, loader, samples, weights_of
+from tests.reference import assert_same_weights
+
+pytestmark = pytest.mark.distributed
+
+PATTERN = "network.*.weight"
+CALLBACKS = {
+    "normalization": lambda: SpectralNormalization(select=PATTERN, power_iterations=20),
+    "constraint": lambda: SpectralConstraint(0.5, select=PATTERN),
+    "penalty": lambda: SpectralNormPenalty(0.3, select=PATTERN, mode="grad"),
+    "penalty in the loss": lambda: SpectralNormPenalty(0.3, select=PATTERN),
+}
+
+
+class EachStep(Callback):
+    """Keeps the whole weights after each step."""
+
+    def __init__(self):
+        self.weights = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.weights.append(weights_of(pl_module))
+
+
+def train(name, strategy, fp16=False):
+    """Run on each rank: train on its half of every global batch of four; return the weights after each step."""
+    plugins = [MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=1024.0))] if fp16 else []
+    steps, keep = EachStep(), KeepWeights()
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=2,
+        strategy=STRATEGIES[strategy]() if strategy in STRATEGIES else strategy,
+        callbacks=[CALLBACKS[name](), steps, keep],
+        max_epochs=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        plugins=plugins,
+    )
+    data = samples()
+    sampler = DistributedSampler(data, num_replicas=2, rank=distributed.get_rank(), shuffle=False)
+    trainer.fit(Module(), DataLoader(data, batch_size=2, sampler=sampler), loader())
+    return [*steps.weights, keep.weights]
+
+
+def alone(name):
+    """Train in one process on the global batches."""
+    keep = KeepWeights()
+    Trainer(
+        accelerator="cpu",
+        callbacks=[CALLBACKS[name](), keep],
+        max_epochs=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    ).fit(Module(), loader())
+    return keep.weights
+
+
+@pytest.mark.parametrize("name", CALLBACKS)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_train_as_one_does_and_stay_equal(name, strategy, pool):
+    first, second = pool.run(train, name, strategy)
+
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    assert len(first) == 15
+    expected = train_normalized(Module(), loader()) if name == "normalization" else alone(name)
+    assert_same_weights(first[-1], expected, rtol=1e-4)
+
+
+def test_fp16_in_two_processes_keeps_them_equal(pool):
+    first, second = pool.run(train, "normalization", "ddp", True)
+
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    assert_same_weights(first[-1], train_normalized(Module(), loader(), autocast=torch.float16), rtol=0.02)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_the_constraint_holds_after_every_step(strategy, pool):
+    steps, _ = pool.run(train, "constraint", strategy)
+
+    for weights in steps:
+        for name, weight in weights.items():
+            if weight.ndim > 1:
+                assert norm(nn.Linear(1, 1), weight).item() <= 0.5 * 1.0001, name
+
+
+def refused(name):
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=2,
+        strategy=FSDP1OnCpu(auto_wrap_policy={nn.Linear}),
+        callbacks=[CALLBACKS[name]()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with pytest.raises(MisconfigurationException) as error:
+        trainer.fit(Module(), loader())
+    return str(error.value)
+
+
+@pytest.mark.parametrize("name", ["normalization", "constraint", "penalty"])
+def test_flat_shards_are_refused_with_a_remedy(name, pool):
+    for message in pool.run(refused, name):
+        assert "FSDP2" in message
