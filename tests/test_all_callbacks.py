@@ -147,8 +147,19 @@ def test_all_of_them_together_add_up(fit, logger):
 
 
 def test_one_run_with_every_callback_at_once(fit, logger, tmp_path):
-    monitor, *_ = (callback for callback in CALLBACKS if isinstance(callback, RegularizationMonitor))
-    fit(monitor, *(item for item in CALLBACKS if not isinstance(item, RegularizationMonitor)), logger=logger)
+    head = {"select": "*.head.*"}
+    callbacks = [
+        *ADDING_UP,
+        # Each of the others changes weights by itself after a step, so each has its own.
+        TargetSparsity(L1Penalty(0.0, mode="proximal", **head), 0.5),
+        GroupLassoPenalty(0.01, mode="proximal", **head),
+        SpectralNormalization(2.0, select="*.encoder.*"),
+        SpectralConstraint(0.5, select="*.conv.*"),
+        SpectralNormPenalty(0.01, mode="grad", **head),
+    ]
+    assert {type(callback) for callback in callbacks} == {type(callback) for callback in CALLBACKS}
+
+    fit(*callbacks, logger=logger)
 
     logged = scalars(tmp_path)
     assert all(math.isfinite(value) for steps in logged.values() for value in steps.values())

@@ -14,7 +14,9 @@ from lightning_reg import _checks
 from lightning_reg.callbacks import _compatibility, _plan, _trainer
 from lightning_reg.callbacks._around_steps import AroundSteps
 from lightning_reg.callbacks._layer_weights import refuse_weights
+from lightning_reg.callbacks._penalty import Penalty
 from lightning_reg.selection import Select, Selection, Weight, as_select, named_weights, select_weights
+from lightning_reg.tensorboard import tags
 
 State = Mapping[str, Mapping[str, Tensor]]
 
@@ -106,8 +108,10 @@ class SpectralControl(Callback, ABC):
         self._steps.add(trainer.optimizers)
         controls = _controls(trainer)
         _refuse_shared(controls)
+        _refuse_proximal(trainer, pl_module, self)
         if self is controls[-1]:
-            _plan.publish(trainer, [plan for control in controls if (plan := control.plan())])
+            plans = [plan for control in controls if (plan := control.plan())]
+            _plan.publish(trainer, plans, ("weight", "shape", "spectral control"), tags.SPECTRAL_SETUP)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -196,5 +200,22 @@ def _refuse_shared(controls: Sequence[SpectralControl]) -> None:
                 msg = (
                     f"{name!r} is chosen by both {other!r} and {control!r}, and can have one bound only."
                     " Leave it out of one: `select=Select(exclude=...)`."
+                )
+                raise MisconfigurationException(msg)
+
+
+def _refuse_proximal(trainer: Trainer, pl_module: LightningModule, control: SpectralControl) -> None:
+    """Raise if a proximal penalty acts on the same weights, which both change right after the optimizer's update."""
+    chosen = control.chosen()
+    penalties = _trainer.callbacks_of(trainer, Penalty)  # type: ignore[type-abstract]  # mypy wants no abstract class here
+    for penalty in penalties:
+        if penalty.mode != "proximal":
+            continue
+        for weight in select_weights(named_weights(pl_module), as_select(penalty.select)).chosen:
+            if weight.parameter in chosen:
+                msg = (
+                    f"{penalty!r} and {control!r} both change {weight.name!r} after the optimizer's step: the second"
+                    ' undoes what the first has reached. Use mode="grad", or leave the weight out of one:'
+                    " `select=Select(exclude=...)`."
                 )
                 raise MisconfigurationException(msg)

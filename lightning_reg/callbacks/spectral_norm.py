@@ -26,9 +26,9 @@ class SpectralNormalization(SpectralControl):
     `torch.compile`. Module types, parameter names and `state_dict` stay as they are; the optimizer has the same
     parameters, and its weight decay acts on W.
 
-    - :math:`\sigma` is a lower estimate, so true norms are a little above c: by less than 1 % where a step changes
-      weights little, by up to a third in the first epochs of Adam at 0.003. `power_iterations` lessens that;
-      `SpectralConstraint` holds a bound instead.
+    - :math:`\sigma` is a lower estimate, so true norms are above c: by less than 1 % where a step changes weights
+      little, by up to a third in the first epochs of Adam at 0.003, and for a moment by more (up to twice c has been
+      seen) where momentum moves weights far. `power_iterations` lessens that; `SpectralConstraint` holds a bound.
     - Weights are normalized from the start of `fit` on, and stay so after it. `validate`, `test` and `predict` take the
       weights as they are.
     - Checkpoints hold normalized weights under their plain names; what is needed to go on with W is in the callback's

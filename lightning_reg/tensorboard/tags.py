@@ -10,9 +10,20 @@ MC_DROPOUT = "reg/mc_dropout"
 PENALTY = "reg/penalty"
 PENALTY_RATIO = "reg/penalty_ratio"
 SETUP = "reg/setup"
+SPECTRAL_SETUP = "reg/setup_spectral"
 TARGET_SPARSITY = "reg/target_sparsity"
 
-TAKEN = ("penalty", "penalty_ratio", "setup", "setup_dropout", "target_sparsity", "dropout", "mc_dropout", "weights")
+TAKEN = (
+    "dropout",
+    "mc_dropout",
+    "penalty",
+    "penalty_ratio",
+    "setup",
+    "setup_dropout",
+    "setup_spectral",
+    "target_sparsity",
+    "weights",
+)
 """Names that no metric of a user may have: two kinds of data under one tag make TensorBoard show neither."""
 
 

@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, Sto
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
-from lightning_reg import SpectralConstraint, SpectralNormalization
+from lightning_reg import L1Penalty, SpectralConstraint, SpectralNormalization, TargetSparsity
 from tests.callbacks.spectral import norm
 from tests.models import Regressor, Silent, Untrainable, loader, weights_of
 
@@ -201,6 +201,16 @@ def test_the_plan_says_what_happens_to_each_weight(trainer_of, caplog, tmp_path)
     assert rows["network.head.weight"].endswith("clipped to norm <= 1")
     assert rows["network.conv.weight"].endswith("rescaled to norm <= 1")
     assert "none" in rows["network.encoder.bias"]
+
+
+@pytest.mark.parametrize("control", [SpectralNormalization(), SpectralConstraint(1.0)])
+@pytest.mark.parametrize(
+    "penalty", [L1Penalty(0.01, mode="proximal"), TargetSparsity(L1Penalty(0.0, mode="proximal"), 0.5)]
+)
+def test_a_proximal_penalty_on_the_same_weights_is_refused_before_training(control, penalty, trainer_of):
+    for callbacks in ([control, penalty], [penalty, control]):
+        with pytest.raises(MisconfigurationException, match=r"both change 'network\.encoder\.weight' after"):
+            trainer_of(*callbacks).fit(Untrainable(), loader())
 
 
 def test_two_bounds_for_one_weight_are_refused_before_training(trainer_of):
