@@ -50,7 +50,8 @@ class Sparsity(LayerMetric):
     def statistics(self, layers: Sequence[Layer]) -> Tensor:
         weights = tensors_of(layers)
         zeros = zero_counts(weights, self.threshold, check_dim(weights, self.dim))
-        return torch.stack([zeros, torch.tensor(entry_counts(weights, self.dim), device=zeros.device)], dim=-1)
+        entries = torch.tensor(entry_counts(weights, self.dim)).to(zeros.device, non_blocking=True)
+        return torch.stack([zeros, entries], dim=-1)
 
     @override
     def value(self, statistics: Tensor) -> Tensor:
