@@ -103,6 +103,18 @@ def test_no_true_norm_is_ever_above_the_bound(method, bound, lr, trainer_of):
         assert min(result[1] for result in norms.results) > 0.45
 
 
+@pytest.mark.parametrize("lr", [0.1, 0.01])
+def test_convolutions_of_many_channels_stay_below_the_bound_at_every_step(lr, trainer_of):
+    # So many that no certified bound is computed as long as the estimate is well below.
+    network = nn.Sequential(nn.Conv1d(2, 24, 3, padding=1), nn.Tanh(), nn.Conv1d(24, 24, 3, padding=1))
+    norms = EachStep(lambda module: norm(module.network[2]).item())
+
+    trainer_of(SpectralConstraint(1.2), norms, max_epochs=1).fit(Plain(network, torch.randn(8, 2, 9), lr=lr))
+
+    assert max(norms.results) <= 1.2 * (1 + 1e-4)
+    assert max(norms.results) > 1.05
+
+
 def test_a_sudden_new_direction_is_seen_at_once(trainer_of):
     layer = nn.Linear(100, 100, bias=False)
     with torch.no_grad():

@@ -4,7 +4,8 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch import callbacks as of_lightning
+from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
@@ -23,15 +24,16 @@ def adam(parameters):
     return torch.optim.Adam(parameters, lr=0.005)
 
 
-@pytest.mark.parametrize(
-    "average",
-    [
-        WeightAveraging,
-        EMAWeightAveraging,
-        lambda: EMAWeightAveraging(decay=0.9),
-        lambda: StochasticWeightAveraging(swa_lrs=1e-3),
-    ],
-)
+AVERAGES = {"SWA": lambda: StochasticWeightAveraging(swa_lrs=1e-3)}
+if hasattr(of_lightning, "WeightAveraging"):  # since Lightning 2.6
+    AVERAGES |= {
+        "mean": of_lightning.WeightAveraging,
+        "EMA": of_lightning.EMAWeightAveraging,
+        "fast EMA": lambda: of_lightning.EMAWeightAveraging(decay=0.9),
+    }
+
+
+@pytest.mark.parametrize("average", AVERAGES.values(), ids=AVERAGES)
 @pytest.mark.filterwarnings("ignore:Swapping scheduler")
 def test_averages_of_weights_have_the_norm_and_a_sane_loss(average, trainer_of):
     losses, seen = {}, {}
