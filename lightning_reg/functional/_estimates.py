@@ -12,7 +12,7 @@ from lightning_reg.functional._layers import Layer, LinearMaps, convolution_map,
 
 # Smaller matrices of one shape are iterated together, in one copy: alone they would cost more calls than work.
 _SMALL_ENTRIES = 1 << 16
-_STACK_ENTRIES = 1 << 22
+_STACK_ENTRIES = 1 << 20
 # A cold start takes this many times the iterations of a warm one.
 _COLD = 4
 
