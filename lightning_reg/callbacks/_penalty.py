@@ -17,6 +17,7 @@ from lightning_reg.callbacks._run import Run, log_name
 from lightning_reg.callbacks._targets import Targets, add_scaled
 from lightning_reg.functional.sparsity import check_dim
 from lightning_reg.schedules import Schedule, resolve
+from lightning_reg.schedules.base import check_schedule
 from lightning_reg.selection import Select, as_select, named_weights, select_weights
 
 Mode = Literal["loss", "grad", "proximal"]
@@ -72,9 +73,8 @@ class Penalty(Callback, Formula):
         as_select(select)
         self.select = select
         self.mode = _checks.one_of("mode", mode, get_args(Mode))
-        if isinstance(schedule, type) or not (schedule is None or callable(schedule)):
-            msg = f"`schedule` must be a schedule or a callable from step to factor, got {schedule!r}."
-            raise TypeError(msg)
+        if schedule is not None:
+            check_schedule(schedule, "from step to factor")
         self.schedule = schedule
         self._run: Run | None = None
 

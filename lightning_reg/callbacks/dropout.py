@@ -15,6 +15,7 @@ from lightning_reg.callbacks._dropout_sites import Site, depths, select_sites
 from lightning_reg.callbacks._dropout_source import functional_dropouts
 from lightning_reg.module_selection import as_module_select
 from lightning_reg.schedules import Schedule, resolve
+from lightning_reg.schedules.base import check_schedule
 from lightning_reg.selection import Select
 from lightning_reg.tensorboard import tags
 
@@ -82,12 +83,7 @@ class DropoutScheduler(Callback):
         interval: Interval = "step",
     ) -> None:
         super().__init__()
-        if isinstance(schedule, type) or not callable(schedule):
-            msg = (
-                f"`schedule` must be a schedule or a callable from tick to rate, got {schedule!r}."
-                " For a rate that stays, Constant(rate)."
-            )
-            raise TypeError(msg)
+        check_schedule(schedule, "from tick to rate", " For a rate that stays, Constant(rate).")
         self.schedule = schedule
         as_module_select(select)
         self.select = select

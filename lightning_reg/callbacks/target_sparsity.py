@@ -16,6 +16,7 @@ from lightning_reg.callbacks._run import Run
 from lightning_reg.callbacks._targets import Targets
 from lightning_reg.functional import sparsity
 from lightning_reg.schedules import Cosine, Schedule, resolve
+from lightning_reg.schedules.base import check_schedule
 from lightning_reg.selection import as_select, named_weights, select_weights
 from lightning_reg.tensorboard import tags
 
@@ -86,9 +87,8 @@ class TargetSparsity(Callback):
         if self.target in (0, 1):
             msg = f"`target` must be in (0, 1), without 0 and 1, got {target}."
             raise ValueError(msg)
-        if isinstance(schedule, type) or not (schedule is None or callable(schedule)):
-            msg = f"`schedule` must be a schedule or a callable from step to factor, got {schedule!r}."
-            raise TypeError(msg)
+        if schedule is not None:
+            check_schedule(schedule, "from step to factor")
         self.schedule = schedule
         self._targets: Targets | None = None
         self._factor: Callable[[int], float] | None = None

@@ -12,6 +12,7 @@ from torch import Tensor
 
 _CPU_ENTRIES = 1 << 20
 _GPU_ENTRIES = 1 << 24
+_ROW_ENTRIES = 1 << 10
 
 
 def group_size(weights: list[Tensor]) -> int:
@@ -57,3 +58,12 @@ def in_memory_order(tensors: Sequence[Tensor]) -> list[Tensor]:
         return list(tensors)
     order = sorted(range(tensors[0].ndim), key=tensors[0].stride, reverse=True)
     return [tensor.permute(order) for tensor in tensors]
+
+
+def short_rows(flat: Tensor) -> tuple[Tensor, Tensor]:
+    """Cut a flat tensor into rows that a sum of squares in float32 is good for, and the few entries that are left.
+
+    On a CPU such a sum is a plain loop: over 2^17 equal entries it is off by 1e-4, over a row by 1e-6.
+    """
+    entries = flat.numel() - flat.numel() % _ROW_ENTRIES
+    return flat[:entries].view(-1, _ROW_ENTRIES), flat[entries:]

@@ -3,11 +3,9 @@
 import torch
 from torch import Tensor
 
-from lightning_reg.functional._groups import group_size, in_memory_order
+from lightning_reg.functional._groups import group_size, in_memory_order, short_rows
 from lightning_reg.functional._shards import sum_each_over_shards, whole
 
-# Entries of one sum of squares in float32, which is a plain loop on a CPU: over 2^17 equal ones it is off by 1e-4.
-_SQUARE_ENTRIES = 1 << 10
 # Below this, summing in float64 costs less than the calls that do without.
 _SMALL_ENTRIES = 1 << 14
 _EUCLIDEAN = 2
@@ -46,10 +44,10 @@ def _power_sums(weights: list[Tensor], p: float) -> Tensor:
 
 def _euclidean_norm(weight: Tensor) -> Tensor:
     flat = in_memory_order([weight])[0].reshape(-1)
-    rows = flat.numel() - flat.numel() % _SQUARE_ENTRIES
-    norms = torch.linalg.vector_norm(flat[:rows].view(-1, _SQUARE_ENTRIES), dim=1)
-    rest = torch.linalg.vector_norm(flat[rows:], dtype=torch.float64)
-    total: Tensor = torch.linalg.vector_norm(torch.cat([norms, rest.reshape(1)]))
+    rows, rest = short_rows(flat)
+    norms = torch.linalg.vector_norm(rows, dim=1)
+    rest_norm = torch.linalg.vector_norm(rest, dtype=torch.float64)
+    total: Tensor = torch.linalg.vector_norm(torch.cat([norms, rest_norm.reshape(1)]))
     return total
 
 

@@ -23,6 +23,13 @@ def check_duration(name: str, value: object) -> None:
         raise ValueError(msg)
 
 
+def check_schedule(value: object, what: str, remedy: str = "") -> None:
+    """Raise unless `value` is a schedule or a callable `what`, such as "from step to factor"; a class is neither."""
+    if isinstance(value, type) or not callable(value):
+        msg = f"`schedule` must be a schedule or a callable {what}, got {value!r}.{remedy}"
+        raise TypeError(msg)
+
+
 def to_ticks(duration: Duration, total: float) -> int:
     """Return `duration` in whole ticks, at least 1, of a run of `total` ticks."""
     return duration if isinstance(duration, int) else max(1, round(share_to_ticks(duration, total)))
