@@ -1,6 +1,10 @@
 """The package as its users import it."""
 
+import ast
 import inspect
+import subprocess
+import sys
+from importlib import import_module
 from importlib.resources import files
 from typing import Any
 
@@ -100,3 +104,50 @@ def test_a_public_name_shows_how_to_use_it(name):
 
 def test_the_package_tells_type_checkers_that_it_is_typed():
     assert files(lightning_reg).joinpath("py.typed").is_file()
+
+
+def run_python(code: str) -> str:
+    """Return what a fresh Python prints."""
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.mark.parametrize("module", ["lightning_reg", "lightning_reg.tensorboard"])
+def test_importing_the_package_waits_for_neither_torch_nor_lightning(module):
+    assert run_python(f"import sys, {module}; print({{'torch', 'lightning'}} & set(sys.modules))") == "set()"
+
+
+def test_names_that_are_imported_on_first_use_are_those_that_type_checkers_see():
+    tree = ast.parse(inspect.getsource(lightning_reg))
+    imports = {
+        alias.name: node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("lightning_reg")
+        for alias in node.names
+    }
+
+    assert sorted(imports) == sorted(PUBLIC)
+    for name, module in imports.items():
+        assert getattr(lightning_reg, name) is getattr(import_module(module), name)
+
+
+def test_modules_are_attributes_of_the_package_and_listed_before_they_are_imported():
+    # In an order in which none has been imported by the one before.
+    modules = "tensorboard schedules selection functional ensemble module_selection metrics callbacks".split()
+    names = ", ".join(f"lightning_reg.{module}.__name__" for module in modules)
+    assert run_python(f"import lightning_reg; print({names})").split() == [f"lightning_reg.{name}" for name in modules]
+    listed = run_python("import lightning_reg; print(*dir(lightning_reg))").split()
+    assert {*modules, *PUBLIC} <= set(listed)
+
+
+def test_a_star_import_gives_all_public_names():
+    found = run_python("from lightning_reg import *; print(*(name for name in dir() if not name.startswith('_')))")
+
+    assert found.split() == sorted(PUBLIC)
+
+
+def test_a_name_that_does_not_exist_is_an_error_that_knows_a_near_one():
+    with pytest.raises(AttributeError, match="module 'lightning_reg' has no attribute 'L1Penalt'"):
+        lightning_reg.L1Penalt  # noqa: B018
+    code = "import lightning_reg; lightning_reg.L1Penalt"
+    failed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "Did you mean: 'L1Penalty'?" in failed.stderr
