@@ -132,7 +132,8 @@ def test_names_that_are_imported_on_first_use_are_those_that_type_checkers_see()
 
 def test_modules_are_attributes_of_the_package_and_listed_before_they_are_imported():
     # In an order in which none has been imported by the one before.
-    modules = "tensorboard schedules selection functional ensemble module_selection metrics callbacks".split()
+    modules = ["tensorboard", "schedules", "selection", "functional", "ensemble"]
+    modules += ["module_selection", "metrics", "callbacks"]
     names = ", ".join(f"lightning_reg.{module}.__name__" for module in modules)
     assert run_python(f"import lightning_reg; print({names})").split() == [f"lightning_reg.{name}" for name in modules]
     listed = run_python("import lightning_reg; print(*dir(lightning_reg))").split()

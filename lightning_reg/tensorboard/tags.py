@@ -4,8 +4,11 @@ TensorBoard groups tags by what stands before the first slash: `reg/` holds the 
 `reg.<metric>/` one number for each layer.
 """
 
+import re
+
 DROPOUT = "reg/dropout"
 DROPOUT_SETUP = "reg/setup_dropout"
+LAYERS = "reg.layers"
 MC_DROPOUT = "reg/mc_dropout"
 PENALTY = "reg/penalty"
 PENALTY_RATIO = "reg/penalty_ratio"
@@ -25,6 +28,13 @@ TAKEN = (
     "weights",
 )
 """Names that no metric of a user may have: two kinds of data under one tag make TensorBoard show neither."""
+
+PAGE = "lightning_reg_page"
+"""The name of the page "Regularization" in TensorBoard: the owner of what stands at `LAYERS`."""
+PER_LAYER = re.compile(r"((?P<prefix>.*?)-)??reg\.(?P<metric>[\w.-]+)/(?P<layer>.+)", re.DOTALL)
+"""A tag made by `per_layer`, with the prefix that a logger may put before it."""
+OVERALL = re.compile(r"((?P<prefix>.*?)-)??reg/(?P<name>\w+)", re.DOTALL)
+"""A tag of one number for the whole network, with the prefix."""
 
 
 def overall(metric: str) -> str:

@@ -1,0 +1,26 @@
+"""What TensorBoard loads at its start. An error here would end TensorBoard: there must be none."""
+
+import logging
+from typing import Any
+
+from tensorboard.plugins import base_plugin
+from typing_extensions import override
+
+_logger = logging.getLogger(__name__)
+
+
+class RegularizationLoader(base_plugin.TBLoader):  # type: ignore[misc]  # TensorBoard has no types
+    """Makes the plugin, or says in one line why there is none."""
+
+    @override
+    def load(self, context: base_plugin.TBContext) -> Any:
+        """Return the plugin; `None`, which TensorBoard skips, if anything goes wrong."""
+        try:
+            # Here, so that an error of the import is one of those that are caught.
+            from lightning_reg.tensorboard.plugin.plugin import RegularizationPlugin
+
+            return RegularizationPlugin(context)
+        except Exception as error:  # whatever it is, TensorBoard has other pages
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            _logger.warning('No page "Regularization" in TensorBoard: %s', reason)
+            return None
