@@ -1,4 +1,4 @@
-"""What TensorBoard is told once, before training: the charts of "Custom Scalars", and a run's hyperparameters."""
+"""What TensorBoard is told once, before training: charts, the order of the layers, a run's hyperparameters."""
 
 import inspect
 from collections.abc import Sequence
@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_reg.callbacks import _trainer
-from lightning_reg.callbacks._loggers import tensorboard_writers
+from lightning_reg.callbacks._loggers import prefixed, tensorboard_writers
 from lightning_reg.callbacks._run import log_name
-from lightning_reg.tensorboard import events, layout
+from lightning_reg.metrics._reading import layer_names
+from lightning_reg.tensorboard import events, layout, tags
 from lightning_reg.tensorboard.hparams import hyperparameters, no_experiment
 
 # They change nothing, so their settings are none of the run's.
@@ -19,6 +20,16 @@ def write_layout(trainer: Trainer) -> None:
     """Write the charts to every TensorBoard logger."""
     for logger, writer in tensorboard_writers(trainer):
         writer.add_custom_scalars(layout(_trainer.log_prefix(logger)))
+
+
+def write_network_order(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Write the names of all layers, logged or not, in the order of the network, to every TensorBoard logger.
+
+    All of them, so that callbacks which log different layers write the same: a later one replaces an earlier one.
+    """
+    names = layer_names(pl_module)
+    for logger, writer in tensorboard_writers(trainer):
+        events.write(writer, events.network_order(prefixed(logger, tags.LAYERS), names), 0)
 
 
 def write_hyperparameters(trainer: Trainer, pl_module: LightningModule) -> None:

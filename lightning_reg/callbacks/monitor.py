@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from lightning_reg import _checks
 from lightning_reg.callbacks import _compatibility, _plan, _trainer
-from lightning_reg.callbacks._dashboard import write_hyperparameters, write_layout
+from lightning_reg.callbacks._dashboard import write_hyperparameters, write_layout, write_network_order
 from lightning_reg.callbacks._loggers import log_for_callbacks
 from lightning_reg.callbacks._record import Record
 from lightning_reg.metrics import Sparsity, SpectralNorm, WeightNorm
@@ -116,6 +116,7 @@ layout=True, hparams=True)
         weights = select_weights(named_weights(pl_module), as_select(self.select)).chosen
         copies = {name: metric.clone().to(pl_module.device) for name, metric in self._metrics.items()}
         self._record = Record(weights, copies, self._shown(weights))
+        write_network_order(trainer, pl_module)
         if self.layout:
             write_layout(trainer)
         if self.hparams:

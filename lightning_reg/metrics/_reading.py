@@ -7,12 +7,23 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lightning_reg.functional._layers import Layer
-from lightning_reg.selection import Weight, named_weights
+from lightning_reg.selection import Weight, clean_name, named_weights
 
 
 def layer_name(weight: Weight) -> str:
     """Return the name of a weight, without the `.weight` that most end with."""
     return weight.plain_name.removesuffix(".weight")
+
+
+def layer_names(module: nn.Module) -> list[str]:
+    """Return the names of all modules and weights in `module`, as they are logged, in the order of the network."""
+    weights = {weight.parameter: layer_name(weight) for weight in named_weights(module)}
+    names: dict[str, None] = {}  # in order, once
+    for path, part in module.named_modules():
+        names[clean_name(path)] = None
+        names |= dict.fromkeys(weights[parameter] for parameter in part.parameters(recurse=False))
+    names.pop("", None)
+    return list(names)
 
 
 @torch.no_grad()

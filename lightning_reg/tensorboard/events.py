@@ -1,11 +1,14 @@
 """Writing to TensorBoard: many values as one event, where `add_scalar` makes an event of each."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
-from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
+from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, HistogramProto, Summary, SummaryMetadata
+from tensorboard.util.tensor_util import make_tensor_proto
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+
+from lightning_reg.tensorboard import tags
 
 _BINS = 64
 
@@ -38,6 +41,14 @@ def histogram(tag: str, values: Tensor) -> Summary:
         bucket=torch.histc(values, bins, low, high).tolist(),
     )
     return Summary(value=[Summary.Value(tag=tag, histo=proto)])
+
+
+def network_order(tag: str, names: Sequence[str]) -> Summary:
+    """Return the names of layers in the order of the network, for the page "Regularization"."""
+    plugin = SummaryMetadata.PluginData(plugin_name=tags.PAGE)
+    metadata = SummaryMetadata(plugin_data=plugin, data_class=DATA_CLASS_TENSOR)
+    value = make_tensor_proto([name.encode() for name in names])
+    return Summary(value=[Summary.Value(tag=tag, metadata=metadata, tensor=value)])
 
 
 def write(writer: SummaryWriter, summary: Summary, step: int) -> None:
