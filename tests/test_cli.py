@@ -1,15 +1,21 @@
-"""What LightningCLI makes of YAML: schedules, selections, a run."""
+"""What LightningCLI makes of YAML: schedules, selections, every callback, mistakes, a run."""
 
+import inspect
+import json
 import math
+import textwrap
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningCLI
 
+import lightning_reg
 from lightning_reg import (
     Constant,
     Cosine,
     Exponential,
+    L1Penalty,
     Linear,
     Piecewise,
     Select,
@@ -20,6 +26,7 @@ from lightning_reg import (
 )
 from tests.models import Regressor, loader, weights_of
 from tests.reference import PENALTIES, assert_same_weights, both_modes, train_by_hand
+from tests.test_all_callbacks import CALLBACKS, plain
 
 
 @pytest.fixture
@@ -34,15 +41,21 @@ def l1_penalty_from_yaml(callback_from_yaml):
 
 
 SCHEDULES_IN_YAML = {
-    "a share": ("{class_path: lightning_reg.Linear, init_args: {start: 0, end: 1, duration: 1e-1}}", Linear(0, 1, 0.1)),
-    "a tick": ("{class_path: lightning_reg.Linear, init_args: {start: 0, end: 1, duration: 1}}", Linear(0, 1, 1)),
-    "the run": ("{class_path: lightning_reg.Linear, init_args: {start: 0, end: 1, duration: 1.0}}", Linear(0, 1, 1.0)),
-    "no package": ("{class_path: Cosine, init_args: {start: 0, end: 1, duration: 5}}", Cosine(0, 1, 5)),
+    "a share": (
+        "{class_path: lightning_reg.Linear, init_args: {start: 0, end: 1, duration: 1e-1}}",
+        Linear(0.0, 1.0, 0.1),
+    ),
+    "a tick": ("{class_path: lightning_reg.Linear, init_args: {start: 0, end: 1, duration: 1}}", Linear(0.0, 1.0, 1)),
+    "the run": (
+        "{class_path: lightning_reg.Linear, init_args: {start: 0, end: 1, duration: 1.0}}",
+        Linear(0.0, 1.0, 1.0),
+    ),
+    "no package": ("{class_path: Cosine, init_args: {start: 0, end: 1, duration: 5}}", Cosine(0.0, 1.0, 5)),
     "nothing but a name": ("lightning_reg.Constant", Constant()),
     "a function": ("math.sqrt", math.sqrt),
     "lists": (
         "{class_path: lightning_reg.Piecewise, init_args: {values: [0, 1, 2], durations: [1, 1.0]}}",
-        Piecewise((0, 1, 2), (1, 1.0)),
+        Piecewise((0.0, 1.0, 2.0), (1, 1.0)),
     ),
     "a recipe": ("{class_path: lightning_reg.late_dropout, init_args: {rate: 0.3, duration: 7}}", late_dropout(0.3, 7)),
     "a recipe's defaults": (
@@ -173,3 +186,163 @@ init_args:
     assert list(monitor.metrics) == ["units", "norm"]
     assert (monitor.metrics["units"].threshold, monitor.metrics["units"].dim) == (1e-3, 0)
     assert monitor.per_layer == ["encoder.*"]
+
+
+# Objects in objects: what `CALLBACKS` does not have.
+NESTED = """
+- class_path: lightning_reg.TargetSparsity
+  init_args:
+    penalty:
+      class_path: lightning_reg.GroupLassoPenalty
+      init_args:
+        strength: 0.0
+        dim: 1
+        mode: proximal
+        select:
+          class_path: lightning_reg.Select
+          init_args: {exclude: [head.*], module_types: [torch.nn.Linear]}
+    target: 0.75
+    schedule:
+      class_path: lightning_reg.Sequence
+      init_args:
+        schedules:
+        - class_path: lightning_reg.Piecewise
+          init_args: {values: [0.0, 0.5], durations: [10]}
+        - lightning_reg.Constant
+        durations: [0.5]
+- class_path: lightning_reg.RegularizationMonitor
+  init_args:
+    metrics:
+      units:
+        class_path: lightning_reg.metrics.Sparsity
+        init_args: {threshold: 1e-3, dim: 0}
+      norm: lightning_reg.metrics.WeightNorm
+      sigma:
+        class_path: lightning_reg.metrics.SpectralNorm
+        init_args: {iterations: 3}
+    per_layer: {include: encoder.*, min_ndim: 1}
+"""
+
+
+def callbacks_from(config, *options):
+    """Return the callbacks of this package that LightningCLI makes of a file; it needs no model of its own."""
+    cli = LightningCLI(
+        WithData, run=False, seed_everything_default=False, args=["--config", str(config), *map(str, options)]
+    )
+    return [item for item in cli.trainer.callbacks if type(item).__module__.startswith("lightning_reg.")]
+
+
+def printed(config, capsys):
+    """Return what `--print_config` prints for a file."""
+    with pytest.raises(SystemExit, match="0"):
+        callbacks_from(config, "--print_config")
+    return capsys.readouterr().out
+
+
+def test_every_callback_and_schedule_survives_yaml_print_config_and_yaml_again(tmp_path, capsys):
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    callbacks = [json.dumps(plain(callback)) for callback in CALLBACKS]  # JSON is YAML as well
+    schedules = [
+        f"class_path: lightning_reg.L1Penalty\ninit_args:\n  strength: 0.1\n  schedule: {text}"
+        for text, _ in SCHEDULES_IN_YAML.values()
+    ]
+    items = (
+        "".join(f"- {textwrap.indent(item, '  ').lstrip()}\n" for item in [*callbacks, *schedules]) + NESTED.lstrip()
+    )
+    first.write_text(f"trainer:\n  logger: false\n  callbacks:\n{textwrap.indent(items, '  ')}")
+
+    built = callbacks_from(first)
+    second.write_text(printed(first, capsys))
+    again = callbacks_from(second)
+
+    *rest, target, monitor = map(repr, built)
+    expected = [*CALLBACKS, *(L1Penalty(0.1, schedule=schedule) for _, schedule in SCHEDULES_IN_YAML.values())]
+    assert rest == list(map(repr, expected))
+    assert "Piecewise(values=(0.0, 0.5), durations=(10,)), Constant(value=1.0)), durations=(0.5,))" in target
+    assert "module_types=(<class 'torch.nn.modules.linear.Linear'>,)" in target
+    assert "Sparsity(threshold=0.001, dim=0)" in monitor
+    assert list(map(repr, again)) == list(map(repr, built))
+    assert printed(second, capsys) == second.read_text()
+    for name in exported_for_yaml():
+        assert f"class_path: lightning_reg.{name}\n" in second.read_text(), name
+
+
+def exported_for_yaml():
+    """Return the names of all callbacks, schedules and recipes of the package."""
+    items = {name: getattr(lightning_reg, name) for name in lightning_reg.__all__}
+    kinds = (Callback, lightning_reg.schedules.Schedule)
+    classes = {name for name, item in items.items() if inspect.isclass(item) and issubclass(item, kinds)}
+    recipes = {name for name, item in items.items() if inspect.isfunction(item) and name.endswith("_dropout")}
+    return {name for name in classes if not inspect.isabstract(items[name])} | recipes
+
+
+MISTAKES = {
+    "wrong type": ("L1Penalty", "{strength: much}", 'Parser key "strength"'),
+    "out of range": ("L1Penalty", "{strength: -1}", "`strength` must be a finite number >= 0, got -1"),
+    "missing": ("SpectralConstraint", "{}", "arguments are required: norm_bound"),
+    "misspelt": ("L1Penalty", "{strenght: 1}", "'strenght' is not accepted"),
+    "unknown class": ("L3Penalty", "{strength: 1}", "'lightning_reg.L3Penalty'"),
+    "no such choice": ("L1Penalty", "{strength: 1, mode: lose}", 'Parser key "mode"'),
+    "no bool": ("RegularizationMonitor", "{histograms: often}", 'Parser key "histograms"'),
+    "a fraction for a count": ("MonteCarloDropout", "{num_samples: 1.5}", 'Parser key "num_samples"'),
+    "too few": ("MonteCarloDropout", "{num_samples: 1}", "`num_samples` must be an int >= 2, got 1"),
+    "in a selection": ("L2Penalty", "{strength: 1, select: {includes: a.*}}", "'includes' is not accepted"),
+    "in a schedule": (
+        "L1Penalty",
+        "{strength: 1, schedule: {class_path: lightning_reg.Linear, init_args: {start: zero, end: 1, duration: 5}}}",
+        'Parser key "start"',
+    ),
+    "out of range in a schedule": (
+        "DropoutScheduler",
+        "{schedule: {class_path: lightning_reg.late_dropout, init_args: {rate: 1.3}}}",
+        r"`rate` must be in [0, 1), got 1.3",
+    ),
+    "unknown schedule": ("DropoutScheduler", "{schedule: lightning_reg.Linaer}", "lightning_reg.Linaer"),
+    "misspelt in a sequence": (
+        "DropoutScheduler",
+        "{schedule: {class_path: lightning_reg.Sequence, init_args: {durations: [3], schedules:"
+        " [lightning_reg.Constant, {class_path: lightning_reg.late_dropout, init_args: {rat: 0.3}}]}}}",
+        "'rat' is not accepted",
+    ),
+    "too many pieces": (
+        "DropoutScheduler",
+        "{schedule: {class_path: lightning_reg.Piecewise, init_args: {values: [0, 1], durations: [3, 4]}}}",
+        "`durations` must be one shorter than `values`",
+    ),
+    "in an inner penalty": (
+        "TargetSparsity",
+        "{target: 0.5, penalty: {class_path: lightning_reg.L1Penalty, init_args: {strength: 0, mode: loss}}}",
+        "`penalty` must have mode='proximal'",
+    ),
+    "in a metric": (
+        "RegularizationMonitor",
+        "{metrics: {zeros: {class_path: lightning_reg.metrics.Sparsity, init_args: {dim: first}}}}",
+        'Parser key "dim"',
+    ),
+    "a metric's name": (
+        "RegularizationMonitor",
+        "{metrics: {penalty: lightning_reg.metrics.Sparsity}}",
+        "`metrics` must have names of letters",
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "arguments", "message"), MISTAKES.values(), ids=list(MISTAKES))
+def test_a_mistake_in_yaml_names_the_key_and_the_callback(tmp_path, capsys, name, arguments, message):
+    config = tmp_path / "config.yaml"
+    config.write_text(f"""
+trainer:
+  logger: false
+  callbacks:
+  - lightning.pytorch.callbacks.Timer
+  - class_path: lightning_reg.{name}
+    init_args: {arguments}
+""")
+
+    with pytest.raises((SystemExit, ValueError)) as caught:
+        callbacks_from(config)
+
+    # jsonargparse prints what it finds itself, and raises what a constructor does.
+    text = capsys.readouterr().err + str(caught.value)
+    assert message in text
+    assert f"lightning_reg.{name}" in text

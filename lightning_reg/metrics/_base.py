@@ -1,5 +1,6 @@
 """What the metrics of weights share: a statistic of each layer, combined over layers, updates and ranks."""
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -31,6 +32,12 @@ class LayerMetric(Metric, ABC):
         super().__init__(**kwargs)
         # Every rank has the counts of whole weights, sharded or not, so that all are equal.
         self.add_state("total", nothing, dist_reduce_fx="max")
+
+    @override
+    def extra_repr(self) -> str:
+        """Return the settings, for `repr`; that of a callback that holds the metric shows them, too."""
+        names = [name for name in inspect.signature(type(self)).parameters if hasattr(self, name)]
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
     @abstractmethod
     def statistics(self, layers: Sequence[Layer]) -> Tensor:

@@ -31,6 +31,18 @@ def test_every_exported_metric_is_here():
 
 
 @every_metric
+def test_its_repr_makes_it_again(make):
+    again = eval(repr(make()), vars(metrics))
+
+    assert repr(again) == repr(make())
+    torch.testing.assert_close(again(matrices()), make()(matrices()))
+
+
+def test_its_repr_shows_its_settings():
+    assert repr(Sparsity(0.9, dim=0)) == "Sparsity(threshold=0.9, dim=0)"
+
+
+@every_metric
 def test_weights_may_come_at_once_or_one_after_the_other(make):
     at_once, in_turn, as_module = make(), make(), make()
 

@@ -1,0 +1,143 @@
+"""Every recipe for LightningCLI runs and does what it says."""
+
+import importlib.util
+import math
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+
+import lightning_reg
+from lightning_reg.metrics import Sparsity
+from tests.event_files import scalars
+
+FOLDER = Path(__file__).parent.parent / "examples" / "cli"
+RECIPES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def main():
+    """Import the program, under a name by which YAML finds its classes."""
+    spec = importlib.util.spec_from_file_location("examples_cli_main", FOLDER / "main.py")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module.main
+    del sys.modules[spec.name]
+
+
+@pytest.fixture
+def run(main, tmp_path):
+    """Return a function that runs a recipe for a few epochs, with its logs in `tmp_path`."""
+
+    def start(recipe, *options, stage="fit"):
+        quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+        config = FOLDER / f"{recipe}.yaml"
+        return main([stage, f"--config={config}", f"--trainer.default_root_dir={tmp_path}", *quiet, *options])
+
+    return start
+
+
+def weights(cli):
+    return [parameter.detach() for parameter in cli.model.parameters() if parameter.ndim > 1]
+
+
+def rates(cli, tmp_path):
+    return list(scalars(tmp_path)["reg/dropout"].values())
+
+
+def logged(cli, tmp_path):
+    return {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
+
+
+def largest_norm(cli):
+    return max(torch.linalg.matrix_norm(weight, 2).item() for weight in weights(cli))
+
+
+def zero_units(cli):
+    return Sparsity(dim=0)(cli.model.encoder).item()
+
+
+# What is true after forty steps.
+OUTCOMES = {
+    "l2": lambda cli, path: logged(cli, path)["reg/penalty/l2"] > 0,
+    "l1_sparse": lambda cli, path: logged(cli, path)["reg/sparsity"] > 0.1 and (cli.model.head.weight != 0).all(),
+    "elastic_net": lambda cli, path: (
+        {"reg/penalty/elastic_net", "reg/penalty/elastic_net-1"} <= logged(cli, path).keys()
+    ),
+    "group_lasso": lambda cli, path: 0 < zero_units(cli) < 1 and "reg/zero_units" in logged(cli, path),
+    "target_sparsity": lambda cli, path: math.isclose(Sparsity()(weights(cli)).item(), 0.9, abs_tol=0.002),
+    "spectral_penalty": lambda cli, path: logged(cli, path)["reg/penalty/spectral_norm"] > 0,
+    "spectral_normalization": lambda cli, path: math.isclose(largest_norm(cli), 2, rel_tol=0.4),
+    "spectral_constraint": lambda cli, path: 1.9 < largest_norm(cli) < 2.001,
+    "early_dropout": lambda cli, path: 0.1 > rates(cli, path)[0] > 0 == rates(cli, path)[-1],
+    "late_dropout": lambda cli, path: rates(cli, path)[0] == 0 and max(rates(cli, path)) > 0,
+    "curriculum_dropout": lambda cli, path: (
+        rates(cli, path) == sorted(rates(cli, path)) and rates(cli, path)[-1] > 0.39
+    ),
+    "mc_dropout": lambda cli, path: cli.model.encoder[2].p == 0.3,
+    "monitor": lambda cli, path: {"reg/weight_norm", "reg/small", "reg/spectral_norm"} <= logged(cli, path).keys(),
+}
+
+
+def test_every_recipe_is_here():
+    assert sorted(OUTCOMES) == RECIPES
+
+
+def test_every_callback_has_a_recipe():
+    text = "".join((FOLDER / f"{recipe}.yaml").read_text() for recipe in RECIPES)
+    exported = (getattr(lightning_reg, name) for name in lightning_reg.__all__)
+    callbacks = {item.__name__ for item in exported if isinstance(item, type) and issubclass(item, Callback)}
+
+    assert callbacks - {"Penalty"} <= set(re.findall(r"lightning_reg\.(\w+)", text))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_does_what_it_says(run, recipe, tmp_path):
+    cli = run(recipe, "--trainer.max_epochs=4")
+
+    assert OUTCOMES[recipe](cli, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")  # each stage has a folder of its own
+def test_uncertain_images_are_shown_and_the_test_measures_the_mean_of_the_masks(run, tmp_path, capsys):
+    run("mc_dropout", "--trainer.max_epochs=12")
+    (checkpoint,) = tmp_path.rglob("*.ckpt")
+    capsys.readouterr()
+
+    run("mc_dropout", f"--ckpt_path={checkpoint}", stage="predict")
+    head, *rows = capsys.readouterr().out.splitlines()
+    cli = run("mc_dropout", f"--ckpt_path={checkpoint}", stage="test")
+
+    assert head.split()[:4] == ["image", "label", "predicted", "probability"]
+    entropies = [float(row.split()[4]) for row in rows]
+    assert len(rows) == 5
+    assert entropies == sorted(entropies, reverse=True)
+    assert 0.5 < entropies[0] <= math.log(10)
+    assert logged(cli, tmp_path)["test/accuracy"] > 0.85
+    assert logged(cli, tmp_path)["reg/mc_dropout_mutual_information"] > 0
+
+
+def test_what_print_config_prints_trains_in_the_same_way(run, main, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        run("late_dropout", "--trainer.max_epochs=1", "--print_config")
+    config = tmp_path / "printed.yaml"
+    config.write_text(capsys.readouterr().out)
+
+    by_print = main(["fit", f"--config={config}"])
+    by_recipe = run("late_dropout", "--trainer.max_epochs=1")
+
+    assert [repr(callback) for callback in by_print.trainer.callbacks if "Dropout" in repr(callback)] == [
+        repr(callback) for callback in by_recipe.trainer.callbacks if "Dropout" in repr(callback)
+    ]
+    torch.testing.assert_close(weights(by_print), weights(by_recipe), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["fit", "--help"]])
+def test_the_program_explains_itself(main, capsys, arguments):
+    with pytest.raises(SystemExit, match="0"):
+        main(arguments)
+
+    assert "--config" in capsys.readouterr().out
