@@ -35,3 +35,12 @@ def histograms(folder: Path) -> dict[str, dict[int, Any]]:
         if value.metadata.plugin_data.plugin_name == "histograms":
             found.setdefault(value.tag, {})[step] = tensor_util.make_ndarray(value.tensor)
     return found
+
+
+def texts(folder: Path) -> dict[str, str]:
+    """Return every text: tag -> Markdown, the last one under a tag."""
+    return {
+        value.tag: tensor_util.make_ndarray(value.tensor)[0].decode()
+        for _, value in values_in(folder)
+        if value.metadata.plugin_data.plugin_name == "text"
+    }

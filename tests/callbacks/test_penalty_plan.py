@@ -1,27 +1,15 @@
 """What a user is told before training: the plan, weight by weight, and a doubtful setting."""
 
 import logging
-from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
-from tensorboard.util import tensor_util
 from torch import nn
 
 from lightning_reg import ElasticNetPenalty, L1Penalty, L2Penalty
+from tests.event_files import texts
 from tests.models import Regressor
-
-
-def texts(folder: Path) -> dict[str, str]:
-    return {
-        value.tag: tensor_util.make_ndarray(value.tensor)[0].decode()
-        for file in folder.rglob("events.out.tfevents.*")
-        for event in EventFileLoader(str(file)).Load()
-        for value in event.summary.value
-        if value.metadata.plugin_data.plugin_name == "text"
-    }
 
 
 def plan_of(caplog: pytest.LogCaptureFixture) -> str:
