@@ -1,6 +1,7 @@
 """Two real runs, and a real TensorBoard process that serves them."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -68,16 +69,26 @@ def logs(tmp_path_factory) -> Path:
 class Server:
     """A TensorBoard process."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
-        command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", "0", *arguments]
-        self._process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-        lines = []
+    def __init__(
+        self, folder: Path, *arguments: str, python: str = sys.executable, environment: dict[str, str] | None = None
+    ) -> None:
+        # Not in this folder, where Python would find the package that is being developed.
+        self._process = subprocess.Popen(
+            [python, "-m", "tensorboard.main", "--logdir", str(folder), "--port", "0", *arguments],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+            cwd=folder,
+            env=os.environ | (environment or {}),
+        )
+        self.lines: list[str] = []
+        """What it has written before it was ready."""
         for line in self._process.stderr:
-            lines.append(line)
+            self.lines.append(line)
             if found := re.search(r"at (http://\S+?)/? ", line):
                 self.url = found[1]
                 return
-        pytest.fail("TensorBoard did not start:\n" + "".join(lines), pytrace=False)
+        pytest.fail("TensorBoard did not start:\n" + "".join(self.lines), pytrace=False)
 
     def get(self, path: str, **query: str):
         with urlopen(f"{self.url}/data/{path}?{urlencode(query)}") as answer:

@@ -1,10 +1,12 @@
 """What runs have logged, as TensorBoard's data provider gives it: any loader, any storage."""
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tensorboard import errors
 from tensorboard.data.provider import RunTagFilter
 from tensorboard.plugins.scalar.metadata import PLUGIN_NAME as SCALARS
 
@@ -15,6 +17,14 @@ SUMMARY = ("sparsity", "lipschitz_upper", "penalty_ratio", "dropout")
 """The numbers of a whole network that the page shows for each run."""
 _LOG10 = "lipschitz_log10"
 _MANY = 1_000_000
+_TRIES = 5
+_WAIT_SECONDS = 0.1
+
+
+class StillLoadingError(errors.PublicError):  # type: ignore[misc]  # TensorBoard has no types
+    """TensorBoard cannot read at this moment."""
+
+    http_code = 503
 
 
 @dataclass
@@ -67,12 +77,7 @@ class Logs:
 
         """
         # Listing the tags takes the provider longer: it looks at every point for the largest step.
-        last = self._provider.read_last_scalars(
-            self._context,
-            experiment_id=self._experiment,
-            plugin_name=SCALARS,
-            run_tag_filter=RunTagFilter(runs=names),
-        )
+        last = self._ask(self._provider.read_last_scalars, plugin_name=SCALARS, run_tag_filter=RunTagFilter(runs=names))
         runs = {}
         for name in sorted(last, key=lambda name: (natural(name), name)):
             run = Run(name)
@@ -88,9 +93,8 @@ class Logs:
 
     def points(self, runs: Iterable[str], tags: Iterable[str], most: int) -> Mapping[str, Mapping[str, Points]]:
         """Return the scalars under `tags` in `runs`: run -> tag -> points, at most `most` of each."""
-        read = self._provider.read_scalars(
-            self._context,
-            experiment_id=self._experiment,
+        read = self._ask(
+            self._provider.read_scalars,
             plugin_name=SCALARS,
             downsample=most,
             run_tag_filter=RunTagFilter(runs=list(runs), tags=list(tags)),
@@ -103,9 +107,8 @@ class Logs:
 
     def network(self, run: str) -> list[str]:
         """Return the names of layers in the order of the network, if the run has logged them."""
-        read = self._provider.read_tensors(
-            self._context,
-            experiment_id=self._experiment,
+        read = self._ask(
+            self._provider.read_tensors,
             plugin_name=tags.PAGE,
             downsample=_MANY,
             run_tag_filter=RunTagFilter(runs=[run]),
@@ -115,6 +118,18 @@ class Logs:
         newest_first = sorted(written, key=lambda point: -point.wall_time)
         names = (name for point in newest_first for name in point.numpy.ravel().tolist())
         return list(dict.fromkeys(name.decode(errors="replace") for name in names if isinstance(name, bytes)))
+
+    def _ask(self, read: Callable[..., Any], **arguments: object) -> Any:
+        for _ in range(_TRIES):
+            try:
+                return read(self._context, experiment_id=self._experiment, **arguments)
+            except errors.PublicError:
+                raise
+            except (KeyError, RuntimeError):
+                # The Python loader lists a series before it has a point, and its dictionaries grow while they are read.
+                time.sleep(_WAIT_SECONDS)
+        msg = "TensorBoard is still loading, try again"
+        raise StillLoadingError(msg)
 
 
 def _power_of_ten(exponent: float) -> float:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from importlib.resources import files
 from typing import Any
 
-from tensorboard import errors, plugin_util
-from tensorboard.backend import http_util
-from tensorboard.context import RequestContext
+from tensorboard import context as request_context
+from tensorboard import errors
+from tensorboard.backend import experiment_id, http_util
 from tensorboard.plugins import base_plugin
 from typing_extensions import override
 from werkzeug import Request, Response
@@ -53,7 +53,7 @@ class RegularizationPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # Tenso
     def is_active(self) -> bool:
         """Return whether there is something to show; asked only if no run has the order of its layers."""
         if not self._found:
-            self._found = bool(Logs(self._provider, RequestContext(), "").runs())
+            self._found = bool(Logs(self._provider, request_context.RequestContext(), "").runs())
         return self._found
 
     @override
@@ -62,7 +62,10 @@ class RegularizationPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # Tenso
         return base_plugin.FrontendMetadata(es_module_path="/static/index.js", tab_name="Regularization")
 
     def _logs(self, request: Request) -> Logs:
-        return Logs(self._provider, plugin_util.context(request.environ), plugin_util.experiment_id(request.environ))
+        # As `tensorboard.plugin_util` does, which imports much that nothing here needs.
+        environment = request.environ
+        experiment = environment.get(experiment_id.WSGI_ENVIRON_KEY, "")
+        return Logs(self._provider, request_context.from_environ(environment), experiment)
 
     def _runs(self, request: Request) -> _Json:
         return {"runs": [_described(run) for run in self._logs(request).runs().values()]}

@@ -1,0 +1,74 @@
+"""The package as it is installed: TensorBoard finds its page by itself."""
+
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+
+from tests.event_files import scalars
+from tests.tensorboard.conftest import RUNS, Server
+
+ROOT = Path(__file__).parent.parent.parent
+STATIC = "lightning_reg/tensorboard/plugin/static"
+
+
+def pip(*arguments: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    # Without isolation, and without dependencies: from what is installed here, with no index.
+    pip("wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(folder), str(ROOT))
+    (built,) = folder.iterdir()
+    return built
+
+
+@pytest.fixture(scope="module")
+def python(wheel, tmp_path_factory) -> Path:
+    """Return the Python of a fresh environment with the wheel, beside the dependencies that are installed here."""
+    folder = tmp_path_factory.mktemp("venv")
+    venv.create(folder, symlinks=True)
+    python = folder / "bin" / "python"
+    pip("--python", str(python), "install", "--no-deps", "--no-index", str(wheel))
+    (packages,) = folder.glob("lib/python*/site-packages")
+    # As a path only: what stands in .pth files there, such as the folder of an editable install, does not count.
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    return python
+
+
+def test_the_wheel_holds_every_file_of_the_page(wheel):
+    files = {file.name for file in (ROOT / STATIC).iterdir() if file.is_file()}
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {Path(name).name for name in archive.namelist() if name.startswith(STATIC)}
+
+    assert "index.js" in packed
+    assert packed == files
+
+
+def test_a_fresh_environment_has_the_tab_the_page_and_the_numbers(python, wheel, logs):
+    where = [str(python), "-c", "import lightning_reg; print(lightning_reg.__file__)"]
+    installed = subprocess.run(where, check=True, capture_output=True, text=True, cwd=logs).stdout
+    assert installed.startswith(str(python.parent.parent))
+
+    server = Server(logs, python=str(python), environment={"PYTHONPATH": ""})
+    try:
+        server.wait_for(RUNS)
+        assert server.get("plugins_listing")["lightning_reg_page"]["enabled"]
+        for file in (ROOT / STATIC).iterdir():
+            with urlopen(f"{server.url}/data/plugin/lightning_reg_page/static/{file.name}") as answer:
+                assert answer.read() == file.read_bytes()
+        heatmap = server.get("plugin/lightning_reg_page/heatmap", run="small", metric="weight_norm")
+    finally:
+        server.close()
+
+    assert heatmap["values"][-1] == list(scalars(logs / "small")["reg.weight_norm/network.head"].values())
