@@ -1,0 +1,236 @@
+"""Every callback that changes training, with what it does, written by hand: the loop that uses them has no Trainer."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_reg import (
+    Cosine,
+    DropoutScheduler,
+    L1Penalty,
+    Linear,
+    SpectralConstraint,
+    SpectralNormalization,
+    SpectralNormPenalty,
+    TargetSparsity,
+)
+from tests.callbacks.test_proximal_loop import PENALTIES as OPERATORS
+from tests.callbacks.test_proximal_loop import soften, step_size
+from tests.models import Quartic
+from tests.reference import PENALTIES, Term, add_term_gradient
+
+STEPS_OF_SCHEDULES = 10
+
+
+def falling(step: int) -> float:
+    """Return what `Linear(1.0, 0.25, 10)` is."""
+    return 1 - 0.75 * min(step / STEPS_OF_SCHEDULES, 1)
+
+
+class Effect:
+    """What a callback does to the chosen weights, by hand."""
+
+    def start(self, weights: Sequence[Tensor]) -> None:
+        """Act before the first step."""
+
+    def add_gradient(self, weights: Sequence[Tensor], step: int, share: float) -> None:
+        """Act when the data's gradient is complete; `share` is that of a full accumulation window."""
+
+    def before_update(self, weights: Sequence[Tensor]) -> None:
+        """Act when gradients have been clipped."""
+
+    def after_update(self, weights: Sequence[Tensor], optimizer: Optimizer, step: int, share: float) -> None:
+        """Act when the optimizer has made its update."""
+
+
+@dataclass
+class Gradient(Effect):
+    """The gradient of a term, as autograd finds it."""
+
+    term: Term
+
+    def add_gradient(self, weights, step, share):
+        add_term_gradient(self.term, weights, falling(step) * share)
+
+
+@dataclass
+class Operator(Effect):
+    """A proximal operator, of a weight and a factor of its shape."""
+
+    operator: Callable[[Tensor, Tensor], Tensor]
+
+    def after_update(self, weights, optimizer, step, share):
+        for weight in weights:
+            weight.copy_(self.operator(weight, falling(step) * share * step_size(optimizer, weight)))
+
+
+@dataclass
+class Sparse(Effect):
+    """The least L1 strength that makes a share of all entries zero, found by sorting."""
+
+    target: float
+
+    def after_update(self, weights, optimizer, step, share):
+        sizes = [step_size(optimizer, weight) for weight in weights]
+        strengths = torch.cat([(weight.abs() / size).flatten() for weight, size in zip(weights, sizes, strict=True)])
+        wanted = round(strengths.numel() * self.target * min(step / STEPS_OF_SCHEDULES, 1))
+        if wanted:
+            strength = strengths.sort().values[wanted - 1]
+            for weight, size in zip(weights, sizes, strict=True):
+                weight.copy_(soften(weight, strength * size))
+
+
+@dataclass
+class Ball(Effect):
+    """Singular values of at most a bound, by SVD."""
+
+    bound: float
+
+    def start(self, weights):
+        for weight in weights:
+            left, values, right = torch.linalg.svd(weight, full_matrices=False)
+            weight.copy_(left @ torch.diag(values.clamp(max=self.bound)) @ right)
+
+    def after_update(self, weights, optimizer, step, share):
+        self.start(weights)
+
+
+class Normalized(Effect):
+    """Weights W of which the network sees W / sigma(W), by SVD and autograd."""
+
+    def start(self, weights):
+        self.raw = [weight.clone() for weight in weights]
+        for weight, raw in zip(weights, self.raw, strict=True):
+            weight.copy_(raw / torch.linalg.matrix_norm(raw, 2))
+
+    def before_update(self, weights):
+        for weight, raw in zip(weights, self.raw, strict=True):
+            with torch.enable_grad():
+                leaf = raw.clone().requires_grad_()
+                seen = leaf / torch.linalg.matrix_norm(leaf, 2)
+            (weight.grad,) = torch.autograd.grad(seen, leaf, weight.grad)
+            weight.copy_(raw)
+
+    def after_update(self, weights, optimizer, step, share):
+        self.start(weights)
+
+
+def squared_norms(weights: Sequence[Tensor]) -> Tensor:
+    return 0.1 * sum(torch.linalg.svdvals(weight)[0].square() for weight in weights)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One way to regularize a part of a network."""
+
+    make: Callable[[str], Callback]
+    """From a glob over weights."""
+    effect: Callable[[], Effect]
+    alone: bool = False
+    """Whether it changes weights by itself, so that no other such one may have the same weights."""
+    error: float = 0.0
+    """By how much its weights may differ in double precision: it estimates what the loop by hand has exactly."""
+    per_entry: bool = False
+    """Whether it works on the flat shards of FSDP1."""
+
+
+FALLING = Linear(1.0, 0.25, STEPS_OF_SCHEDULES)
+RISING = Linear(0.0, 1.0, STEPS_OF_SCHEDULES)
+
+KINDS: dict[str, Kind] = {}
+for _name, (_make, _term) in PENALTIES.items():
+    for _mode in ("loss", "grad"):
+        KINDS[f"{_name} {_mode}"] = Kind(
+            lambda glob, make=_make, mode=_mode: make(select=glob, mode=mode, schedule=FALLING),
+            lambda term=_term: Gradient(term),
+            per_entry=_mode == "grad" and _name != "group_lasso",
+        )
+for _name, (_make, _operator) in OPERATORS.items():
+    KINDS[f"{_name} proximal"] = Kind(
+        lambda glob, make=_make: make(select=glob, mode="proximal", schedule=FALLING),
+        lambda operator=_operator: Operator(operator),
+        alone=True,
+        per_entry=_name != "group_lasso",
+    )
+for _mode in ("loss", "grad"):
+    KINDS[f"own {_mode}"] = Kind(
+        lambda glob, mode=_mode: Quartic(0.1, select=glob, mode=mode, schedule=FALLING),
+        lambda: Gradient(lambda weights: 0.1 * sum(weight.pow(4).sum() for weight in weights)),
+    )
+    KINDS[f"spectral norm {_mode}"] = Kind(
+        lambda glob, mode=_mode: SpectralNormPenalty(0.1, select=glob, mode=mode, schedule=FALLING),
+        lambda: Gradient(squared_norms),
+        error=1e-5,
+    )
+KINDS |= {
+    "target sparsity": Kind(
+        lambda glob: TargetSparsity(L1Penalty(0.0, select=glob, mode="proximal"), 0.5, schedule=RISING),
+        lambda: Sparse(0.5),
+        alone=True,
+        error=1e-4,  # it compares strengths in float32
+    ),
+    "constraint": Kind(lambda glob: SpectralConstraint(0.7, select=glob), lambda: Ball(0.7), alone=True),
+    "normalization": Kind(
+        lambda glob: SpectralNormalization(select=glob, power_iterations=20), Normalized, alone=True, error=1e-5
+    ),
+}
+
+
+def train_by_hand(  # noqa: PLR0913  # everything a training loop may do
+    module: Any,
+    batches: Iterable[Sequence[Tensor]],
+    effects: Sequence[tuple[Sequence[Tensor], Effect]],
+    *,
+    epochs: int = 2,
+    accumulate: int = 1,
+    clip: Callable[[Iterable[nn.Parameter]], object] = lambda parameters: None,
+    rate: Callable[[int], float] | None = None,
+    scaler: torch.amp.GradScaler | None = None,
+    autocast: torch.dtype | None = None,
+) -> None:
+    """Train `module`, with effects on lists of its weights, and dropout of a rate for each step."""
+    device = next(module.parameters()).device.type
+    scaler = scaler or torch.amp.GradScaler(device, enabled=False)
+    optimizer = module.configure_optimizers()
+    batches = list(batches)
+    step = 0
+    with torch.no_grad():
+        for weights, effect in effects:
+            effect.start(weights)
+    for index, batch in [*enumerate(batches)] * epochs:
+        if rate is not None:
+            module.network.dropout.p = rate(step)
+        with torch.autocast(device, autocast, enabled=autocast is not None):
+            loss = module.loss(batch)
+        scaler.scale(loss / accumulate).backward()
+        if (index + 1) % accumulate and index + 1 < len(batches):
+            continue
+        share = (index % accumulate + 1) / accumulate
+        scaler.unscale_(optimizer)
+        for weights, effect in effects:
+            effect.add_gradient(weights, step, share)
+        clip(module.parameters())
+        with torch.no_grad():
+            for weights, effect in effects:
+                effect.before_update(weights)
+            scaler.step(optimizer)
+            for weights, effect in effects:
+                effect.after_update(weights, optimizer, step, share)
+        scaler.update()
+        optimizer.zero_grad()
+        step += 1
+
+
+def dropout() -> DropoutScheduler:
+    """Return the scheduler of which `rate_of_dropout` has the rates."""
+    return DropoutScheduler(Cosine(0.0, 0.5, STEPS_OF_SCHEDULES))
+
+
+def rate_of_dropout(step: int) -> float:
+    progress = torch.tensor(min(step / STEPS_OF_SCHEDULES, 1), dtype=torch.float64)
+    return 0.5 * (1 - torch.cos(torch.pi * progress).item()) / 2
