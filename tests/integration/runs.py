@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fsspec.implementations.local import LocalFileOpener
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -187,15 +189,15 @@ class Kill(StopBefore):
 class KillWhileSaving(StopBefore):
     """Ends the process when half of the next checkpoint is in its file."""
 
-    def on_train_batch_start(self, *args):
+    def on_train_batch_start(self, trainer, *args):
         if not self.left:
-            from fsspec.implementations.local import LocalFileOpener
 
             def write(file, data):
                 os.write(file.fileno(), data[: len(data) // 2])
                 os.kill(os.getpid(), signal.SIGKILL)
 
             LocalFileOpener.write = write  # this process has not long to live
+            tempfile.tempdir = trainer.default_root_dir  # where the half file stays
         self.left -= 1
 
 
@@ -230,7 +232,7 @@ def trainer_of(case: Case, folder: Path, *callbacks: Callback, **settings: Any) 
         "gradient_clip_val": clip,
         "gradient_clip_algorithm": case.clipping if clip else None,
         "logger": TensorBoardLogger(folder, name="", version="log") if case.watchers else False,
-        "log_every_n_steps": 2,
+        "log_every_n_steps": 4,
         "enable_checkpointing": saves,
         "enable_progress_bar": False,
         "enable_model_summary": False,
