@@ -14,6 +14,7 @@ from lightning_reg.callbacks import (
     SpectralNormPenalty,
     TargetSparsity,
 )
+from lightning_reg.functional.lipschitz import register_lipschitz_rule
 from lightning_reg.functional.step_size import register_step_size
 from lightning_reg.schedules import (
     Constant,
@@ -51,5 +52,6 @@ __all__ = [
     "curriculum_dropout",
     "early_dropout",
     "late_dropout",
+    "register_lipschitz_rule",
     "register_step_size",
 ]

@@ -32,16 +32,19 @@ PUBLIC = [
     "curriculum_dropout",
     "early_dropout",
     "late_dropout",
+    "register_lipschitz_rule",
     "register_step_size",
 ]
 ENSEMBLE = ["BootstrapSampler", "EnsemblePrediction", "average_predictions", "summarize_predictions"]
 FUNCTIONAL = [
+    "LipschitzReport",
     "conv_norm_bound",
     "elastic_net",
     "elastic_net_prox",
     "group_lasso",
     "group_soft_threshold",
     "l1_norm",
+    "lipschitz_bound",
     "matrix_norm",
     "operator_norm_estimate",
     "soft_threshold",
