@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_reg.functional._eclipse import Chain, times
+from lightning_reg.functional._eclipse import UPWARDS, Chain, precise, times
+
+PRODUCT = "the slope of a product of values that depend on the input has no bound"
 
 
 class NoBoundError(Exception):
@@ -65,7 +67,9 @@ class Traced:
 
 def together(bounds: Iterable[float]) -> float:
     """Return the bound of several values as one: the root of the sum of squares."""
-    return math.hypot(*bounds)
+    each = list(bounds)
+    # `hypot` of infinity and NaN is infinity.
+    return math.nan if any(map(math.isnan, each)) else math.hypot(*each)
 
 
 def traced_in(values: Any) -> Iterator[Traced]:
@@ -89,14 +93,21 @@ def constant(value: Any) -> Any:
 
     """
     if next(traced_in(value), None) is not None:
-        msg = "a product of values that depend on the input grows without bound"
-        raise NoBoundError(msg)
+        raise NoBoundError(PRODUCT)
     return value
 
 
 def as_tensor(value: Any, like: Tensor) -> Tensor:
-    """Return a number or tensor that does not depend on the input as a float64 tensor."""
-    return torch.as_tensor(constant(value), device=like.device).detach().double()
+    """Return a number or tensor that does not depend on the input in double precision."""
+    return precise(torch.as_tensor(constant(value), device=like.device).detach())
+
+
+def largest(values: Tensor) -> float:
+    """Return the largest absolute value, rounded up; NaN if one is not finite, 0 of none."""
+    if not values.numel():
+        return 0.0
+    value = float(precise(values).abs().amax()) * UPWARDS
+    return value if math.isfinite(value) else math.nan
 
 
 def smaller(first: float, second: float) -> float:

@@ -4,7 +4,7 @@ What is known of differences at one place in a chain, caused by a difference :ma
 
 .. math:: \delta^T R^{-1} \delta \le g^2 \|\delta_0\|^2, \qquad 0 \preceq R \preceq 1,
 
-with :math:`R = 1` at the input. A matrix W makes it :math:`W R W^T`, exactly. An activation with slopes in [0, 1] obeys
+with :math:`R = 1` at the input. A matrix W makes it :math:`W R W^T`, exactly. An activation with slopes in [0, 1] has
 :math:`\delta_y^T (\delta_x - \delta_y) \ge 0`; with the multiplier of Xu & Sivaranjani, :math:`2 / g^2`, it follows that
 R becomes :math:`(2 - R)^{-1}`, which is below 1 in all directions but the largest of R.
 
@@ -106,4 +106,5 @@ def times(bound: float, factor: float) -> float:
 def _root(shape: Tensor) -> Tensor:
     """Return C with C C^T >= R, by as little as rounding asks for."""
     identity = torch.eye(len(shape), dtype=shape.dtype, device=shape.device)
-    return torch.linalg.cholesky(shape + 1e-12 * identity)
+    root: Tensor = torch.linalg.cholesky(shape + 1e-12 * identity)
+    return root

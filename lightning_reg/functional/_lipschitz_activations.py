@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_reg.functional._bounds import Bound, NoBoundError, Operation, Slopes, Traced, constant
+from lightning_reg.functional._eclipse import precise
 from lightning_reg.functional._lipschitz_rules import for_all, for_functions, for_modules, without_bound
 
 _MONOTONE = Slopes(0.0, 1.0)
@@ -59,7 +60,7 @@ def _leaky(slope: float) -> Slopes:
 
 
 @for_functions("leaky_relu")
-def _leaky_relu(op: Operation, input: Traced, negative_slope: float = 0.01, inplace: bool = False) -> Slopes:  # noqa: FBT001, FBT002  # the function's
+def _leaky_relu(op: Operation, input: Traced, negative_slope: float = 0.01, inplace: bool = False) -> Slopes:
     return _leaky(negative_slope)
 
 
@@ -69,13 +70,13 @@ def _leaky_relu_layer(op: Operation, input: Traced) -> Slopes:
 
 
 @for_functions("rrelu")
-def _rrelu(  # noqa: PLR0913  # the function's
+def _rrelu(  # the function's
     op: Operation,
     input: Traced,
     lower: float = 1 / 8,
     upper: float = 1 / 3,
-    training: bool = False,  # noqa: FBT001, FBT002  # the function's
-    inplace: bool = False,  # noqa: FBT001, FBT002  # the function's
+    training: bool = False,
+    inplace: bool = False,
 ) -> Slopes:
     if training:
         return Slopes(min(1.0, lower), max(1.0, abs(lower), abs(upper)))
@@ -89,9 +90,11 @@ def _rrelu_layer(op: Operation, input: Traced) -> Slopes:
 
 @for_functions("prelu")
 def _prelu(op: Operation, input: Any, weight: Tensor) -> Slopes:
-    slopes = constant(weight).double()
-    return _leaky(math.nan) if slopes.isnan().any() else Slopes(
-        min(1.0, float(slopes.min())), max(1.0, float(slopes.abs().max()))
+    slopes = precise(constant(weight))
+    return (
+        _leaky(math.nan)
+        if slopes.isnan().any()
+        else Slopes(min(1.0, float(slopes.min())), max(1.0, float(slopes.abs().max())))
     )
 
 
@@ -101,7 +104,7 @@ def _prelu_layer(op: Operation, input: Traced) -> Slopes:
 
 
 @for_functions("elu")
-def _elu(op: Operation, input: Traced, alpha: float = 1.0, inplace: bool = False) -> Slopes:  # noqa: FBT001, FBT002  # the function's
+def _elu(op: Operation, input: Traced, alpha: float = 1.0, inplace: bool = False) -> Slopes:
     return Slopes(min(0.0, alpha), max(1.0, abs(alpha)))
 
 
@@ -111,7 +114,7 @@ def _elu_layer(op: Operation, input: Traced) -> Slopes:
 
 
 @for_functions("celu")
-def _celu(op: Operation, input: Traced, alpha: float = 1.0, inplace: bool = False) -> Slopes:  # noqa: FBT001, FBT002  # the function's
+def _celu(op: Operation, input: Traced, alpha: float = 1.0, inplace: bool = False) -> Slopes:
     if alpha < 0:
         msg = "its slope has no bound for a negative `alpha`"
         raise NoBoundError(msg)
@@ -137,7 +140,7 @@ def _softplus_layer(op: Operation, input: Traced) -> Slopes:
 
 
 @for_functions("threshold")
-def _threshold(op: Operation, input: Traced, threshold: float, value: float, inplace: bool = False) -> Slopes:  # noqa: FBT001, FBT002  # the function's
+def _threshold(op: Operation, input: Traced, threshold: float, value: float, inplace: bool = False) -> Slopes:
     if threshold != value:
         msg = "it jumps, unless `value` is `threshold`"
         raise NoBoundError(msg)
@@ -169,13 +172,13 @@ def _clamp(op: Operation, input: Any, *limits: Any, **named: Any) -> Slopes:
 
 
 @for_functions("softmax softmin")
-def _softmax(op: Operation, input: Traced, dim: int, *_: Any, **__: Any) -> float:
+def _softmax(op: Operation, input: Traced, dim: int | None = None, *_: Any, **__: Any) -> float:
     # The Jacobian is diag(p) - p p^T; two classes of 1/2 attain its largest norm.
     return 0.0 if _classes(input, dim) == 1 else 0.5
 
 
 @for_functions("log_softmax")
-def _log_softmax(op: Operation, input: Traced, dim: int, *_: Any, **__: Any) -> float:
+def _log_softmax(op: Operation, input: Traced, dim: int | None = None, *_: Any, **__: Any) -> float:
     # The norm of the Jacobian 1 - 1 p^T is convex in p, so that it is largest for one class of probability 1.
     classes = _classes(input, dim)
     return 0.0 if classes == 1 else math.sqrt(classes)
@@ -221,7 +224,7 @@ def _identity(op: Operation, input: Traced, *_: Any, **__: Any) -> Bound:
 
 
 @for_functions("dropout dropout1d dropout2d dropout3d feature_dropout")
-def _dropout(op: Operation, input: Traced, p: float = 0.5, training: bool = True, *_: Any, **__: Any) -> Bound:  # noqa: FBT001, FBT002  # the function's
+def _dropout(op: Operation, input: Traced, p: float = 0.5, training: bool = True, *_: Any, **__: Any) -> Bound:
     if not training:
         return input.bound
     # Random, but no mask does more.
@@ -229,8 +232,10 @@ def _dropout(op: Operation, input: Traced, p: float = 0.5, training: bool = True
 
 
 @for_functions("alpha_dropout feature_alpha_dropout")
-def _alpha_dropout(op: Operation, input: Traced, p: float = 0.5, training: bool = False, *_: Any, **__: Any) -> Bound:  # noqa: FBT001, FBT002  # the function's
-    if training:
+def _alpha_dropout(
+    op: Operation, input: Traced, p: float = 0.5, training: bool = False, *_: Any, train: bool = False, **__: Any
+) -> Bound:  # the function's
+    if training or train:
         msg = "it is random"
         raise NoBoundError(msg)
     return input.bound

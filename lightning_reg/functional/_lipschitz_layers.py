@@ -1,17 +1,18 @@
 """Rules of layers with weights: products, convolutions, normalizations."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from lightning_reg.functional._bounds import Bound, NoBoundError, Operation, Traced, constant, smaller
+from lightning_reg.functional._bounds import PRODUCT, Bound, NoBoundError, Operation, Traced, constant, largest, smaller
 from lightning_reg.functional._convolution import Convolution, Sizes, convolution, convolution_of
 from lightning_reg.functional._eclipse import UPWARDS, Chain, norm_upwards, precise, times
 from lightning_reg.functional._frequencies import certified_bound
-from lightning_reg.functional._lipschitz_rules import for_functions, for_modules, without_bound
+from lightning_reg.functional._lipschitz_rules import for_all, for_function, for_functions, for_modules, without_bound
 
 _GRID = 16
 
@@ -48,7 +49,7 @@ def convolved(bound: Bound, weight: Tensor, layer: Convolution, size: Sizes | No
 
     def scaled(scale: Tensor) -> Bound:
         if layer.transposed:
-            groups = weight.unflatten(0, (layer.groups, -1))
+            groups = weight.view(layer.groups, -1, *weight.shape[1:])
             rows = scale.to(weight).view(layer.groups, 1, -1, *(1,) * len(layer.kernel))
             return convolved(bound, (groups * rows).flatten(0, 1), layer, size)
         return convolved(bound, weight * scale.to(weight).view(-1, 1, *(1,) * len(layer.kernel)), layer, size)
@@ -60,18 +61,16 @@ def _image_size(input: Traced, weight: Tensor) -> Sizes:
     return tuple(input.value.shape[2 - weight.ndim :])
 
 
-@for_modules(
-    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
-)
+@for_modules(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 def _convolutional_layer(op: Operation, input: Traced, output_size: Any = None) -> Bound:
-    weight = op.module.weight
-    layer = _real(weight) and convolution_of(op.module, weight)
+    weight = _real(op.module.weight)
+    layer = cast(Convolution, convolution_of(op.module, weight))
     # A size of the output that is asked for takes the place of the layer's output padding.
     return convolved(input.bound, weight, layer, None if output_size else _image_size(input, weight))
 
 
 @for_functions("conv1d conv2d conv3d")
-def _convolution(  # noqa: PLR0913  # the function's
+def _convolution(
     op: Operation,
     input: Any,
     weight: Any,
@@ -87,7 +86,7 @@ def _convolution(  # noqa: PLR0913  # the function's
 
 
 @for_functions("conv_transpose1d conv_transpose2d conv_transpose3d")
-def _transposed_convolution(  # noqa: PLR0913  # the function's
+def _transposed_convolution(
     op: Operation,
     input: Any,
     weight: Any,
@@ -108,15 +107,15 @@ def _functional(input: Traced, weight: Tensor, settings: dict[str, Any]) -> Boun
         # torch takes a list of one number for all dimensions.
         return value[0] if isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 1 else value
 
-    layer = convolution(weight, **{name: plain(value) for name, value in settings.items()}) if _real(weight) else None
-    return convolved(input.bound, weight, layer, _image_size(input, weight))  # type: ignore[arg-type]  # is real
+    layer = convolution(_real(weight), **{name: plain(value) for name, value in settings.items()})
+    return convolved(input.bound, weight, layer, _image_size(input, weight))
 
 
-def _real(weight: Tensor) -> bool:
+def _real(weight: Tensor) -> Tensor:
     if weight.is_complex():
         msg = "no rule for complex convolutions"
         raise NoBoundError(msg)
-    return True
+    return weight
 
 
 @for_modules(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -125,15 +124,14 @@ def _batch_norm_layer(op: Operation, input: Traced) -> Bound:
     return _batch_norm(op, input, module.running_mean, module.running_var, module.weight, module.bias, eps=module.eps)
 
 
-@for_functions("batch_norm")
-def _batch_norm(  # noqa: PLR0913  # the function's
+def _batch_norm(
     op: Operation,
     input: Any,
     running_mean: Any,
     running_var: Any,
     weight: Any = None,
     bias: Any = None,
-    training: bool = False,  # noqa: FBT001, FBT002  # the function's
+    training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Bound:
@@ -147,7 +145,7 @@ def _batch_norm(  # noqa: PLR0913  # the function's
 
 def _scaled_channels(input: Traced, scale: Tensor) -> Bound:
     """Return the bound after a product of each channel, dimension 1, with a number: folded into the layer before it."""
-    factor = float(scale.abs().amax()) * UPWARDS
+    factor = largest(scale)
     plain, before = input.bound.after(factor), input.bound
     if before.scaled is None or before.channels + input.value.ndim != 1:
         return Bound(plain.value, own=factor)
@@ -161,19 +159,18 @@ def _instance_norm_layer(op: Operation, input: Traced) -> Bound:
     if module.running_var is None:
         return _normalized(input, module.weight, module.eps)
     scale = (precise(module.running_var) + module.eps).rsqrt()
-    factor = float((scale if module.weight is None else scale * precise(module.weight)).abs().amax()) * UPWARDS
+    factor = largest(scale if module.weight is None else scale * precise(module.weight))
     return Bound(input.bound.after(factor).value, own=factor)
 
 
-@for_functions("instance_norm")
-def _instance_norm(  # noqa: PLR0913  # the function's
+def _instance_norm(
     op: Operation,
     input: Any,
     running_mean: Any = None,
     running_var: Any = None,
     weight: Any = None,
     bias: Any = None,
-    use_input_stats: bool = True,  # noqa: FBT001, FBT002  # the function's
+    use_input_stats: bool = True,
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Bound:
@@ -183,14 +180,26 @@ def _instance_norm(  # noqa: PLR0913  # the function's
     return _batch_norm(op, input, running_mean, running_var, weight, bias, eps=eps)
 
 
+# `torch.batch_norm` and `torch.instance_norm` have their arguments in another order.
+for_function(functional.batch_norm, _batch_norm)
+for_function(functional.instance_norm, _instance_norm)
+
+
 @for_modules(nn.LayerNorm, nn.GroupNorm)
 def _layer_norm_layer(op: Operation, input: Traced) -> Bound:
     return _normalized(input, op.module.weight, op.module.eps)
 
 
 @for_functions("layer_norm group_norm")
-def _layer_norm(  # noqa: PLR0913  # the function's
-    op: Operation, input: Any, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any
+def _layer_norm(  # the function's
+    op: Operation,
+    input: Any,
+    normalized_shape: Any = None,
+    weight: Any = None,
+    bias: Any = None,
+    eps: float = 1e-5,
+    *_: Any,
+    **__: Any,
 ) -> Bound:
     constant([weight, bias])
     return _normalized(input, weight, eps)
@@ -199,7 +208,6 @@ def _layer_norm(  # noqa: PLR0913  # the function's
 @for_functions("rms_norm")
 def _rms_norm(op: Operation, input: Any, normalized_shape: Any, weight: Any = None, eps: float | None = None) -> Bound:
     constant(weight)
-    # torch's default is that of the input's type: the smallest one is that of float64, the largest norm.
     return _normalized(input, weight, torch.finfo(input.value.dtype).eps if eps is None else eps)
 
 
@@ -210,17 +218,18 @@ def _rms_norm_layer(op: Operation, input: Traced) -> Bound:
 
 def _normalized(input: Traced, weight: Tensor | None, eps: float) -> Bound:
     """Return the bound after a division by the deviation: inputs without deviation attain it."""
-    largest = 1.0 if weight is None else float(precise(weight).abs().amax())
-    factor = largest / math.sqrt(eps) * UPWARDS if eps > 0 else math.inf
+    scale = 1.0 if weight is None else largest(weight)
+    factor = scale / math.sqrt(eps) * UPWARDS if eps > 0 else math.inf
     return Bound(input.bound.after(factor).value, own=factor)
 
 
-_NO_RULES: dict[str, tuple[Callable[..., Any], ...]] = {
-    "integers have no Lipschitz constant: measure the part of the network after the embedding": (
-        nn.Embedding,
-        nn.EmbeddingBag,
-    ),
-    "dot-product attention has no Lipschitz constant (Kim et al. 2021, arXiv:2006.04710)": (
+for_all(
+    (nn.Embedding, nn.EmbeddingBag),
+    "embedding embedding_bag",
+    without_bound("integers have no Lipschitz constant: measure the part of the network after the embedding"),
+)
+for_all(
+    (
         nn.MultiheadAttention,
         nn.Transformer,
         nn.TransformerEncoder,
@@ -228,12 +237,10 @@ _NO_RULES: dict[str, tuple[Callable[..., Any], ...]] = {
         nn.TransformerDecoder,
         nn.TransformerDecoderLayer,
     ),
-    "recurrent layers multiply values that depend on the input": (nn.RNNBase, nn.RNN, nn.LSTM, nn.GRU, nn.RNNCellBase),
-    "a product of values that depend on the input grows without bound": (nn.Bilinear, nn.GLU),
-}
-for _reason, _types in _NO_RULES.items():
-    for_modules(*_types)(without_bound(_reason))  # type: ignore[arg-type]  # module types
-    _names = {"embedding", "embedding_bag"} if nn.Embedding in _types else set()
-    _names |= {"scaled_dot_product_attention", "multi_head_attention_forward"} if nn.Transformer in _types else set()
-    _names |= {"bilinear", "glu"} if nn.GLU in _types else set()
-    for_functions(" ".join(_names))(without_bound(_reason))
+    "scaled_dot_product_attention multi_head_attention_forward",
+    without_bound("dot-product attention has no Lipschitz constant (Kim et al. 2021, arXiv:2006.04710)"),
+)
+for_all((nn.Bilinear, nn.GLU), "bilinear glu", without_bound(PRODUCT))
+for_modules(nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell)(
+    without_bound("recurrent layers: no rule for their products and repetitions")
+)

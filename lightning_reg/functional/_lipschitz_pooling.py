@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from lightning_reg.functional._bounds import NoBoundError, Operation, Traced, constant
 from lightning_reg.functional._eclipse import UPWARDS, precise
+from lightning_reg.functional._lipschitz_moves import copied
 from lightning_reg.functional._lipschitz_rules import for_all, for_functions, for_modules
-from lightning_reg.functional._lipschitz_tensors import copied
 
 
 def positive(op: Operation, input: Any, *rest: Any, **named: Any) -> float:
@@ -43,7 +43,7 @@ for_all(
 
 
 @for_functions("interpolate")
-def _interpolate(  # noqa: PLR0913  # the function's
+def _interpolate(  # the function's
     op: Operation,
     input: Traced,
     size: Any = None,
@@ -56,7 +56,9 @@ def _interpolate(  # noqa: PLR0913  # the function's
 
 
 @for_functions("upsample")
-def _upsample(op: Operation, input: Traced, size: Any = None, scale_factor: Any = None, mode: str = "nearest", *rest: Any) -> float:  # noqa: PLR0913  # the function's
+def _upsample(
+    op: Operation, input: Traced, size: Any = None, scale_factor: Any = None, mode: str = "nearest", *rest: Any
+) -> float:  # the function's
     return _resized(op, input, mode, size, scale_factor, mode, *rest)
 
 
@@ -116,15 +118,15 @@ def _pooled(op: Operation, input: Traced, dims: int, settings: Sequence[Any]) ->
 
 
 def _max_pool(dims: int) -> None:
-    def function(  # noqa: PLR0913  # the function's
+    def function(
         op: Operation,
         input: Traced,
         kernel_size: Any,
         stride: Any = None,
         padding: Any = 0,
         dilation: Any = 1,
-        ceil_mode: bool = False,  # noqa: FBT001, FBT002  # the function's
-        return_indices: bool = False,  # noqa: FBT001, FBT002  # the function's
+        ceil_mode: bool = False,
+        return_indices: bool = False,
     ) -> float:
         return _pooled(op, input, dims, (kernel_size, stride, padding, dilation))
 
@@ -143,7 +145,9 @@ def _max_pool(dims: int) -> None:
     def lp_layer(op: Operation, input: Traced) -> float:
         return lp_function(op, input, op.module.norm_type, op.module.kernel_size, op.module.stride)
 
-    def lp_function(op: Operation, input: Traced, norm_type: float, kernel_size: Any, stride: Any = None, *_: Any) -> float:
+    def lp_function(
+        op: Operation, input: Traced, norm_type: float, kernel_size: Any, stride: Any = None, *_: Any
+    ) -> float:
         if norm_type < 2 or norm_type % 2:  # noqa: PLR2004  # odd powers have signs
             msg = f"no rule for a norm of {norm_type:g}"
             raise NoBoundError(msg)

@@ -5,16 +5,18 @@ import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import FunctionType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from lightning_reg.functional._bounds import NoBoundError, Traced
 
 # From `Operation` and its arguments, in which what depends on the input is `Traced`, to the bound of the result, to the
 # slopes of a function that works entry by entry, or to a factor for the only argument that depends on the input.
 Rule = Callable[..., Any]
+AnyRule = TypeVar("AnyRule", bound=Rule)
 
 
 @dataclass(frozen=True)
@@ -27,23 +29,23 @@ class UserRule:
 _MODULES: dict[type[nn.Module], Rule | UserRule] = {}
 _FUNCTIONS: dict[Callable[..., Any], Rule | UserRule] = {}
 _METHODS: dict[str, Rule | UserRule] = {}
-_NAMESPACES = (torch, torch.nn.functional, operator, builtins)
+_NAMESPACES = (torch, functional, operator, builtins)
 
 
-def for_modules(*types: type[nn.Module]) -> Callable[[Rule], Rule]:
+def for_modules(*types: type[nn.Module]) -> Callable[[AnyRule], AnyRule]:
     """Make a function the rule of modules."""
 
-    def register(rule: Rule) -> Rule:
+    def register(rule: AnyRule) -> AnyRule:
         _MODULES.update(dict.fromkeys(types, rule))
         return rule
 
     return register
 
 
-def for_functions(names: str) -> Callable[[Rule], Rule]:
+def for_functions(names: str) -> Callable[[AnyRule], AnyRule]:
     """Make a function the rule of the functions, operators and methods of these names, and of those in place."""
 
-    def register(rule: Rule) -> Rule:
+    def register(rule: AnyRule) -> AnyRule:
         for name in names.split():
             for variant in (name, f"{name}_", f"i{name}"):
                 add_function(variant, rule)
@@ -80,7 +82,7 @@ def module_rule(module: nn.Module) -> Rule | UserRule | None:
         return None
     for ancestor in type(module).__mro__:
         if ancestor in _MODULES:
-            return _MODULES[ancestor] if type(module).forward is ancestor.forward else None  # type: ignore[attr-defined]
+            return _MODULES[ancestor] if type(module).forward is ancestor.forward else None
     return None
 
 
@@ -96,6 +98,7 @@ def own_functions() -> list[Callable[..., Any]]:
 
 def without_bound(reason: str) -> Rule:
     """Return a rule that says why there is no bound."""
+
     def rule(*_: Any, **__: Any) -> Any:
         raise NoBoundError(reason)
 

@@ -13,12 +13,14 @@ from lightning_reg.functional._bounds import (
     Traced,
     as_tensor,
     constant,
+    largest,
     together,
     traced_in,
 )
-from lightning_reg.functional._eclipse import UPWARDS, norm_upwards, precise, times
+from lightning_reg.functional._eclipse import UPWARDS, precise, times
 from lightning_reg.functional._lipschitz_layers import dense
-from lightning_reg.functional._lipschitz_rules import for_all, for_function, for_functions, for_modules, without_bound
+from lightning_reg.functional._lipschitz_rules import for_function, for_functions, for_modules, without_bound
+from lightning_reg.functional.spectral import matrix_norm
 
 
 def _spread(op: Operation, argument: Traced) -> float:
@@ -45,12 +47,13 @@ def _mul(op: Operation, input: Any, other: Any) -> Bound:
     argument, factor = (input, other) if isinstance(input, Traced) else (other, input)
     factor = as_tensor(factor, argument.value)
     if factor.numel() == 1 and argument.value.shape == op.output.shape:
-        size = float(factor.abs())
+        size = abs(factor.item())
+        size = size if math.isfinite(size) else math.nan
         chain = argument.bound.chain and argument.bound.chain.scaled(size)
         return Bound(times(argument.bound.value, size), chain)
     # Each entry of the argument meets several of the factor.
-    squares = factor.expand(op.output.shape).square().sum_to_size(argument.value.shape)
-    return argument.bound.after(math.sqrt(float(squares.amax())) * UPWARDS if squares.numel() else 0.0)
+    squares = factor.abs().expand(op.output.shape).square().sum_to_size(argument.value.shape)
+    return argument.bound.after(largest(squares.sqrt()))
 
 
 @for_functions("div divide true_divide truediv")
@@ -72,7 +75,7 @@ def _pow(op: Operation, input: Any, exponent: Any) -> Bound:
     raise NoBoundError(msg)
 
 
-@for_functions("matmul bmm mm mv dot inner")
+@for_functions("matmul bmm mm mv dot")
 def _matmul(op: Operation, input: Any, other: Any, *_: Any) -> Bound:
     if isinstance(input, Traced):
         matrix = constant(other)
@@ -81,11 +84,11 @@ def _matmul(op: Operation, input: Any, other: Any, *_: Any) -> Bound:
         first, argument = matrix if matrix.ndim > 1 else matrix[:, None], input
     else:
         first, argument = input if input.ndim > 1 else input[None], other
-    norms = torch.linalg.matrix_norm(precise(first).nan_to_num(torch.nan, torch.nan, torch.nan), 2)
-    norm = float(norms.amax()) if norms.isfinite().all() else math.nan
+    norm = float(matrix_norm(precise(first)).amax())
     # A batch of matrices may meet one argument.
     mine = max(math.prod(argument.value.shape[:-2]), 1)
-    copies = math.prod(torch.broadcast_shapes(first.shape[:-2], argument.value.shape[:-2])) / mine
+    batches = first.shape[:-2], argument.value.shape[:-2]
+    copies = math.prod(torch.broadcast_shapes(*batches)) / mine  # type: ignore[no-untyped-call]
     return argument.bound.after(norm * math.sqrt(copies) * UPWARDS)
 
 
@@ -103,12 +106,14 @@ def _cat(op: Operation, tensors: Any, *_: Any, **__: Any) -> Bound:
 
 @for_functions("where")
 def _where(op: Operation, condition: Any, input: Any, other: Any) -> Bound:
+    if isinstance(condition, Traced) and isinstance(input, Tensor):  # the method: x.where(condition, other)
+        condition, input = input, condition
     _fixed(condition)
     return Bound(together(_spread(op, argument) for argument in traced_in([input, other])))
 
 
 @for_functions("masked_fill masked_select")
-def _masked(op: Operation, input: Any, mask: Any, value: Any = None) -> Bound:
+def _masked(op: Operation, input: Traced, mask: Any, value: Any = None) -> Bound:
     _fixed(mask)
     constant(value)
     copies = max(op.output.numel() / max(input.value.numel(), 1), 1.0)
@@ -122,10 +127,10 @@ def _fixed(condition: Any) -> None:
 
 
 @for_functions("maximum minimum fmax fmin max min")
-def _extremes(op: Operation, input: Any, *others: Any, **named: Any) -> Bound:
+def _extremes(op: Operation, input: Any, *others: Any, **named: Any) -> float | Bound:
     other = next((each for each in (*others, *named.values()) if isinstance(each, Traced | Tensor)), None)
     if other is None:
-        return input.bound.after(1.0)
+        return 1.0
     return Bound(together(_spread(op, argument) for argument in traced_in([input, other])))
 
 
@@ -155,7 +160,7 @@ def _vector_norm(op: Operation, input: Traced, ord: Any = 2, *_: Any, **__: Any)
         msg = f"no rule for the norm {ord!r}"
         raise NoBoundError(msg)
     count = input.value.numel() / max(op.output.numel(), 1)
-    return max(1.0, count ** (1 / ord - 1 / 2))
+    return float(max(1.0, count ** (1 / ord - 1 / 2)))
 
 
 for_function(torch.linalg.vector_norm, _vector_norm)
@@ -172,97 +177,28 @@ for_function(torch.linalg.norm, _linalg_norm)
 
 
 @for_functions("normalize")
-def _normalize(op: Operation, input: Traced, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out: Any = None) -> float:
+def _normalize(
+    op: Operation, input: Traced, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out: Any = None
+) -> float:
     if p != 2:  # noqa: PLR2004  # the Euclidean norm
         msg = f"no rule for p={p}"
         raise NoBoundError(msg)
     return 1 / eps if eps > 0 else math.inf
 
 
-# Rows stay rows where the last dimension keeps its size.
-_RESHAPING = "reshape view flatten unflatten ravel contiguous clone detach squeeze unsqueeze view_as reshape_as alias"
-_MOVING = (
-    "permute transpose movedim moveaxis swapaxes swapdims t T mT H mH adjoint roll flip fliplr flipud tril triu diagonal"
-    " chunk split tensor_split hsplit vsplit dsplit unbind narrow select unsafe_chunk unsafe_split split_with_sizes"
-    " pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle to float double type_as cpu cuda"
-    " requires_grad_ real imag rot90 data pos positive view_as_real view_as_complex"
-)
-
-
-def _reshaped(op: Operation, input: Traced, *_: Any, **__: Any) -> Bound:
-    before, after = input.value.shape, op.output.shape
-    if before == after:
-        return input.bound
-    return Bound(input.bound.value, input.bound.chain if before[-1:] == after[-1:] else None)
-
-
-for_all((nn.Flatten, nn.Unflatten), _RESHAPING, _reshaped)
-
-
-def _moved(op: Operation, input: Any, *rest: Any, **named: Any) -> Bound:
-    constant([rest, named])
-    same = isinstance(op.output, Tensor) and op.output.shape == input.value.shape and op.output is input.value
-    return input.bound if same else Bound(input.bound.value)
-
-
-for_all((nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle), _MOVING, _moved)
-
-
-@for_functions("getattr")
-def _attribute(op: Operation, input: Traced, name: str) -> Bound:
-    if name not in _MOVING.split():
-        msg = f"no rule for the attribute `{name}`"
-        raise NoBoundError(msg)
-    return Bound(input.bound.value)
-
-
-def copied(op: Operation, input: Any, *rest: Any, **named: Any) -> float:
-    """Return the factor of what copies entries: the root of how often it copies the one that it copies most often."""
-    constant([rest, named])
-    if not isinstance(input, Traced):
-        msg = "positions that depend on the input jump"
-        raise NoBoundError(msg)
-    count = input.value.numel()
-    # Float64 holds whole numbers up to 2^53, and padding works in it. 0 is for what is no entry.
-    numbers = torch.arange(1, count + 1, dtype=torch.float64, device=input.value.device).view(input.value.shape)
-    found = op.apply(numbers, *rest, **named).flatten()
-    found = found[(found > 0) & (found <= count) & (found == found.round())].long()
-    return math.sqrt(int(torch.bincount(found).amax())) if found.numel() else 0.0
-
-
-for_all(
-    (
-        *(getattr(nn, f"{kind}Pad{dims}d") for kind in ("Zero", "Constant", "Reflection", "Replication", "Circular")
-          for dims in (1, 2, 3)),
-        nn.Unfold,
-    ),
-    "expand expand_as repeat tile repeat_interleave broadcast_to index_select gather take take_along_dim pad unfold",
-    copied,
-)
-
-
-@for_functions("getitem")
-def _getitem(op: Operation, input: Any, index: Any) -> Bound:
-    parts = index if isinstance(index, tuple) else (index,)
-    if isinstance(input, Traced) and all(part is None or part is ... or isinstance(part, int | slice) for part in parts):
-        constant(index)
-        return Bound(input.bound.value)
-    if not isinstance(input, Traced):
-        msg = "positions that depend on the input jump"
-        raise NoBoundError(msg)
-    return input.bound.after(copied(op, input, index))
-
-
 _CONSTANTS = "zeros_like ones_like empty_like full_like new_zeros new_ones new_full new_empty new_tensor size"
 
 
 @for_functions(_CONSTANTS)
-def _no_values(op: Operation, *_: Any, **__: Any) -> Bound:
+def _no_values(op: Operation, input: Any, *rest: Any, **named: Any) -> Bound:
+    constant([rest, named])
     return Bound(0.0)
 
 
 _METHODS_WITHOUT = "prod cumprod var std var_mean std_mean renorm cdist cosine_similarity cross baddbmm outer ger"
-for_functions(_METHODS_WITHOUT)(without_bound("no rule for it: products or deviations of values that depend on the input"))
+for_functions(_METHODS_WITHOUT)(
+    without_bound("no rule for it: products or deviations of values that depend on the input")
+)
 for_functions("argmax argmin eq ne lt gt le ge isnan isfinite isinf bool long int nonzero argsort logical_not any all")(
     without_bound("whole numbers and comparisons jump: they have no Lipschitz constant")
 )

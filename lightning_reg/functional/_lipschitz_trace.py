@@ -1,4 +1,4 @@
-"""The graph of a module by `torch.fx`, traced with the values of an example: sizes are known, and each node is judged."""
+"""The graph of a module by `torch.fx`, traced with the values of an example, and the bound of each node."""
 
 import math
 import operator
@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import Node, Target, map_arg
 from torch.fx.proxy import TraceError
@@ -15,12 +14,31 @@ from torch.utils import _pytree as pytree
 from typing_extensions import override
 
 from lightning_reg.functional._bounds import Bound, Traced
+from lightning_reg.functional._generators import unchanged_generators
+from lightning_reg.functional._traced_tensor import TracedTensor
 
 # What may be asked of a tensor without looking at its entries.
 _SIZES = frozenset(
-    "size dim ndimension numel nelement stride is_floating_point is_complex is_contiguous element_size get_device"
-    " storage_offset is_inference is_signed type".split()
+    {
+        "dim",
+        "element_size",
+        "get_device",
+        "is_complex",
+        "is_contiguous",
+        "is_floating_point",
+        "is_inference",
+        "is_signed",
+        "ndimension",
+        "nelement",
+        "numel",
+        "size",
+        "storage_offset",
+        "stride",
+        "type",
+    }
 )
+JUMPS = "whole numbers and comparisons jump: they have no Lipschitz constant"
+
 
 class Judge(ABC):
     """Knows the bounds of operations."""
@@ -33,11 +51,12 @@ class Judge(ABC):
         """
 
     @abstractmethod
+    def is_leaf(self, module: nn.Module) -> bool:
+        """Tell whether a module is judged as a whole."""
+
+    @abstractmethod
     def refuse(self, node: Node, reason: str) -> Bound:
         """Return the bound of what has none."""
-
-
-JUMPS = "whole numbers and comparisons jump: they have no Lipschitz constant"
 
 
 class Root(nn.Module):
@@ -52,74 +71,11 @@ class Root(nn.Module):
         return self.module(*inputs)
 
 
-class TracedTensor(fx.Proxy):
-    """A tensor while tracing: its sizes are numbers, its entries are not, if they depend on the input."""
-
-    @property
-    def value(self) -> Tensor:
-        """The tensor at the example input."""
-        value: Tensor = self.node.meta["value"]
-        return value
-
-    # Code that asks for a tensor must go the way it goes for tensors.
-    @property
-    @override
-    def __class__(self) -> type:  # type: ignore[override]
-        return Tensor
-
-    @override
-    def __getattr__(self, name: str) -> Any:
-        attribute = getattr(self.value, name)
-        if isinstance(attribute, Tensor):
-            return self.tracer.create_proxy("call_function", getattr, (self, name), {})
-        if callable(attribute):
-            return lambda *args, **kwargs: self.tracer.create_proxy("call_method", name, (self, *args), kwargs)
-        return attribute
-
-    @override
-    def __len__(self) -> int:
-        return len(self.value)
-
-    @override
-    def __iter__(self) -> Iterator[Any]:
-        return (self[index] for index in range(len(self)))
-
-    def _number(self) -> Tensor:
-        if self.node.meta["bound"] is not None:
-            msg = "the path through the network depends on the values of its input"
-            raise TraceError(msg)
-        return self.value
-
-    @override
-    def __bool__(self) -> bool:
-        return bool(self._number())
-
-    def __int__(self) -> int:
-        return int(self._number())
-
-    def __float__(self) -> float:
-        return float(self._number())
-
-    @override
-    def __index__(self) -> int:
-        return self._number().__index__()
-
-
-def _in_place(name: str) -> Callable[[TracedTensor, Any], Any]:
-    function = getattr(operator, name)
-    return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
-
-
-for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "imatmul", "iand", "ior", "ixor", "imod"):
-    setattr(TracedTensor, f"__{_name}__", _in_place(_name))
-
-
 class Tracer(fx.Tracer):
     """Runs each operation on the example as soon as it is traced, and asks `judge` for the bound of its result.
 
     Args:
         judge: Of the operations.
-        is_leaf: Which modules are judged as a whole.
         functions: Python functions that are judged as a whole.
         inputs: The example.
 
@@ -130,13 +86,11 @@ class Tracer(fx.Tracer):
     def __init__(
         self,
         judge: Judge,
-        is_leaf: Callable[[nn.Module], bool],
         functions: Sequence[Callable[..., Any]],
         inputs: Sequence[Any],
     ) -> None:
         super().__init__(autowrap_functions=tuple(functions))
         self._judge = judge
-        self._is_leaf = is_leaf
         self._inputs = inputs
         self._is_running = False
         # Nodes whose tensor was changed in place: what has it now, and what else shared its memory.
@@ -152,13 +106,13 @@ class Tracer(fx.Tracer):
             if node not in needed:
                 needed.add(node)
                 waiting += node.all_input_nodes
-        bounds: list[Bound] = []
+        bounds: list[Bound | None] = []
         map_arg(output.args, lambda a: bounds.append(a.meta["bound"]))
         return [bound for bound in bounds if bound is not None], needed
 
     @override
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return self._is_leaf(m)
+        return self._judge.is_leaf(m)
 
     @override
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -186,10 +140,10 @@ class Tracer(fx.Tracer):
             if "is_stale" in node.meta:
                 self._judge.refuse(node, "it is changed in place through another view of it")
             return node
-        node = super().create_arg(a)
-        if isinstance(node, Node) and "value" not in node.meta:  # a constant, which the node has just been made for
-            node.meta.update(value=a, bound=None)
-        return node
+        argument = super().create_arg(a)
+        if isinstance(argument, Node) and "value" not in argument.meta:  # has just been made for a constant
+            argument.meta.update(value=a, bound=None)
+        return argument
 
     @override
     def create_proxy(self, kind: str, target: Target, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
@@ -304,19 +258,3 @@ def _memory(tensor: Tensor) -> int:
 
 def _place(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
-
-
-@contextmanager
-def unchanged_generators(values: Sequence[Any]) -> Iterator[None]:
-    """Restore the global random generators of the CPU and of the devices of `values`."""
-    devices = {value.device for value in values if isinstance(value, Tensor) and value.device.type != "cpu"}
-    kind = next((device.type for device in devices), "cuda")
-    with torch.random.fork_rng([device for device in devices if device.type == kind], device_type=kind):
-        yield
-
-
-def generator_states(values: Sequence[Any]) -> list[Tensor]:
-    """Return the states of those generators."""
-    kinds = {value.device for value in values if isinstance(value, Tensor) and value.device.type != "cpu"}
-    others = [torch.get_device_module(device.type).get_rng_state(device) for device in kinds]
-    return [torch.get_rng_state(), *others]

@@ -11,7 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize, prune, spectral_norm, weight_norm
+from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+from typing_extensions import override
 
 from lightning_reg.functional._shards import whole
 
@@ -29,6 +33,11 @@ _HOOKS = (
 
 class Opaque(nn.Module):
     """Stands in for what Python cannot look into."""
+
+    @override
+    def forward(self, *_: Any, **__: Any) -> Any:
+        msg = "TorchScript cannot be looked into"
+        raise TypeError(msg)
 
 
 @torch.no_grad()
@@ -97,11 +106,11 @@ class _Copies:
     def _replay_hooks(self, module: nn.Module, new: nn.Module) -> None:
         """Set the weights that hooks of torch's older pruning and normalization compute before each forward pass."""
         for hook in vars(module)["_forward_pre_hooks"].values():
-            if isinstance(hook, prune.BasePruningMethod):
-                name, weight = hook._tensor_name, hook.apply_mask(new)  # noqa: SLF001  # has no public name
-            elif isinstance(hook, weight_norm.WeightNorm):
+            if isinstance(hook, BasePruningMethod):
+                name, weight = hook._tensor_name, hook.apply_mask(new)  # type: ignore[no-untyped-call]  # noqa: SLF001  # has no public name
+            elif isinstance(hook, WeightNorm):
                 name, weight = hook.name, hook.compute_weight(new)
-            elif isinstance(hook, spectral_norm.SpectralNorm):
+            elif isinstance(hook, SpectralNorm):
                 name, weight = hook.name, hook.compute_weight(new, do_power_iteration=False)
             else:
                 continue
@@ -134,5 +143,5 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def widened(value: Any) -> Any:
-    """Return a copy of a tensor in float32 at least, with no graph and out of inference mode; anything else as it is."""
+    """Return a copy of a tensor, in float32 at least, with no graph, not of inference mode; all else as it is."""
     return _wide(value).detach().clone() if isinstance(value, Tensor) else value

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_reg import _checks
-from lightning_reg.functional import _lipschitz_rules as rules
+from lightning_reg.functional._lipschitz_rules import UserRule, register
 from lightning_reg.functional._lipschitz_walk import walk
 from lightning_reg.functional._singular import without_autocast
 from lightning_reg.functional._stand_in import widened
@@ -37,9 +37,7 @@ class LipschitzReport:
 def lipschitz_bound(
     module: nn.Module, example_input: Tensor | Sequence[Any], *, fold_batch_norm: bool = True
 ) -> LipschitzReport:
-    r"""Return an upper bound of a module's Lipschitz constant, :math:`\max_{x, y} \|f(x) - f(y)\|_2 / \|x - y\|_2`.
-
-    """
+    r"""Return an upper bound of a module's Lipschitz constant, :math:`\max_{x, y} \|f(x) - f(y)\|_2 / \|x - y\|_2`."""
     if not isinstance(module, nn.Module):
         msg = f"`module` must be a torch.nn.Module, got {module!r} of type {type(module).__name__}."
         raise TypeError(msg)
@@ -53,13 +51,13 @@ def lipschitz_bound(
 def register_lipschitz_rule(target: type[nn.Module] | Callable[..., Any], rule: Callable[..., Any]) -> None:
     """Teach `lipschitz_bound` the Lipschitz constant of a layer or function that it does not know."""
     is_module = isinstance(target, type) and issubclass(target, nn.Module)
-    if isinstance(target, type) and not is_module or not callable(target):
+    if (isinstance(target, type) and not is_module) or not callable(target):
         msg = f"`target` must be a subclass of torch.nn.Module or a function, got {target!r}."
         raise TypeError(msg)
     if not callable(rule):
         msg = f"`rule` must be callable as rule(module, *inputs) or, for a function, rule(*inputs), got {rule!r}."
         raise TypeError(msg)
-    rules.register(target, rules.UserRule(rule))
+    register(target, UserRule(rule))
 
 
 def _as_inputs(example_input: Any) -> tuple[Any, ...]:
