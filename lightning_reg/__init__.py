@@ -11,6 +11,7 @@ if TYPE_CHECKING:
         GroupLassoPenalty,
         L1Penalty,
         L2Penalty,
+        LipschitzMonitor,
         MonteCarloDropout,
         Penalty,
         RegularizationMonitor,
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
         SpectralNormPenalty,
         TargetSparsity,
     )
+    from lightning_reg.functional.lipschitz import register_lipschitz_rule
     from lightning_reg.functional.step_size import register_step_size
     from lightning_reg.schedules import (
         Constant,
@@ -43,6 +45,7 @@ __all__ = [
     "L1Penalty",
     "L2Penalty",
     "Linear",
+    "LipschitzMonitor",
     "MonteCarloDropout",
     "Penalty",
     "Piecewise",
@@ -56,12 +59,13 @@ __all__ = [
     "curriculum_dropout",
     "early_dropout",
     "late_dropout",
+    "register_lipschitz_rule",
     "register_step_size",
 ]
 
 if not TYPE_CHECKING:
     # Names are imported on first use: TensorBoard looks into this package for its plugin, and must not wait for torch.
-    _HOMES = ("schedules", "selection", "functional.step_size", "callbacks")
+    _HOMES = ("schedules", "selection", "functional.step_size", "functional.lipschitz", "callbacks")
     _MODULES = (
         "callbacks",
         "ensemble",

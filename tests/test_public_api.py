@@ -23,6 +23,7 @@ PUBLIC = [
     "L1Penalty",
     "L2Penalty",
     "Linear",
+    "LipschitzMonitor",
     "MonteCarloDropout",
     "Penalty",
     "Piecewise",
@@ -36,23 +37,27 @@ PUBLIC = [
     "curriculum_dropout",
     "early_dropout",
     "late_dropout",
+    "register_lipschitz_rule",
     "register_step_size",
 ]
 ENSEMBLE = ["BootstrapSampler", "EnsemblePrediction", "average_predictions", "summarize_predictions"]
 FUNCTIONAL = [
+    "LipschitzReport",
     "conv_norm_bound",
     "elastic_net",
     "elastic_net_prox",
     "group_lasso",
     "group_soft_threshold",
+    "jacobian_norm",
     "l1_norm",
+    "lipschitz_bound",
     "matrix_norm",
     "operator_norm_estimate",
     "soft_threshold",
     "sparsity",
     "squared_l2_norm",
 ]
-METRICS = ["Sparsity", "SpectralNorm", "WeightNorm"]
+METRICS = ["LipschitzLowerBound", "Sparsity", "SpectralNorm", "WeightNorm"]
 SCHEDULES = [
     "Constant",
     "Cosine",

@@ -1,0 +1,110 @@
+r"""ECLipsE-Fast: what chains of matrices and monotone activations do together, which is less than each does by itself.
+
+What is known of differences at one place in a chain, caused by a difference :math:`\delta_0` of its input, is
+
+.. math:: \delta^T R^{-1} \delta \le g^2 \|\delta_0\|^2, \qquad 0 \preceq R \preceq 1,
+
+with :math:`R = 1` at the input. A matrix W makes it :math:`W R W^T`, exactly. An activation with slopes in [0, 1] has
+:math:`\delta_y^T (\delta_x - \delta_y) \ge 0`; with the multiplier of Xu & Sivaranjani, :math:`2 / g^2`, it follows that
+R becomes :math:`(2 - R)^{-1}`, which is below 1 in all directions but the largest of R.
+
+Reference: Xu & Sivaranjani, ECLipsE: Efficient Compositional Lipschitz Constant Estimation for Deep Neural Networks,
+2024, arXiv:2404.04375.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_reg.functional.spectral import matrix_norm
+
+# More than float64 rounds.
+UPWARDS = 1 + 1e-9
+# Larger matrices are measured in float32, whose rounding takes away less than this.
+_PRECISE = 1 << 22
+_FAR_UPWARDS = 1 + 1e-5
+# Above so many features the matrices of a chain would cost more than the rest of the network.
+_WIDEST = 4096
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What is known of differences at one place in a chain."""
+
+    gain: float
+    """An upper bound of how far they are enlarged."""
+    shape: Tensor | None = None
+    """R, float64, shape (features, features); None for the identity."""
+
+    def linear(self, weight: Tensor, norm: float) -> "Chain | None":
+        """Return what is known after a product with `weight`, shape (out, in), of known norm.
+
+        None for what is too wide or complex.
+        """
+        if max(weight.shape) > _WIDEST or weight.is_complex():
+            return None
+        if not 0 < norm < math.inf:  # NaN, too
+            return Chain(times(self.gain, norm))
+        unit = precise(weight) / norm
+        if self.shape is None:
+            return Chain(times(self.gain, norm), unit @ unit.mT)
+        product = unit @ self.shape @ unit.mT
+        if weight.shape[0] <= weight.shape[1]:
+            square = float(matrix_norm(product))
+        else:
+            square = float(matrix_norm(unit @ _root(self.shape))) ** 2
+        square *= UPWARDS**2
+        return Chain(times(self.gain, norm * math.sqrt(square)), product / square if square else product)
+
+    def activated(self, slope: float) -> "Chain":
+        """Return what is known after an activation with slopes from 0 to `slope`."""
+        if self.shape is None:
+            return self.scaled(slope)
+        identity = torch.eye(len(self.shape), dtype=self.shape.dtype, device=self.shape.device)
+        # 2 - R has eigenvalues from 1 to 2: nothing is lost in its inverse.
+        return Chain(times(self.gain, slope), torch.linalg.inv(2 * identity - self.shape))
+
+    def scaled(self, factor: float) -> "Chain":
+        """Return what is known after a product with a number."""
+        return Chain(times(self.gain, factor), self.shape)
+
+
+def eclipse_bound(weights: Sequence[Tensor]) -> float:
+    """Return an upper bound for matrices, shape (out, in) each, with activations of slopes in [0, 1] between them."""
+    chain = Chain(1.0)
+    for position, weight in enumerate(weights):
+        norm = norm_upwards(weight)
+        following = (chain.activated(1.0) if position else chain).linear(weight, norm)
+        chain = following or Chain(times(chain.gain, norm))
+    return chain.gain
+
+
+def norm_upwards(weight: Tensor) -> float:
+    """Return the spectral norm of a matrix, rounded up; NaN if it is not finite."""
+    if weight.numel() <= _PRECISE:
+        return float(matrix_norm(precise(weight))) * UPWARDS
+    return float(matrix_norm(weight)) * _FAR_UPWARDS
+
+
+def precise(tensor: Tensor) -> Tensor:
+    """Return `tensor` in double precision, on the CPU if its device has none."""
+    if tensor.device.type == "mps":
+        tensor = tensor.cpu()
+    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
+
+
+def times(bound: float, factor: float) -> float:
+    """Return the product, in which 0 makes even infinity 0: what has no slope does not pass anything on."""
+    if bound == 0 or factor == 0:
+        return 0.0 if not (math.isnan(bound) or math.isnan(factor)) else math.nan
+    return bound * factor
+
+
+def _root(shape: Tensor) -> Tensor:
+    """Return C with C C^T >= R, by as little as rounding asks for."""
+    identity = torch.eye(len(shape), dtype=shape.dtype, device=shape.device)
+    root: Tensor = torch.linalg.cholesky(shape + 1e-12 * identity)
+    return root

@@ -1,0 +1,44 @@
+"""What is still known where a graph cannot be traced: each layer by itself, at the inputs that it gets."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from lightning_reg.functional._bounds import Bound, NoBoundError, Operation, Traced
+from lightning_reg.functional._generators import unchanged_generators
+from lightning_reg.functional._lipschitz_judge import RuleError, apply_rule, larger
+from lightning_reg.functional._lipschitz_rules import Rule, UserRule, module_rule
+
+
+def layers_alone(module: nn.Module, inputs: Sequence[Any]) -> dict[str, float]:
+    """Run a stand-in, which is used up, and return the constant of each layer with weights that it calls and a rule."""
+    found: dict[str, float] = {}
+    for name, part in module.named_modules():
+        rule = module_rule(part)
+        if rule is not None and next(part.parameters(), None) is not None:
+            part.register_forward_hook(_noting(name or type(part).__name__, rule, found), with_kwargs=True)
+    try:
+        with unchanged_generators(inputs):
+            module(*inputs)
+    except RuleError:
+        raise
+    except Exception:  # the trace has failed for a reason that is reported
+        pass
+    return found
+
+
+def _noting(name: str, rule: Rule | UserRule, found: dict[str, float]) -> Any:
+    def hook(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        operation = Operation(output, layer.forward, layer)
+        traced = pytree.tree_map(lambda x: Traced(x, Bound(1.0)) if isinstance(x, Tensor) else x, (args, kwargs))
+        try:
+            _, own = apply_rule(rule, operation, *traced)
+        except NoBoundError:
+            own = math.inf
+        if own is not None:
+            found[name] = larger(own, found.get(name, 0.0))
+
+    return hook
