@@ -8,9 +8,11 @@ variance of the mean is measured, and computed from the measured v and c. An err
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
+from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
@@ -85,10 +87,23 @@ def variances(members: Sequence[Tensor], labels: Tensor) -> list[tuple[str, ...]
     v = moments.diagonal().mean().item()
     c = (moments.sum() - moments.trace()).item() / (k * (k - 1))
     rows = [
-        (str(n), f"{errors[:n].mean(0).square().mean():.5f}", f"{v / n + (n - 1) * c / n:.5f}")
-        for n in sorted({1, 2, (k + 1) // 2, k})
+        (str(n), f"{errors[:n].mean(0).square().mean():.5f}", f"{v / n + (n - 1) * c / n:.5f}") for n in range(1, k + 1)
     ]
     return [("n", "measured", "v/n + (n - 1) c/n"), *rows, ("v", "", f"{v:.5f}"), ("c", "", f"{c:.5f}")]
+
+
+def draw(rows: Sequence[tuple[str, ...]], path: Path) -> None:
+    """Save a picture of the second table."""
+    *points, _, (_, _, covariance) = rows[1:]
+    numbers = [int(n) for n, _, _ in points]
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(numbers, [float(measured) for _, measured, _ in points], "o", label="measured, of the first n models")
+    axes.plot(numbers, [float(formula) for _, _, formula in points], label="v/n + (n - 1) c/n")
+    axes.axhline(float(covariance), color="gray", linestyle="--", label="c, which no number of models goes below")
+    axes.set(xlabel="n, models that are averaged", ylabel="variance of the mean", ylim=(0, None), xticks=numbers)
+    axes.legend()
+    figure.savefig(path, dpi=100)
 
 
 def print_table(rows: Sequence[tuple[str, ...]]) -> None:
@@ -104,6 +119,7 @@ def main() -> None:
     parser.add_argument("--max-epochs", type=int, default=40)
     parser.add_argument("--models", type=int, default=10, help="k, the number of models that are averaged; at least 2")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--picture", type=Path, help="where to save a picture of it, such as bagging.png")
     arguments = parser.parse_args()
     training, testing = digits()
     labels = testing.tensors[1]
@@ -137,7 +153,10 @@ def main() -> None:
         row("dropout, 50 masks", predict(dropout, MonteCarloDropout(50, seed=arguments.seed)), labels),
     ]
     print_table(rows)
-    print_table(variances(members, labels))
+    spread = variances(members, labels)
+    print_table(spread)
+    if arguments.picture:
+        draw(spread, arguments.picture)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,13 @@ how: the runs beside one another under Custom Scalars, every layer under Time Se
 
 import argparse
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
@@ -123,12 +124,28 @@ def train(name: str, max_epochs: int, seed: int, logdir: Path) -> tuple[str, ...
     )
 
 
+def draw(rows: Sequence[tuple[str, ...]], columns: Mapping[str, int], path: Path) -> None:
+    """Save a picture of columns of the table: accuracies as bars."""
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(columns)
+    for number, (label, column) in enumerate(columns.items()):
+        places = [place + width * (number - (len(columns) - 1) / 2) for place in range(len(rows))]
+        bars = axes.bar(places, [float(row[column].rstrip("%")) for row in rows], width, label=label)
+        axes.bar_label(bars, fmt="%.0f", fontsize="small")
+    axes.set_xticks(range(len(rows)), [row[0] for row in rows])
+    axes.set(ylabel="accuracy in %", ylim=(50, 100))
+    figure.legend(loc="outside upper center", ncols=len(columns))
+    figure.savefig(path, dpi=100)
+
+
 def main() -> None:
     """Train with each callback and print what it did."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--max-epochs", type=int, default=80)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--logdir", type=Path, default=Path("lightning_logs/quickstart"))
+    parser.add_argument("--picture", type=Path, help="where to save a picture of it, such as accuracy.png")
     arguments = parser.parse_args()
 
     rows = [train(name, arguments.max_epochs, arguments.seed, arguments.logdir) for name in REGULARIZERS]
@@ -146,6 +163,8 @@ def main() -> None:
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     for row in (head, *rows):
         print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+    if arguments.picture:
+        draw(rows, {"training images (some wrong labels)": 1, "test images": 2}, arguments.picture)
     print(f"\ntensorboard --logdir {shlex.quote(str(arguments.logdir))}")
 
 

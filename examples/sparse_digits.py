@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
@@ -92,8 +93,8 @@ def digits() -> tuple[TensorDataset, Tensor, Tensor]:
 
 
 @torch.no_grad()
-def train(name: str, max_epochs: int, seed: int, logdir: Path) -> tuple[str, ...]:
-    """Train once, remove what can be removed, and return a row of the table."""
+def train(name: str, max_epochs: int, seed: int, logdir: Path) -> tuple[tuple[str, ...], Tensor]:
+    """Train once, remove what can be removed, and return a row of the table and the first layer's weights."""
     seed_everything(seed)
     training, images, labels = digits()
     module, callback = Classifier(), CALLBACKS[name]
@@ -117,7 +118,7 @@ def train(name: str, max_epochs: int, seed: int, logdir: Path) -> tuple[str, ...
     if error > 1e-5 * max(1.0, outputs.abs().max().item()):
         raise RuntimeError(f"the smaller network has other outputs: {error:.1e}")
     strength = trainer.callback_metrics.get("reg/target_sparsity/strength", getattr(callback, "strength", 0.0))
-    return (
+    row = (
         name,
         f"{float(strength):.1e}",
         f"{sparsity(weights):.1%}",
@@ -127,6 +128,20 @@ def train(name: str, max_epochs: int, seed: int, logdir: Path) -> tuple[str, ...
         f"{sum(parameter.numel() for parameter in smaller.parameters())}",
         f"{error:.0e}",
     )
+    return row, hidden[0].detach()
+
+
+def draw(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Save a picture of the first layer of each network: white is zero."""
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    for axes, (name, weight) in zip(figure.subplots(2, 4).flat, weights.items(), strict=True):
+        largest = weight.abs().max().item()
+        axes.imshow(weight.T, cmap="RdBu", vmin=-largest, vmax=largest, interpolation="nearest", aspect="auto")
+        axes.set_title(name, fontsize="small")
+        axes.set(xticks=[], yticks=[])
+    figure.supxlabel("128 hidden units", fontsize="small")
+    figure.supylabel("64 pixels", fontsize="small")
+    figure.savefig(path, dpi=100)
 
 
 def main() -> None:
@@ -135,17 +150,21 @@ def main() -> None:
     parser.add_argument("--max-epochs", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--logdir", type=Path, default=Path("lightning_logs/sparse_digits"))
+    parser.add_argument("--picture", type=Path, help="where to save a picture of it, such as sparse_digits.png")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # the network is small: threads would wait for one another
     warnings.filterwarnings("ignore", message=".*does not have many workers")
 
-    rows = [train(name, arguments.max_epochs, arguments.seed, arguments.logdir) for name in CALLBACKS]
+    networks = {name: train(name, arguments.max_epochs, arguments.seed, arguments.logdir) for name in CALLBACKS}
+    rows = [row for row, _ in networks.values()]
 
     head = ("training", "strength", "zeros", "zero units", "accuracy", "smaller network", "parameters", "its error")
     print()
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     for row in (head, *rows):
         print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+    if arguments.picture:
+        draw({name: weight for name, (_, weight) in networks.items()}, arguments.picture)
     print(f"\ntensorboard --logdir {shlex.quote(str(arguments.logdir))}")
 
 

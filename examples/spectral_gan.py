@@ -8,11 +8,13 @@ the samples are from the digits: the Frechet distance between Gaussians fitted t
 
 import argparse
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -74,9 +76,14 @@ class ShowSamples(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.current_epoch % 10 and trainer.current_epoch + 1 < (trainer.max_epochs or 0):
             return
-        images = sampled(pl_module, SHOWN).view(8, 8, 8, 8).permute(0, 2, 1, 3).reshape(1, 64, 64)
+        images = tiled(sampled(pl_module, SHOWN)).unsqueeze(0)
         if isinstance(trainer.logger, TensorBoardLogger):
             trainer.logger.experiment.add_image("samples", images, global_step=trainer.global_step // 2)
+
+
+def tiled(images: Tensor) -> Tensor:
+    """Return 64 images of 8 x 8 pixels as one, shape (64, 64)."""
+    return images.view(8, 8, 8, 8).permute(0, 2, 1, 3).reshape(64, 64)
 
 
 @torch.no_grad()
@@ -97,8 +104,8 @@ def distance(first: Tensor, second: Tensor) -> float:
     return result.item()
 
 
-def train(name: str, max_epochs: int, seed: int, logdir: Path) -> tuple[str, ...]:
-    """Train once and return a row of the table."""
+def train(name: str, max_epochs: int, seed: int, logdir: Path) -> tuple[tuple[str, ...], Tensor]:
+    """Train once and return a row of the table and samples."""
     seed_everything(seed)
     images = torch.as_tensor(load_digits().data / 16).float()
     module = Gan()
@@ -116,7 +123,18 @@ def train(name: str, max_epochs: int, seed: int, logdir: Path) -> tuple[str, ...
     )
     trainer.fit(module, DataLoader(TensorDataset(images), batch_size=64, shuffle=True, drop_last=True))
     norms = [matrix_norm(layer.weight.detach()).item() for layer in module.critic if isinstance(layer, nn.Linear)]
-    return name, f"{distance(images, sampled(module, len(images))):.3f}", *(f"{norm:.2f}" for norm in norms)
+    row = name, f"{distance(images, sampled(module, len(images))):.3f}", *(f"{norm:.2f}" for norm in norms)
+    return row, sampled(module, SHOWN)
+
+
+def draw(images: Mapping[str, Tensor], path: Path) -> None:
+    """Save a picture of digits and samples."""
+    figure = Figure(figsize=(9, 3.3), layout="constrained")
+    for axes, (title, tiles) in zip(figure.subplots(1, len(images)), images.items(), strict=True):
+        axes.imshow(tiled(tiles), cmap="gray", vmin=0, vmax=1)
+        axes.set_title(title)
+        axes.set_axis_off()
+    figure.savefig(path, dpi=100)
 
 
 def main() -> None:
@@ -125,15 +143,22 @@ def main() -> None:
     parser.add_argument("--max-epochs", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--logdir", type=Path, default=Path("lightning_logs/spectral_gan"))
+    parser.add_argument("--picture", type=Path, help="where to save a picture of it, such as spectral_gan.png")
     arguments = parser.parse_args()
 
-    rows = [train(name, arguments.max_epochs, arguments.seed, arguments.logdir) for name in ("plain", "normalized")]
+    plain, normalized = (
+        train(name, arguments.max_epochs, arguments.seed, arguments.logdir) for name in ("plain", "normalized")
+    )
+    rows = [plain[0], normalized[0]]
 
     head = ("critic", "distance to digits", "norm of layer 1", "layer 2", "layer 3")
     print()
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     for row in (head, *rows):
         print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+    if arguments.picture:
+        digits = torch.as_tensor(load_digits().data[:SHOWN] / 16)
+        draw({"digits": digits, "plain critic": plain[1], "normalized critic": normalized[1]}, arguments.picture)
     print(f"\ntensorboard --logdir {shlex.quote(str(arguments.logdir))}")
 
 

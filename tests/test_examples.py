@@ -6,8 +6,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+from tests.event_files import scalars, values_in
 
 ROOT = Path(__file__).parent.parent
+
+
+def assert_picture(path):
+    assert path.read_bytes().startswith(b"\x89PNG")
 
 
 README_CODE = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
@@ -35,6 +42,7 @@ def test_pictures_in_the_readme_are_there():
 
 def test_the_demo_prints_its_table_and_the_command_for_its_logs(tmp_path, monkeypatch, capsys):
     arguments = ["--max-epochs", "2", "--seed", "1", "--logdir", str(tmp_path / "some logs")]
+    arguments += ["--picture", str(tmp_path / "picture.png")]
     monkeypatch.setattr(sys, "argv", ["quickstart.py", *arguments])
 
     runpy.run_path(str(ROOT / "examples" / "quickstart.py"), run_name="__main__")
@@ -48,11 +56,12 @@ def test_the_demo_prints_its_table_and_the_command_for_its_logs(tmp_path, monkey
     assert [row[-2] == "0.0%" for row in rows[1:6]] == [True] * 4 + [False]  # exact zeros
     assert table.splitlines()[-1] == f"tensorboard --logdir '{tmp_path / 'some logs'}'"
     assert {path.name for path in (tmp_path / "some logs").iterdir()} == set(names)
+    assert_picture(tmp_path / "picture.png")
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 def test_the_sparse_network_shrinks_to_a_smaller_one_with_the_same_outputs(tmp_path, monkeypatch, capsys):
-    arguments = ["--max-epochs", "6", "--logdir", str(tmp_path)]
+    arguments = ["--max-epochs", "6", "--logdir", str(tmp_path), "--picture", str(tmp_path / "picture.png")]
     monkeypatch.setattr(sys, "argv", ["sparse_digits.py", *arguments])
 
     runpy.run_path(str(ROOT / "examples" / "sparse_digits.py"), run_name="__main__")
@@ -66,10 +75,12 @@ def test_the_sparse_network_shrinks_to_a_smaller_one_with_the_same_outputs(tmp_p
     assert int(rows["target 50% units"][5]) < 17226 / 2
     assert all(float(row[-1]) <= 1e-5 for row in rows.values())
     assert len(list(tmp_path.rglob("events.out.tfevents.*"))) == 8
+    assert_picture(tmp_path / "picture.png")
 
 
 def test_the_robust_digits_have_the_norms_that_were_asked_for(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["robust_digits.py", "--max-epochs", "2", "--logdir", str(tmp_path)])
+    arguments = ["--max-epochs", "2", "--logdir", str(tmp_path), "--picture", str(tmp_path / "picture.png")]
+    monkeypatch.setattr(sys, "argv", ["robust_digits.py", *arguments])
 
     runpy.run_path(str(ROOT / "examples" / "robust_digits.py"), run_name="__main__")
 
@@ -78,10 +89,12 @@ def test_the_robust_digits_have_the_norms_that_were_asked_for(tmp_path, monkeypa
     assert list(rows) == ["none", "l2", "spectral_penalty", "normalization", "constraint"]
     assert float(rows["constraint"][4]) <= 2.001
     assert float(rows["normalization"][4]) == pytest.approx(2, rel=0.4)
+    assert_picture(tmp_path / "picture.png")
 
 
 def test_the_gan_shows_its_samples_and_normalizes_its_critic(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["spectral_gan.py", "--max-epochs", "2", "--logdir", str(tmp_path)])
+    arguments = ["--max-epochs", "2", "--logdir", str(tmp_path), "--picture", str(tmp_path / "picture.png")]
+    monkeypatch.setattr(sys, "argv", ["spectral_gan.py", *arguments])
 
     runpy.run_path(str(ROOT / "examples" / "spectral_gan.py"), run_name="__main__")
 
@@ -93,6 +106,7 @@ def test_the_gan_shows_its_samples_and_normalizes_its_critic(tmp_path, monkeypat
     for name in ("plain", "normalized"):
         (file,) = (tmp_path / name / "version_0").glob("events.out.tfevents.*")
         assert b"samples" in file.read_bytes()
+    assert_picture(tmp_path / "picture.png")
 
 
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
@@ -105,8 +119,9 @@ def test_every_example_explains_itself(example, monkeypatch, capsys):
     assert "--max-epochs" in capsys.readouterr().out
 
 
-def test_the_bagging_example_prints_both_tables(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["bagging.py", "--max-epochs", "2", "--models", "2"])
+def test_the_bagging_example_prints_both_tables(tmp_path, monkeypatch, capsys):
+    arguments = ["--max-epochs", "2", "--models", "2", "--picture", str(tmp_path / "picture.png")]
+    monkeypatch.setattr(sys, "argv", ["bagging.py", *arguments])
 
     runpy.run_path(str(ROOT / "examples" / "bagging.py"), run_name="__main__")
 
@@ -114,3 +129,43 @@ def test_the_bagging_example_prints_both_tables(monkeypatch, capsys):
     assert len(first) == 7
     assert len({line.split()[-1] for line in first}) == 7  # every way of averaging has its own outcome
     assert second[-3].split()[1] == second[-3].split()[2]
+    assert_picture(tmp_path / "picture.png")
+
+
+def test_the_sweep_logs_its_curve_as_a_figure_and_under_hparams(tmp_path, monkeypatch, capsys):
+    arguments = ["--max-epochs", "3", "--strengths", "2", "--weakest", "1e-4", "--strongest", "1.0"]
+    arguments += ["--logdir", str(tmp_path), "--picture", str(tmp_path / "picture.png")]
+    monkeypatch.setattr(sys, "argv", ["strength_sweep.py", *arguments])
+
+    runpy.run_path(str(ROOT / "examples" / "strength_sweep.py"), run_name="__main__")
+
+    *_, table = capsys.readouterr().out.partition("strength  training error")
+    rows = [line.split() for line in table.splitlines()[1:4]]
+    assert [row[0] for row in rows] == ["0.0e+00", "1.0e-04", "1.0e+00"]
+    assert float(rows[2][1].rstrip("%")) > 70 > float(rows[1][1].rstrip("%"))  # ten classes: only zeros are left
+    assert_picture(tmp_path / "picture.png")
+    figures = [value for _, value in values_in(tmp_path / "sweep") if value.tag == "sweep/error_of_strength"]
+    assert [value.metadata.plugin_data.plugin_name for value in figures] == ["images"]
+    for strength, train, test in rows:
+        run = list(values_in(tmp_path / f"l2_{strength}"))
+        (start,) = (value for _, value in run if value.tag == "_hparams_/session_start_info")
+        hparams = HParamsPluginData.FromString(start.metadata.plugin_data.content).session_start_info.hparams
+        assert hparams["strength"].number_value == pytest.approx(float(strength), rel=0.05)
+        logged = scalars(tmp_path / f"l2_{strength}")
+        assert [f"{100 * logged[f'error/{name}'][0]:.1f}%" for name in ("train", "test")] == [train, test]
+
+
+def test_the_gallery_shows_every_example_with_a_picture_of_less_than_150_kb():
+    gallery = (ROOT / "examples" / "README.md").read_text()
+    pictures = re.findall(r"!\[.+?\]\((.+?)\)", gallery)
+    examples = [path.stem for path in (ROOT / "examples").glob("*.py")]
+
+    for picture in pictures:
+        assert 0 < (ROOT / "examples" / picture).stat().st_size < 150_000, picture
+    for example in [*examples, "cli/main", "cli/compare"]:
+        assert f"examples/{example}.py" in gallery, example
+    assert {path.name for path in (ROOT / "examples" / "pictures").iterdir()} == {Path(item).name for item in pictures}
+    # Each but the screenshot says how it is made.
+    assert {f"examples/{picture}" for picture in pictures} - {"examples/pictures/quickstart.png"} == set(
+        re.findall(r"--picture (\S+)", gallery)
+    )

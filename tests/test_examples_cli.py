@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import re
+import runpy
 import sys
 from pathlib import Path
 
@@ -141,3 +142,29 @@ def test_the_program_explains_itself(main, capsys, arguments):
         main(arguments)
 
     assert "--config" in capsys.readouterr().out
+
+
+def test_recipes_compare(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(FOLDER)
+    monkeypatch.delitem(sys.modules, "main", raising=False)
+    arguments = ["monitor", "early_dropout", "--max-epochs=1", f"--logdir={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", ["compare.py", *arguments, f"--picture={tmp_path / 'picture.png'}"])
+
+    runpy.run_path(str(FOLDER / "compare.py"), run_name="__main__")
+
+    *_, table = capsys.readouterr().out.partition("recipe  accuracy")
+    assert [line.split()[0] for line in table.splitlines()[1:3]] == ["monitor", "early_dropout"]
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+    assert "reg/weight_norm" in scalars(tmp_path / "monitor")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["lasso"]])
+def test_the_comparison_explains_itself(monkeypatch, capsys, arguments):
+    monkeypatch.setattr(sys, "argv", ["compare.py", *arguments])
+
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(FOLDER / "compare.py"), run_name="__main__")
+
+    printed = capsys.readouterr()
+    assert "usage: " in printed.out + printed.err
+    assert "there is no recipe lasso" in printed.err or "l1_sparse" in printed.out

@@ -91,16 +91,16 @@ class DigitsData(LightningDataModule):
         self.training = TensorDataset(train_images.float(), train_labels)
         self.testing = TensorDataset(test_images.float(), test_labels)
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         return DataLoader(self.training, batch_size=self.batch_size, shuffle=True)
 
-    def val_dataloader(self) -> DataLoader[Batch]:
+    def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         return DataLoader(self.testing, batch_size=len(self.testing))
 
-    def test_dataloader(self) -> DataLoader[Batch]:
+    def test_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         return self.val_dataloader()
 
-    def predict_dataloader(self) -> DataLoader[Batch]:
+    def predict_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         return self.val_dataloader()
 
 
