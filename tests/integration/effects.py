@@ -215,11 +215,14 @@ def train_by_hand(  # noqa: PLR0913  # everything a training loop may do
         for weights, effect in effects:
             effect.add_gradient(weights, step, share)
         clip(module.parameters())
+        # The scaler of fp16 skips steps that overflow.
+        gradients = [weight.grad for weight in module.parameters() if weight.grad is not None]
+        acting = effects if all(gradient.isfinite().all() for gradient in gradients) else []
         with torch.no_grad():
-            for weights, effect in effects:
+            for weights, effect in acting:
                 effect.before_update(weights)
             scaler.step(optimizer)
-            for weights, effect in effects:
+            for weights, effect in acting:
                 effect.after_update(weights, optimizer, step, share)
         scaler.update()
         optimizer.zero_grad()

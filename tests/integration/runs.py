@@ -5,14 +5,14 @@ import random
 import signal
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from fsspec.implementations.local import LocalFileOpener
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import MixedPrecision
@@ -40,6 +40,8 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": partial(torch.optim.Adam, lr=0.01),
     "adamw": partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1),
 }
+# These need a loop of their own where the scaler of fp16 is at work: expected is what the others of that name do.
+FUSED = {f"fused {name}": partial(OPTIMIZERS[name], fused=True) for name in OPTIMIZERS}
 PRECISIONS = {"32-true": None, "64-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 CLIPPING: dict[str, Callable[..., object]] = {
     "none": lambda parameters: None,
@@ -72,6 +74,8 @@ class Case:
     """The batch, counted over epochs, before which the run stops; of a checkpoint, the first one from there on."""
     save_every: int = 1
     """Optimizer steps between two checkpoints."""
+    compile_mode: str = ""
+    """That of `torch.compile`; empty for none."""
 
     def tolerance(self) -> float:
         """Return by how much the norm of the difference of a weight may exceed its norm."""
@@ -116,8 +120,10 @@ class Dropping(nn.Dropout):
 
     def forward(self, inputs: Tensor, rows: Tensor) -> Tensor:
         # Not of the default dtype: that is float64 in a run with `precision="64-true"`.
+        if not (self.training and self.p):
+            return inputs
         numbers = torch.rand(ROWS, 7, dtype=torch.float32, generator=torch.Generator().manual_seed(2))
-        return inputs * (numbers.to(inputs.device)[rows] >= self.p) / (1 - self.p) if self.training else inputs
+        return inputs * (numbers.to(inputs.device)[rows] >= self.p) / (1 - self.p)
 
 
 class Body(nn.Module):
@@ -135,7 +141,7 @@ class Body(nn.Module):
 
 class Module(Regressor):
     def __init__(self, case: Case) -> None:
-        super().__init__(OPTIMIZERS[case.optimizer])
+        super().__init__((OPTIMIZERS | FUSED)[case.optimizer])
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self.network = Body(has_unused="unused" in case.strategy)
@@ -143,6 +149,9 @@ class Module(Regressor):
             self.network.dropout.p = 0.0
         if case.precision == "64-true":
             self.double()  # at once: Lightning loads a checkpoint before it does so, and rounds it to float32
+
+        if case.compile_mode:
+            self.network.compile(mode=case.compile_mode)
 
     def configure_model(self) -> None:
         if self.device_mesh is not None:
@@ -166,6 +175,20 @@ class Batches(ResumableLoader):
         # Rank r takes rows r, r + 2, ...: together the ranks have the global batches of four.
         sampler = DistributedSampler(data, num_replicas=ranks, rank=rank, shuffle=False)
         self.batches = list(DataLoader(data, batch_size=4 // ranks, sampler=sampler))
+
+
+class Data(LightningDataModule):
+    """The batches of each rank, made where the rank is known: in its process."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        self.case = case
+
+    def train_dataloader(self) -> Batches:
+        return Batches(self.case, self.trainer.global_rank, self.trainer.world_size)
+
+    def val_dataloader(self) -> Any:
+        return self.train_dataloader() if self.case.validates else []
 
 
 class Terminate(StopBefore):
@@ -222,11 +245,11 @@ def trainer_of(case: Case, folder: Path, *callbacks: Callback, **settings: Any) 
         "single": "auto",
         "fsdp2": lambda: ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
     }
-    strategy = strategies.get(case.strategy, case.strategy)
+    strategy = settings.pop("strategy", strategies.get(case.strategy, case.strategy))
     defaults = {
         "accelerator": "cpu",
         "devices": 1 if case.strategy in ALONE else 2,
-        "strategy": strategy() if callable(strategy) else strategy,
+        "strategy": strategy() if callable(strategy) else strategy,  # one of its own for each trainer
         "max_epochs": case.epochs,
         "accumulate_grad_batches": case.accumulate,
         "gradient_clip_val": clip,
@@ -244,18 +267,18 @@ def trainer_of(case: Case, folder: Path, *callbacks: Callback, **settings: Any) 
     )
 
 
+def fit(case: Case, folder: Path, *callbacks: Callback, resume: bool = False, **settings: Any) -> Module:
+    """Train as Lightning does, with further callbacks; return the module."""
+    module, trainer = Module(case), trainer_of(case, folder, *callbacks, **settings)
+    trainer.fit(module, datamodule=Data(case), ckpt_path=newest_checkpoint(folder) if resume else None)
+    return module
+
+
 def train(case: Case, folder: Path, *, interrupt: bool = False, resume: bool = False, **settings: Any) -> Any:
-    """Train as Lightning does; return the weights, or those of the model as it was left."""
-    keep, module = KeepWeights(), Module(case)
+    """Train as Lightning does; return the weights at the end."""
+    keep = KeepWeights()
     stop = [STOPS[case.interruption](case.at_batch)] if interrupt else []
-    trainer = trainer_of(case, folder, *stop, keep, **settings)
-    batches = partial(Batches, case, trainer.global_rank, trainer.world_size)
-    trainer.fit(
-        module,
-        batches(),
-        batches() if case.validates else None,
-        ckpt_path=newest_checkpoint(folder) if resume else None,
-    )
+    fit(case, folder, *stop, keep, resume=resume, **settings)
     return keep.weights
 
 
@@ -272,9 +295,9 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 def expected(case: Case, device: str = "cpu") -> dict[str, Tensor]:
     """Return the weights of the loop that is written by hand, on global batches, without an interruption."""
-    module = Module(case).to(device)
+    module = Module(replace(case, optimizer=case.optimizer.removeprefix("fused "), compile_mode="")).to(device)
     weight_of = {part: getattr(module.network, part).weight for part in PARTS}
-    scales = case.precision == "16-mixed"
+    scaler = torch.amp.GradScaler(device, init_scale=1024.0 if device == "cpu" else 65536.0)
     train_by_hand(
         module,
         [tuple(tensor.to(device) for tensor in batch) for batch in Batches(case).batches],
@@ -284,19 +307,19 @@ def expected(case: Case, device: str = "cpu") -> dict[str, Tensor]:
         clip=CLIPPING[case.clipping],
         rate=rate_of_dropout if case.drops else None,
         autocast=PRECISIONS[case.precision],
-        scaler=torch.amp.GradScaler(device, init_scale=1024.0) if scales else None,
+        scaler=scaler if case.precision == "16-mixed" else None,
     )
     return weights_of(module)
 
 
-def stopped_and_resumed(case: Case, folder: Path) -> Any:
+def stopped_and_resumed(case: Case, folder: Path, **settings: Any) -> Any:
     """Train until the interruption and then, with a new model and new callbacks, to the end; return the weights."""
     if case.interruption == "none":
-        return train(case, folder)
+        return train(case, folder, **settings)
     try:
-        train(case, folder, interrupt=True)
+        train(case, folder, interrupt=True, **settings)
     except (PowerCutError, SystemExit):
         pass
     else:
         raise AssertionError("the run was not interrupted")
-    return train(case, folder, resume=True)
+    return train(case, folder, resume=True, **settings)

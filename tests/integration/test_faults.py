@@ -23,8 +23,8 @@ from tests.integration.effects import KINDS
 from tests.integration.runs import (
     BATCHES,
     PARTS,
-    Batches,
     Case,
+    Data,
     Module,
     callbacks_of,
     interrupt,
@@ -193,7 +193,7 @@ def broken_run(case, module, folder, error=BreakingError):
     trainer = trainer_of(case, folder, enable_checkpointing=True)
     given = list(trainer.callbacks)
     with pytest.raises(error):
-        trainer.fit(module, Batches(case), Batches(case))
+        trainer.fit(module, datamodule=Data(case))
     return trainer, left_by(trainer, module, given)
 
 
@@ -244,7 +244,7 @@ def test_callbacks_of_a_run_that_failed_train_as_new_ones(method, tmp_path):
     module = Module(case)
 
     bare = replace(case, regularized=(), drops=False, interruption="none")
-    trainer_of(bare, tmp_path / "again", *used).fit(module, Batches(case), Batches(case))
+    trainer_of(bare, tmp_path / "again", *used).fit(module, datamodule=Data(case))
 
     torch.testing.assert_close(weights_of(module), uninterrupted(case), rtol=0, atol=0)
 
@@ -272,7 +272,7 @@ def train_on_a_full_disk(logger, folder):
     trainer = trainer_of(EVERYTHING, folder, FillDisk(5), **settings)
     given = list(trainer.callbacks)
     with pytest.raises(OSError, match="File too large") as caught:
-        trainer.fit(module, Batches(EVERYTHING), Batches(EVERYTHING))
+        trainer.fit(module, datamodule=Data(EVERYTHING))
     assert caught.value.errno == errno.EFBIG
     assert 5 <= trainer.global_step < 20 * BATCHES
     assert trainer.callbacks == given
@@ -293,7 +293,7 @@ def test_a_disk_that_is_full_for_the_logger_is_its_own_error_and_nothing_else_is
 def save_on_a_full_disk(case, folder):
     """Run in a process of its own: fail when a checkpoint does not fit on the disk."""
     with pytest.raises(OSError, match="File too large"):
-        trainer_of(case, folder, FillDisk(case.at_batch)).fit(Module(case), Batches(case), Batches(case))
+        trainer_of(case, folder, FillDisk(case.at_batch)).fit(Module(case), datamodule=Data(case))
 
 
 def test_a_checkpoint_that_does_not_fit_on_the_disk_leaves_the_one_before_it(tmp_path):
