@@ -1,13 +1,13 @@
 """The seam to Lightning: what a callback must know of the running trainer. Private attributes are read here only."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
 from lightning.fabric.utilities.logger import _flatten_dict, _sanitize_params
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
@@ -120,7 +120,9 @@ def total_ticks(trainer: Trainer, pl_module: LightningModule) -> float:
         # `max_steps` counts the steps of all optimizers, and how many a batch makes is up to the user.
         return _epochs(trainer) * trainer.num_training_batches if trainer.max_steps == -1 else math.inf
     for callback in callbacks_of(trainer, GradientAccumulationScheduler):
-        return _total_with_changing_accumulation(trainer, callback)
+        return _total_by_epoch(trainer, callback.get_accumulate_grad_batches)
+    if _has_epoch_without_steps(trainer):
+        return _total_by_epoch(trainer, lambda _epoch: trainer.accumulate_grad_batches)
     total = trainer.estimated_stepping_batches
     return math.inf if total == -1 else total  # -1: an iterable dataset and no `max_steps`
 
@@ -140,17 +142,24 @@ def total_epochs(trainer: Trainer, pl_module: LightningModule) -> float:
     return min(epochs, epoch + max(0, math.ceil((trainer.max_steps - steps) / math.ceil(batches / window))))
 
 
-def _total_with_changing_accumulation(trainer: Trainer, callback: GradientAccumulationScheduler) -> float:
+def _total_by_epoch(trainer: Trainer, window_of: Callable[[int], int]) -> float:
     limit = math.inf if trainer.max_steps == -1 else trainer.max_steps
     batches, epochs = trainer.num_training_batches, _epochs(trainer)
     if math.isinf(batches) or math.isinf(epochs):
         return limit
-    windows = (callback.get_accumulate_grad_batches(epoch) for epoch in range(int(epochs)))
-    return min(limit, sum(math.ceil(batches / window) for window in windows))
+    return min(limit, sum(math.ceil(batches / window_of(epoch)) for epoch in range(int(epochs))))
 
 
 def _epochs(trainer: Trainer) -> float:
-    return math.inf if trainer.max_epochs is None or trainer.max_epochs < 0 else trainer.max_epochs
+    if trainer.max_epochs is None or trainer.max_epochs < 0:
+        return math.inf
+    return trainer.max_epochs - _has_epoch_without_steps(trainer)
+
+
+def _has_epoch_without_steps(trainer: Trainer) -> bool:
+    """Tell whether SWA has added an epoch, in which it only measures what batch norm needs."""
+    averages = callbacks_of(trainer, StochasticWeightAveraging)
+    return trainer.max_epochs != -1 and any(callback._model_contains_batch_norm for callback in averages)
 
 
 def mean_over_ranks(trainer: Trainer, value: Tensor) -> Tensor:

@@ -134,7 +134,11 @@ layout=True, hparams=True)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._record and self.histograms and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+        if self._record is None:
+            return
+        # A run can end in mid-epoch; in `on_train_end`, those that average weights may have put in the averages.
+        self._record.measure()
+        if self.histograms and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
             self._record.write_histograms(trainer, _trainer.log_step(trainer) - 1)
 
     @override

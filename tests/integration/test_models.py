@@ -239,9 +239,9 @@ def test_a_tied_weight_answers_to_both_of_its_names(trainer_of, tmp_path):
     case = CASES["gpt2"]
     module = Classifier(case)
 
-    trainer_of(
-        L1Penalty(0.1, select="model.lm_head.weight"), max_epochs=1, logger=TensorBoardLogger(tmp_path)
-    ).fit(module, batches(case))
+    trainer_of(L1Penalty(0.1, select="model.lm_head.weight"), max_epochs=1, logger=TensorBoardLogger(tmp_path)).fit(
+        module, batches(case)
+    )
 
     assert module.model.lm_head.weight is module.model.transformer.wte.weight
     assert chosen(plan(tmp_path, "reg/setup"), "l1 0.1") == ["transformer.wte.weight"]

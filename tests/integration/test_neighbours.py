@@ -1,0 +1,395 @@
+"""Beside Lightning's own callbacks, before or after them in the list, each of ours does what it does alone."""
+
+import pickle
+from functools import cache, partial
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch import callbacks as of_lightning
+from lightning.pytorch.callbacks import (
+    BaseFinetuning,
+    BatchSizeFinder,
+    DeviceStatsMonitor,
+    EarlyStopping,
+    LearningRateFinder,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    ModelPruning,
+    RichProgressBar,
+    StochasticWeightAveraging,
+)
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.tuner import Tuner
+from torch import nn
+from torch.nn.utils import prune
+
+from lightning_reg import L1Penalty, RegularizationMonitor, SpectralConstraint
+from tests.models import Regressor, loader, weights_of
+from tests.reference import assert_same_weights, train_by_hand
+from tests.test_all_callbacks import CALLBACKS
+
+LEARNING_RATE, DECAY, EPOCHS, STEPS = 0.05, 0.8, 2, 4
+
+# One of each kind: the last, which has most settings.
+every_callback = pytest.mark.parametrize("ours", {type(it): it for it in CALLBACKS}.values(), ids=repr)
+
+pytestmark = pytest.mark.filterwarnings("ignore:.* averages weights, so that what mode=.proximal. made exactly zero")
+
+
+class Model(Regressor):
+    """Has its data, dropout with the same masks in every run, and what tuners look for; keeps its weights over time."""
+
+    def __init__(self, learning_rate=LEARNING_RATE, batch_size=7):
+        super().__init__(lambda parameters: torch.optim.SGD(parameters, self.learning_rate, momentum=0.9))
+        self.learning_rate, self.batch_size = learning_rate, batch_size
+        self.at_epoch_start, self.after_steps = [], []
+        self.rates = set()
+
+    def train_dataloader(self):
+        return loader(batch_size=self.batch_size)
+
+    def val_dataloader(self):
+        return loader(batch_size=28)
+
+    def training_step(self, batch, batch_idx):
+        torch.manual_seed(batch_idx)
+        inputs, targets = batch
+        return super().training_step((self.network.dropout(inputs), targets), batch_idx)
+
+    def on_train_epoch_start(self):
+        self.at_epoch_start.append(weights_of(self))
+
+    def on_train_batch_end(self, *args):
+        self.after_steps.append(weights_of(self))
+        self.rates = {group["lr"] for group in self.optimizers().param_groups}
+
+
+class Memory(Logger):
+    """Keeps what is written of regularization: tag -> step -> value."""
+
+    name, version = "memory", 0
+
+    def __init__(self):
+        super().__init__()
+        self.written = {}
+
+    def log_metrics(self, metrics, step=None):
+        for tag, value in metrics.items():
+            if tag.startswith("reg"):
+                self.written.setdefault(tag, {})[step] = float(value)
+
+    def log_hyperparams(self, params, *args, **kwargs):
+        pass
+
+
+def trainer_with(*callbacks, folder=None):
+    return Trainer(
+        accelerator="cpu",
+        max_epochs=EPOCHS,
+        callbacks=list(callbacks),
+        logger=Memory(),
+        log_every_n_steps=1,
+        enable_model_summary=False,
+        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
+        enable_progress_bar=any(isinstance(callback, RichProgressBar) for callback in callbacks),
+        default_root_dir=folder,
+    )
+
+
+def train(module, *callbacks, folder=None):
+    """Train a module, and return what was logged of regularization."""
+    trainer = trainer_with(*callbacks, folder=folder)
+    trainer.fit(module)
+    return trainer.logger.written
+
+
+def copy_of(ours):
+    return pickle.loads(pickle.dumps(ours))
+
+
+@cache
+def alone(ours, kind=Model, **settings):
+    """Return a module that `ours` has trained with no other callback, and what was logged."""
+    module = kind(**settings)
+    return module, train(module, copy_of(ours))
+
+
+def in_both_orders(ours, neighbour):
+    yield copy_of(ours), neighbour()
+    yield neighbour(), copy_of(ours)
+
+
+def assert_same(module, expected, rtol=0.0, atol=0.0):
+    torch.testing.assert_close(weights_of(module), expected, rtol=rtol, atol=atol)
+
+
+@every_callback
+def test_those_that_only_watch_change_nothing(ours, tmp_path):
+    expected, logged = alone(ours)
+
+    for is_first in (True, False):
+        watching = [
+            EarlyStopping("val/loss", patience=9),
+            ModelCheckpoint(monitor="val/loss", save_top_k=2),
+            LearningRateMonitor("step"),
+            DeviceStatsMonitor(cpu_stats=True),
+            RichProgressBar(),
+        ]
+        module = Model()
+        assert (
+            train(module, *([copy_of(ours), *watching] if is_first else [*watching, copy_of(ours)]), folder=tmp_path)
+            == logged
+        )
+        assert_same(module, weights_of(expected))
+
+
+@every_callback
+def test_a_learning_rate_finder_leaves_no_trace_but_the_rate(ours, tmp_path):
+    finder = partial(LearningRateFinder, 1e-4, 0.1, num_training_steps=14, early_stop_threshold=None)
+    for pair in in_both_orders(ours, finder):
+        module = Model()
+        logged = train(module, *pair, folder=tmp_path)
+
+        (found,) = module.rates
+        expected, expected_log = alone(ours, learning_rate=found)
+        assert logged == expected_log
+        assert_same(module, weights_of(expected))
+
+
+@every_callback
+def test_a_batch_size_finder_leaves_no_trace_but_the_size(ours, tmp_path):
+    for pair in in_both_orders(ours, partial(BatchSizeFinder, init_val=7, max_trials=2, steps_per_trial=1)):
+        module = Model(batch_size=4)
+        logged = train(module, *pair, folder=tmp_path)
+
+        assert module.batch_size > 4
+        expected, expected_log = alone(ours, batch_size=module.batch_size)
+        assert logged == expected_log
+        assert_same(module, weights_of(expected))
+
+
+def exponential_average(steps):
+    average = steps[0]
+    for weights in steps[1:]:
+        average = {name: DECAY * average[name] + (1 - DECAY) * weights[name] for name in average}
+    return average
+
+
+def mean(many):
+    return {name: torch.stack([weights[name] for weights in many]).mean(0) for name in many[0]}
+
+
+class WithBatchNorm(Model):
+    """SWA passes over the data once more for such a network, without a step, to measure what is normalized."""
+
+    def __init__(self):
+        super().__init__()
+        self.network.norm = nn.BatchNorm1d(7)
+
+
+# Each with the network that is trained, and the average that it is to end with, by hand.
+AVERAGES = {
+    name: (
+        lambda: StochasticWeightAveraging(swa_lrs=LEARNING_RATE, swa_epoch_start=1),
+        kind,
+        lambda model: mean(model.at_epoch_start[:EPOCHS]),
+    )
+    for name, kind in {"SWA": Model, "SWA with batch norm": WithBatchNorm}.items()
+}
+if hasattr(of_lightning, "EMAWeightAveraging"):  # since Lightning 2.6
+    AVERAGES["EMA"] = (
+        lambda: of_lightning.EMAWeightAveraging(decay=DECAY),
+        Model,
+        lambda model: exponential_average(model.after_steps),
+    )
+
+
+@pytest.mark.parametrize("averaging", AVERAGES.values(), ids=AVERAGES)
+@every_callback
+def test_averages_are_those_of_the_weights_of_the_run_without_averaging(ours, averaging):
+    neighbour, kind, average = averaging
+    expected, expected_log = alone(ours, kind)
+
+    for pair in in_both_orders(ours, neighbour):
+        module = kind()
+        logged = train(module, *pair)
+        for tag, values in expected_log.items():
+            # At the end of its epoch without steps, Lightning logs once more.
+            assert {step: value for step, value in logged[tag].items() if step < EPOCHS * STEPS} == values
+        assert logged.keys() == expected_log.keys()
+        assert_same(module, average(expected), rtol=1e-5, atol=1e-7)
+
+
+def only_trained(parameters, learning_rate):
+    return torch.optim.SGD([it for it in parameters if it.requires_grad], learning_rate, momentum=0.9)
+
+
+class Thaw(BaseFinetuning):
+    """Freezes the encoder before training and lets it go at the second epoch."""
+
+    def freeze_before_training(self, pl_module):
+        self.freeze(pl_module.network.encoder)
+
+    def finetune_function(self, pl_module, epoch, optimizer):
+        if epoch == 1:
+            self.unfreeze_and_add_param_group(pl_module.network.encoder, optimizer, LEARNING_RATE, initial_denom_lr=1.0)
+
+
+class Thawed(Model):
+    def configure_optimizers(self):
+        return only_trained(self.parameters(), LEARNING_RATE)
+
+
+class ThawsItself(Thawed):
+    def __init__(self):
+        super().__init__()
+        self.network.encoder.requires_grad_(requires_grad=False)
+
+    def on_train_epoch_start(self):
+        super().on_train_epoch_start()
+        if self.current_epoch == 1:
+            self.network.encoder.requires_grad_(requires_grad=True)
+            self.optimizers().optimizer.add_param_group({"params": list(self.network.encoder.parameters())})
+
+
+@every_callback
+def test_frozen_layers_are_left_alone_until_they_are_trained(ours):
+    expected, expected_log = alone(ours, ThawsItself)
+    before = weights_of(Model())["network.encoder.weight"]
+
+    for pair in in_both_orders(ours, Thaw):
+        module = Thawed()
+        assert train(module, *pair) == expected_log
+        assert_same(module, weights_of(expected))
+        encoder = [weights["network.encoder.weight"] for weights in module.after_steps]
+        assert all(torch.equal(weight, before) for weight in encoder[:STEPS])
+        assert not torch.equal(encoder[-1], before)
+
+
+class PrunesItself(Model):
+    def on_train_epoch_end(self):
+        prune.l1_unstructured(self.network.head, "weight", 0.5)
+
+    def on_train_end(self):
+        prune.remove(self.network.head, "weight")
+
+
+@every_callback
+def test_pruned_weights_stay_zero(ours):
+    expected, expected_log = alone(ours, PrunesItself)
+
+    class Pruning(ModelPruning):
+        def __init__(self):
+            super().__init__("l1_unstructured", amount=0.5, use_lottery_ticket_hypothesis=False)
+
+        def setup(self, trainer, pl_module, stage):
+            self._parameters_to_prune = [(pl_module.network.head, "weight")]
+            super().setup(trainer, pl_module, stage)
+
+    for pair in in_both_orders(ours, Pruning):
+        module = Model()
+        assert train(module, *pair) == expected_log
+        assert_same(module, weights_of(expected))
+        assert (module.network.head.weight == 0).sum() >= 31  # of 42: half, and half of the rest
+
+
+@pytest.mark.parametrize("search", ["lr_find", "scale_batch_size"])
+@every_callback
+def test_a_tuner_before_training_leaves_no_trace_but_what_it_has_found(ours, search, tmp_path):
+    settings = {
+        "lr_find": {"min_lr": 1e-4, "max_lr": 0.1, "num_training": 14, "early_stop_threshold": None},
+        "scale_batch_size": {"init_val": 7, "max_trials": 2, "steps_per_trial": 1},
+    }
+    module = Model(batch_size=4)
+    trainer = trainer_with(copy_of(ours), folder=tmp_path)
+    getattr(Tuner(trainer), search)(module, **settings[search])
+    trainer.fit(module)
+
+    found = {"learning_rate": module.learning_rate, "batch_size": module.batch_size}
+    assert found != {"learning_rate": LEARNING_RATE, "batch_size": 4}
+    expected, expected_log = alone(ours, **found)
+    assert trainer.logger.written == expected_log
+    assert_same(module, weights_of(expected))
+
+
+def penalties_by_hand(module, strength):
+    """Train a module by hand, and return the value of the penalty before each step."""
+    values = []
+
+    def term(weights):
+        value = strength * sum(weight.abs().sum() for weight in weights)
+        values.append(value.item())
+        return value
+
+    train_by_hand(module, loader(batch_size=7), term, epochs=5)
+    return values
+
+
+@pytest.mark.parametrize("is_first", [True, False], ids=["before", "after"])
+def test_early_stopping_and_checkpoints_can_watch_the_penalty(is_first, trainer_of, tmp_path):
+    strength = 0.02
+    at_epoch_end = penalties_by_hand(Regressor(), strength)[STEPS - 1 :: STEPS]
+    threshold = (at_epoch_end[2] + at_epoch_end[3]) / 2
+    assert at_epoch_end == sorted(at_epoch_end, reverse=True)  # it falls
+    watching = [
+        EarlyStopping("reg/penalty", stopping_threshold=threshold, patience=9),
+        ModelCheckpoint(tmp_path, "{epoch}", monitor="reg/penalty/l1", save_top_k=2, auto_insert_metric_name=False),
+    ]
+    ours = L1Penalty(strength)
+
+    trainer = trainer_of(
+        *([ours, *watching] if is_first else [*watching, ours]), max_epochs=5, enable_checkpointing=True
+    )
+    trainer.fit(Regressor(), loader(batch_size=7))
+
+    assert trainer.current_epoch == 4  # the first whose penalty is below
+    assert {path.name for path in tmp_path.glob("*.ckpt")} == {"2.ckpt", "3.ckpt"}
+    best = trainer.checkpoint_callback
+    assert best.best_model_score.item() == pytest.approx(at_epoch_end[3], rel=1e-5)
+    assert sorted(value.item() for value in best.best_k_models.values()) == pytest.approx(
+        sorted(at_epoch_end[2:4]), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("is_first", [True, False], ids=["before", "after"])
+def test_the_objective_beside_a_learning_rate_finder_is_the_one_written_by_hand(is_first, tmp_path):
+    class Plain(Model):
+        def __init__(self):
+            super().__init__()
+            self.network.dropout.p = 0.0
+
+    module = Plain()
+    finder = LearningRateFinder(1e-4, 0.1, num_training_steps=14, early_stop_threshold=None)
+    train(module, *([L1Penalty(0.02), finder] if is_first else [finder, L1Penalty(0.02)]), folder=tmp_path)
+
+    (found,) = module.rates
+    by_hand = Regressor(lambda parameters: torch.optim.SGD(parameters, found, momentum=0.9))
+    train_by_hand(by_hand, loader(batch_size=7), lambda weights: 0.02 * sum(w.abs().sum() for w in weights))
+    assert_same_weights(weights_of(module), weights_of(by_hand))
+
+
+@pytest.mark.parametrize("averaging", AVERAGES.values(), ids=AVERAGES)
+def test_the_last_numbers_of_a_monitor_are_those_of_the_last_step_not_of_an_average(averaging, tmp_path):
+    neighbour, kind, _ = averaging
+    for callbacks in in_both_orders(RegularizationMonitor(), neighbour):
+        module = kind()
+        trainer = trainer_with(*callbacks, folder=tmp_path)
+        trainer.fit_loop.epoch_loop.max_steps = 6  # in the middle of the second epoch
+        trainer.fit(module)
+
+        trained = module.after_steps[5]
+        norm = torch.cat([weight.flatten() for weight in trained.values() if weight.ndim > 1]).norm()
+        assert trainer.logger.written["reg/weight_norm"][5] == pytest.approx(norm.item(), rel=1e-5)
+        assert weights_of(module)["network.head.weight"].norm() != trained["network.head.weight"].norm()
+
+
+@pytest.mark.parametrize("averaging", AVERAGES.values(), ids=AVERAGES)
+def test_averages_of_constrained_weights_are_within_the_bound(averaging):
+    neighbour, kind, _ = averaging
+    for callbacks in in_both_orders(SpectralConstraint(0.5), neighbour):
+        module = kind()
+        train(module, *callbacks)
+
+        for layer in (module.network.encoder, module.network.head):
+            assert torch.linalg.matrix_norm(layer.weight, 2) <= 0.5 * 1.0001
