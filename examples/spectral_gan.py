@@ -82,8 +82,9 @@ class ShowSamples(Callback):
 
 
 def tiled(images: Tensor) -> Tensor:
-    """Return 64 images of 8 x 8 pixels as one, shape (64, 64)."""
-    return images.view(8, 8, 8, 8).permute(0, 2, 1, 3).reshape(64, 64)
+    """Return 64 images of 8 x 8 pixels as one, with frames of 1 pixel, shape (80, 80)."""
+    framed = nn.functional.pad(images.view(8, 8, 8, 8), (1, 1, 1, 1), value=0.5)
+    return framed.permute(0, 2, 1, 3).reshape(80, 80)
 
 
 @torch.no_grad()

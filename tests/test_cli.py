@@ -280,7 +280,7 @@ MISTAKES = {
     "wrong type": ("L1Penalty", "{strength: much}", 'Parser key "strength"'),
     "out of range": ("L1Penalty", "{strength: -1}", "`strength` must be a finite number >= 0, got -1"),
     "missing": ("SpectralConstraint", "{}", "arguments are required: norm_bound"),
-    "misspelt": ("L1Penalty", "{strenght: 1}", "'strenght' is not accepted"),
+    "misspelt": ("L1Penalty", "{strengths: 1}", "'strengths' is not accepted"),
     "unknown class": ("L3Penalty", "{strength: 1}", "'lightning_reg.L3Penalty'"),
     "no such choice": ("L1Penalty", "{strength: 1, mode: lose}", 'Parser key "mode"'),
     "no bool": ("RegularizationMonitor", "{histograms: often}", 'Parser key "histograms"'),
@@ -297,7 +297,7 @@ MISTAKES = {
         "{schedule: {class_path: lightning_reg.late_dropout, init_args: {rate: 1.3}}}",
         r"`rate` must be in [0, 1), got 1.3",
     ),
-    "unknown schedule": ("DropoutScheduler", "{schedule: lightning_reg.Linaer}", "lightning_reg.Linaer"),
+    "unknown schedule": ("DropoutScheduler", "{schedule: lightning_reg.Liner}", "lightning_reg.Liner"),
     "misspelt in a sequence": (
         "DropoutScheduler",
         "{schedule: {class_path: lightning_reg.Sequence, init_args: {durations: [3], schedules:"

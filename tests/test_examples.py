@@ -40,6 +40,26 @@ def test_pictures_in_the_readme_are_there():
         assert (ROOT / picture).stat().st_size > 0
 
 
+def test_every_test_that_the_readme_names_exists():
+    named = re.findall(r"\[`(\w+)`\]\((tests/\S+\.py)\)", (ROOT / "README.md").read_text())
+
+    assert len(named) > 15
+    for name, file in named:
+        assert re.search(rf"^def {name}\(", (ROOT / file).read_text(), flags=re.MULTILINE), f"{file} has no {name}"
+
+
+@pytest.mark.parametrize("page", ["README.md", "examples/README.md"])
+def test_links_lead_to_files_and_headings(page):
+    text = (ROOT / page).read_text()
+    for link in re.findall(r"\]\(((?!https?:)[^)]+)\)", text):
+        file, _, heading = link.partition("#")
+        target = (ROOT / page).parent / file if file else ROOT / page
+        assert target.exists(), link
+        if heading:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(), flags=re.MULTILINE)
+            assert heading in {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in headings}, link
+
+
 def test_the_demo_prints_its_table_and_the_command_for_its_logs(tmp_path, monkeypatch, capsys):
     arguments = ["--max-epochs", "2", "--seed", "1", "--logdir", str(tmp_path / "some logs")]
     arguments += ["--picture", str(tmp_path / "picture.png")]
@@ -167,5 +187,5 @@ def test_the_gallery_shows_every_example_with_a_picture_of_less_than_150_kb():
     assert {path.name for path in (ROOT / "examples" / "pictures").iterdir()} == {Path(item).name for item in pictures}
     # Each but the screenshot says how it is made.
     assert {f"examples/{picture}" for picture in pictures} - {"examples/pictures/quickstart.png"} == set(
-        re.findall(r"--picture (\S+)", gallery)
+        re.findall(r"--picture (\S+\.png)", gallery)
     )

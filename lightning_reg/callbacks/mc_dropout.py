@@ -33,6 +33,9 @@ _DEAD = "Dropout by `F.dropout` stays off in evaluation, too. Use dropout module
 class MonteCarloDropout(Callback):
     r"""Predict and test with dropout active: the mean and the spread over `num_samples` masks.
 
+    The mean is :math:`\bar p = \frac1n \sum_i p_i`, the entropy :math:`H(\bar p)`, all uncertainty, and the mutual
+    information :math:`H(\bar p) - \frac1n \sum_i H(p_i)`, that about the model.
+
     In `trainer.predict`, every tensor of floating-point numbers that `predict_step` returns becomes an
     `lightning_reg.ensemble.EnsemblePrediction`: `mean`, `std` and, for class probabilities, `entropy` and
     `mutual_information` in nats. Other values have to be the same for all masks.

@@ -28,7 +28,7 @@ _LANCZOS_ITERATIONS = 5
 
 @final
 class RegularizationMonitor(Callback):
-    """Log how large, how sparse and how expansive the weights are: of each layer, over the layers, and of all together.
+    r"""Log how large, how sparse and how expansive the weights are: of each layer, over layers, and of all together.
 
     For each metric these are written at the trainer's `log_every_n_steps`, on the step axis of `self.log`, with the
     values after that optimizer step; also at the first step of a run and at the last one:
@@ -45,7 +45,8 @@ class RegularizationMonitor(Callback):
 
     Args:
         metrics: From a name to a metric, `lightning_reg.metrics` or your own with such an `update`. Default:
-            `weight_norm` (2-norm), `sparsity` (share of exact zeros) and `spectral_norm`.
+            `weight_norm` (:math:`\|w\|_2`, in the unit of weights), `sparsity` (share of exact zeros, in [0, 1]) and
+            `spectral_norm` (:math:`\sigma`, the factor by which a layer stretches its input at most).
         select: Which weights: a glob, a list of globs, or a `Select`. Default: every trainable weight of two or more
             dimensions. Frozen weights are left out for as long as they are frozen.
         per_layer: Whether to write numbers for each layer: `"auto"` up to 64 layers, or a selection of those to write.
@@ -63,8 +64,7 @@ class RegularizationMonitor(Callback):
 
     Example:
         >>> RegularizationMonitor(select="encoder.*", histograms=True, every_n_epochs=5)
-        RegularizationMonitor(metrics=None, select='encoder.*', per_layer='auto', histograms=True, every_n_epochs=5, \
-layout=True, hparams=True)
+        RegularizationMonitor(metrics=None, select='encoder.*', ..., histograms=True, every_n_epochs=5, ...)
 
     """
 

@@ -23,7 +23,7 @@ class L1Penalty(Penalty):
     r"""Add :math:`\lambda \sum |w|` to the objective: a Laplace prior, which selects features.
 
     The subgradient at 0 is 0. Weights come near zero but not to it, for a gradient step jumps across; with
-    `mode="proximal"` they become exactly zero.
+    `mode="proximal"` they become exactly zero. Logged as `reg/penalty/l1`, see `Penalty`.
 
     Args:
         strength: :math:`\lambda`, >= 0. The same as `alpha` of `sklearn.linear_model.Lasso` if the loss is half the
@@ -74,7 +74,7 @@ class L2Penalty(Penalty):
     r"""Add :math:`\lambda \sum w^2` to the objective: a Gaussian prior, which shrinks without zeros.
 
     With SGD this is `weight_decay` of :math:`2\lambda`. With Adam it is not: Adam divides the penalty's gradient by its
-    second-moment estimate like any other, while AdamW's decay goes past it.
+    second-moment estimate like any other, while AdamW's decay goes past it. Logged as `reg/penalty/l2`, see `Penalty`.
 
     Args:
         strength: :math:`\lambda`, >= 0.
@@ -122,7 +122,7 @@ class ElasticNetPenalty(Penalty):
 
     Args:
         alpha: Strength :math:`\alpha` of the whole term, >= 0. The same as in `sklearn.linear_model.ElasticNet` if the
-            loss is half the mean squared error.
+            loss is half the mean squared error. Logged as `reg/penalty/elastic_net`, see `Penalty`.
         l1_ratio: Share :math:`\rho` of the 1-norm, in [0, 1].
         select: Which weights, see `Penalty`.
         mode: `"loss"`, `"grad"` or `"proximal"`, see `Penalty`.
@@ -188,7 +188,7 @@ class GroupLassoPenalty(Penalty):
     r"""Add :math:`\lambda \sum_g \sqrt{n_g} \|w_g\|_2` to the objective: whole units go to zero together.
 
     A group is what one index along `dim` of a weight holds, with :math:`n_g` entries: units whose group is zero can be
-    taken out of the network. Only `mode="proximal"` makes groups exactly zero.
+    taken out of the network. Only `mode="proximal"` makes groups exactly zero. Logged as `reg/penalty/group_lasso`.
 
     Args:
         strength: :math:`\lambda`, >= 0.

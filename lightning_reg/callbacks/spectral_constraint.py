@@ -38,6 +38,9 @@ class SpectralConstraint(SpectralControl):
     Only where a single step takes a large layer from below 0.9 c in its estimate to above c, which moves the weight by
     a tenth of its norm, may the estimate miss it for some steps.
 
+    Logged: nothing at steps; `RegularizationMonitor` has the norms (`reg/spectral_norm_max`: the largest, on the scale
+    of c). What happens to which weight is printed before training, and TensorBoard's text `reg/setup_spectral`.
+
     Args:
         norm_bound: c, > 0.
         select: Which weights: a glob, a list of globs, or a `Select`. Default: every trainable weight of two or more

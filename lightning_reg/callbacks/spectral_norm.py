@@ -36,6 +36,9 @@ class SpectralNormalization(SpectralControl):
     - Gradient clipping and penalties see the normalized weights and their gradients.
     - A zero weight stays zero. A frozen weight is normalized when it is first trained.
 
+    Logged: nothing at steps; `RegularizationMonitor` has the norms (`reg/spectral_norm_max`: the largest, on the scale
+    of c). What happens to which weight is printed before training, and TensorBoard's text `reg/setup_spectral`.
+
     Args:
         norm_bound: c, > 0: the norm of each layer, and so the factor by which it stretches its input at most.
         select: Which weights: a glob, a list of globs, or a `Select`. Default: every trainable weight of two or more

@@ -36,6 +36,8 @@ class SpectralNormPenalty(Penalty):
     equal to it for one of rank one; the norm of a convolution can be above that of its kernel's entries, by up to the
     square root of the number of taps.
 
+    Logged as `reg/penalty/spectral_norm`, in units of the loss, see `Penalty`.
+
     Args:
         strength: :math:`\lambda`, >= 0; that of the original is half of it.
         select: Which weights, see `Penalty`.

@@ -57,6 +57,7 @@ def early_dropout(rate: float, duration: Duration = 50 / 300) -> Schedule:
         The schedule.
 
     Raises:
+        TypeError: If an argument is no number.
         ValueError: If `rate` or `duration` is out of range.
 
     Example:
@@ -82,6 +83,7 @@ def late_dropout(rate: float, duration: Duration = 50 / 300) -> Schedule:
         The schedule.
 
     Raises:
+        TypeError: If an argument is no number.
         ValueError: If `rate` or `duration` is out of range.
 
     Example:
@@ -110,6 +112,7 @@ def curriculum_dropout(rate: float, duration: Duration = 1.0) -> Schedule:
         The schedule.
 
     Raises:
+        TypeError: If an argument is no number.
         ValueError: If `rate` or `duration` is out of range.
 
     Example:
