@@ -12,10 +12,10 @@ from lightning_reg.functional._lipschitz_rules import for_all, for_functions
 # Rows stay rows where the last dimension keeps its size.
 _RESHAPING = "reshape view flatten unflatten ravel contiguous clone detach squeeze unsqueeze view_as reshape_as"
 _MOVING = (
-    "permute transpose movedim moveaxis swapaxes swapdims t T mT H mH adjoint roll flip fliplr flipud tril triu"
-    " diagonal chunk split tensor_split hsplit vsplit dsplit unbind narrow select unsafe_chunk unsafe_split split_with_sizes"
-    " pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle to float double type_as cpu cuda"
-    " requires_grad_ real imag rot90 data pos positive view_as_real view_as_complex"
+    "permute transpose movedim moveaxis swapaxes swapdims t T mT H mH adjoint roll flip fliplr flipud rot90 tril triu"
+    " diagonal chunk split tensor_split hsplit vsplit dsplit unbind narrow select unsafe_chunk unsafe_split"
+    " split_with_sizes pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle to float double type_as cpu"
+    " cuda requires_grad_ real imag data pos positive view_as_real view_as_complex"
 )
 
 
