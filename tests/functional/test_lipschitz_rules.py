@@ -107,17 +107,19 @@ ABOVE = {
     "group norm": (nn.GroupNorm(2, 4, eps=0.2), (2, 4, 3)),
     "instance norm": (lambda x: F.instance_norm(x, eps=0.2), (2, 2, 3)),
     "functional batch norm": (
-        lambda x: F.batch_norm(x @ constant(3, 3), torch.zeros(3), constant(3).abs(), constant(3), eps=0.1),
+        lambda x: F.batch_norm(x @ constant(3, 3), 0 * constant(3), constant(3).abs(), constant(3), eps=0.1),
         (2, 3),
     ),
     "normalize": (lambda x: F.normalize(x, dim=1, eps=0.1), (2, 4)),
-    "clamp": (lambda x: x.clamp(-1, constant(3)), (2, 3)),
+    "clamp": (lambda x: x.clamp(-constant(3).abs(), constant(3).abs()), (2, 3)),
     "prelu": (lambda x: F.prelu(x, constant(3) * 2), (2, 3)),
     "pixel shuffle": (nn.Sequential(nn.PixelShuffle(2), nn.ReLU()), (1, 4, 2, 2)),
-    "in place": (lambda x: x.mul(3).add_(x).relu_().mul_(2), (2, 3)),
+    "in place": (lambda x: x.mul(3).add_(x).mul_(2).relu_(), (2, 3)),
     "dictionary": (lambda x: {"a": x, "b": [x.sin(), (2 * x,)]}, (2, 3)),
-    "sizes": (lambda x: torch.cat([x[i] for i in range(len(x))]) * math.sqrt(x.shape[-1]) if x.ndim == 2 else x, (2, 3)),
-    "a tensor": (lambda x: x.relu() if isinstance(x, torch.Tensor) else 0 * x, (2, 3)),
+    "sizes": (
+        lambda x: torch.cat([x[i] for i in range(len(x))]) * math.sqrt(x.shape[-1]) if x.ndim == 2 else x,
+        (2, 3),
+    ),
 }
 
 
@@ -226,6 +228,7 @@ UNBOUNDED = {
     "std": (lambda x: x.std(1), "std", "no rule"),
     "view of a change": (lambda x: _change_a_view(x), None, "in place"),
     "random": (lambda x: x + torch.randn(3), "forward", "random"),
+    "another path": (lambda x: 2 * x if isinstance(x, torch.Tensor) else x, "trace", "something else"),
     "number": (lambda x: x * x.sum().item(), "trace", "depend"),
 }
 
@@ -268,7 +271,7 @@ def test_a_change_in_place_counts_for_every_name_of_the_tensor():
 
 def test_dropout_that_is_always_on_counts_with_any_mask():
     network = Calls(lambda x: F.dropout(x, 0.5))
-    state = torch.get_rng_state()
-    assert lipschitz_bound(network, torch.rand(3)).value == 2
+    example, state = torch.rand(3), torch.get_rng_state()
+    assert lipschitz_bound(network, example).value == 2
     assert torch.equal(torch.get_rng_state(), state)
     assert lipschitz_bound(Calls(lambda x: F.dropout(x, 0.5, training=False)), torch.rand(3)).value == 1
