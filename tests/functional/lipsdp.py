@@ -5,6 +5,8 @@ arXiv:1906.04893: the smallest L for which a diagonal multiplier T >= 0 makes th
 (LipSDP-Neuron, without the multipliers between neurons). It is below ECLipsE-Fast, whose T is a feasible point of it.
 """
 
+import itertools
+
 import numpy as np
 
 WIDTHS = (5, 8, 6, 3)
@@ -16,8 +18,7 @@ def weights():
     """Return the weights, with the scale of torch's default initialization; the same on every machine."""
     generator = np.random.RandomState(7)  # frozen by NumPy
     return [
-        generator.uniform(-1, 1, (rows, columns)) / np.sqrt(columns)
-        for columns, rows in zip(WIDTHS[:-1], WIDTHS[1:], strict=True)
+        generator.uniform(-1, 1, (rows, columns)) / np.sqrt(columns) for columns, rows in itertools.pairwise(WIDTHS)
     ]
 
 
@@ -49,4 +50,4 @@ def solve():
 
 
 if __name__ == "__main__":
-    print(solve())  # noqa: T201
+    print(solve())

@@ -1,5 +1,6 @@
 """The upper bound of networks against Jacobians, pairs of points, and constants known in closed form."""
 
+import itertools
 import math
 
 import numpy as np
@@ -57,7 +58,7 @@ def test_random_networks_with_random_activations_stay_below_the_bound(widths, se
     generator = torch.Generator().manual_seed(seed)
     kinds = [nn.ReLU(), nn.Tanh(), nn.GELU(), nn.ELU(2.0), nn.Sigmoid(), nn.LeakyReLU(-1.5), nn.Identity(), nn.SELU()]
     layers = []
-    for columns, rows in zip(widths, widths[1:], strict=False):
+    for columns, rows in itertools.pairwise(widths):
         linear = nn.Linear(columns, rows)
         nn.init.normal_(linear.weight, generator=generator)
         layers += [linear, kinds[int(torch.randint(len(kinds), (), generator=generator))]]
