@@ -43,6 +43,7 @@ FUNCTIONAL = [
     "elastic_net_prox",
     "group_lasso",
     "group_soft_threshold",
+    "jacobian_norm",
     "l1_norm",
     "lipschitz_bound",
     "matrix_norm",
@@ -51,7 +52,7 @@ FUNCTIONAL = [
     "sparsity",
     "squared_l2_norm",
 ]
-METRICS = ["Sparsity", "SpectralNorm", "WeightNorm"]
+METRICS = ["LipschitzLowerBound", "Sparsity", "SpectralNorm", "WeightNorm"]
 SCHEDULES = [
     "Constant",
     "Cosine",

@@ -2,6 +2,7 @@
 
 from lightning_reg.functional.elastic_net import elastic_net
 from lightning_reg.functional.group_lasso import group_lasso, group_soft_threshold
+from lightning_reg.functional.jacobian import jacobian_norm
 from lightning_reg.functional.lipschitz import LipschitzReport, lipschitz_bound
 from lightning_reg.functional.norms import l1_norm, squared_l2_norm
 from lightning_reg.functional.proximal import elastic_net_prox, soft_threshold
@@ -15,6 +16,7 @@ __all__ = [
     "elastic_net_prox",
     "group_lasso",
     "group_soft_threshold",
+    "jacobian_norm",
     "l1_norm",
     "lipschitz_bound",
     "matrix_norm",
