@@ -19,6 +19,7 @@ PUBLIC = [
     "L1Penalty",
     "L2Penalty",
     "Linear",
+    "LipschitzMonitor",
     "MonteCarloDropout",
     "Penalty",
     "Piecewise",

@@ -1,6 +1,7 @@
 """Lightning callbacks."""
 
 from lightning_reg.callbacks.dropout import DropoutScheduler
+from lightning_reg.callbacks.lipschitz import LipschitzMonitor
 from lightning_reg.callbacks.mc_dropout import MonteCarloDropout
 from lightning_reg.callbacks.monitor import RegularizationMonitor
 from lightning_reg.callbacks.penalty import ElasticNetPenalty, GroupLassoPenalty, L1Penalty, L2Penalty, Penalty
@@ -15,6 +16,7 @@ __all__ = [
     "GroupLassoPenalty",
     "L1Penalty",
     "L2Penalty",
+    "LipschitzMonitor",
     "MonteCarloDropout",
     "Penalty",
     "RegularizationMonitor",

@@ -41,6 +41,16 @@ def refuse_hidden_weights(trainer: Trainer, name: str) -> None:
         raise MisconfigurationException(msg)
 
 
+def refuse_missing_logger(trainer: Trainer, name: str) -> None:
+    """Raise if nothing keeps what a monitor finds."""
+    if not trainer.loggers:
+        msg = (
+            f"{name} needs a logger to write to, but the trainer has none."
+            " Leave `Trainer(logger=...)` at its default, or pass a logger."
+        )
+        raise MisconfigurationException(msg)
+
+
 def refuse_mode(trainer: Trainer, pl_module: LightningModule, name: str, mode: str, *, elementwise: bool) -> None:
     """Raise if a penalty of this mode cannot reach the weights in this way of training."""
     flat = _trainer.has_flat_shards(trainer)

@@ -37,13 +37,15 @@ def write_scalars(trainer: Trainer, values: Mapping[str, float], step: int) -> N
             logger.log_metrics(dict(values), step=step)
 
 
-def log_for_callbacks(pl_module: LightningModule, values: Mapping[str, Tensor | float]) -> None:
-    """Log a few numbers for other callbacks, as `trainer.callback_metrics`.
+def log_for_callbacks(
+    pl_module: LightningModule, values: Mapping[str, Tensor | float], *, prog_bar: bool = False
+) -> None:
+    """Log a few numbers for other callbacks, as `trainer.callback_metrics`, and for the progress bar if asked for.
 
     Not for the loggers: Lightning would write old values as those of the last step if a later hook stops training.
     """
     # A batch size of 1 keeps Lightning from searching the batch for one; it matters only for means over an epoch.
-    pl_module.log_dict(dict(values), on_step=True, on_epoch=False, logger=False, batch_size=1)
+    pl_module.log_dict(dict(values), prog_bar=prog_bar, on_step=True, on_epoch=False, logger=False, batch_size=1)
 
 
 def log(

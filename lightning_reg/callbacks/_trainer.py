@@ -159,6 +159,12 @@ def mean_over_ranks(trainer: Trainer, value: Tensor) -> Tensor:
     return mean
 
 
+def largest_over_ranks(trainer: Trainer, value: Tensor) -> Tensor:
+    """Return the maximum of `value` over all ranks, NaN if one is; a collective call."""
+    # Not a reduction to the maximum: whether that keeps a NaN is up to the backend.
+    return trainer.strategy.all_gather(value).amax() if trainer.world_size > 1 else value
+
+
 def steps_now(trainer: Trainer) -> bool:
     """Tell whether the current batch ends with an optimizer step."""
     return not trainer.fit_loop._should_accumulate()
@@ -173,7 +179,7 @@ def logs_now(trainer: Trainer, *, first_step: bool) -> bool:
     """
     if trainer.barebones:
         return False
-    return writes_now(trainer) or first_step or _ends_epoch(trainer)
+    return writes_now(trainer) or first_step or ends_epoch(trainer)
 
 
 def writes_now(trainer: Trainer) -> bool:
@@ -210,7 +216,7 @@ def writes_default_metric(logger: Logger) -> bool:
     return getattr(logger, "_default_hp_metric", False)
 
 
-def _ends_epoch(trainer: Trainer) -> bool:
+def ends_epoch(trainer: Trainer) -> bool:
     """Tell whether the current accumulation window is the last of the epoch."""
     loop = trainer.fit_loop.epoch_loop
     batches, window = trainer.num_training_batches, trainer.accumulate_grad_batches

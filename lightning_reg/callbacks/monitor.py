@@ -100,12 +100,7 @@ layout=True, hparams=True)
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and not trainer.barebones:
             _compatibility.refuse_hidden_weights(trainer, type(self).__name__)
-            if not trainer.loggers:
-                msg = (
-                    f"{type(self).__name__} needs a logger to write to, but the trainer has none."
-                    " Leave `Trainer(logger=...)` at its default, or pass a logger."
-                )
-                raise MisconfigurationException(msg)
+            _compatibility.refuse_missing_logger(trainer, type(self).__name__)
             _refuse_shared_names(_trainer.callbacks_of(trainer, RegularizationMonitor))
 
     @override

@@ -38,7 +38,8 @@ def jacobian_norm(fn: Callable[[Tensor], Tensor], x: Tensor, *, iterations: int 
             module, or a method of one, is evaluated in eval mode. Autograd has to look through it, twice if there are
             more than 32 outputs and inputs.
         x: Samples of floating-point numbers, shape (batch, ...).
-        iterations: Lanczos iterations, >= 1. Default 5: the largest norm in a batch is then within 10 % in most networks.
+        iterations: Lanczos iterations, >= 1. Default 5: the largest norm in a batch is then usually within 10 %, that
+            of a single sample may be further below.
 
     Returns:
         One norm for each sample, shape (batch,), float32 or float64, without a graph. NaN where J is not finite.

@@ -44,6 +44,8 @@ def layout(prefix: str = "") -> Layout:
             ),
             "Norms": lines(tags.overall("weight_norm"), tags.over_layers("spectral_norm", "max")),
             "Dropout": lines(tags.DROPOUT),
+            "Lipschitz constant, lower bound": lines(f"{tags.LIPSCHITZ_LOWER}(/.*)?"),
+            "Lipschitz constant, upper bound (log10)": lines(f"{tags.LIPSCHITZ_LOG10}(/.*)?"),
             "Weight norm of layers": band("weight_norm"),
             "Spectral norm of layers": band("spectral_norm"),
         }

@@ -6,6 +6,10 @@ TensorBoard groups tags by what stands before the first slash: `reg/` holds the 
 
 DROPOUT = "reg/dropout"
 DROPOUT_SETUP = "reg/setup_dropout"
+LIPSCHITZ_GAP = "reg/lipschitz_gap"
+LIPSCHITZ_LOG10 = "reg/lipschitz_log10"
+LIPSCHITZ_LOWER = "reg/lipschitz_lower"
+LIPSCHITZ_UPPER = "reg/lipschitz_upper"
 MC_DROPOUT = "reg/mc_dropout"
 PENALTY = "reg/penalty"
 PENALTY_RATIO = "reg/penalty_ratio"
@@ -15,6 +19,11 @@ TARGET_SPARSITY = "reg/target_sparsity"
 
 TAKEN = (
     "dropout",
+    "lipschitz",
+    "lipschitz_gap",
+    "lipschitz_log10",
+    "lipschitz_lower",
+    "lipschitz_upper",
     "mc_dropout",
     "penalty",
     "penalty_ratio",
