@@ -8,12 +8,14 @@ from typing import NamedTuple
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_reg.callbacks import _trainer
 from lightning_reg.callbacks._target import Target
 from lightning_reg.functional._evaluation import measured
+from lightning_reg.functional._stand_in import stand_in
 from lightning_reg.functional.jacobian import jacobian_norm
 from lightning_reg.functional.lipschitz import lipschitz_bound
 from lightning_reg.tensorboard import tags
@@ -46,10 +48,10 @@ class Expansion:
     upper_step: int | None = None
     has_warned: bool = False
 
-    def check(self) -> None:
+    def check(self, trainer: Trainer) -> None:
         """Raise if the target cannot be evaluated on the samples."""
         try:
-            jacobian_norm(self.target.module, self.inputs)
+            self._norms(trainer)
         except Exception as error:
             name = self.target.name or type(self.target.module).__name__
             msg = (
@@ -79,10 +81,16 @@ class Expansion:
         return Found({f"{tag}{self.suffix}": value for tag, value in summary.items()}, layers)
 
     def _lower_bound(self, trainer: Trainer) -> float:
+        return float(_trainer.largest_over_ranks(trainer, self._norms(trainer).amax()))
+
+    def _norms(self, trainer: Trainer) -> Tensor:
+        """Return the norm of the Jacobian at each of this rank's samples."""
+        module = self.target.module
+        # The hooks of FSDP2 take the first module that is called for the root.
+        fn = stand_in(module) if isinstance(trainer.strategy, ModelParallelStrategy) else module
         # In true half precision, modules may rely on the default type.
         with trainer.precision_plugin.forward_context():
-            norms = jacobian_norm(self.target.module, self.inputs)
-        return float(_trainer.largest_over_ranks(trainer, norms.amax()))
+            return jacobian_norm(fn, self.inputs)
 
     def _upper_bound(self) -> tuple[float, dict[str, float]]:
         module = self.target.module

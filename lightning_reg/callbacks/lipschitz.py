@@ -64,7 +64,7 @@ class LipschitzMonitor(Callback):
 
     Example:
         >>> LipschitzMonitor(target="network", every_n_epochs=5)
-        LipschitzMonitor(target='network', every_n_epochs=5, every_n_steps=500, samples=8, input_transform=None, \
+        LipschitzMonitor(target='network', every_n_epochs=5, every_n_steps=250, samples=8, input_transform=None, \
 prog_bar=False, layout=True)
 
     """
@@ -74,7 +74,7 @@ prog_bar=False, layout=True)
         *,
         target: str | None = None,
         every_n_epochs: int = 1,
-        every_n_steps: int = 500,
+        every_n_steps: int = 250,
         samples: int = 8,
         input_transform: InputTransform | None = None,
         prog_bar: bool = False,
@@ -126,7 +126,7 @@ prog_bar=False, layout=True)
         run = self._run
         if run is not None and not run.inputs.numel():  # before the first step, for errors
             run.inputs = run.target.samples(batch, self.samples, self.input_transform)
-            run.check()
+            run.check(trainer)
 
     @override
     def on_train_batch_end(

@@ -1,0 +1,200 @@
+"""What the Lipschitz monitor costs: each bound in training steps, and all of it as a share of the training time.
+
+    python -m benchmarks.lipschitz
+
+`--quick` takes fewer rounds. In the first table steps and bounds take turns, and each figure is a median of the ratios
+of the rounds. The last column is what the default intervals make of them, for epochs of 500 steps or fewer. The second
+table is a whole run with the default intervals: the time spent in the monitor's hooks, by the time of the run.
+"""
+
+import copy
+import logging
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from functools import wraps
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+from typing_extensions import override
+
+from benchmarks._table import print_table
+from lightning_reg import LipschitzMonitor
+from lightning_reg.functional import jacobian_norm, lipschitz_bound
+
+SAMPLES = 8
+HOOKS = ("on_fit_start", "on_train_batch_start", "on_train_batch_end", "on_train_end")
+
+
+def cnn() -> nn.Module:
+    """Return a network for digits of 8 x 8 pixels, with batch normalization and pooling."""
+    return nn.Sequential(
+        *(nn.Conv2d(1, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU()),
+        *(nn.Conv2d(32, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(1024, 10)),
+    )
+
+
+class Transformer(nn.Module):
+    """An encoder of the size of BERT-base without its embedding, with ten classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(768, 12, 3072, activation="gelu", batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 12, enable_nested_tensor=False)
+        self.head = nn.Linear(768, 10)
+
+    @override
+    def forward(self, states: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.encoder(states).mean(1))
+        return logits
+
+
+class Features(Transformer):
+    """The same without the head: too many outputs for the whole Jacobian."""
+
+    @override
+    def forward(self, states: Tensor) -> Tensor:
+        features: Tensor = self.encoder(states)
+        return features
+
+
+def digits() -> TensorDataset:
+    images, targets = load_digits(return_X_y=True)
+    return TensorDataset(torch.tensor(images).float().view(-1, 1, 8, 8) / 16, torch.tensor(targets))
+
+
+def step_of(network: nn.Module, inputs: Tensor) -> Callable[[], object]:
+    network = copy.deepcopy(network).train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-6)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        network(inputs).square().mean().backward()
+        optimizer.step()
+
+    return step
+
+
+def seconds_of(variants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Return the seconds that each variant took in each round; the first round does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(rounds + 1):
+        for name, run in variants.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: each[1:] for name, each in seconds.items()}
+
+
+def bounds(name: str, network: nn.Module, inputs: Tensor, rounds: int) -> list[str]:
+    """Return a row of the first table."""
+    variants = {
+        "step": step_of(network, inputs),
+        "lower": lambda: jacobian_norm(network, inputs[:SAMPLES]),
+        "upper": lambda: lipschitz_bound(network, inputs[:SAMPLES]),
+    }
+    seconds = seconds_of(variants, rounds)
+
+    def in_steps(variant: str) -> float:
+        return statistics.median(own / step for own, step in zip(seconds[variant], seconds["step"], strict=True))
+
+    lower, upper = in_steps("lower"), in_steps("upper")
+    share = (lower + upper) / LipschitzMonitor().every_n_steps
+    milliseconds = 1e3 * statistics.median(seconds["step"])
+    return [name, str(len(inputs)), f"{milliseconds:.1f}", f"{lower:.2f}", f"{upper:.2f}", f"{share:.2%}"]
+
+
+class Digits(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = cnn()
+
+    @override
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.network(inputs)
+        return logits
+
+    @override
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
+        self.log("train/loss", loss)
+        return loss
+
+    @override
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters())
+
+
+def timed(callback: Callback) -> list[float]:
+    """Have the hooks of `callback` note the seconds that they take in the list that is returned."""
+    seconds: list[float] = []
+
+    def watch(hook: Callable[..., None]) -> Callable[..., None]:
+        @wraps(hook)
+        def run(*args: Any, **kwargs: Any) -> None:
+            start = time.perf_counter()
+            hook(*args, **kwargs)
+            seconds.append(time.perf_counter() - start)
+
+        return run
+
+    for name in HOOKS:
+        setattr(callback, name, watch(getattr(callback, name)))
+    return seconds
+
+
+def runs(steps: int) -> Iterator[list[str]]:
+    """Yield the rows of the second table."""
+    for batch_size in (64, 256):
+        monitor = LipschitzMonitor()
+        seconds = timed(monitor)
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = Trainer(
+                max_steps=steps,
+                max_epochs=-1,
+                accelerator="cpu",
+                logger=TensorBoardLogger(folder),
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                callbacks=[monitor],
+            )
+            start = time.perf_counter()
+            trainer.fit(Digits(), DataLoader(digits(), batch_size=batch_size, shuffle=True))
+            whole = time.perf_counter() - start
+        share = sum(seconds) / (whole - sum(seconds))
+        yield ["digits CNN", str(batch_size), str(steps), f"{1e3 * sum(seconds):.0f}", f"{share:.2%}", "2 %"]
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")  # Lightning's advice about data loaders
+    quick = "--quick" in sys.argv
+    (images, _), states = digits()[:64], torch.randn(8, 32, 768)
+    print_table(
+        ["model", "batch", "step, ms", "lower, steps", "upper, steps", "default intervals"],
+        [
+            bounds("digits CNN", cnn(), images, 5 if quick else 20),
+            bounds("transformer, 10 classes", Transformer(), states, 1 if quick else 3),
+            bounds("transformer, features", Features(), states, 1 if quick else 3),
+        ],
+    )
+    print()
+    print_table(
+        ["model", "batch", "steps", "in hooks, ms", "of training", "target"], list(runs(1000 if quick else 3000))
+    )
+
+
+if __name__ == "__main__":
+    main()
