@@ -104,7 +104,7 @@ class Expansion:
                 f"LipschitzMonitor knows no upper bound of the Lipschitz constant: {nodes}"
                 f"{f'; and {rest} more' if rest > 0 else ''}. It logs infinity, beside the bounds of single layers and"
                 " the lower bound. For a finite one name a part of the network without these by `target=`, or tell"
-                " the bound of such an operation by `lightning_reg.functional.register_lipschitz_rule`."
+                " the bound of such an operation by `lightning_reg.register_lipschitz_rule`."
             )
         return report.value, {
             tags.per_layer("lipschitz", self.target.layer(name)): value

@@ -29,8 +29,10 @@ class Target:
     module: nn.Module
 
     def layer(self, name: str) -> str:
-        """Return the name in the LightningModule of something that has this name in the target."""
-        return ".".join(filter(None, (self.name, clean_name(name))))
+        """Return the name in the LightningModule of a layer that has this name in a report on the target."""
+        # A target that is a single layer goes by the name of its class there.
+        is_inside = hasattr(self.module, name.partition(".")[0])
+        return ".".join(filter(None, (self.name, clean_name(name) if is_inside else ""))) or name
 
     def samples(self, batch: Any, count: int, transform: InputTransform | None) -> Tensor:
         """Return the target's input for the first `count` samples of a batch, in the precision in which it computes.

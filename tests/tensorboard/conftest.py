@@ -20,6 +20,7 @@ from lightning_reg import (
     L1Penalty,
     L2Penalty,
     Linear,
+    LipschitzMonitor,
     RegularizationMonitor,
     TargetSparsity,
 )
@@ -49,7 +50,7 @@ def train(name: str, folder: Path) -> None:
         max_epochs=2,
         log_every_n_steps=1,
         logger=TensorBoardLogger(folder, name=None, version=name),
-        callbacks=[*RUNS[name], RegularizationMonitor(histograms=True)],
+        callbacks=[*RUNS[name], RegularizationMonitor(histograms=True), LipschitzMonitor(target="network")],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
