@@ -3,8 +3,9 @@
     python -m benchmarks.lipschitz
 
 `--quick` takes fewer rounds. In the first table steps and bounds take turns, and each figure is a median of the ratios
-of the rounds. The last column is what the default intervals make of them, where epochs are no longer than those intervals. The second
-table is a whole run with the default intervals: the time spent in the monitor's hooks, by the time of the run.
+of the rounds. The last column is what the default intervals make of them, at the most: the upper bound waits for the
+end of an epoch, too. The second table is a whole run with the default intervals: the time spent in the monitor's
+hooks, over the time of the rest.
 """
 
 import copy
