@@ -63,9 +63,9 @@ class LipschitzMonitor(Callback):
             if the target is no function of one tensor that the batch has.
 
     Example:
-        >>> LipschitzMonitor(target="network", every_n_epochs=5)
-        LipschitzMonitor(target='network', every_n_epochs=5, every_n_steps=250, samples=8, input_transform=None, \
-prog_bar=False, layout=True)
+        >>> monitor = LipschitzMonitor(target="network", every_n_epochs=5)
+        >>> monitor.every_n_steps, monitor.samples
+        (250, 8)
 
     """
 

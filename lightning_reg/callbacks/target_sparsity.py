@@ -14,7 +14,7 @@ from lightning_reg.callbacks._loggers import log
 from lightning_reg.callbacks._penalty import Penalty
 from lightning_reg.callbacks._run import Run
 from lightning_reg.callbacks._targets import Targets
-from lightning_reg.functional import sparsity
+from lightning_reg.functional.sparsity import sparsity
 from lightning_reg.schedules import Cosine, Schedule, resolve
 from lightning_reg.schedules.base import check_schedule
 from lightning_reg.selection import as_select, named_weights, select_weights

@@ -99,7 +99,9 @@ def constant(value: Any) -> Any:
 
 def as_tensor(value: Any, like: Tensor) -> Tensor:
     """Return a number or tensor that does not depend on the input in double precision."""
-    return precise(torch.as_tensor(constant(value), device=like.device).detach())
+    # In float32, torch's default for numbers, 1 / 3 would be too small.
+    kind = None if isinstance(constant(value), Tensor | complex) else torch.float64
+    return precise(torch.as_tensor(value, dtype=kind, device=like.device).detach())
 
 
 def largest(values: Tensor) -> float:

@@ -25,7 +25,7 @@ _FIXED: tuple[tuple[tuple[type[nn.Module], ...], str, Slopes], ...] = (
         _MONOTONE,
     ),
     ((nn.Sigmoid,), "sigmoid expit", Slopes(0.0, 0.25)),
-    ((nn.Hardsigmoid,), "hardsigmoid", Slopes(0.0, 1 / 6 + 1e-16)),
+    ((nn.Hardsigmoid,), "hardsigmoid", Slopes(0.0, 0.166667)),
     ((nn.SiLU,), "silu", Slopes(-0.09984, 1.09984)),
     ((nn.Mish,), "mish", Slopes(-0.12, 1.08850)),
     ((nn.Hardswish,), "hardswish", Slopes(-0.5, 1.5)),

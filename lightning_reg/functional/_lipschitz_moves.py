@@ -9,13 +9,14 @@ from torch import nn
 from lightning_reg.functional._bounds import PRODUCT, Bound, NoBoundError, Operation, Traced, constant
 from lightning_reg.functional._lipschitz_rules import for_all, for_functions
 
+_FIRST = 1 << 50
 # Rows stay rows where the last dimension keeps its size.
 _RESHAPING = "reshape view flatten unflatten ravel contiguous clone detach squeeze unsqueeze view_as reshape_as"
 _MOVING = (
-    "permute transpose movedim moveaxis swapaxes swapdims t T mT H mH adjoint roll flip fliplr flipud tril triu"
-    " diagonal chunk split tensor_split hsplit vsplit dsplit unbind narrow select unsafe_chunk unsafe_split split_with_sizes"
-    " pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle to float double type_as cpu cuda"
-    " requires_grad_ real imag rot90 data pos positive view_as_real view_as_complex"
+    "permute transpose movedim moveaxis swapaxes swapdims t T mT H mH adjoint roll flip fliplr flipud rot90 tril triu"
+    " diagonal chunk split tensor_split hsplit vsplit dsplit unbind narrow select unsafe_chunk unsafe_split"
+    " split_with_sizes pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle to float double type_as cpu"
+    " cuda requires_grad_ real imag data pos positive view_as_real view_as_complex"
 )
 
 
@@ -56,10 +57,10 @@ def copied(op: Operation, input: Any, *rest: Any, **named: Any) -> float:
         msg = "positions that depend on the input jump"
         raise NoBoundError(msg)
     count = input.value.numel()
-    # Float64 holds whole numbers up to 2^53, and padding works in it. 0 is for what is no entry.
-    numbers = torch.arange(1, count + 1, dtype=torch.float64, device=input.value.device).view(input.value.shape)
-    found = op.apply(numbers, *rest, **named).flatten()
-    found = found[(found > 0) & (found <= count) & (found == found.round())].long()
+    # Float64 holds whole numbers up to 2^53, and padding works in it. Numbers so large that no padding has them.
+    numbers = torch.arange(count, dtype=torch.float64, device=input.value.device).view(input.value.shape) + _FIRST
+    found = op.apply(numbers, *rest, **named).flatten() - _FIRST
+    found = found[(found >= 0) & (found < count) & (found == found.round())].long()
     return math.sqrt(int(torch.bincount(found).amax())) if found.numel() else 0.0
 
 

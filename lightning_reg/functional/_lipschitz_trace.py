@@ -96,6 +96,10 @@ class Tracer(fx.Tracer):
         # Nodes whose tensor was changed in place: what has it now, and what else shared its memory.
         self._now: dict[Node, Node] = {}
 
+    def output(self) -> Any:
+        """Return what the module has computed, with the tensors in their structure."""
+        return map_arg(next(reversed(self.graph.nodes)).args[0], _value)
+
     def bound_of_output(self) -> tuple[list[Bound], set[Node]]:
         """Return the bounds of the tensors that come out, and the nodes that they depend on."""
         output = next(reversed(self.graph.nodes))

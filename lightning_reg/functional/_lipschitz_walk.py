@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.fx.node import Node
+from torch.utils import _pytree as pytree
 from typing_extensions import override
 
 from lightning_reg.functional._bounds import Bound, NoBoundError, Operation, together
@@ -55,9 +56,27 @@ def walk(module: nn.Module, inputs: Sequence[Any], *, fold: bool) -> Findings:
         return Findings(math.inf, layers, (("trace", f"{type(error).__name__}: {error}"),))
     if drawn:
         return Findings(math.inf, judge.per_layer(), (("forward", "it draws random numbers"),))
+    if not _computes(module, arguments, judge.tracer.output()):
+        reason = "the traced graph computes something else than `forward`: it may ask whether its input is a Tensor"
+        return Findings(math.inf, judge.per_layer(), (("trace", reason),))
     bounds, needed = judge.tracer.bound_of_output()
     value = together(bound.value for bound in bounds)
     return Findings(value, judge.per_layer(), judge.reasons_among(needed))
+
+
+def _computes(module: nn.Module, arguments: Sequence[Any], traced: Any) -> bool:
+    """Tell whether `module` gives what its graph gave; not asked of one that draws random numbers."""
+    with unchanged_generators(arguments):
+        before = generator_states(arguments)
+        output = stand_in(module)(*arguments)
+        if not all(map(torch.equal, before, generator_states(arguments))):
+            return True
+    pairs = zip(pytree.tree_leaves(traced), pytree.tree_leaves(output), strict=False)
+    return all(
+        first.shape == second.shape and torch.allclose(first, second, rtol=1e-3, atol=1e-5, equal_nan=True)
+        for first, second in pairs
+        if isinstance(first, Tensor) and isinstance(second, Tensor)
+    )
 
 
 class _RuleJudge(Judge):

@@ -88,7 +88,7 @@ class _Copies:
             name: None if buffer is None else _wide(whole(buffer)).clone()
             for name, buffer in vars(module)["_buffers"].items()
         }
-        parts = {name: part and self.module(part) for name, part in vars(module)["_modules"].items()}
+        parts = {name: None if part is None else self.module(part) for name, part in vars(module)["_modules"].items()}
         if parametrize.is_parametrized(module):
             for name, parametrization in parts.pop("parametrizations").named_children():
                 state["_parameters"][name] = _constant(parametrization())

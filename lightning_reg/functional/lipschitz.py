@@ -24,8 +24,9 @@ class LipschitzReport:
         unbounded: What makes the bound infinite: the name of each such layer or operation, and why.
 
     Example:
-        >>> LipschitzReport(2.0, {"0": 2.0}).unbounded
-        ()
+        >>> report = LipschitzReport(value=2.0, per_layer={"0": 2.0})
+        >>> report.value, report.unbounded
+        (2.0, ())
 
     """
 
@@ -37,7 +38,60 @@ class LipschitzReport:
 def lipschitz_bound(
     module: nn.Module, example_input: Tensor | Sequence[Any], *, fold_batch_norm: bool = True
 ) -> LipschitzReport:
-    r"""Return an upper bound of a module's Lipschitz constant, :math:`\max_{x, y} \|f(x) - f(y)\|_2 / \|x - y\|_2`."""
+    r"""Return an upper bound of a module's Lipschitz constant, :math:`\max_{x, y} \|f(x) - f(y)\|_2 / \|x - y\|_2`.
+
+    An upper bound, never below the truth but for the rounding of the network itself; how far above depends on the
+    network: a few percent for one of a few layers, orders of magnitude for deep ones. It is a walk over the graph that
+    `torch.fx` traces: what follows multiplies, sums add, concatenation takes the root of the sum of squares, a module
+    used twice counts twice. In chains of linear layers and monotone activations the bound is the smaller of the product
+    and ECLipsE-Fast (about half of it at initialization), and exact without activations.
+
+    - Layers: the exact norm of matrices, `conv_norm_bound` of convolutions at the size of the image that they get.
+    - Activations: their largest slope, rounded up (GELU 1.12891, SiLU 1.09984); softmax 1/2, log-softmax the root of
+      the number of classes.
+    - Batch normalization by running statistics. LayerNorm, RMSNorm, GroupNorm and InstanceNorm:
+      :math:`\max |\gamma| / \sqrt{\epsilon}`, which is attained where the input is constant: true, and rarely of use.
+    - Pooling, padding, interpolation, indices, reductions, products with constants: from the sizes and the constants.
+    - Dot-product attention, recurrent layers, products of values that depend on the input, embeddings, and operations
+      that are not known: infinity, with name and reason, never skipped. `register_lipschitz_rule` adds a rule.
+
+    The module is taken as in eval mode (no dropout, running statistics), whatever its mode, and is left as it is: the
+    walk is over a copy that shares its weights, and restores random generators. Parametrized, pruned and sharded
+    weights count as `forward` uses them. Forward hooks are not run. `torch.compile` and DDP are looked through.
+
+    Args:
+        module: The network. Half precision is computed in float32, with autocast off.
+        example_input: A tensor, or a tuple of the positional arguments of `forward`, on the module's device. Its sizes
+            count, batch included; its values do not. One sample is enough where `forward` keeps samples apart, and
+            costs least: the network is run on it once. All tensors of floating point count as one input (their
+            distance is the root of the sum of squares); whole numbers beside them are held fixed.
+        fold_batch_norm: Whether batch normalization is folded into the linear layer or convolution before it, if that
+            gives less. Default True.
+
+    Returns:
+        The report. Of several output tensors (a tuple, a dict) the value is for all of them as one, as for inputs. NaN
+        if a weight is not finite. What `torch.fx` cannot trace has the value infinity, the layers that the example
+        reaches, and the reason under the name "trace". A collective call for sharded weights.
+
+    Raises:
+        TypeError: If `module` is no module, `example_input` holds no tensor, or `fold_batch_norm` is no bool.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> network = nn.Sequential(nn.Linear(4, 4, bias=False), nn.ReLU(), nn.Linear(4, 4, bias=False))
+        >>> for layer in network[0], network[2]:
+        ...     _ = nn.init.orthogonal_(layer.weight)
+        >>> report = lipschitz_bound(network, torch.zeros(1, 4))
+        >>> round(report.value, 4), sorted(report.per_layer), report.unbounded
+        (1.0, ['0', '2'], ())
+
+    Reference:
+        Gouk et al., Regularisation of Neural Networks by Enforcing Lipschitz Continuity, 2021, arXiv:1804.04368;
+        Xu & Sivaranjani, ECLipsE: Efficient Compositional Lipschitz Constant Estimation for Deep Neural Networks, 2024,
+        arXiv:2404.04375, for chains.
+
+    """
     if not isinstance(module, nn.Module):
         msg = f"`module` must be a torch.nn.Module, got {module!r} of type {type(module).__name__}."
         raise TypeError(msg)
@@ -49,9 +103,35 @@ def lipschitz_bound(
 
 
 def register_lipschitz_rule(target: type[nn.Module] | Callable[..., Any], rule: Callable[..., Any]) -> None:
-    """Teach `lipschitz_bound` the Lipschitz constant of a layer or function that it does not know."""
+    """Teach `lipschitz_bound` the Lipschitz constant of a layer or function that it does not know.
+
+    Args:
+        target: A module type, which is no longer looked into, nor are its subclasses with the same `forward`; or a
+            function: of torch, by which the method of tensors of that name is meant, too, or one of your own that is
+            called by a global name where `forward` is written. What was registered for it before is replaced.
+        rule: Called as `rule(module, *args, **kwargs)`, for a function as `rule(*args, **kwargs)`, with the arguments
+            that module or function gets at the example input. `module` is in eval mode, with plain weights. Returns the
+            constant, a number >= 0 (infinity if there is none), for all tensors among the arguments as one: their
+            distance is the root of the sum of squares. It may depend on the sizes of tensors, but must hold for any
+            values. It is the rule's word that the bound is certified by.
+
+    Raises:
+        TypeError: If `target` is no module type and no function, or `rule` is not callable. An error in the rule, or an
+            answer that is no such number, is raised by `lipschitz_bound`.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> class Clip(nn.Module):
+        ...     def forward(self, x):
+        ...         return x / max(1.0, x.norm().item())  # what no trace can follow
+        >>> register_lipschitz_rule(Clip, lambda module, x: 1.0)  # the projection onto a ball
+        >>> lipschitz_bound(nn.Sequential(Clip(), nn.Tanh()), torch.zeros(1, 3)).value
+        1.0
+
+    """
     is_module = isinstance(target, type) and issubclass(target, nn.Module)
-    if (isinstance(target, type) and not is_module) or not callable(target):
+    if isinstance(target, nn.Module) or (isinstance(target, type) and not is_module) or not callable(target):
         msg = f"`target` must be a subclass of torch.nn.Module or a function, got {target!r}."
         raise TypeError(msg)
     if not callable(rule):
