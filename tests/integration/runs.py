@@ -187,8 +187,8 @@ class Data(LightningDataModule):
     def train_dataloader(self) -> Batches:
         return Batches(self.case, self.trainer.global_rank, self.trainer.world_size)
 
-    def val_dataloader(self) -> Any:
-        return self.train_dataloader() if self.case.validates else []
+    def val_dataloader(self) -> Batches:
+        return self.train_dataloader()
 
 
 class Terminate(StopBefore):
@@ -256,6 +256,7 @@ def trainer_of(case: Case, folder: Path, *callbacks: Callback, **settings: Any) 
         "gradient_clip_algorithm": case.clipping if clip else None,
         "logger": TensorBoardLogger(folder, name="", version="log") if case.watchers else False,
         "log_every_n_steps": 4,
+        "limit_val_batches": None if case.validates else 0,
         "enable_checkpointing": saves,
         "enable_progress_bar": False,
         "enable_model_summary": False,

@@ -205,7 +205,7 @@ def test_an_error_in_the_users_code_leaves_what_a_run_without_callbacks_leaves(m
 
     _, left = broken_run(case, Breaking(case, method, error), tmp_path / "with", kind)
 
-    bare = Case((), optimizer="adam", save_every=2, interruption="exception")
+    bare = Case((), optimizer="adam", save_every=2, validates=True, interruption="exception")
     module = Breaking(bare, method, error)
     module.network.dropout.p = 0.1  # as built
     _, expected = broken_run(bare, module, tmp_path / "without", kind)
