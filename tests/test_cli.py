@@ -334,7 +334,7 @@ def test_a_mistake_in_yaml_names_the_key_and_the_callback(tmp_path, capsys, name
 trainer:
   logger: false
   callbacks:
-  - lightning.pytorch.callbacks.Timer
+  - lightning.pytorch.callbacks.LearningRateMonitor
   - class_path: lightning_reg.{name}
     init_args: {arguments}
 """)
