@@ -7,6 +7,7 @@ import { kindsIn, legend } from "./legend.js";
 import { extent, scaleOver } from "./scale.js";
 
 const LEAST_WIDTH = 320;
+const NONE = { data: null, error: { missing: true } };
 const PICTURE = 0.6; // of a card's width, beside long names
 
 /** Make the section. `load` is the loader of answers. */
@@ -67,7 +68,7 @@ export function heatmaps(load, actions) {
     arrange,
     show(view, state, filter, dark) {
       const parts = new Map();
-      for (const { name } of view.shown) {
+      for (const { name } of view.readable) {
         const data = load.answer(name)?.data;
         if (data) parts.set(name, partOf(data, filter));
       }
@@ -76,7 +77,7 @@ export function heatmaps(load, actions) {
       for (const run of view.shown) {
         const part = parts.get(run.name);
         cards.get(run.name).show({
-          answer: load.answer(run.name),
+          answer: view.readable.includes(run) ? load.answer(run.name) : NONE,
           rows: part?.rows ?? [],
           scale: shared || (part && scaleOver(part.extent, state.scale)),
           layer: state.layer,
@@ -85,7 +86,7 @@ export function heatmaps(load, actions) {
           ownRange: !shared,
         });
       }
-      colours.show(shared || null, kinds, remark(view.shown.length, load.answered(), state, shared));
+      colours.show(shared || null, kinds, remark(view.readable.length, load.answered(), state, shared));
     },
   };
 }

@@ -69,7 +69,7 @@ export async function render() {
     summary.show(view.shown, state.sort, dark);
     if (!view.metric) return;
     maps.arrange(view.shown);
-    load.want(view.metric, view.shown, maps.columns());
+    load.want(view.metric, view.readable, maps.columns());
     maps.show(view, state, filter, dark);
     curve.show(view, state, dark);
   }
