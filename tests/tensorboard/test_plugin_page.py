@@ -272,10 +272,10 @@ def test_the_table_holds_the_last_numbers_and_sorts(page, folder):
     shown = numbers(2)
     for run in RUNS:
         assert float(shown[run].removesuffix(" %")) == pytest.approx(100 * last[run]["reg/sparsity"], rel=5e-3)
-        assert float(numbers(4)[run]) == pytest.approx(last[run]["reg/penalty_ratio"], rel=1e-3)
+        assert float(numbers(4)[run]) == pytest.approx(last[run]["reg/penalty_ratio"], rel=5e-3)
     assert shown["odd"] == "–"
     assert numbers(3)["odd"] == "100"  # of which the logarithm was written
-    assert float(numbers(5)["small"]) == pytest.approx(last["small"]["reg/dropout"], rel=1e-3)
+    assert float(numbers(5)["small"]) == pytest.approx(last["small"]["reg/dropout"], rel=5e-3)
 
     for order in (["sparse", "small", "odd"], ["small", "sparse", "odd"]):
         page.click(".summary th:nth-child(2) button")
@@ -483,10 +483,10 @@ def test_a_half_written_file_and_ten_thousand_layers_are_shown(browser, folder, 
         page.load(page.address())
 
         assert page.runs() == ["half", "many"]
-        assert page.text('.heatmap[data-run="many"] .note') == "10000 layers by name · 3 steps"
+        assert page.text('.heatmap[data-run="many"] .note') == "10000 layers · 3 steps"
         np.testing.assert_allclose(next(iter(page.colours("many", 9999, 2, (10_000, 3))))[:3], colour(1), atol=1.01)
         page.type("#filter", "blocks.77")
-        assert len(page.layers("many")) == 1 + 10 + 100
+        assert page.text('.heatmap[data-run="many"] .note') == "111 of 10000 layers · 3 steps"
         assert not page.errors()
     finally:
         server.close()

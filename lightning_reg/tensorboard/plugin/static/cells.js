@@ -7,7 +7,14 @@ import { element } from "./dom.js";
 const TILE = 6;
 
 export const MARKS = {
-  nan: { label: "NaN", ground: "#d81b60", lines: [[0, 0, TILE, TILE], [0, TILE, TILE, 0]] },
+  nan: {
+    label: "NaN",
+    ground: "#d81b60",
+    lines: [
+      [0, 0, TILE, TILE],
+      [0, TILE, TILE, 0],
+    ],
+  },
   infinite: { label: "∞", ground: "#ff7043", lines: [[0, TILE, TILE, 0]] },
   negative: { label: "−∞", ground: "#eceff1", lines: [[0, 0, TILE, TILE]] },
 };

@@ -3,8 +3,14 @@
 import { element } from "./dom.js";
 import { title } from "./format.js";
 
-const SCALES = [["linear", "Linear"], ["log", "Log"]];
-const RANGES = [["shared", "Shared"], ["run", "Per run"]];
+const SCALES = [
+  ["linear", "Linear"],
+  ["log", "Log"],
+];
+const RANGES = [
+  ["shared", "Shared"],
+  ["run", "Per run"],
+];
 
 /** Make a group of radio buttons under a heading. `choices` are `[value, label]`. */
 function radios(name, heading, kind, change) {
@@ -55,7 +61,10 @@ export function controls(change) {
   return {
     elements: [metric.element, scale.element, range.element, layers],
     show(view, state, problem) {
-      metric.show(view.metrics.map((name) => [name, title(name)]), view.metric);
+      metric.show(
+        view.metrics.map((name) => [name, title(name)]),
+        view.metric,
+      );
       scale.show(SCALES, state.scale);
       range.show(RANGES, state.range);
       if (filter.value !== state.filter) filter.value = state.filter;

@@ -14,7 +14,11 @@ const HEIGHT = 190;
 /** Make the panel. `close()` is called when the user has seen enough. */
 export function curvePanel(tip, close) {
   const heading = element("h2");
-  const closing = element("button", { type: "button", class: "text", onclick: close, "aria-label": "Close the curve" }, "Close");
+  const closing = element(
+    "button",
+    { type: "button", class: "text", onclick: close, "aria-label": "Close the curve" },
+    "Close",
+  );
   const picture = shape("svg", { class: "curve", role: "img", tabindex: 0, height: HEIGHT });
   const names = element("ul", { class: "curve-names" });
   const message = element("p", { class: "message" });
@@ -39,7 +43,8 @@ export function curvePanel(tip, close) {
     const y = scaleOver(extent([values]), state.scale);
     const [first, last] = [Math.min(...steps), Math.max(...steps)];
     const place = {
-      x: (step) => MARGIN.left + (last > first ? (step - first) / (last - first) : 0.5) * (width - MARGIN.left - MARGIN.right),
+      x: (step) =>
+        MARGIN.left + (last > first ? (step - first) / (last - first) : 0.5) * (width - MARGIN.left - MARGIN.right),
       y: (value) => HEIGHT - MARGIN.bottom - y.position(value) * (HEIGHT - MARGIN.top - MARGIN.bottom),
     };
     const lines = curves.map((curve) => plotted(curve, place, strokeOf(curve.index, dark)));
@@ -64,7 +69,11 @@ export function curvePanel(tip, close) {
     const lines = shown.curves.map((curve) => `${curve.run}: ${number(curve.values[nearest(curve.steps, step)])}`);
     const box = picture.getBoundingClientRect();
     const mark = picture.querySelector(".probe");
-    tip.show([[`step ${step}`, "strong"], ...lines.map((text) => [text, ""])], box.left + Number(mark.getAttribute("x1")), box.top + 20);
+    tip.show(
+      [[`step ${step}`, "strong"], ...lines.map((text) => [text, ""])],
+      box.left + Number(mark.getAttribute("x1")),
+      box.top + 20,
+    );
     return `step ${step}. ${lines.join(", ")}`;
   }
 
@@ -102,7 +111,10 @@ export function curvePanel(tip, close) {
       else if (!open && panel.contains(document.activeElement)) opener?.focus();
       panel.hidden = !open;
       if (!open) return;
-      heading.replaceChildren(element("span", { class: "strong" }, state.layer), ` ${title(view.metric).toLowerCase()} over all runs`);
+      heading.replaceChildren(
+        element("span", { class: "strong" }, state.layer),
+        ` ${title(view.metric).toLowerCase()} over all runs`,
+      );
       const key = JSON.stringify([view.metric, state.layer]);
       if (key !== read.key || again) {
         if (key !== read.key) [shown, probe] = [null, null];
@@ -117,9 +129,14 @@ export function curvePanel(tip, close) {
         if (read !== pending) return; // another layer was chosen meanwhile
       }
       const byName = new Map(read.curves.map((curve) => [curve.run, curve]));
-      const curves = view.shown.filter((run) => byName.has(run.name)).map((run) => ({ ...byName.get(run.name), index: run.index }));
+      const curves = view.shown
+        .filter((run) => byName.has(run.name))
+        .map((run) => ({ ...byName.get(run.name), index: run.index }));
       shown = { curves, state, dark };
-      picture.setAttribute("aria-label", `${title(view.metric)} of ${state.layer}. Left and right arrow keys read values.`);
+      picture.setAttribute(
+        "aria-label",
+        `${title(view.metric)} of ${state.layer}. Left and right arrow keys read values.`,
+      );
       paint();
     },
   };
@@ -144,7 +161,9 @@ function axes(y, x, place, width) {
   }
   for (const step of ticks(x, Math.max(2, Math.floor(width / 90)))) {
     if (!Number.isInteger(step)) continue;
-    marks.push(shape("text", { class: "axis", x: place.x(step), y: HEIGHT - 6, "text-anchor": "middle" }, shortStep(step)));
+    marks.push(
+      shape("text", { class: "axis", x: place.x(step), y: HEIGHT - 6, "text-anchor": "middle" }, shortStep(step)),
+    );
   }
   return marks;
 }
@@ -152,7 +171,15 @@ function axes(y, x, place, width) {
 function nameOf(curve, dark) {
   const { colour, dash } = strokeOf(curve.index, dark);
   const sample = shape("svg", { width: 18, height: 10, "aria-hidden": "true" });
-  sample.append(shape("line", { x1: 0, x2: 18, y1: 5, y2: 5, stroke: colour, "stroke-width": 2, "stroke-dasharray": dash }));
+  sample.append(
+    shape("line", { x1: 0, x2: 18, y1: 5, y2: 5, stroke: colour, "stroke-width": 2, "stroke-dasharray": dash }),
+  );
   const last = curve.values.findLast((value) => value !== null) ?? null;
-  return element("li", { title: curve.run }, sample, element("span", { class: "name" }, curve.run), element("span", { class: "last" }, number(last)));
+  return element(
+    "li",
+    { title: curve.run },
+    sample,
+    element("span", { class: "name" }, curve.run),
+    element("span", { class: "last" }, number(last)),
+  );
 }

@@ -10,7 +10,11 @@ trainer = Trainer(callbacks=[RegularizationMonitor()])`;
 export function advice(catalogue, metrics) {
   if (metrics.length) return null;
   if (!catalogue.length) {
-    return card("No layers to show yet", "Add the monitor to your trainer. Its numbers appear here as they are written.", EXAMPLE);
+    return card(
+      "No layers to show yet",
+      "Add the monitor to your trainer. Its numbers appear here as they are written.",
+      EXAMPLE,
+    );
   }
   const text = "These runs hold no numbers of single layers. Above 64 layers the monitor writes them only if asked to:";
   return card("No layers to show", text, "RegularizationMonitor(per_layer=True)");

@@ -16,7 +16,10 @@ function compiled(text) {
 }
 
 function globSource(glob) {
-  return glob.replace(/[.+^${}()|[\]\\]/g, "\\$&").replaceAll("*", ".*").replaceAll("?", ".");
+  return glob
+    .replace(/[.+^${}()|[\]\\]/g, "\\$&")
+    .replaceAll("*", ".*")
+    .replaceAll("?", ".");
 }
 
 function regular(source, flags) {

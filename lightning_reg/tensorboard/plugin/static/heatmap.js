@@ -54,8 +54,7 @@ export function heatmapCard(run, { tip, pick }) {
     cellMark.hidden = !cursor || document.activeElement !== grid;
     if (cellMark.hidden) return;
     const [width, height] = [100 / shown.data.steps.length, rowHeight(shown.layers.length)];
-    cellMark.style.cssText =
-      `left:${cursor.column * width}%;width:max(${width}%, 5px);top:${cursor.row * height}px;height:${height}px`;
+    cellMark.style.cssText = `left:${cursor.column * width}%;width:max(${width}%, 5px);top:${cursor.row * height}px;height:${height}px`;
   }
 
   const layerAt = (y) => Math.min(Math.floor(y / rowHeight(shown.layers.length)), shown.layers.length - 1);
@@ -71,7 +70,15 @@ export function heatmapCard(run, { tip, pick }) {
 
   function describe({ row, column }, x, y) {
     const [layer, step, value] = [shown.layers[row], shown.data.steps[column], shown.values[row][column]];
-    tip.show([[layer, "strong"], [`step ${step}`, "quiet"], [`${title(shown.data.metric)}: ${number(value, 6)}`, ""]], x, y);
+    tip.show(
+      [
+        [layer, "strong"],
+        [`step ${step}`, "quiet"],
+        [`${title(shown.data.metric)}: ${number(value, 6)}`, ""],
+      ],
+      x,
+      y,
+    );
     return `${layer}, step ${step}, ${number(value, 6)}`;
   }
 
@@ -83,7 +90,10 @@ export function heatmapCard(run, { tip, pick }) {
     tip.say(describe(cursor, x, y));
   }
 
-  grid.addEventListener("pointermove", (event) => shown?.layers.length && describe(cellAt(event), event.clientX, event.clientY));
+  grid.addEventListener(
+    "pointermove",
+    (event) => shown?.layers.length && describe(cellAt(event), event.clientX, event.clientY),
+  );
   grid.addEventListener("pointerleave", () => tip.hide());
   grid.addEventListener("click", (event) => {
     if (!shown?.layers.length) return;
@@ -132,11 +142,18 @@ export function heatmapCard(run, { tip, pick }) {
       message.hidden = Boolean(layers.length);
       message.textContent = messageOf(answer, filter);
       note.textContent = data ? noteOf(data, layers) : "";
+      note.title =
+        data?.order === "name"
+          ? "By name: this run has not logged the order of its layers"
+          : "In the order of the network";
       range.hidden = !ownRange || !layers.length;
       if (!range.hidden) range.replaceChildren(...rangeBar(scale));
       if (data) {
         const size = `${count(layers.length, "layer")} by ${count(data.steps.length, "step")}`;
-        grid.setAttribute("aria-label", `${title(data.metric)} of run ${run}, ${size}. Arrow keys move, Enter shows the layer's curve.`);
+        grid.setAttribute(
+          "aria-label",
+          `${title(data.metric)} of run ${run}, ${size}. Arrow keys move, Enter shows the layer's curve.`,
+        );
       }
       paint();
       if (data) markFirstPicture();
@@ -171,7 +188,9 @@ function layerLabels({ layers, layer }, height, width) {
     if (middle - LABEL.height / 2 < free && height < LABEL.height) return;
     free = middle + LABEL.height / 2;
     const kind = name === layer ? "layer chosen" : "layer";
-    labels.push(element("span", { class: kind, title: name, style: `top:${middle}px` }, fitted(name, width, LABEL.font)));
+    labels.push(
+      element("span", { class: kind, title: name, style: `top:${middle}px` }, fitted(name, width, LABEL.font)),
+    );
   });
   return labels;
 }
@@ -184,6 +203,7 @@ function messageOf(answer, filter) {
 
 function noteOf(data, layers) {
   const some = layers.length < data.layers.length ? `${layers.length} of ` : "";
-  const steps = data.steps.length < data.total_steps ? `${data.steps.length} of ${data.total_steps} steps` : count(data.steps.length, "step");
-  return `${some}${count(data.layers.length, "layer")}${data.order === "name" ? " by name" : ""} · ${steps}`;
+  const all = count(data.total_steps, "step");
+  const steps = data.steps.length < data.total_steps ? `${data.steps.length} of ${all}` : all;
+  return `${some}${count(data.layers.length, "layer")} · ${steps}`;
 }

@@ -72,7 +72,8 @@ export function heatmaps(load, actions) {
         const data = load.answer(name)?.data;
         if (data) parts.set(name, partOf(data, filter));
       }
-      const shared = state.range === "shared" && scaleOver(merged([...parts.values()].map((part) => part.extent)), state.scale);
+      const shared =
+        state.range === "shared" && scaleOver(merged([...parts.values()].map((part) => part.extent)), state.scale);
       const kinds = new Set([...parts.values()].flatMap((part) => [...part.kinds]));
       for (const run of view.shown) {
         const part = parts.get(run.name);

@@ -28,8 +28,13 @@ export function legend() {
     show(scale, kinds, remark) {
       scaleBox.hidden = !scale || scale.kind === "none";
       if (!scaleBox.hidden) marks.replaceChildren(...tickLabels(scale));
-      keys.replaceChildren(...Object.keys(MARKS).filter((kind) => kinds.has(kind)).map(keyOf));
-      if (kinds.has("blank")) keys.append(element("span", { class: "key" }, element("span", { class: "blank" }), "nothing logged"));
+      keys.replaceChildren(
+        ...Object.keys(MARKS)
+          .filter((kind) => kinds.has(kind))
+          .map(keyOf),
+      );
+      if (kinds.has("blank"))
+        keys.append(element("span", { class: "key" }, element("span", { class: "blank" }), "nothing logged"));
       note.textContent = remark;
     },
   };

@@ -25,7 +25,15 @@ export function plotted({ run, steps, values }, place, { colour, dash }) {
     pen = "L";
     last = value;
   });
-  group.append(shape("path", { d: path, "stroke-width": 1.8, "stroke-dasharray": dash, "stroke-linecap": "round", "stroke-linejoin": "round" }));
+  group.append(
+    shape("path", {
+      d: path,
+      "stroke-width": 1.8,
+      "stroke-dasharray": dash,
+      "stroke-linecap": "round",
+      "stroke-linejoin": "round",
+    }),
+  );
   for (const [step, value] of crosses) {
     const [x, y] = [place.x(step), value === null ? place.y(NaN) || ARM + 1 : place.y(value)];
     group.append(shape("path", { d: `M${x - ARM} ${y - ARM}l6 6m0 -6l-6 6` }));

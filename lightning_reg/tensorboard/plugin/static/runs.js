@@ -5,7 +5,12 @@ import { element } from "./dom.js";
 
 /** Make the list. `choose(names)` is called with the names of the runs to show. */
 export function runList(choose) {
-  const search = element("input", { type: "search", placeholder: "Search runs", "aria-label": "Search runs", class: "search" });
+  const search = element("input", {
+    type: "search",
+    placeholder: "Search runs",
+    "aria-label": "Search runs",
+    class: "search",
+  });
   const list = element("div", { class: "run-list", role: "group", "aria-label": "Runs" });
   const tally = element("span", { class: "note" });
   const all = element("button", { type: "button", class: "text", onclick: () => choose(union(listed())) }, "All");

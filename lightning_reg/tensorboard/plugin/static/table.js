@@ -6,9 +6,22 @@ import { number, percent } from "./format.js";
 
 const COLUMNS = [
   { name: "run", title: "Run", hint: "Sort by the order of the runs" },
-  { name: "sparsity", title: "Sparsity", hint: "Share of weights that are exactly zero (reg/sparsity)", format: percent },
-  { name: "lipschitz_upper", title: "Lipschitz bound", hint: "Upper bound of the Lipschitz constant (reg/lipschitz_upper)" },
-  { name: "penalty_ratio", title: "Penalty share", hint: "Penalties divided by the loss without them (reg/penalty_ratio)" },
+  {
+    name: "sparsity",
+    title: "Sparsity",
+    hint: "Share of weights that are exactly zero (reg/sparsity)",
+    format: percent,
+  },
+  {
+    name: "lipschitz_upper",
+    title: "Lipschitz bound",
+    hint: "Upper bound of the Lipschitz constant (reg/lipschitz_upper)",
+  },
+  {
+    name: "penalty_ratio",
+    title: "Penalty share",
+    hint: "Penalties divided by the loss without them (reg/penalty_ratio)",
+  },
   { name: "dropout", title: "Dropout", hint: "Mean dropout rate (reg/dropout)" },
 ];
 
@@ -19,7 +32,11 @@ export function table(sortBy) {
   const head = element("tr");
   let order = "run";
   for (const { name, title, hint } of COLUMNS) {
-    const button = element("button", { type: "button", title: hint, onclick: () => sortBy(nextOrder(order, name)) }, title);
+    const button = element(
+      "button",
+      { type: "button", title: hint, onclick: () => sortBy(nextOrder(order, name)) },
+      title,
+    );
     heads.set(name, element("th", { scope: "col" }, button));
     head.append(heads.get(name));
   }
@@ -39,6 +56,8 @@ export function table(sortBy) {
     },
   };
 }
+
+const short = (value) => number(value, 3);
 
 function parsed(order) {
   const descending = order.startsWith("-");
@@ -67,9 +86,14 @@ function sorted(runs, column, descending) {
 function line(run, dark) {
   const swatch = element("span", { class: "swatch" });
   swatch.style.background = strokeOf(run.index, dark).colour;
-  const cells = COLUMNS.slice(1).map(({ name, format = number }) => {
+  const cells = COLUMNS.slice(1).map(({ name, format = short }) => {
     const value = run.summary[name] ?? null;
     return value === null ? element("td", { class: "none" }, "–") : element("td", {}, format(value));
   });
-  return element("tr", {}, element("th", { scope: "row", title: run.name }, swatch, element("span", {}, run.name)), ...cells);
+  return element(
+    "tr",
+    {},
+    element("th", { scope: "row", title: run.name }, swatch, element("span", {}, run.name)),
+    ...cells,
+  );
 }
