@@ -18,10 +18,12 @@ from tests.tensorboard.page import NAME, Page
 HOSTILE = "<img src=x onerror=\"document.title='owned'\">"
 STEPS = 14
 # Matplotlib's viridis, at every 32nd part.
-VIRIDIS = """
-440154 470d60 48186a 482374 472d7b 453781 424086 3e4989 3b528b 375b8d 33638d 2f6b8e 2c728e 297a8e 26828e 23898e 21908c
-1f978b 1f9f88 21a685 27ad81 31b57b 3ebc74 4dc26c 5cc863 6ece58 82d34d 95d840 aadc32 c0df25 d5e21a eae51a fde725
-""".split()
+VIRIDIS = (
+    "440154 470d60 48186a 482374 472d7b 453781 424086 3e4989 3b528b 375b8d 33638d 2f6b8e 2c728e 297a8e 26828e 23898e "
+    "21908c 1f978b 1f9f88 21a685 27ad81 31b57b 3ebc74 4dc26c 5cc863 6ece58 82d34d 95d840 aadc32 c0df25 d5e21a eae51a "
+    "fde725"
+)
+NEGATIVE_INFINITY, NO_NUMBER = "\N{MINUS SIGN}\N{INFINITY}", "\N{EN DASH}"
 LIGHT, DARK = "rgb(245, 245, 245)", "rgb(48, 48, 48)"
 
 
@@ -87,7 +89,7 @@ def page(browser, page_server) -> Iterator[Page]:
 
 
 def colour(position: float) -> np.ndarray:
-    anchors = np.array([[int(each[start : start + 2], 16) for start in (0, 2, 4)] for each in VIRIDIS])
+    anchors = np.array([[int(each[start : start + 2], 16) for start in (0, 2, 4)] for each in VIRIDIS.split()])
     place = round(position * 255) / 255 * 32
     return np.array([np.interp(place, range(33), anchors[:, channel]) for channel in range(3)])
 
@@ -163,7 +165,9 @@ def test_a_logarithmic_scale_spreads_small_numbers(page, folder):
 
     runs = logged(folder, "spectral_norm")
     together = np.log([value for layers in runs.values() for value in every_value(layers)])
-    logs = {layer: dict(zip(values, np.log(list(values.values())), strict=True)) for layer, values in runs["small"].items()}
+    logs = {
+        layer: dict(zip(values, np.log(list(values.values())), strict=True)) for layer, values in runs["small"].items()
+    }
     assert_colours(page, "small", logs, together.min(), together.max())
 
 
@@ -194,7 +198,7 @@ def test_nan_infinities_and_blanks_are_marked_each_in_its_own_way(page):
     assert len(set(kinds)) == 3
     assert all(len(kind) > 1 for kind in kinds)  # hatched
     assert not any({seen[:3] for seen in kind} & on_the_map for kind in kinds)
-    assert page.texts(".key") == ["NaN", "∞", "−∞", "nothing logged"]
+    assert page.texts(".key") == ["NaN", "\N{INFINITY}", NEGATIVE_INFINITY, "nothing logged"]
 
 
 def test_the_tooltip_says_layer_step_and_value(page, folder):
@@ -209,7 +213,7 @@ def test_the_tooltip_says_layer_step_and_value(page, folder):
 
     odd = page.layers("odd")
     assert page.point("odd", odd.index("body.0"), 9, (4, STEPS)).endswith("NaN")
-    assert page.point("odd", odd.index(HOSTILE), 13, (4, STEPS)).endswith("−∞")
+    assert page.point("odd", odd.index(HOSTILE), 13, (4, STEPS)).endswith(NEGATIVE_INFINITY)
     assert page.point("odd", odd.index("body.2"), 0, (4, STEPS)).endswith("nothing logged")
 
 
@@ -273,7 +277,7 @@ def test_the_table_holds_the_last_numbers_and_sorts(page, folder):
     for run in RUNS:
         assert float(shown[run].removesuffix(" %")) == pytest.approx(100 * last[run]["reg/sparsity"], rel=5e-3)
         assert float(numbers(4)[run]) == pytest.approx(last[run]["reg/penalty_ratio"], rel=5e-3)
-    assert shown["odd"] == "–"
+    assert shown["odd"] == NO_NUMBER
     assert numbers(3)["odd"] == "100"  # of which the logarithm was written
     assert float(numbers(5)["small"]) == pytest.approx(last["small"]["reg/dropout"], rel=5e-3)
 
@@ -293,8 +297,8 @@ def test_a_click_on_a_row_shows_the_layers_curve_over_all_runs(page, folder):
     names = page.run("return [...document.querySelectorAll('.curve g')].map(line => line.dataset.run)")
     assert sorted(names) == sorted(runs) == ["small", "sparse"]
     for run, layers in runs.items():
-        path = page.run("return document.querySelector(`.curve g[data-run='${arguments[0]}'] path`).getAttribute('d')", run)
-        heights = [float(point.split()[1].removesuffix("h0")) for point in path[1:].split("L")]
+        line = page.browser.find_element("css selector", f".curve g[data-run='{run}'] path").get_attribute("d")
+        heights = [float(point.split()[1].removesuffix("h0")) for point in line[1:].split("L")]
         values = [layers["network.head"][step] for step in range(STEPS)]
         # A line of the picture is one of the numbers, upside down.
         assert np.corrcoef(heights, values)[0, 1] == pytest.approx(-1, abs=1e-3)
@@ -369,7 +373,8 @@ def test_the_arrow_keys_move_over_the_cells_and_enter_opens_the_curve(page, fold
 def test_everything_that_can_be_clicked_has_a_name_and_a_place_in_the_tab_order(page):
     unnamed = page.run(
         """
-        const named = node => node.textContent.trim() || node.getAttribute('aria-label') || node.labels?.[0]?.textContent;
+        const named = node =>
+          node.textContent.trim() || node.getAttribute('aria-label') || node.labels?.[0]?.textContent;
         return [...document.querySelectorAll('button, input, [tabindex]')]
           .filter(node => !named(node) || node.tabIndex < 0).map(node => node.outerHTML);
         """
