@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -28,6 +29,7 @@ from lightning_reg import (
 from tests.models import Regressor, loader
 
 _START_SECONDS = 60
+PICTURES = Path(__file__).parent.parent.parent / "test-results"
 RUNS = {
     "sparse": [TargetSparsity(L1Penalty(0.0, mode="proximal"), 0.5), ElasticNetPenalty(0.002, l1_ratio=0.25)],
     "small": [L2Penalty(0.05, mode="grad"), DropoutScheduler(Linear(0.0, 0.5, 0.5))],
@@ -126,3 +128,24 @@ def server(request, logs) -> Iterator[Server]:
         yield server
     finally:
         server.close()
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory) -> Iterator:
+    """One headless Chromium for all tests."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: `make browser`")
+    programs = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
+    if not all(programs.values()):
+        pytest.skip("needs chromium and chromedriver: `make browser`")
+    options = webdriver.ChromeOptions()
+    options.binary_location = programs["chromium"]
+    arguments = ["headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync"]
+    arguments += ["disable-background-networking", "disable-component-update"]
+    arguments += [f"user-data-dir={tmp_path_factory.mktemp('browser')}", "window-size=1400,1200"]
+    for argument in arguments:
+        options.add_argument(f"--{argument}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(programs["chromedriver"]))
+    PICTURES.mkdir(exist_ok=True)
+    yield browser
+    browser.quit()

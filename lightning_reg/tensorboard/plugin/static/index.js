@@ -1,11 +1,109 @@
+// The page "Regularization": TensorBoard calls `render()` in an empty frame.
+
+import * as api from "./api.js";
+import { controls } from "./controls.js";
+import { curvePanel } from "./curve.js";
+import { advice } from "./empty.js";
+import { compile } from "./filter.js";
+import { heatmaps } from "./heatmaps.js";
+import * as link from "./link.js";
+import { loader } from "./loader.js";
+import { assembled, styled } from "./page.js";
+import { poll } from "./poll.js";
+import { runList } from "./runs.js";
+import { fromEntries, store, toEntries } from "./state.js";
+import { statusBar } from "./status.js";
+import { table } from "./table.js";
+import { borrowFont, followTheme } from "./theme.js";
+import { tooltip } from "./tooltip.js";
+import { firstRuns, viewOf } from "./view.js";
+
 export async function render() {
-  const answer = await fetch("./runs");
-  const { runs } = await answer.json();
-  const list = document.createElement("ul");
-  for (const { name, metrics } of runs) {
-    const item = document.createElement("li");
-    item.textContent = `${name}: ${metrics.join(", ")}`;
-    list.append(item);
+  document.documentElement.lang = "en";
+  document.title = "Regularization";
+  const looks = styled();
+  borrowFont();
+
+  const choices = store(fromEntries(link.read()));
+  let catalogue = null;
+  let dark = false;
+  let filter = compile("");
+  let due = false;
+
+  const tip = tooltip();
+  const load = loader(() => repaint());
+  const pick = (layer) => {
+    const closes = layer === choices.get().layer;
+    choices.set({ layer: closes ? "" : layer });
+    tip.say(closes ? "Curve closed" : `The curve of ${layer} is shown beneath`);
+  };
+  const maps = heatmaps(load, { tip, pick });
+  const curve = curvePanel(tip, () => choices.set({ layer: "" }));
+  const summary = table((sort) => choices.set({ sort }));
+  const runs = runList((names) => choices.set({ runs: sameAsFirst(names) ? null : names }));
+  const settings = controls((changes) => choices.set(changes));
+  const status = statusBar({ refresh: () => reading.now(), pause: (paused) => reading.pause(paused), copy: link.copy });
+  const page = assembled({ settings, runs, status, summary, maps, curve });
+
+  const sameAsFirst = (names) => JSON.stringify(names) === JSON.stringify(firstRuns(catalogue));
+
+  /** Show everything as it now is, once a frame at most. */
+  function repaint() {
+    if (due) return;
+    due = true;
+    requestAnimationFrame(() => {
+      due = false;
+      paint();
+    });
   }
-  document.body.append(list);
+
+  function paint() {
+    if (!catalogue) return;
+    const state = choices.get();
+    const view = viewOf(state, catalogue);
+    const compiled = compile(state.filter);
+    if (!compiled.error && compiled.source !== filter.source) filter = compiled;
+    page.show(view, advice(catalogue, view.metrics));
+    settings.show(view, state, compiled.error);
+    runs.show(view, dark);
+    summary.show(view.shown, state.sort, dark);
+    if (!view.metric) return;
+    maps.arrange(view.shown);
+    load.want(view.metric, view.readable, maps.columns());
+    maps.show(view, state, filter, dark);
+    curve.show(view, state, dark);
+  }
+
+  const reading = poll(
+    async () => {
+      [catalogue] = await Promise.all([api.runs(), looks]);
+      paint();
+      const view = viewOf(choices.get(), catalogue);
+      await load.refresh();
+      await curve.show(view, choices.get(), dark, true);
+      const failed = view.shown.map((run) => load.answer(run.name)?.error).find((error) => error && !error.missing);
+      if (failed) throw failed;
+    },
+    (now) => status.show(now),
+  );
+
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape" || event.target.type === "search") return;
+    tip.hide();
+    if (choices.get().layer) choices.set({ layer: "" });
+  });
+  followTheme((isDark) => {
+    dark = isDark;
+    repaint();
+  });
+  choices.listen((state) => {
+    link.write(toEntries(state));
+    repaint();
+  });
+  link.follow(() => {
+    const state = fromEntries(link.read());
+    if (JSON.stringify(state) !== JSON.stringify(choices.get())) choices.set(state);
+  });
+  looks.then(() => document.body.append(page.element));
+  await reading.now();
 }

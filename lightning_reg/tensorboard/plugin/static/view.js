@@ -1,0 +1,20 @@
+// What is shown, as a function of what the user chose and of the runs there are.
+
+const TELLING = ["spectral_norm", "weight_norm", "sparsity"];
+const FIRST_RUNS = 12;
+
+/** Return the metric, the metrics to choose from, the runs that are shown, and those of them that have the metric. */
+export function viewOf(state, catalogue) {
+  const found = new Set(catalogue.flatMap((run) => run.metrics));
+  const metrics = [...TELLING.filter((name) => found.delete(name)), ...[...found].sort()];
+  const metric = metrics.includes(state.metric) ? state.metric : (metrics[0] ?? "");
+  const runs = catalogue.map((run, index) => ({ ...run, index }));
+  const chosen = new Set(state.runs ?? firstRuns(catalogue));
+  const shown = runs.filter((run) => chosen.has(run.name));
+  return { metric, metrics, runs, shown, readable: shown.filter((run) => run.metrics.includes(metric)) };
+}
+
+/** Return the names of the runs that are shown before the user chooses. */
+export function firstRuns(catalogue) {
+  return catalogue.slice(0, FIRST_RUNS).map((run) => run.name);
+}
