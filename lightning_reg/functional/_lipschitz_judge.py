@@ -1,13 +1,34 @@
-"""What a rule's answer makes of the bounds of an operation's arguments."""
+"""Who is asked for a bound, and what a rule's answer makes of the bounds of an operation's arguments."""
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.fx.node import Node
 
 from lightning_reg.functional._bounds import Bound, NoBoundError, Operation, Slopes, together, traced_in
 from lightning_reg.functional._eclipse import times
 from lightning_reg.functional._lipschitz_rules import Rule, UserRule, plain
+
+
+class Judge(ABC):
+    """Knows the bounds of operations."""
+
+    @abstractmethod
+    def judge(self, node: Node, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Bound | None:
+        """Return the bound of the value of `node`; None if it does not depend on the input.
+
+        In the arguments, what depends on the input is `Traced`.
+        """
+
+    @abstractmethod
+    def is_leaf(self, module: nn.Module) -> bool:
+        """Tell whether a module is judged as a whole."""
+
+    @abstractmethod
+    def refuse(self, node: Node, reason: str) -> Bound:
+        """Return the bound of what has none."""
 
 
 class RuleError(Exception):

@@ -2,7 +2,6 @@
 
 import math
 import operator
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +14,7 @@ from typing_extensions import override
 
 from lightning_reg.functional._bounds import Bound, Traced
 from lightning_reg.functional._generators import unchanged_generators
+from lightning_reg.functional._lipschitz_judge import Judge
 from lightning_reg.functional._traced_tensor import TracedTensor
 
 # What may be asked of a tensor without looking at its entries.
@@ -38,25 +38,6 @@ _SIZES = frozenset(
     }
 )
 JUMPS = "whole numbers and comparisons jump: they have no Lipschitz constant"
-
-
-class Judge(ABC):
-    """Knows the bounds of operations."""
-
-    @abstractmethod
-    def judge(self, node: Node, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Bound | None:
-        """Return the bound of the value of `node`; None if it does not depend on the input.
-
-        In the arguments, what depends on the input is `Traced`.
-        """
-
-    @abstractmethod
-    def is_leaf(self, module: nn.Module) -> bool:
-        """Tell whether a module is judged as a whole."""
-
-    @abstractmethod
-    def refuse(self, node: Node, reason: str) -> Bound:
-        """Return the bound of what has none."""
 
 
 class Root(nn.Module):

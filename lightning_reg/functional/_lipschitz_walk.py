@@ -14,9 +14,9 @@ from typing_extensions import override
 
 from lightning_reg.functional._bounds import Bound, NoBoundError, Operation, together
 from lightning_reg.functional._generators import generator_states, unchanged_generators
-from lightning_reg.functional._lipschitz_judge import RuleError, apply_rule, larger
+from lightning_reg.functional._lipschitz_judge import Judge, RuleError, apply_rule, larger
 from lightning_reg.functional._lipschitz_rules import function_rule, module_rule, own_functions
-from lightning_reg.functional._lipschitz_trace import JUMPS, Judge, Root, Tracer
+from lightning_reg.functional._lipschitz_trace import JUMPS, Root, Tracer
 from lightning_reg.functional._lipschitz_untraced import layers_alone
 from lightning_reg.functional._stand_in import stand_in
 

@@ -7,7 +7,7 @@ share memory with the module's wherever nothing had to be computed; buffers are 
 
 from collections import OrderedDict
 from types import MethodType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +90,7 @@ class _Copies:
         }
         parts = {name: None if part is None else self.module(part) for name, part in vars(module)["_modules"].items()}
         if parametrize.is_parametrized(module):
-            for name, parametrization in parts.pop("parametrizations").named_children():
+            for name, parametrization in cast("nn.Module", parts.pop("parametrizations")).named_children():
                 state["_parameters"][name] = _constant(parametrization())
         state["_modules"] = parts
         self._replay_hooks(module, new)
