@@ -79,6 +79,9 @@ OUTCOMES = {
         rates(cli, path) == sorted(rates(cli, path)) and rates(cli, path)[-1] > 0.39
     ),
     "mc_dropout": lambda cli, path: cli.model.encoder[2].p == 0.3,
+    "lipschitz": lambda cli, path: (
+        0 < logged(cli, path)["reg/lipschitz_lower"] < logged(cli, path)["reg/lipschitz_upper"] < 8
+    ),
     "monitor": lambda cli, path: {"reg/weight_norm", "reg/small", "reg/spectral_norm"} <= logged(cli, path).keys(),
 }
 

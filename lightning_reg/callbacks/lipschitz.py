@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from lightning_reg import _checks
 from lightning_reg.callbacks import _compatibility, _plan, _trainer
-from lightning_reg.callbacks._dashboard import write_layout
+from lightning_reg.callbacks._dashboard import write_layout, write_network_order
 from lightning_reg.callbacks._expansion import Expansion, Found
 from lightning_reg.callbacks._loggers import log_for_callbacks, write_scalars
 from lightning_reg.callbacks._target import InputTransform, find_target
@@ -118,6 +118,7 @@ class LipschitzMonitor(Callback):
             suffix=f"/{self.target or 'all'}" if others else "",
             has_layers=not any(_is_inside(self.target, other) for other in others),
         )
+        write_network_order(trainer, pl_module)
         if self.layout:
             write_layout(trainer)
 

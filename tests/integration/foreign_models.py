@@ -171,6 +171,8 @@ class Case:
     constrained: str
     grouped: str
     sparse: str
+    linear: str
+    """A linear layer of 16 inputs: whole models that begin with words, or attend, have no Lipschitz constant."""
     units: int = 0
 
 
@@ -211,6 +213,7 @@ CASES = {
         constrained="bert.encoder.layer.0.intermediate.dense.weight",
         grouped="bert.encoder.layer.1.intermediate.dense.weight",
         sparse="bert.embeddings.word_embeddings.weight",
+        linear="classifier",
     ),
     # The output layer is the word embedding. The layers called Conv1D are linear, with a row for each input.
     "gpt2": Case(
@@ -229,6 +232,7 @@ CASES = {
         constrained="transformer.h.0.mlp.c_fc.weight",
         grouped="transformer.h.1.mlp.c_fc.weight",
         sparse="transformer.wte.weight",
+        linear="lm_head",
         units=1,
     ),
     "vit": Case(
@@ -249,6 +253,7 @@ CASES = {
         constrained="vit.layers.0.mlp.fc1.weight",
         grouped="vit.layers.1.mlp.fc1.weight",
         sparse="classifier.weight",
+        linear="classifier",
     ),
     "convnext": Case(
         ConvNeXt,
@@ -259,6 +264,7 @@ CASES = {
         constrained="blocks.1.fc2.weight",
         grouped="blocks.1.fc1.weight",
         sparse="head.weight",
+        linear="head",
     ),
     "transformer": Case(
         Translator,
@@ -289,6 +295,7 @@ CASES = {
         constrained="transformer.encoder.layers.0.linear1.weight",
         grouped="transformer.decoder.layers.0.linear1.weight",
         sparse="out.weight",
+        linear="out",
     ),
     "lstm": Case(
         Tagger,
@@ -308,6 +315,7 @@ CASES = {
         constrained="lstm.weight_hh_l0",
         grouped="embedding.weight",
         sparse="tags.weight",
+        linear="tags",
     ),
 }
 

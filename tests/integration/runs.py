@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from lightning_reg import RegularizationMonitor
+from lightning_reg import LipschitzMonitor, RegularizationMonitor
 from tests.callbacks.test_penalty_resume import PowerCutError, ResumableLoader, StopBefore
 from tests.integration.effects import KINDS, dropout, rate_of_dropout, train_by_hand
 from tests.models import KeepWeights, Regressor, samples, weights_of
@@ -34,6 +34,7 @@ SEEDS = range(100)
 # What a case is drawn from. To have another callback in it, add a line.
 WATCHERS: dict[str, Callable[[], Callback]] = {
     "monitor": lambda: RegularizationMonitor(),
+    "lipschitz": lambda: LipschitzMonitor(every_n_steps=1, samples=2),
 }
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": partial(torch.optim.SGD, lr=0.05, momentum=0.9),

@@ -16,6 +16,7 @@ from lightning_reg import (
     L1Penalty,
     L2Penalty,
     Linear,
+    LipschitzMonitor,
     MonteCarloDropout,
     RegularizationMonitor,
     SpectralConstraint,
@@ -85,6 +86,7 @@ def test_every_callback_at_once(case, trainer_of, tmp_path):
         SpectralConstraint(BOUND, select=only["constrained"]),
         DropoutScheduler(Linear(0.1, 0.5, STEPS - 1)),
         RegularizationMonitor(per_layer=True),
+        LipschitzMonitor(target=f"model.{case.linear}", input_transform=lambda batch: torch.ones(1, 16)),
         MonteCarloDropout(5, softmax=True, dim=-1, seed=0),
     ]
     assert {type(callback) for callback in callbacks} == {type(callback) for callback in CALLBACKS}
@@ -140,6 +142,9 @@ def test_every_callback_at_once(case, trainer_of, tmp_path):
         tag = f"reg.weight_norm/model.{name.removesuffix('.weight')}"
         assert logged[tag][STEPS - 1] == pytest.approx(after[name].norm().item(), rel=1e-5)
     assert sum(tag.startswith("reg.weight_norm/") for tag in logged) == len(case.matrices)
+    stretch = torch.linalg.matrix_norm(after[f"{case.linear}.weight"], 2).item()
+    for tag in ("reg/lipschitz_lower", "reg/lipschitz_upper", f"reg.lipschitz/model.{case.linear}"):
+        assert logged[tag][STEPS - 1] == pytest.approx(stretch, rel=1e-5)
 
     # Predictions vary with the masks, around the mean of probabilities.
     predictions = trainer.predict(module, batches(case))
