@@ -3,6 +3,7 @@
 import inspect
 import json
 import math
+import re
 import textwrap
 
 import pytest
@@ -279,14 +280,14 @@ def exported_for_yaml():
 MISTAKES = {
     "wrong type": ("L1Penalty", "{strength: much}", 'Parser key "strength"'),
     "out of range": ("L1Penalty", "{strength: -1}", "`strength` must be a finite number >= 0, got -1"),
-    "missing": ("SpectralConstraint", "{}", "arguments are required: norm_bound"),
-    "misspelt": ("L1Penalty", "{strengths: 1}", "'strengths' is not accepted"),
+    "missing": ("SpectralConstraint", "{}", r'required: norm_bound|"norm_bound" is required'),
+    "misspelt": ("L1Penalty", "{strengths: 1}", r"'strengths' is not (accepted|expected)"),
     "unknown class": ("L3Penalty", "{strength: 1}", "'lightning_reg.L3Penalty'"),
     "no such choice": ("L1Penalty", "{strength: 1, mode: lose}", 'Parser key "mode"'),
     "no bool": ("RegularizationMonitor", "{histograms: often}", 'Parser key "histograms"'),
     "a fraction for a count": ("MonteCarloDropout", "{num_samples: 1.5}", 'Parser key "num_samples"'),
     "too few": ("MonteCarloDropout", "{num_samples: 1}", "`num_samples` must be an int >= 2, got 1"),
-    "in a selection": ("L2Penalty", "{strength: 1, select: {includes: a.*}}", "'includes' is not accepted"),
+    "in a selection": ("L2Penalty", "{strength: 1, select: {includes: a.*}}", r"'includes' is not (accepted|expected)"),
     "in a schedule": (
         "L1Penalty",
         "{strength: 1, schedule: {class_path: lightning_reg.Linear, init_args: {start: zero, end: 1, duration: 5}}}",
@@ -295,14 +296,14 @@ MISTAKES = {
     "out of range in a schedule": (
         "DropoutScheduler",
         "{schedule: {class_path: lightning_reg.late_dropout, init_args: {rate: 1.3}}}",
-        r"`rate` must be in [0, 1), got 1.3",
+        r"`rate` must be in \[0, 1\), got 1.3",
     ),
     "unknown schedule": ("DropoutScheduler", "{schedule: lightning_reg.Liner}", "lightning_reg.Liner"),
     "misspelt in a sequence": (
         "DropoutScheduler",
         "{schedule: {class_path: lightning_reg.Sequence, init_args: {durations: [3], schedules:"
         " [lightning_reg.Constant, {class_path: lightning_reg.late_dropout, init_args: {rat: 0.3}}]}}}",
-        "'rat' is not accepted",
+        r"'rat' is not (accepted|expected)",
     ),
     "too many pieces": (
         "DropoutScheduler",
@@ -342,7 +343,7 @@ trainer:
     with pytest.raises((SystemExit, ValueError)) as caught:
         callbacks_from(config)
 
-    # jsonargparse prints what it finds itself, and raises what a constructor does.
+    # jsonargparse prints what it finds itself, and raises what a constructor does; older ones in other words.
     text = capsys.readouterr().err + str(caught.value)
-    assert message in text
+    assert re.search(message, text)
     assert f"lightning_reg.{name}" in text
