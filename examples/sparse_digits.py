@@ -136,7 +136,7 @@ def draw(weights: Mapping[str, Tensor], path: Path) -> None:
     figure = Figure(figsize=(8, 4), layout="constrained")
     for axes, (name, weight) in zip(figure.subplots(2, 4).flat, weights.items(), strict=True):
         largest = weight.abs().max().item()
-        axes.imshow(weight.T, cmap="RdBu", vmin=-largest, vmax=largest, interpolation="nearest", aspect="auto")
+        axes.imshow(weight.T.numpy(), cmap="RdBu", vmin=-largest, vmax=largest, interpolation="nearest", aspect="auto")
         axes.set_title(name, fontsize="small")
         axes.set(xticks=[], yticks=[])
     figure.supxlabel("128 hidden units", fontsize="small")

@@ -132,7 +132,7 @@ def draw(images: Mapping[str, Tensor], path: Path) -> None:
     """Save a picture of digits and samples."""
     figure = Figure(figsize=(9, 3.3), layout="constrained")
     for axes, (title, tiles) in zip(figure.subplots(1, len(images)), images.items(), strict=True):
-        axes.imshow(tiled(tiles), cmap="gray", vmin=0, vmax=1)
+        axes.imshow(tiled(tiles).numpy(), cmap="gray", vmin=0, vmax=1)
         axes.set_title(title)
         axes.set_axis_off()
     figure.savefig(path, dpi=100)
