@@ -172,7 +172,8 @@ KINDS |= {
         lambda glob: TargetSparsity(L1Penalty(0.0, select=glob, mode="proximal"), 0.5, schedule=RISING),
         lambda: Sparse(0.5),
         alone=True,
-        error=1e-4,  # it compares strengths in float32
+        # It compares strengths in float32, and zeros jump: loops by hand that start 1e-15 apart may end 6e-4 apart.
+        error=1e-3,
     ),
     "constraint": Kind(lambda glob: SpectralConstraint(0.7, select=glob), lambda: Ball(0.7), alone=True),
     "normalization": Kind(

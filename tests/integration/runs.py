@@ -34,7 +34,7 @@ SEEDS = range(100)
 # What a case is drawn from. To have another callback in it, add a line.
 WATCHERS: dict[str, Callable[[], Callback]] = {
     "monitor": lambda: RegularizationMonitor(),
-    "lipschitz": lambda: LipschitzMonitor(every_n_steps=1, samples=2),
+    "lipschitz": lambda: LipschitzMonitor(target="network.encoder", every_n_steps=1, samples=2),
 }
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": partial(torch.optim.SGD, lr=0.05, momentum=0.9),
