@@ -232,3 +232,9 @@ def ends_epoch(trainer: Trainer) -> bool:
     if math.isinf(batches):  # only at the last batch of a stream one knows
         return loop._num_ready_batches_reached()
     return (loop.batch_progress.current.ready - 1) // window == (int(batches) - 1) // window
+
+
+def ends_training(trainer: Trainer) -> bool:
+    """Tell whether the epoch that is ending is the last with steps, as far as can be known in `on_train_epoch_end`."""
+    has_all_steps = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
+    return has_all_steps or trainer.should_stop or trainer.current_epoch + 1 >= _epochs(trainer)

@@ -148,11 +148,14 @@ class LipschitzMonitor(Callback):
             write_scalars(trainer, {**found.summary, **found.layers}, step)
 
     @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # In `on_train_end`, those that average weights may have put in the averages.
+        if _trainer.ends_training(trainer):
+            self._finish(trainer)
+
+    @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        run = self._run
-        if run is not None and run.last_step is not None:
-            found = run.measure(trainer, upper=True)
-            write_scalars(trainer, {**found.summary, **found.layers}, run.last_step)
+        self._finish(trainer)  # for a run that was stopped later than in `on_train_epoch_end`
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -162,6 +165,13 @@ class LipschitzMonitor(Callback):
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._run = None
+
+    def _finish(self, trainer: Trainer) -> None:
+        """Write what is not known yet of the last step."""
+        run = self._run
+        if run is not None and run.last_step is not None:
+            found = run.measure(trainer, upper=True)
+            write_scalars(trainer, {**found.summary, **found.layers}, run.last_step)
 
     def _ends_interval(self, trainer: Trainer) -> bool:
         return (trainer.current_epoch + 1) % self.every_n_epochs == 0 and _trainer.ends_epoch(trainer)
