@@ -23,9 +23,10 @@ from lightning_reg.functional.spectral import matrix_norm
 
 # More than float64 rounds.
 UPWARDS = 1 + 1e-9
-# Larger matrices are measured in float32, whose rounding takes away less than this.
+# More than float32 rounds.
+FAR_UPWARDS = 1 + 1e-5
+# Larger matrices are measured in float32.
 _PRECISE = 1 << 22
-_FAR_UPWARDS = 1 + 1e-5
 # Above so many features the matrices of a chain would cost more than the rest of the network.
 _WIDEST = 4096
 
@@ -86,7 +87,7 @@ def norm_upwards(weight: Tensor) -> float:
     """Return the spectral norm of a matrix, rounded up; NaN if it is not finite."""
     if weight.numel() <= _PRECISE:
         return float(matrix_norm(precise(weight))) * UPWARDS
-    return float(matrix_norm(weight)) * _FAR_UPWARDS
+    return float(matrix_norm(weight)) * FAR_UPWARDS
 
 
 def precise(tensor: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from lightning_reg.functional._lipschitz_rules import for_all, for_functions, fo
 
 
 def positive(op: Operation, input: Any, *rest: Any, **named: Any) -> float:
-    """Return the factor of a linear map without negative entries: the root of its largest row sum times column sum."""
+    """Return the factor of a linear map with entries of one sign: the root of its largest row sum times column sum."""
     constant([rest, named])
     if not isinstance(input, Traced):
         msg = "no rule for it, if an argument but the first depends on the input"
@@ -29,7 +29,7 @@ def _by_sums(apply: Any, like: Tensor) -> float:
         ones = torch.ones_like(like, dtype=torch.float64).requires_grad_()
         rows = apply(ones)
         (columns,) = torch.autograd.grad(rows.sum(), ones)
-    return math.sqrt(float(rows.detach().amax()) * float(columns.amax())) * UPWARDS if rows.numel() else 0.0
+    return math.sqrt(float(rows.detach().abs().amax()) * float(columns.abs().amax())) * UPWARDS if rows.numel() else 0.0
 
 
 for_all(
@@ -143,11 +143,20 @@ def _max_pool(dims: int) -> None:
         return math.sqrt(math.prod(counts))
 
     def lp_layer(op: Operation, input: Traced) -> float:
-        return lp_function(op, input, op.module.norm_type, op.module.kernel_size, op.module.stride)
+        module = op.module
+        return lp_function(op, input, module.norm_type, module.kernel_size, module.stride, module.ceil_mode)
 
     def lp_function(
-        op: Operation, input: Traced, norm_type: float, kernel_size: Any, stride: Any = None, *_: Any
+        op: Operation,
+        input: Traced,
+        norm_type: float,
+        kernel_size: Any,
+        stride: Any = None,
+        ceil_mode: bool = False,
     ) -> float:
+        if ceil_mode:  # windows over the edge are enlarged
+            msg = "no rule for it with `ceil_mode`"
+            raise NoBoundError(msg)
         if norm_type < 2 or norm_type % 2:  # noqa: PLR2004  # odd powers have signs
             msg = f"no rule for a norm of {norm_type:g}"
             raise NoBoundError(msg)

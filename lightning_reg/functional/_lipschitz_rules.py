@@ -78,12 +78,20 @@ def register(target: type[nn.Module] | Callable[..., Any], rule: UserRule) -> No
 
 def module_rule(module: nn.Module) -> Rule | UserRule | None:
     """Return the rule of the nearest ancestor that computes the same."""
-    if "forward" in vars(module):  # replaced in this very module
-        return None
     for ancestor in type(module).__mro__:
         if ancestor in _MODULES:
-            return _MODULES[ancestor] if type(module).forward is ancestor.forward else None
+            return _MODULES[ancestor] if _has_forward_of(ancestor, module) else None
     return None
+
+
+def _has_forward_of(ancestor: type[nn.Module], module: nn.Module) -> bool:
+    """Tell whether `forward` and the methods that it calls, like `_conv_forward`, are those of `ancestor`."""
+    code = getattr(ancestor.forward, "__code__", None)
+    called = [name for name in (code.co_names if code else ()) if callable(getattr(ancestor, name, None))]
+    return all(
+        name not in vars(module) and getattr(type(module), name) is getattr(ancestor, name)
+        for name in ("forward", *called)
+    )
 
 
 def function_rule(target: Callable[..., Any] | str) -> Rule | UserRule | None:

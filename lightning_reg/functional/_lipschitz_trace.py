@@ -64,12 +64,7 @@ class Tracer(fx.Tracer):
 
     proxy_buffer_attributes = True
 
-    def __init__(
-        self,
-        judge: Judge,
-        functions: Sequence[Callable[..., Any]],
-        inputs: Sequence[Any],
-    ) -> None:
+    def __init__(self, judge: Judge, functions: Sequence[Callable[..., Any]], inputs: Sequence[Any]) -> None:
         super().__init__(autowrap_functions=tuple(functions))
         self._judge = judge
         self._inputs = inputs
@@ -127,7 +122,7 @@ class Tracer(fx.Tracer):
             return node
         argument = super().create_arg(a)
         if isinstance(argument, Node) and "value" not in argument.meta:  # has just been made for a constant
-            argument.meta.update(value=a, bound=None)
+            argument.meta.update(value=a, bound=None, is_untraced=True)
         return argument
 
     @override
@@ -144,15 +139,19 @@ class Tracer(fx.Tracer):
         values, keywords = map_arg(node.args, _value), map_arg(node.kwargs, _value)
         tensors = [each for each in pytree.tree_leaves((values, keywords)) if isinstance(each, Tensor)]
         versions = [tensor._version for tensor in tensors]  # noqa: SLF001  # tells of every change in place
+        places = [_place(tensor) for tensor in tensors]
         value = self._run(node, values, keywords)
         changed = [t for t, before in zip(tensors, versions, strict=True) if t._version > before]  # noqa: SLF001
         bound = None
         if any(argument.meta["bound"] is not None for argument in node.all_input_nodes):
             if not any(isinstance(each, Tensor) for each in pytree.tree_leaves(value)):
                 return self._size(node, value)
-            with self._running():
+            if places != [_place(tensor) for tensor in tensors]:
+                bound = self._judge.refuse(node, "it changes the shape of a tensor in place")
+            else:
                 traced, traced_keywords = map_arg(node.args, _traced), map_arg(node.kwargs, _traced)
-                bound = self._judge.judge(node, value, traced, traced_keywords)
+                with self._running():
+                    bound = self._judge.judge(node, value, traced, traced_keywords)
         result = self._known(node, value, bound)
         self._note_changes(node, changed)
         return result
@@ -222,6 +221,9 @@ class Tracer(fx.Tracer):
             tensor = other.meta["value"]
             if not isinstance(tensor, Tensor) or _memory(tensor) not in memory:
                 continue
+            if "is_untraced" in other.meta and node.meta["bound"] is not None:
+                msg = "a tensor that `forward` has made is changed in place; `torch.zeros_like(x)` can be followed"
+                raise TraceError(msg)
             if isinstance(result, Tensor) and _place(tensor) == _place(result):
                 self._now[other] = node
             elif node.meta["bound"] is not None or other.meta["bound"] is not None:

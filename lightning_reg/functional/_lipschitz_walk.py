@@ -131,7 +131,7 @@ class _RuleJudge(Judge):
     def is_leaf(self, module: nn.Module) -> bool:
         if module_rule(module) is not None:
             return True
-        from_torch = "forward" not in vars(module) and type(module).forward.__module__.startswith("torch.nn")
+        from_torch = "forward" not in vars(module) and type(module).__module__.startswith("torch.nn")
         return from_torch and not isinstance(module, nn.Sequential)
 
     def _of_input(self, value: Any) -> Bound | None:

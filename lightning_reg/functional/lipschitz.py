@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_reg import _checks
+from lightning_reg.functional._eclipse import FAR_UPWARDS
 from lightning_reg.functional._lipschitz_rules import UserRule, register
 from lightning_reg.functional._lipschitz_walk import walk
 from lightning_reg.functional._singular import without_autocast
@@ -40,11 +41,12 @@ def lipschitz_bound(
 ) -> LipschitzReport:
     r"""Return an upper bound of a module's Lipschitz constant, :math:`\max_{x, y} \|f(x) - f(y)\|_2 / \|x - y\|_2`.
 
-    An upper bound, never below the truth but for the rounding of the network itself; how far above depends on the
-    network: a few percent for one of a few layers, orders of magnitude for deep ones. It is a walk over the graph that
-    `torch.fx` traces: what follows multiplies, sums add, concatenation takes the root of the sum of squares, a module
-    used twice counts twice. In chains of linear layers and monotone activations the bound is the smaller of the product
-    and ECLipsE-Fast (about half of it at initialization), and exact without activations.
+    An upper bound, never below the truth. It is rounded up, by 1e-5 unless inputs are float64, so that it is not below
+    what `jacobian_norm` finds in float32, either. How far above depends on the network: a few percent for one of a few
+    layers, orders of magnitude for deep ones. It is a walk over the graph that `torch.fx` traces: what follows
+    multiplies, sums add, concatenation takes the root of the sum of squares, a module used twice counts twice. In
+    chains of linear layers and monotone activations the bound is the smaller of the product and ECLipsE-Fast (about
+    half of it at initialization), and exact without activations.
 
     - Layers: the exact norm of matrices, `conv_norm_bound` of convolutions at the size of the image that they get.
     - Activations: their largest slope, rounded up (GELU 1.12891, SiLU 1.09984); softmax 1/2, log-softmax the root of
@@ -99,16 +101,19 @@ def lipschitz_bound(
     inputs = _as_inputs(example_input)
     device = next((value.device for value in inputs if isinstance(value, Tensor)), torch.device("cpu"))
     with torch.inference_mode(False), torch.no_grad(), without_autocast(device):  # noqa: FBT003  # torch's
-        return LipschitzReport(*walk(module, [widened(value) for value in inputs], fold=fold_batch_norm))
+        found = walk(module, [widened(value) for value in inputs], fold=fold_batch_norm)
+    in_double = all(v.dtype == torch.float64 for v in inputs if isinstance(v, Tensor) and v.is_floating_point())
+    return LipschitzReport(found.value * (1.0 if in_double else FAR_UPWARDS), found.per_layer, found.unbounded)
 
 
 def register_lipschitz_rule(target: type[nn.Module] | Callable[..., Any], rule: Callable[..., Any]) -> None:
     """Teach `lipschitz_bound` the Lipschitz constant of a layer or function that it does not know.
 
     Args:
-        target: A module type, which is no longer looked into, nor are its subclasses with the same `forward`; or a
-            function: of torch, by which the method of tensors of that name is meant, too, or one of your own that is
-            called by a global name where `forward` is written. What was registered for it before is replaced.
+        target: A module type, which is no longer looked into, nor are its subclasses with the same `forward` and the
+            same methods that it calls; or a function: of torch, by which the method of tensors of that name is meant,
+            too, or one of your own that is called by a global name where `forward` is written. What was registered for
+            it before is replaced.
         rule: Called as `rule(module, *args, **kwargs)`, for a function as `rule(*args, **kwargs)`, with the arguments
             that module or function gets at the example input. `module` is in eval mode, with plain weights. Returns the
             constant, a number >= 0 (infinity if there is none), for all tensors among the arguments as one: their
@@ -126,7 +131,7 @@ def register_lipschitz_rule(target: type[nn.Module] | Callable[..., Any], rule: 
         ...     def forward(self, x):
         ...         return x / max(1.0, x.norm().item())  # what no trace can follow
         >>> register_lipschitz_rule(Clip, lambda module, x: 1.0)  # the projection onto a ball
-        >>> lipschitz_bound(nn.Sequential(Clip(), nn.Tanh()), torch.zeros(1, 3)).value
+        >>> lipschitz_bound(nn.Sequential(Clip(), nn.Tanh()), torch.zeros(1, 3, dtype=torch.float64)).value
         1.0
 
     """

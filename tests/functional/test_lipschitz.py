@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from lightning_reg import register_lipschitz_rule
-from lightning_reg.functional import LipschitzReport, lipschitz_bound
+from lightning_reg.functional import LipschitzReport, jacobian_norm, lipschitz_bound
 from lightning_reg.functional._eclipse import eclipse_bound
 from tests.functional import lipsdp
 from tests.functional.jacobians import largest_jacobian, searched_ratio
@@ -82,17 +82,29 @@ def test_a_deep_linear_network_and_a_diagonal_one_get_their_true_constant():
     linear = nn.Sequential(nn.Linear(5, 9), nn.Linear(9, 4), nn.Dropout(), nn.Linear(4, 6))
     product = linear[3].weight @ linear[1].weight @ linear[0].weight
     truth = np.linalg.norm(product.detach().double().numpy(), 2)
-    assert lipschitz_bound(linear, torch.zeros(5)).value == pytest.approx(truth, rel=1e-6)
+    assert lipschitz_bound(linear, torch.zeros(5)).value == pytest.approx(truth, rel=2e-5)
 
     diagonal = nn.Sequential(nn.Linear(3, 3), nn.Identity(), nn.Linear(3, 3))
     with torch.no_grad():
         diagonal[0].weight.copy_(torch.diag(torch.tensor([3.0, 1.0, 0.5])))
         diagonal[2].weight.copy_(torch.diag(torch.tensor([0.1, -2.0, 1.0])))
-    assert lipschitz_bound(diagonal, torch.zeros(1, 3)).value == pytest.approx(2, rel=1e-6)
+    assert lipschitz_bound(diagonal, torch.zeros(1, 3)).value == pytest.approx(2, rel=2e-5)
     with torch.no_grad():
         diagonal[2].weight[0, 0] = 4
     diagonal[1] = nn.ReLU()
-    assert lipschitz_bound(diagonal, torch.zeros(1, 3)).value == pytest.approx(12, rel=1e-6)
+    assert lipschitz_bound(diagonal, torch.zeros(1, 3)).value == pytest.approx(12, rel=2e-5)
+
+
+@pytest.mark.parametrize("init", [nn.init.xavier_normal_, nn.init.orthogonal_])
+def test_no_rounding_of_float32_takes_the_lower_bound_above_the_upper_one(init):
+    generator = torch.Generator().manual_seed(0)
+    for width in range(2, 42):
+        network = nn.Sequential(*(nn.Linear(width, width) for _ in range(1 + width % 3)))
+        for layer in network:
+            init(layer.weight, generator=generator)
+        inputs = torch.randn(4, width, generator=generator)
+        lower, upper = jacobian_norm(network, inputs).max().item(), lipschitz_bound(network, inputs).value
+        assert lower <= upper < 1.5 * lower
 
 
 class Residual(nn.Module):
@@ -112,10 +124,10 @@ class Twice(Residual):
 def test_sums_and_modules_used_twice_count():
     inner = nn.Linear(8, 8)
     nn.init.orthogonal_(inner.weight, gain=0.1)
-    assert lipschitz_bound(Residual(inner), torch.zeros(1, 8)).value == pytest.approx(1.1, rel=1e-5)
+    assert lipschitz_bound(Residual(inner), torch.zeros(1, 8)).value == pytest.approx(1.1, rel=2e-5)
     nn.init.orthogonal_(inner.weight, gain=2.0)
     report = lipschitz_bound(Twice(inner), torch.zeros(1, 8))
-    assert report.value == pytest.approx(12, rel=1e-5)
+    assert report.value == pytest.approx(12, rel=2e-5)
     assert report.per_layer == {"inner": pytest.approx(2, rel=1e-5)}
 
 
@@ -331,7 +343,7 @@ def test_whole_numbers_are_held_fixed_beside_others_and_have_no_bound_alone():
         def forward(self, x, label):
             return 2 * x + self.embedding(label)
 
-    assert lipschitz_bound(Conditional(), (torch.ones(2, 3), torch.tensor([1, 2]))).value == 2
+    assert lipschitz_bound(Conditional(), (torch.ones(2, 3).double(), torch.tensor([1, 2]))).value == 2
 
 
 class Own(nn.Module):
@@ -362,11 +374,11 @@ def test_a_registered_rule_is_asked_with_what_forward_gets():
     assert lipschitz_bound(Own(3.0), torch.ones(2)).value == math.inf
     register_lipschitz_rule(Own, rule)
     report = lipschitz_bound(nn.Sequential(nn.Linear(2, 2), Own(3.0)), torch.ones(4, 2))
-    assert report.value == pytest.approx(3 * report.per_layer["0"])
+    assert report.value == pytest.approx(3 * report.per_layer["0"], rel=2e-5)
     assert report.per_layer["1"] == 3
     assert seen == [(False, (4, 2))]
     # Both arguments count, as one.
-    assert lipschitz_bound(Own(2.0), (torch.ones(2), torch.ones(2))).value == pytest.approx(2 * math.sqrt(2))
+    assert lipschitz_bound(Own(2.0), (torch.ones(2), torch.ones(2))).value == pytest.approx(2 * math.sqrt(2), rel=2e-5)
     with pytest.raises(ValueError, match=r"a number >= 0, got -1"):
         lipschitz_bound(Own(-1.0), torch.ones(2))
     register_lipschitz_rule(Own, lambda module, x: "three")
@@ -380,7 +392,7 @@ def test_a_registered_rule_is_asked_with_what_forward_gets():
 def test_functions_of_ones_own_and_of_torch_can_be_registered():
     assert lipschitz_bound(CallsOwn(), torch.ones(2)).unbounded[0][0] == "mul"
     register_lipschitz_rule(own_function, lambda x: 5.0)
-    assert lipschitz_bound(CallsOwn(), torch.ones(2)).value == 10
+    assert lipschitz_bound(CallsOwn(), torch.ones(2).double()).value == 10
 
 
 def test_a_subclass_that_computes_something_else_does_not_inherit_the_rule():
@@ -397,6 +409,23 @@ def test_a_subclass_that_computes_something_else_does_not_inherit_the_rule():
     report = lipschitz_bound(doubled, torch.zeros(1, 3))
     assert report.value == pytest.approx(2 * plain.value)
     assert list(plain.per_layer) == ["Renamed"]
+
+
+class Magnified(nn.Conv2d):
+    """As weight standardization is often written: `forward` is that of the layer, the method it calls is not."""
+
+    def _conv_forward(self, input, weight, bias):
+        return super()._conv_forward(input, 50 * weight, bias)
+
+
+def test_a_method_that_forward_calls_counts_where_a_subclass_or_an_instance_replaces_it():
+    layer, images = Magnified(1, 2, 3), torch.randn(1, 1, 5, 5)
+    plain = nn.Conv2d(1, 2, 3)
+    plain.load_state_dict(layer.state_dict())
+    expected = 50 * lipschitz_bound(plain, images).value
+    assert lipschitz_bound(layer, images).value == pytest.approx(expected, rel=2e-5)
+    plain._conv_forward = lambda images, weight, bias: nn.functional.conv2d(images, 50 * weight, bias)
+    assert lipschitz_bound(plain, images).value == math.inf
 
 
 @pytest.mark.parametrize(
