@@ -201,6 +201,22 @@ def test_the_module_and_the_random_generator_are_left_as_they_are(name, training
     assert all(map(torch.equal, inputs, kept))
 
 
+class Counting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls.add_(1)
+        return 2 * x
+
+
+def test_buffers_that_forward_changes_are_left_as_they_are():
+    network = Counting()
+    assert lipschitz_bound(network, torch.ones(2).double()).value == 2
+    assert network.calls == 0
+
+
 def effective(layer):
     """Return a plain layer with the weight that `layer` uses in eval mode."""
     layer.eval()
