@@ -175,17 +175,18 @@ def test_the_sweep_logs_its_curve_as_a_figure_and_under_hparams(tmp_path, monkey
         assert [f"{100 * logged[f'error/{name}'][0]:.1f}%" for name in ("train", "test")] == [train, test]
 
 
-def test_the_gallery_shows_every_example_with_a_picture_of_less_than_150_kb():
+def test_the_gallery_shows_every_example_with_a_picture_of_less_than_160_kb():
     gallery = (ROOT / "examples" / "README.md").read_text()
     pictures = re.findall(r"!\[.+?\]\((.+?)\)", gallery)
     examples = [path.stem for path in (ROOT / "examples").glob("*.py")]
 
     for picture in pictures:
-        assert 0 < (ROOT / "examples" / picture).stat().st_size < 150_000, picture
+        assert 0 < (ROOT / "examples" / picture).stat().st_size < 160_000, picture
     for example in [*examples, "cli/main", "cli/compare"]:
         assert f"examples/{example}.py" in gallery, example
     assert {path.name for path in (ROOT / "examples" / "pictures").iterdir()} == {Path(item).name for item in pictures}
-    # Each but the screenshot says how it is made.
-    assert {f"examples/{picture}" for picture in pictures} - {"examples/pictures/quickstart.png"} == set(
+    # Each but the screenshots says how it is made.
+    screenshots = {"examples/pictures/quickstart.png", "examples/pictures/regularization_tab.png"}
+    assert {f"examples/{picture}" for picture in pictures} - screenshots == set(
         re.findall(r"--picture (\S+\.png)", gallery)
     )
