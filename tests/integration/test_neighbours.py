@@ -410,6 +410,7 @@ def test_the_last_numbers_of_a_monitor_are_those_of_the_last_step_not_of_an_aver
         module = kind()
         trainer = trainer_with(*callbacks, folder=tmp_path)
         trainer.fit_loop.epoch_loop.max_steps = 6  # in the middle of the second epoch
+        trainer.log_every_n_steps = 4  # not at the last step
         trainer.fit(module)
 
         trained = module.after_steps[5]
