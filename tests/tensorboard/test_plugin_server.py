@@ -112,7 +112,7 @@ def test_the_runs_are_listed_with_their_metrics_and_last_numbers(server, logs):
     assert [run["name"] for run in runs] == ["small", "sparse"]
     for run in runs:
         logged = scalars(logs / run["name"])
-        assert run["metrics"] == ["sparsity", "spectral_norm", "weight_norm"]
+        assert run["metrics"] == ["lipschitz", "sparsity", "spectral_norm", "weight_norm"]
         for key, value in run["summary"].items():
             assert value == (logged[f"reg/{key}"][13] if f"reg/{key}" in logged else None), key
         assert run["summary"]["sparsity"] is not None

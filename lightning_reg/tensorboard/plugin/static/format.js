@@ -1,6 +1,11 @@
 // Numbers and names as people read them.
 
-const METRIC_TITLES = { weight_norm: "Weight norm", sparsity: "Sparsity", spectral_norm: "Spectral norm" };
+const METRIC_TITLES = {
+  lipschitz: "Lipschitz bound",
+  sparsity: "Sparsity",
+  spectral_norm: "Spectral norm",
+  weight_norm: "Weight norm",
+};
 
 /** Return the name of a metric as a title. */
 export function title(metric) {
