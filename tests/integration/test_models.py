@@ -144,7 +144,7 @@ def test_every_callback_at_once(case, trainer_of, tmp_path):
     assert sum(tag.startswith("reg.weight_norm/") for tag in logged) == len(case.matrices)
     stretch = torch.linalg.matrix_norm(module.model.get_submodule(case.linear).weight, 2).item()
     for tag in ("reg/lipschitz_lower", "reg/lipschitz_upper", f"reg.lipschitz/model.{case.linear}"):
-        assert logged[tag][STEPS - 1] == pytest.approx(stretch, rel=1e-5)
+        assert logged[tag][STEPS - 1] == pytest.approx(stretch, rel=2e-5)  # the upper bound is rounded up by 1e-5
 
     # Predictions vary with the masks, around the mean of probabilities.
     predictions = trainer.predict(module, batches(case))
