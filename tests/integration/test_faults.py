@@ -260,7 +260,8 @@ class FillDisk(StopBefore):
 
 
 LOGGERS = {
-    "TensorBoard": lambda folder: TensorBoardLogger(folder, flush_secs=0),
+    # Not 0, at which its thread waits for nothing and keeps the others from their work.
+    "TensorBoard": lambda folder: TensorBoardLogger(folder, flush_secs=0.01),
     "CSV": lambda folder: CSVLogger(folder, flush_logs_every_n_steps=1),
 }
 
