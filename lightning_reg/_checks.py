@@ -1,6 +1,8 @@
 """Argument checks: return the checked value, or raise with the name, the rule, the value and the remedy."""
 
 import math
+from collections.abc import Iterable
+from difflib import get_close_matches
 from numbers import Real
 
 
@@ -85,3 +87,8 @@ def boolean(name: str, value: object) -> bool:
         msg = f"`{name}` must be True or False, got {value!r}."
         raise TypeError(msg)
     return value
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return those of `names` that someone may have meant by `name`, for a message; "none" if there are none."""
+    return ", ".join(get_close_matches(name, list(names), n=3, cutoff=0.0)) or "none"

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from torch import nn
 
+from lightning_reg import _checks
 from lightning_reg.selection import Select, Selector, as_select, clean_name
 
 
@@ -121,7 +121,7 @@ def _check_patterns(
         if any(_matches(candidate, pattern) for candidate in candidates):
             continue
         others = [module for module in modules if _matches(module, pattern)]
-        nearest = ", ".join(get_close_matches(pattern, names, n=3, cutoff=0.0)) or "none"
+        nearest = _checks.nearest(pattern, names)
         found = f"matches {len(others)} modules, but no {kind}" if others else f"matches no {kind}"
         msg = f"`select` pattern {pattern!r} {found}. Nearest names: {nearest}."
         raise ValueError(msg)

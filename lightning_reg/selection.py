@@ -7,12 +7,13 @@ checkpointing and FSDP insert path segments, parametrizations and pruning rename
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import nn
+
+from lightning_reg import _checks
 
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
 _PARAMETRIZED = re.compile(r"(?:^|(?<=\.))parametrizations\.(\w+)\.(original\d*)$")
@@ -234,7 +235,7 @@ def _check_patterns(weights: Sequence[Weight], select: Select) -> None:
     for pattern in (*select.include, *select.exclude):
         matching = [weight for weight in weights if _matches(weight, pattern)]
         if not matching and names:
-            nearest = ", ".join(get_close_matches(pattern, names, n=3, cutoff=0.0))
+            nearest = _checks.nearest(pattern, names)
             msg = f"`select` pattern {pattern!r} matches no parameter. Nearest names: {nearest}."
             raise ValueError(msg)
         reasons = [_kind_reason(weight, select) for weight in matching]

@@ -5,7 +5,6 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import chain
 from typing import Any
 
@@ -14,6 +13,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from lightning_reg import _checks
 from lightning_reg.selection import clean_name
 
 InputTransform = Callable[[Any], Tensor]
@@ -67,7 +67,7 @@ def find_target(pl_module: LightningModule, name: str | None) -> Target:
     # A wrapper has the clean name of what is inside, and comes before it.
     found = {clean_name(path): module for path, module in pl_module.named_modules(remove_duplicate=False)}
     if name is not None and name not in found:
-        nearest = ", ".join(get_close_matches(name, filter(None, found), n=3, cutoff=0.0)) or "none"
+        nearest = _checks.nearest(name, filter(None, found))
         msg = f"`target` {name!r} is no module of {type(pl_module).__name__}. Nearest names: {nearest}."
         raise ValueError(msg)
     module = pl_module if name is None else found[name]
