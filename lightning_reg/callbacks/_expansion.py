@@ -14,7 +14,6 @@ from torch import Tensor
 
 from lightning_reg.callbacks import _trainer
 from lightning_reg.callbacks._target import Target
-from lightning_reg.functional._evaluation import measured
 from lightning_reg.functional._stand_in import stand_in
 from lightning_reg.functional.jacobian import jacobian_norm
 from lightning_reg.functional.lipschitz import lipschitz_bound
@@ -93,9 +92,7 @@ class Expansion:
             return jacobian_norm(fn, self.inputs)
 
     def _upper_bound(self) -> tuple[float, dict[str, float]]:
-        module = self.target.module
-        with measured(module, self.inputs.device):
-            report = lipschitz_bound(module, self.inputs)
+        report = lipschitz_bound(self.target.module, self.inputs)
         if report.unbounded and not self.has_warned:
             self.has_warned = True
             nodes = "; ".join(f"{name}: {reason}" for name, reason in report.unbounded[:_NODES_NAMED])
