@@ -115,3 +115,8 @@ def largest(values: Tensor) -> float:
 def smaller(first: float, second: float) -> float:
     """Return the smaller of two bounds; NaN if one is."""
     return math.nan if math.isnan(first) or math.isnan(second) else min(first, second)
+
+
+def larger(first: float, second: float) -> float:
+    """Return the larger of two bounds; NaN if one is."""
+    return math.nan if math.isnan(first) or math.isnan(second) else max(first, second)

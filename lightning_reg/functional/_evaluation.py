@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lightning_reg.functional._generators import unchanged_generators
 from lightning_reg.functional._singular import without_autocast
 
 
@@ -24,9 +25,8 @@ def measured(fn: Callable[..., Any], device: torch.device) -> Iterator[None]:
     """
     owner = fn if isinstance(fn, nn.Module) else getattr(fn, "__self__", None)
     modules = list(owner.modules()) if isinstance(owner, nn.Module) else []
-    devices, kind = ([], "cuda") if device.type == "cpu" else ([device], device.type)
     with ExitStack() as undo:
-        undo.enter_context(torch.random.fork_rng(devices, device_type=kind))
+        undo.enter_context(unchanged_generators([device]))
         # What aot_autograd compiles cannot be differentiated twice.
         undo.enter_context(torch.compiler.set_stance("force_eager"))
         # Nor can the fused kernels of attention, and those of cuDNN's recurrent layers not even once in evaluation.

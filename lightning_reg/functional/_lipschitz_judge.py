@@ -90,8 +90,3 @@ def _ask(rule: UserRule, operation: Operation, args: tuple[Any, ...], kwargs: di
         msg = f"A rule must return a Lipschitz constant, a number >= 0, got {answer}."
         raise RuleError from ValueError(msg)
     return float(answer)
-
-
-def larger(first: float, second: float) -> float:
-    """Return the larger of two constants; NaN if one is."""
-    return math.nan if math.isnan(first) or math.isnan(second) else max(first, second)

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from typing_extensions import override
 
 from lightning_reg.functional._bounds import Bound, Traced
-from lightning_reg.functional._generators import unchanged_generators
+from lightning_reg.functional._generators import devices_of, unchanged_generators
 from lightning_reg.functional._lipschitz_judge import Judge
 from lightning_reg.functional._traced_tensor import TracedTensor
 
@@ -68,6 +68,7 @@ class Tracer(fx.Tracer):
         super().__init__(autowrap_functions=tuple(functions))
         self._judge = judge
         self._inputs = inputs
+        self._devices = devices_of(inputs)
         self._is_running = False
         # Nodes whose tensor was changed in place: what has it now, and what else shared its memory.
         self._now: dict[Node, Node] = {}
@@ -185,7 +186,7 @@ class Tracer(fx.Tracer):
         return value
 
     def _run(self, node: Node, args: Any, kwargs: Any) -> Any:
-        with self._running(), unchanged_generators(self._inputs):
+        with self._running(), unchanged_generators(self._devices):
             return self.operation(node)(*args, **kwargs)
 
     def operation(self, node: Node) -> Callable[..., Any]:

@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from lightning_reg.functional._bounds import Bound, NoBoundError, Operation, Traced
-from lightning_reg.functional._generators import unchanged_generators
-from lightning_reg.functional._lipschitz_judge import RuleError, apply_rule, larger
+from lightning_reg.functional._bounds import Bound, NoBoundError, Operation, Traced, larger
+from lightning_reg.functional._generators import devices_of, unchanged_generators
+from lightning_reg.functional._lipschitz_judge import RuleError, apply_rule
 from lightning_reg.functional._lipschitz_rules import Rule, UserRule, module_rule
 
 
@@ -21,7 +21,7 @@ def layers_alone(module: nn.Module, inputs: Sequence[Any]) -> dict[str, float]:
         if rule is not None and next(part.parameters(), None) is not None:
             part.register_forward_hook(_noting(name or type(part).__name__, rule, found), with_kwargs=True)
     try:
-        with unchanged_generators(inputs):
+        with unchanged_generators(devices_of(inputs)):
             module(*inputs)
     except RuleError:
         raise

@@ -12,9 +12,9 @@ from torch.fx.node import Node
 from torch.utils import _pytree as pytree
 from typing_extensions import override
 
-from lightning_reg.functional._bounds import Bound, NoBoundError, Operation, together
-from lightning_reg.functional._generators import generator_states, unchanged_generators
-from lightning_reg.functional._lipschitz_judge import Judge, RuleError, apply_rule, larger
+from lightning_reg.functional._bounds import Bound, NoBoundError, Operation, larger, together
+from lightning_reg.functional._generators import devices_of, watched_generators
+from lightning_reg.functional._lipschitz_judge import Judge, RuleError, apply_rule
 from lightning_reg.functional._lipschitz_rules import function_rule, module_rule, own_functions
 from lightning_reg.functional._lipschitz_trace import JUMPS, Root, Tracer
 from lightning_reg.functional._lipschitz_untraced import layers_alone
@@ -45,10 +45,9 @@ def walk(module: nn.Module, inputs: Sequence[Any], *, fold: bool) -> Findings:
     judge = _RuleJudge(Root(stand_in(module)), inputs, fold=fold)
     arguments = [value.clone() if isinstance(value, Tensor) else value for value in inputs]
     try:
-        with unchanged_generators(inputs):
-            before = generator_states(inputs)
+        with watched_generators(devices_of(inputs)) as has_drawn:
             judge.tracer.trace(judge.root)
-            drawn = not all(map(torch.equal, before, generator_states(inputs)))
+            drawn = has_drawn()
     except RuleError as error:
         raise error.__cause__ or error from None
     except Exception as error:  # whatever a user's module does
@@ -66,10 +65,9 @@ def walk(module: nn.Module, inputs: Sequence[Any], *, fold: bool) -> Findings:
 
 def _computes(module: nn.Module, arguments: Sequence[Any], traced: Any) -> bool:
     """Tell whether `module` gives what its graph gave; not asked of one that draws random numbers."""
-    with unchanged_generators(arguments):
-        before = generator_states(arguments)
+    with watched_generators(devices_of(arguments)) as has_drawn:
         output = stand_in(module)(*arguments)
-        if not all(map(torch.equal, before, generator_states(arguments))):
+        if has_drawn():
             return True
     pairs = zip(pytree.tree_leaves(traced), pytree.tree_leaves(output), strict=False)
     return all(
