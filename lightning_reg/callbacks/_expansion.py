@@ -51,7 +51,7 @@ class Expansion:
         """Raise if the target cannot be evaluated on the samples."""
         try:
             self._norms(trainer)
-        except Exception as error:
+        except Exception as error:  # whatever a user's module does
             name = self.target.name or type(self.target.module).__name__
             msg = (
                 f"LipschitzMonitor cannot look at {name!r} on {self.inputs.dtype} of shape {tuple(self.inputs.shape)},"

@@ -1,8 +1,8 @@
-"""Tensors in whatever a step returns: tuples, lists, dictionaries, dataclasses."""
+"""Tensors in whatever a step takes and returns: tuples, lists, dictionaries, dataclasses."""
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -30,13 +30,16 @@ def map_tensors(function: Callable[..., Any], first: Any, *others: Any) -> Any:
     return first
 
 
-def tensors_in(nested: Any) -> list[Tensor]:
-    """Return all tensors in `nested`, in order."""
-    found: list[Tensor] = []
-
-    def keep(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
-
-    map_tensors(keep, nested)
-    return found
+def tensors_in(nested: Any) -> Iterator[Tensor]:
+    """Yield all tensors in `nested`, in order; nothing is copied."""
+    if isinstance(nested, Tensor):
+        yield nested
+    elif isinstance(nested, Mapping):
+        for value in nested.values():
+            yield from tensors_in(value)
+    elif isinstance(nested, (tuple, list)):
+        for value in nested:
+            yield from tensors_in(value)
+    elif dataclasses.is_dataclass(nested) and not isinstance(nested, type):
+        for field in dataclasses.fields(nested):
+            yield from tensors_in(getattr(nested, field.name))

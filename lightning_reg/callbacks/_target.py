@@ -1,8 +1,7 @@
 """The function whose Lipschitz constant a monitor bounds, and the samples on which it looks at it."""
 
-import dataclasses
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -14,6 +13,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_reg import _checks
+from lightning_reg.callbacks._nested import tensors_in
 from lightning_reg.selection import clean_name
 
 InputTransform = Callable[[Any], Tensor]
@@ -43,7 +43,7 @@ class Target:
 
         """
         if transform is None:
-            inputs = next(filter(_has_samples, _tensors(batch)), None)
+            inputs = next(filter(_has_samples, tensors_in(batch)), None)
             if inputs is None:
                 msg = (
                     f"LipschitzMonitor finds no tensor of floating-point numbers in the batch, a"
@@ -90,21 +90,6 @@ def _refuse_other_signatures(module: nn.Module, names: list[str]) -> None:
         if len(needed) > 1:
             msg = f"LipschitzMonitor needs a function of one tensor, but {title}.forward takes {needed}. {_REMEDY}."
             raise MisconfigurationException(msg)
-
-
-def _tensors(batch: Any) -> Iterator[Tensor]:
-    """Yield all tensors in `batch`, in order."""
-    if isinstance(batch, Tensor):
-        yield batch
-    elif isinstance(batch, Mapping):
-        for value in batch.values():
-            yield from _tensors(value)
-    elif isinstance(batch, (tuple, list)):
-        for value in batch:
-            yield from _tensors(value)
-    elif dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        for field in dataclasses.fields(batch):
-            yield from _tensors(getattr(batch, field.name))
 
 
 def _checked(inputs: object) -> Tensor:

@@ -78,7 +78,7 @@ def _ask(rule: UserRule, operation: Operation, args: tuple[Any, ...], kwargs: di
     module = () if operation.module is None else (operation.module,)
     try:
         answer = rule.function(*module, *plain(args), **plain(kwargs))
-    except Exception as error:
+    except Exception as error:  # whatever a user's rule does
         raise RuleError from error
     if isinstance(answer, Tensor) and answer.numel() == 1:
         answer = answer.item()
