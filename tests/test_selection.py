@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.parametrize import register_parametrization
 
 from lightning_reg import Select
-from lightning_reg.selection import as_select, named_weights, select_weights
+from lightning_reg.selection.weights import as_select, named_weights, select_weights
 from tests.models import Network
 
 MATRICES = ["encoder.weight", "conv.weight", "head.weight"]

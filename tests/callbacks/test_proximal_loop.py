@@ -10,7 +10,7 @@ from scipy.optimize import brentq
 from torch import nn
 
 from lightning_reg import ElasticNetPenalty, GroupLassoPenalty, L1Penalty, L2Penalty, Linear
-from lightning_reg.callbacks import _proximal
+from lightning_reg.callbacks.penalties import proximal_step
 from tests.models import Gan, Regressor, loader, weights_of
 from tests.reference import assert_same_weights, matrices
 
@@ -114,7 +114,7 @@ def test_it_equals_the_loop(fit, name, optimizer, accumulate):
 @both_optimizers
 def test_large_weights_are_worked_on_in_parts(fit, optimizer, monkeypatch):
     make, operator = PENALTIES["elastic_net"]
-    monkeypatch.setattr(_proximal, "_CPU_ENTRIES", 8)
+    monkeypatch.setattr(proximal_step, "_CPU_ENTRIES", 8)
 
     actual = fit(make(mode="proximal"), module=Regressor(optimizer))
 

@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn.utils import prune
 
 from lightning_reg import L2Penalty, SpectralNormPenalty
-from lightning_reg.functional._estimates import NormEstimates
-from lightning_reg.functional._layers import Layer
-from lightning_reg.functional._norm_gradient import norm_at, norm_gradient
+from lightning_reg.functional.spectral.estimates import NormEstimates
+from lightning_reg.functional.spectral.gradient import norm_at, norm_gradient
+from lightning_reg.functional.spectral.layers import Layer
 from tests.callbacks.spectral import norm
 from tests.callbacks.test_spectral_normalization_layers import CONVOLUTIONS, Plain
 from tests.models import Gan, Regressor, loader, weights_of

@@ -19,7 +19,7 @@ from lightning_reg import (
     Linear,
     TargetSparsity,
 )
-from lightning_reg.callbacks import _quota
+from lightning_reg.callbacks.penalties import quota
 from tests.callbacks.test_penalty_resume import interrupt_and_resume  # noqa: F401  # a fixture
 from tests.models import Gan, Quartic, Regressor, loader, weights_of
 from tests.reference import assert_same_weights, matrices
@@ -122,7 +122,7 @@ def test_accumulation_and_fp16_do_not_matter(trainer_of):
 
 
 def test_of_many_weights_a_sample_is_enough(trainer_of, monkeypatch):
-    monkeypatch.setattr(_quota, "_SAMPLE", 1 << 10)
+    monkeypatch.setattr(quota, "_SAMPLE", 1 << 10)
     training, _ = digits()
     module = Digits()
     callback = TargetSparsity(L1Penalty(0.0, mode="proximal"), 0.8, schedule=Constant(1.0))

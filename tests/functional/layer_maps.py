@@ -1,6 +1,6 @@
 """One layer as the map that the package makes of it, without a batch."""
 
-from lightning_reg.functional._layers import Layer, convolution_map, matrix_maps
+from lightning_reg.functional.spectral.layers import Layer, convolution_map, matrix_maps
 
 
 def layer_map(module, weight, size=None):

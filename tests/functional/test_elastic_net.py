@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import ElasticNet
 
 from lightning_reg.functional import elastic_net, l1_norm, squared_l2_norm
-from lightning_reg.functional._elementwise import add_elementwise_gradient_
+from lightning_reg.functional.penalties.elementwise import add_elementwise_gradient_
 
 
 @pytest.mark.parametrize(("alpha", "l1_ratio"), [(0.1, 0.5), (0.3, 0.9), (0.05, 0.1), (0.5, 1.0)])

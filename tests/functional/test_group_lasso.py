@@ -6,7 +6,7 @@ import torch
 from scipy.optimize import minimize
 
 from lightning_reg.functional import group_lasso, group_soft_threshold, soft_threshold
-from lightning_reg.functional.group_lasso import add_group_gradient_
+from lightning_reg.functional.penalties.group_lasso import add_group_gradient_
 
 SHAPES = [((4, 3), 0), ((4, 3), 1), ((4, 3, 2, 2), 0), ((4, 3, 2, 2), 1), ((5,), 0), ((4, 3), -1)]
 every_shape = pytest.mark.parametrize(("shape", "dim"), SHAPES)

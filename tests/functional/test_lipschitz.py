@@ -13,7 +13,8 @@ from torch.nn.utils import parametrizations, prune
 
 from lightning_reg import register_lipschitz_rule
 from lightning_reg.functional import LipschitzReport, jacobian_norm, lipschitz_bound
-from lightning_reg.functional._eclipse import eclipse_bound
+from lightning_reg.functional.lipschitz.chain import Chain
+from lightning_reg.functional.lipschitz.rounding import norm_upwards, times
 from tests.functional import lipsdp
 from tests.functional.jacobians import largest_jacobian, searched_ratio
 from tests.lipschitz_zoo import ZOO, member
@@ -129,6 +130,16 @@ def test_sums_and_modules_used_twice_count():
     report = lipschitz_bound(Twice(inner), torch.zeros(1, 8))
     assert report.value == pytest.approx(12, rel=2e-5)
     assert report.per_layer == {"inner": pytest.approx(2, rel=1e-5)}
+
+
+def eclipse_bound(weights):
+    """What the package's chain says of matrices (out, in) with activations of slopes in [0, 1] between them."""
+    chain = Chain(1.0)
+    for position, weight in enumerate(weights):
+        norm = norm_upwards(weight)
+        following = (chain.activated(1.0) if position else chain).linear(weight, norm)
+        chain = following or Chain(times(chain.gain, norm))
+    return chain.gain
 
 
 def published_eclipse_fast(weights):

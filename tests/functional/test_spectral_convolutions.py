@@ -10,7 +10,8 @@ import torch
 from scipy.sparse.linalg import LinearOperator, svds
 from torch import nn
 
-from lightning_reg.functional import _frequencies, conv_norm_bound, operator_norm_estimate
+from lightning_reg.functional import conv_norm_bound, operator_norm_estimate
+from lightning_reg.functional.spectral import frequencies
 from tests.functional.layer_maps import layer_bound, layer_map
 
 LAYERS = {
@@ -93,7 +94,7 @@ def test_bounds_and_estimates_hold_for_one_hundred_random_layers(seed, monkeypat
         small = layer_bound(layer, weight, size)
         assert truth <= small <= truth * (1 + 2e-5) + 1e-6, what
         with monkeypatch.context() as patch:
-            patch.setattr(_frequencies, "_DENSE", 0)
+            patch.setattr(frequencies, "_DENSE", 0)
             assert layer_bound(layer, weight, size) >= truth, what
 
         apply, adjoint, shape = layer_map(layer, layer.weight, size)
@@ -178,7 +179,7 @@ def test_bounds_are_as_tight_as_documented(layer, size, sized, any_size):
     [(2, 1, 3), (2, 1, 17), (3, 1, 3), (3, 1, 5), (3, 1, 9), (3, 1, 33), (5, 1, 5), (5, 1, 17), (3, 2, 5), (3, 2, 17)],
 )
 def test_the_written_limit_of_the_excess_holds_where_windows_lie_in_the_image(size, kernel, dilation, monkeypatch):
-    monkeypatch.setattr(_frequencies, "_DENSE", 0)
+    monkeypatch.setattr(frequencies, "_DENSE", 0)
     windows = size - dilation * (kernel - 1)
     limit = 1 + dilation * (kernel - 1) / windows
     for seed in range(10):
@@ -234,7 +235,7 @@ def test_a_large_layer_is_bounded_in_parts():
     weight = torch.randn(128, 128, 3, 3, generator=torch.Generator().manual_seed(0))
     whole = conv_norm_bound(weight, grid=8)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_frequencies, "_ENTRIES", 1)
+        patch.setattr(frequencies, "_ENTRIES", 1)
         parts = conv_norm_bound(weight, grid=8)
 
     torch.testing.assert_close(whole, parts)
@@ -254,7 +255,7 @@ def test_a_layer_whose_kernel_meets_no_pixel_has_norm_zero():
 
     assert layer_bound(layer, layer.weight, (1,)) == 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_frequencies, "_DENSE", 0)
+        patch.setattr(frequencies, "_DENSE", 0)
         assert layer_bound(layer, layer.weight, (1,)) == 0
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import optim
 
 from lightning_reg import register_step_size
-from lightning_reg.functional import step_size
-from lightning_reg.functional.step_size import find_rule
+from lightning_reg.functional.proximal import step_size
+from lightning_reg.functional.proximal.step_size import find_rule
 
 OPTIMIZERS = {
     "SGD": partial(optim.SGD, lr=0.1),

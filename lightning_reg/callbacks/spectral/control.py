@@ -1,0 +1,224 @@
+"""What callbacks share that hold the norms of layers at a bound: when they act, on which weights, until when."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from lightning_reg import _checks
+from lightning_reg.callbacks.penalties.base import Penalty
+from lightning_reg.callbacks.spectral.weights import refuse_weights
+from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer.plan import Plan, publish
+from lightning_reg.callbacks.trainer.refusals import refuse_hidden_weights, refuse_strategy, refuse_unless_listed_once
+from lightning_reg.callbacks.trainer.settings import call_of
+from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
+from lightning_reg.selection.weights import Select, Selection, Weight, as_select, named_weights, select_weights
+from lightning_reg.tensorboard import tags
+
+State = Mapping[str, Mapping[str, Tensor]]
+
+
+class Engine(Protocol):
+    """What is done to weights during one `fit`."""
+
+    def start(self, weights: Iterable[Weight], saved: State) -> None:
+        """Take `weights` under control, and go on with those that are among `saved`."""
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """Act when the gradients of `optimizer` are complete."""
+
+    def after_step(self, optimizer: Optimizer) -> None:
+        """Act when `optimizer` has made an update."""
+
+    def stop(self) -> None:
+        """Leave the weights as they are to stay."""
+
+    def state(self) -> State:
+        """Return what `start` needs to go on exactly."""
+
+
+class SpectralControl(Callback, ABC):
+    """Has an `Engine` act on the chosen weights, around each optimizer step."""
+
+    def __init__(self, norm_bound: float, select: str | Sequence[str] | Select | None) -> None:
+        super().__init__()
+        self.norm_bound = _checks.positive("norm_bound", norm_bound)
+        as_select(select)
+        self.select = select
+        self._engine: Engine | None = None
+        self._selection: Selection | None = None
+        self._steps: AroundSteps | None = None
+        self._waiting: list[Weight] = []
+        self._saved: dict[str, Any] = {}
+
+    @abstractmethod
+    def engine(self) -> Engine:
+        """Return what acts during one `fit`."""
+
+    @abstractmethod
+    def action(self, weight: Weight) -> str:
+        """Return what the plan says of a weight."""
+
+    @property
+    @abstractmethod
+    def settings(self) -> dict[str, object]:
+        """What a saved state is good for: with other settings it is of no use."""
+
+    @property
+    @override
+    def state_key(self) -> str:
+        # Several with one class, for different layers, have a state each.
+        return f"{type(self).__qualname__}({self.select!r})"
+
+    @override
+    def __repr__(self) -> str:
+        return call_of(self)
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        refuse_unless_listed_once(self, _controls(trainer))
+        refuse_strategy(trainer, type(self).__name__)
+        refuse_hidden_weights(trainer, type(self).__name__)
+        self._saved = {}  # of the run before
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Not later: FSDP2 replaces parameters once a forward pass has run, and the sanity check runs one.
+        selection = select_weights(named_weights(pl_module), as_select(self.select))
+        refuse_weights(selection.chosen, type(self).__name__)
+        self._selection = selection
+        self._begin()
+
+    @override
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Not in `on_fit_start`: some strategies load the checkpoint after it, and callbacks freeze weights there.
+        self._take_over()
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._engine is None or self._selection is None:  # a tuner trains for a moment before `on_fit_start`
+            return
+        self._take_over()
+        self._steps = self._steps or AroundSteps(self._engine.before_step, self._engine.after_step)
+        self._steps.add(trainer.optimizers)
+        controls = _controls(trainer)
+        _refuse_shared(controls)
+        _refuse_proximal(trainer, pl_module, self)
+        if self is controls[-1]:
+            plans = [plan for control in controls if (plan := control.plan())]
+            publish(trainer, plans, ("weight", "shape", "spectral control"), tags.SPECTRAL_SETUP)
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._take_over()
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._end()
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._end()
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        # After `fit`, what was at its end: the trainer may save a checkpoint then.
+        return self._saved if self._engine is None else {"settings": self.settings, "weights": self._engine.state()}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._saved = state_dict
+        if self._engine is not None:  # a tuner puts back what was before it
+            self._begin()
+
+    def chosen(self) -> dict[Tensor, str]:
+        """Return the weights under control, with their names."""
+        return {weight.parameter: weight.name for weight in self._selection.chosen} if self._selection else {}
+
+    def plan(self) -> Plan | None:
+        """Return what happens to each weight; None before `fit`."""
+        selection = self._selection
+        if selection is None:
+            return None
+        return Plan(
+            repr(self),
+            shapes={weight.name: weight.shape for weight in selection.weights},
+            actions={
+                weight.name: self.action(weight)
+                + ("" if weight.parameter.requires_grad else " (not trained at the moment)")
+                for weight in selection.chosen
+            },
+            left_out=selection.left_out,
+        )
+
+    def _begin(self) -> None:
+        self._remove_hooks()
+        self._engine = self.engine()
+        self._waiting = list(self._selection.chosen) if self._selection else []
+
+    def _take_over(self) -> None:
+        """Take the weights under control that are trained now, for the first time."""
+        if self._engine is None or not self._waiting:
+            return
+        trained = [weight for weight in self._waiting if weight.parameter.requires_grad]
+        if trained:
+            self._waiting = [weight for weight in self._waiting if not weight.parameter.requires_grad]
+            is_fit = self._saved.get("settings") == self.settings
+            self._engine.start(trained, self._saved["weights"] if is_fit else {})
+
+    def _end(self) -> None:
+        self._remove_hooks()
+        if self._engine is not None:
+            self._engine.stop()
+            self._saved = self.state_dict()
+        self._engine = self._selection = None
+        self._waiting = []
+
+    def _remove_hooks(self) -> None:
+        if self._steps is not None:
+            self._steps.remove()
+        self._steps = None
+
+
+def _controls(trainer: Trainer) -> list[SpectralControl]:
+    return state.callbacks_of(trainer, SpectralControl)  # type: ignore[type-abstract]  # mypy wants no abstract class here
+
+
+def _refuse_shared(controls: Sequence[SpectralControl]) -> None:
+    """Raise if two callbacks hold one weight at a bound."""
+    owners: dict[Tensor, SpectralControl] = {}
+    for control in controls:
+        for parameter, name in control.chosen().items():
+            other = owners.setdefault(parameter, control)
+            if other is not control:
+                msg = (
+                    f"{name!r} is chosen by both {other!r} and {control!r}, and can have one bound only."
+                    " Leave it out of one: `select=Select(exclude=...)`."
+                )
+                raise MisconfigurationException(msg)
+
+
+def _refuse_proximal(trainer: Trainer, pl_module: LightningModule, control: SpectralControl) -> None:
+    """Raise if a proximal penalty acts on the same weights, which both change right after the optimizer's update."""
+    chosen = control.chosen()
+    penalties = state.callbacks_of(trainer, Penalty)  # type: ignore[type-abstract]  # mypy wants no abstract class here
+    for penalty in penalties:
+        if penalty.mode != "proximal":
+            continue
+        for weight in select_weights(named_weights(pl_module), as_select(penalty.select)).chosen:
+            if weight.parameter in chosen:
+                msg = (
+                    f"{penalty!r} and {control!r} both change {weight.name!r} after the optimizer's step: the second"
+                    ' undoes what the first has reached. Use mode="grad", or leave the weight out of one:'
+                    " `select=Select(exclude=...)`."
+                )
+                raise MisconfigurationException(msg)
