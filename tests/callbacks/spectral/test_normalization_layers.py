@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from lightning_reg import Select, SpectralNormalization
-from tests.callbacks.spectral import dense
+from tests.callbacks.spectral.norms import dense
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
 from lightning_reg import L1Penalty, SpectralConstraint, SpectralNormalization, TargetSparsity
-from tests.callbacks.spectral import norm
+from tests.callbacks.spectral.norms import norm
 from tests.models import Regressor, Silent, Untrainable, loader, weights_of
 
 LAYERS = ("encoder", "conv", "head")

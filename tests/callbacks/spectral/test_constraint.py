@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn.utils import prune
 
 from lightning_reg import SpectralConstraint
-from tests.callbacks.spectral import dense, norm
-from tests.callbacks.test_spectral_normalization_layers import CONVOLUTIONS, Plain, attention, spectral
+from tests.callbacks.spectral.norms import dense, norm
+from tests.callbacks.spectral.test_normalization_layers import CONVOLUTIONS, Plain, attention, spectral
 from tests.models import Gan, Regressor, loader, weights_of
 from tests.reference import assert_same_weights
 

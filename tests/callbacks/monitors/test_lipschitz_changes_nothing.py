@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from lightning_reg import LipschitzMonitor, MonteCarloDropout, SpectralNormalization
-from tests.callbacks.lipschitz import Passing
+from tests.callbacks.monitors.lipschitz import Passing
 from tests.models import Gan, loader
 
 

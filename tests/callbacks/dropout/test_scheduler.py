@@ -12,7 +12,7 @@ from torch import nn
 
 from lightning_reg import Constant, DropoutScheduler, Linear, Piecewise, Select, Sequence, early_dropout, late_dropout
 from lightning_reg.schedules import Schedule
-from tests.callbacks.dropout_modules import Attention, DropPath, FusedAttention, HfAttention, Noise, Recurrent
+from tests.callbacks.dropout.modules import Attention, DropPath, FusedAttention, HfAttention, Noise, Recurrent
 from tests.models import Gan, Regressor, loader
 
 

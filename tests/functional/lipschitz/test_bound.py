@@ -15,8 +15,8 @@ from lightning_reg import register_lipschitz_rule
 from lightning_reg.functional import LipschitzReport, jacobian_norm, lipschitz_bound
 from lightning_reg.functional.lipschitz.chain import Chain
 from lightning_reg.functional.lipschitz.rounding import norm_upwards, times
-from tests.functional import lipsdp
-from tests.functional.jacobians import largest_jacobian, searched_ratio
+from tests.functional.lipschitz import lipsdp
+from tests.functional.lipschitz.jacobians import largest_jacobian, searched_ratio
 from tests.lipschitz_zoo import ZOO, member
 
 every_member = pytest.mark.parametrize("name", ZOO)

@@ -5,7 +5,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from lightning_reg import DropoutScheduler, Linear
-from tests.callbacks.test_penalty_resume import PowerCutError, ResumableLoader, StopBefore
+from tests.callbacks.penalties.test_resume import PowerCutError, ResumableLoader, StopBefore
 from tests.models import Regressor, loader
 
 

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from lightning_reg import L2Penalty, RegularizationMonitor, Select, SpectralNormalization
-from tests.callbacks.spectral import Loss, norm, normalized, train_normalized
+from tests.callbacks.spectral.norms import Loss, norm, normalized, train_normalized
 from tests.models import Gan, Regressor, loader, weights_of
 from tests.reference import assert_same_weights
 

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
 
 from lightning_reg import LipschitzMonitor, RegularizationMonitor
-from tests.callbacks.lipschitz import Passing
+from tests.callbacks.monitors.lipschitz import Passing
 from tests.event_files import scalars, values_in
 from tests.models import Gan, Regressor, Silent, Untrainable, loader
 

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations, prune
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_reg import LipschitzMonitor, SpectralConstraint
-from tests.callbacks.lipschitz import Passing, Recorder, true_lower
+from tests.callbacks.monitors.lipschitz import Passing, Recorder, true_lower
 from tests.event_files import scalars
 from tests.models import Gan, Regressor, loader, samples
 

@@ -9,7 +9,7 @@ from scipy import stats
 from torch import nn
 
 from lightning_reg import DropoutScheduler, Linear, Piecewise, curriculum_dropout
-from tests.callbacks.dropout_modules import KINDS, Module, StochasticDepth, ticks
+from tests.callbacks.dropout.modules import KINDS, Module, StochasticDepth, ticks
 
 SCHEDULES = {
     "linear": (Linear(0.0, 0.6, 6), {0: 0.0, 3: 0.3, 6: 0.6}),

@@ -9,7 +9,7 @@ from scipy.sparse.linalg import svds
 from torch import nn
 
 from lightning_reg.functional import conv_norm_bound, matrix_norm, operator_norm_estimate
-from tests.functional.layer_maps import kernel_matrix, layer_bound, layer_map
+from tests.functional.spectral.layer_maps import kernel_matrix, layer_bound, layer_map
 
 methods = pytest.mark.parametrize("method", ["lanczos", "power"])
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from lightning_reg.functional import conv_norm_bound, operator_norm_estimate
 from lightning_reg.functional.spectral import frequencies
-from tests.functional.layer_maps import layer_bound, layer_map
+from tests.functional.spectral.layer_maps import layer_bound, layer_map
 
 LAYERS = {
     (1, False): nn.Conv1d,

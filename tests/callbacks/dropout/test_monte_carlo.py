@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_reg import MonteCarloDropout
 from lightning_reg.ensemble import EnsemblePrediction
-from tests.callbacks.dropout_modules import KINDS, Attention, Body
+from tests.callbacks.dropout.modules import KINDS, Attention, Body
 
 RATE = 0.4
 

@@ -13,8 +13,8 @@ from lightning_reg import L2Penalty, SpectralNormPenalty
 from lightning_reg.functional.spectral.estimates import NormEstimates
 from lightning_reg.functional.spectral.gradient import norm_at, norm_gradient
 from lightning_reg.functional.spectral.layers import Layer
-from tests.callbacks.spectral import norm
-from tests.callbacks.test_spectral_normalization_layers import CONVOLUTIONS, Plain
+from tests.callbacks.spectral.norms import norm
+from tests.callbacks.spectral.test_normalization_layers import CONVOLUTIONS, Plain
 from tests.models import Gan, Regressor, loader, weights_of
 from tests.reference import assert_same_weights, both_modes
 

@@ -20,7 +20,7 @@ from lightning_reg import (
     TargetSparsity,
 )
 from lightning_reg.callbacks.penalties import quota
-from tests.callbacks.test_penalty_resume import interrupt_and_resume  # noqa: F401  # a fixture
+from tests.callbacks.penalties.test_resume import interrupt_and_resume  # noqa: F401  # a fixture
 from tests.models import Gan, Quartic, Regressor, loader, weights_of
 from tests.reference import assert_same_weights, matrices
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from lightning_reg.functional import lipschitz_bound
-from tests.functional.jacobians import flat_function, jacobian_norm_at, largest_jacobian
+from tests.functional.lipschitz.jacobians import flat_function, jacobian_norm_at, largest_jacobian
 
 
 class Calls(nn.Module):
