@@ -16,7 +16,7 @@ from typing_extensions import override
 from werkzeug import Request, Response
 
 from lightning_reg.tensorboard import tags
-from lightning_reg.tensorboard.plugin.logs import SUMMARY, Run, Logs
+from lightning_reg.tensorboard.plugin.logs import SUMMARY, LoggedRun, Logs
 from lightning_reg.tensorboard.plugin.series import in_order, number, table
 
 _TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -135,7 +135,7 @@ def _files_in(folder: Traversable, prefix: str = "") -> dict[str, Traversable]:
     return found
 
 
-def _described(run: Run) -> _Json:
+def _described(run: LoggedRun) -> _Json:
     values = {key: run.summary.get(key) for key in SUMMARY}
     return {
         "name": run.name,
