@@ -1,7 +1,7 @@
 // The step axis under a heatmap.
 
-import { element } from "./dom.js";
-import { shortStep } from "./format.js";
+import { element } from "../drawing/dom.js";
+import { shortStep } from "../drawing/format.js";
 
 const ROOM = 64;
 

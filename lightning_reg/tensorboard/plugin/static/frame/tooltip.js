@@ -1,6 +1,6 @@
 // One box that follows pointer and cursor, and one line that screen readers read out.
 
-import { element } from "./dom.js";
+import { element } from "../drawing/dom.js";
 
 const GAP = 14;
 

@@ -1,6 +1,6 @@
 // What to do when there is nothing to show.
 
-import { element } from "./dom.js";
+import { element } from "../drawing/dom.js";
 
 const EXAMPLE = `from lightning_reg import RegularizationMonitor
 

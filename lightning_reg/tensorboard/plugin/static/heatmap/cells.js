@@ -1,8 +1,8 @@
 // The cells of a heatmap on a canvas. Numbers have the colours of the map, NaN and infinities a mark of their own
 // outside of it, and a step where nothing was logged has none: the page's background is seen.
 
-import { shade } from "./colours.js";
-import { element } from "./dom.js";
+import { shade } from "../drawing/colours.js";
+import { element } from "../drawing/dom.js";
 
 const TILE = 6;
 

@@ -1,7 +1,7 @@
 // Which runs are shown: a list with a search.
 
-import { strokeOf } from "./colours.js";
-import { element } from "./dom.js";
+import { strokeOf } from "../drawing/colours.js";
+import { element } from "../drawing/dom.js";
 
 /** Make the list. `choose(names)` is called with the names of the runs to show. */
 export function runList(choose) {

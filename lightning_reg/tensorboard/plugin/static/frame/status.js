@@ -1,6 +1,6 @@
 // When the numbers were read, whether the page keeps reading, and the link.
 
-import { element } from "./dom.js";
+import { element } from "../drawing/dom.js";
 
 /** Make the bar. `actions` are `refresh()`, `pause(paused)` and `copy()`, which returns whether it could. */
 export function statusBar(actions) {

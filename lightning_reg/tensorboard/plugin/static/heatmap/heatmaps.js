@@ -1,10 +1,10 @@
 // All heatmaps: one card for each run that is shown, on one scale or on one each.
 
-import { strokeOf } from "./colours.js";
-import { element } from "./dom.js";
+import { strokeOf } from "../drawing/colours.js";
+import { element } from "../drawing/dom.js";
+import { extent, scaleOver } from "../drawing/scale.js";
 import { heatmapCard } from "./heatmap.js";
 import { kindsIn, legend } from "./legend.js";
-import { extent, scaleOver } from "./scale.js";
 
 const LEAST_WIDTH = 320;
 const NONE = { data: null, error: { missing: true } };

@@ -1,8 +1,8 @@
 // The heatmap of one run: rows are layers, columns are steps.
 
+import { element, fitted, widthOf } from "../drawing/dom.js";
+import { count, number, title } from "../drawing/format.js";
 import { draw } from "./cells.js";
-import { element, fitted, widthOf } from "./dom.js";
-import { count, number, title } from "./format.js";
 import { moved } from "./keyboard.js";
 import { rangeBar } from "./legend.js";
 import { stepLabels } from "./steps.js";

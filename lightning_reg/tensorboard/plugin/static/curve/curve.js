@@ -1,11 +1,11 @@
 // One layer's curve over all runs that are shown.
 
-import * as api from "./api.js";
-import { strokeOf } from "./colours.js";
-import { element, shape } from "./dom.js";
-import { number, shortStep, title } from "./format.js";
+import { strokeOf } from "../drawing/colours.js";
+import { element, shape } from "../drawing/dom.js";
+import { number, shortStep, title } from "../drawing/format.js";
+import { extent, scaleOver, ticks } from "../drawing/scale.js";
+import * as api from "../server/api.js";
 import { plotted } from "./lines.js";
-import { extent, scaleOver, ticks } from "./scale.js";
 
 const POINTS = 500;
 const MARGIN = { left: 56, right: 12, top: 10, bottom: 22 };

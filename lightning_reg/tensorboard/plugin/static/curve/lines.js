@@ -1,6 +1,6 @@
 // The line of one run: it breaks where nothing finite was logged; NaN and infinities leave a cross on its way.
 
-import { shape } from "./dom.js";
+import { shape } from "../drawing/dom.js";
 
 const ARM = 3;
 

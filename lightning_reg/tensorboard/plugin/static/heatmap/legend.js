@@ -1,10 +1,10 @@
 // What the colours mean.
 
+import { gradient } from "../drawing/colours.js";
+import { element } from "../drawing/dom.js";
+import { number } from "../drawing/format.js";
+import { ticks } from "../drawing/scale.js";
 import { MARKS, markOf, sample } from "./cells.js";
-import { gradient } from "./colours.js";
-import { element } from "./dom.js";
-import { number } from "./format.js";
-import { ticks } from "./scale.js";
 
 /** Return the bar of a scale with its two ends, for a single run. */
 export function rangeBar(scale) {

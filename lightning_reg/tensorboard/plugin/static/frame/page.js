@@ -1,14 +1,14 @@
 // The frame of the page: where its parts stand, and its style.
 
-import { element } from "./dom.js";
-import { title } from "./format.js";
+import { element } from "../drawing/dom.js";
+import { title } from "../drawing/format.js";
 
 const NARROW = 800; // as in style.css
 const HINT = "Rows are layers, columns are optimizer steps. Brighter is larger. Click on a row for its curve.";
 
 /** Load the style sheet. The page is shown, and measures itself, after that. */
 export async function styled() {
-  const sheet = element("link", { rel: "stylesheet", href: new URL("style.css", import.meta.url) });
+  const sheet = element("link", { rel: "stylesheet", href: new URL("../style.css", import.meta.url) });
   const loaded = new Promise((done) => ["load", "error"].forEach((kind) => sheet.addEventListener(kind, done)));
   document.head.append(sheet, element("meta", { name: "viewport", content: "width=device-width, initial-scale=1" }));
   await loaded;

@@ -4,6 +4,8 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import PurePosixPath
 from typing import Any
 
 from tensorboard import context as request_context
@@ -14,7 +16,7 @@ from typing_extensions import override
 from werkzeug import Request, Response
 
 from lightning_reg.tensorboard import tags
-from lightning_reg.tensorboard.plugin.logs import SUMMARY, Logs, Run
+from lightning_reg.tensorboard.plugin.logs import SUMMARY, LoggedRun, Logs
 from lightning_reg.tensorboard.plugin.series import in_order, number, table
 
 _TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -36,7 +38,7 @@ class RegularizationPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # Tenso
             msg = "TensorBoard has no data provider, as with `--generic_data=false`"
             raise ValueError(msg)
         self._provider = context.data_provider
-        self._static = files("lightning_reg.tensorboard.plugin") / "static"
+        self._files = _files_in(files("lightning_reg.tensorboard.plugin") / "static")
         self._found = False
 
     @override
@@ -113,15 +115,27 @@ class RegularizationPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # Tenso
 
     def _file(self, request: Request) -> Response:
         name = request.path.partition("/static/")[2]
-        for file in self._static.iterdir():
-            kind = _TYPES.get(f".{file.name.rpartition('.')[2]}")
-            # Compared, never joined to a path.
-            if file.name == name and kind:
-                return _response(request, file.read_bytes(), kind)
-        raise errors.NotFoundError(f"no file {_short(name)}")
+        # Looked up, never joined to a path.
+        if name not in self._files:
+            raise errors.NotFoundError(f"no file {_short(name)}")
+        return _response(request, self._files[name].read_bytes(), _TYPES[PurePosixPath(name).suffix])
 
 
-def _described(run: Run) -> _Json:
+def _files_in(folder: Traversable, prefix: str = "") -> dict[str, Traversable]:
+    """Return the files of the page in `folder` and below, by their paths from there; nothing hidden."""
+    found: dict[str, Traversable] = {}
+    for entry in folder.iterdir():
+        if entry.name.startswith("."):
+            continue
+        path = prefix + entry.name
+        if entry.is_dir():
+            found |= _files_in(entry, f"{path}/")
+        elif PurePosixPath(path).suffix in _TYPES:
+            found[path] = entry
+    return found
+
+
+def _described(run: LoggedRun) -> _Json:
     values = {key: run.summary.get(key) for key in SUMMARY}
     return {
         "name": run.name,

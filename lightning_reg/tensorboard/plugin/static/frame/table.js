@@ -1,8 +1,8 @@
 // The summary: one line for each run, its last numbers.
 
-import { strokeOf } from "./colours.js";
-import { element } from "./dom.js";
-import { number, percent } from "./format.js";
+import { strokeOf } from "../drawing/colours.js";
+import { element } from "../drawing/dom.js";
+import { number, percent } from "../drawing/format.js";
 
 const COLUMNS = [
   { name: "run", title: "Run", hint: "Sort by the order of the runs" },

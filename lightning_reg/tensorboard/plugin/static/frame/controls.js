@@ -1,7 +1,7 @@
 // What is drawn and how: metric, colours, layers.
 
-import { element } from "./dom.js";
-import { title } from "./format.js";
+import { element } from "../drawing/dom.js";
+import { title } from "../drawing/format.js";
 
 const SCALES = [
   ["linear", "Linear"],
