@@ -11,6 +11,18 @@ from lightning.pytorch import Callback, Trainer
 
 from tests.models import Regressor, loader, weights_of
 
+_FOLDER = Path(__file__).parent
+# What the tests of a folder share is costly (two processes of one group, TensorBoard servers): they share a worker, too.
+_ON_ONE_WORKER = ("distributed", "tensorboard")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            for folder in _ON_ONE_WORKER:
+                if item.path.is_relative_to(_FOLDER / folder):
+                    item.add_marker(pytest.mark.xdist_group(folder))
+
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:

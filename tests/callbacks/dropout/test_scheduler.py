@@ -296,7 +296,7 @@ def test_a_schedule_that_leaves_the_rates_is_refused_before_training(seen, train
         Sequence((Constant(0.0), Linear(0.0, 2.0, 10)), (3,)),
         Sequence((Constant(0.0), lambda tick: 0.5), (3,)),
     ],
-    ids=repr,
+    ids=["ramp", "pieces", "ramp after a constant", "function after a constant"],
 )
 def test_only_ticks_of_this_run_count(seen, schedule):
     assert len(seen(DropoutScheduler(schedule))) == 7
