@@ -17,7 +17,7 @@ from benchmarks._rotation import Spread
 from benchmarks._table import print_table
 from benchmarks.penalties import resnet50
 from lightning_reg import ElasticNetPenalty, GroupLassoPenalty, L1Penalty, Penalty
-from lightning_reg.callbacks._proximal import shrink
+from lightning_reg.callbacks.penalties.proximal_step import shrink
 
 STRENGTH = 1e-6
 TARGET = 0.5

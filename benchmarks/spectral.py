@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from benchmarks._table import print_table
-from lightning_reg.callbacks._around_steps import AroundSteps
-from lightning_reg.callbacks._normalization import Normalization
+from lightning_reg.callbacks.spectral.normalization import Normalization
+from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
 from lightning_reg.functional import operator_norm_estimate
-from lightning_reg.selection import named_weights
+from lightning_reg.selection.weights import named_weights
 
 ROUNDS = 30
 STEPS = 10

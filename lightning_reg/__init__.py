@@ -5,89 +5,41 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lightning_reg.callbacks import (
-        DropoutScheduler,
-        ElasticNetPenalty,
-        GroupLassoPenalty,
-        L1Penalty,
-        L2Penalty,
-        LipschitzMonitor,
-        MonteCarloDropout,
-        Penalty,
-        RegularizationMonitor,
-        SpectralConstraint,
-        SpectralNormalization,
-        SpectralNormPenalty,
-        TargetSparsity,
-    )
-    from lightning_reg.functional.lipschitz import register_lipschitz_rule
-    from lightning_reg.functional.step_size import register_step_size
-    from lightning_reg.schedules import (
-        Constant,
-        Cosine,
-        Exponential,
-        Linear,
-        Piecewise,
-        Sequence,
-        curriculum_dropout,
-        early_dropout,
-        late_dropout,
-    )
-    from lightning_reg.selection import Select
-
-__all__ = [
-    "Constant",
-    "Cosine",
-    "DropoutScheduler",
-    "ElasticNetPenalty",
-    "Exponential",
-    "GroupLassoPenalty",
-    "L1Penalty",
-    "L2Penalty",
-    "Linear",
-    "LipschitzMonitor",
-    "MonteCarloDropout",
-    "Penalty",
-    "Piecewise",
-    "RegularizationMonitor",
-    "Select",
-    "Sequence",
-    "SpectralConstraint",
-    "SpectralNormPenalty",
-    "SpectralNormalization",
-    "TargetSparsity",
-    "curriculum_dropout",
-    "early_dropout",
-    "late_dropout",
-    "register_lipschitz_rule",
-    "register_step_size",
-]
-
-if not TYPE_CHECKING:
+    from lightning_reg.callbacks import *
+    from lightning_reg.functional.lipschitz.bound import register_lipschitz_rule as register_lipschitz_rule
+    from lightning_reg.functional.proximal.step_size import register_step_size as register_step_size
+    from lightning_reg.schedules import *
+    from lightning_reg.selection import Select as Select
+else:
     # Names are imported on first use: TensorBoard looks into this package for its plugin, and must not wait for torch.
-    _HOMES = ("schedules", "selection", "functional.step_size", "functional.lipschitz", "callbacks")
-    _MODULES = (
-        "callbacks",
-        "ensemble",
-        "functional",
-        "metrics",
-        "module_selection",
-        "schedules",
-        "selection",
-        "tensorboard",
-    )
+    # Each of these rooms says itself what is public.
+    _LISTS = ("callbacks", "schedules")
+    _OTHERS = {
+        "Select": "selection",
+        "register_lipschitz_rule": "functional.lipschitz.bound",
+        "register_step_size": "functional.proximal.step_size",
+    }
+    _ROOMS = ("callbacks", "ensemble", "functional", "metrics", "schedules", "selection", "tensorboard")
+
+    def _room(name: str) -> object:
+        return import_module(f"lightning_reg.{name}")
+
+    def _public() -> list[str]:
+        # `Schedule` and `resolve` are for those who write schedules, and stay in their room.
+        return sorted({name for room in _LISTS for name in _room(room).__all__} - {"Schedule", "resolve"} | {*_OTHERS})
 
     def __getattr__(name: str) -> object:
-        if name in _MODULES:
-            return import_module(f"lightning_reg.{name}")
-        if name in __all__:
-            for home in _HOMES:
-                module = import_module(f"lightning_reg.{home}")
-                if hasattr(module, name):
-                    globals()[name] = getattr(module, name)
-                    return globals()[name]
+        if name == "__all__":
+            return _public()
+        if name in _ROOMS:
+            return _room(name)
+        # Tools ask modules for names like `__wrapped__`, which must not wait for torch either.
+        for room in (_OTHERS[name],) if name in _OTHERS else () if name.startswith("_") else _LISTS:
+            if name in _OTHERS or name in _room(room).__all__:
+                globals()[name] = getattr(_room(room), name)
+                return globals()[name]
         msg = f"module 'lightning_reg' has no attribute {name!r}"
         raise AttributeError(msg, name=name, obj=sys.modules[__name__])  # for Python's "Did you mean"
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *__all__, *_MODULES})
+        return sorted({*globals(), *_public(), *_ROOMS})

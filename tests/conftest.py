@@ -14,7 +14,7 @@ from tests.models import Regressor, loader, weights_of
 from tests.sweeps import left_out
 
 _FOLDER = Path(__file__).parent
-# What the tests of a folder share is costly (two processes of one group, TensorBoard servers): they share a worker, too.
+# What the tests of such a folder share is costly (two processes of one group, TensorBoard servers): one worker has it.
 _ON_ONE_WORKER = ("distributed", "tensorboard")
 
 

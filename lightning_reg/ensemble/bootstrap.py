@@ -7,7 +7,7 @@ from torch.utils.data import Sampler
 from typing_extensions import override
 
 from lightning_reg import _checks
-from lightning_reg.ensemble._seeds import derived_seed
+from lightning_reg.functional.tensors.random import derived_seed
 
 
 class BootstrapSampler(Sampler[int]):

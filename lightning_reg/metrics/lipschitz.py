@@ -9,7 +9,7 @@ from torchmetrics import Metric
 from typing_extensions import override
 
 from lightning_reg import _checks
-from lightning_reg.functional.jacobian import jacobian_norm
+from lightning_reg.functional.lipschitz.jacobian import jacobian_norm
 
 
 @final

@@ -8,11 +8,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_reg import _checks
-from lightning_reg.functional._layers import Layer
-from lightning_reg.functional._per_weight import zero_counts
-from lightning_reg.functional.sparsity import check_dim, entry_counts
-from lightning_reg.metrics._base import LayerMetric
-from lightning_reg.metrics._reading import tensors_of
+from lightning_reg.functional.penalties.counts import check_dim, entry_counts, zero_counts
+from lightning_reg.functional.spectral.layers import Layer
+from lightning_reg.metrics.base import LayerMetric
+from lightning_reg.metrics.reading import tensors_of
 
 
 @final

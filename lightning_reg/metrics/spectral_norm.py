@@ -8,11 +8,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_reg import _checks
-from lightning_reg.functional._estimates import NormEstimates
-from lightning_reg.functional._layers import Layer
-from lightning_reg.functional._shards import whole
-from lightning_reg.functional._singular import without_autocast
-from lightning_reg.metrics._base import LayerMetric
+from lightning_reg.functional.spectral.estimates import NormEstimates
+from lightning_reg.functional.spectral.layers import Layer
+from lightning_reg.functional.tensors.precision import without_autocast
+from lightning_reg.functional.tensors.shards import whole
+from lightning_reg.metrics.base import LayerMetric
 
 
 @final

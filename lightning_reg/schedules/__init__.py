@@ -5,21 +5,19 @@ A duration is an `int` (ticks) or a `float` in (0, 1] (that share of the whole r
 learn how long the run is before it can be called: callbacks do that, and so does `Schedule.resolve`.
 """
 
-from lightning_reg.schedules.base import Schedule, resolve
-from lightning_reg.schedules.pieces import Piecewise, Sequence
-from lightning_reg.schedules.ramps import Constant, Cosine, Exponential, Linear
-from lightning_reg.schedules.recipes import curriculum_dropout, early_dropout, late_dropout
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "Constant",
-    "Cosine",
-    "Exponential",
-    "Linear",
-    "Piecewise",
-    "Schedule",
-    "Sequence",
-    "curriculum_dropout",
-    "early_dropout",
-    "late_dropout",
-    "resolve",
-]
+from lightning_reg.schedules.base import Schedule as Schedule
+from lightning_reg.schedules.base import resolve as resolve
+from lightning_reg.schedules.pieces import Piecewise as Piecewise
+from lightning_reg.schedules.pieces import Sequence as Sequence
+from lightning_reg.schedules.ramps import Constant as Constant
+from lightning_reg.schedules.ramps import Cosine as Cosine
+from lightning_reg.schedules.ramps import Exponential as Exponential
+from lightning_reg.schedules.ramps import Linear as Linear
+from lightning_reg.schedules.recipes import curriculum_dropout as curriculum_dropout
+from lightning_reg.schedules.recipes import early_dropout as early_dropout
+from lightning_reg.schedules.recipes import late_dropout as late_dropout
+
+if not TYPE_CHECKING:
+    __all__ = sorted(name for name, item in globals().items() if callable(item))

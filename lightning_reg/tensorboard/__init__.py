@@ -1,5 +1,5 @@
 """What the callbacks write to TensorBoard, and under which tags."""
 
-from lightning_reg.tensorboard.layout import layout
+from lightning_reg.tensorboard.custom_scalars import layout
 
 __all__ = ["layout"]

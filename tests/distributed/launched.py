@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from tests.callbacks.test_penalty_resume import PowerCutError, StopBefore
+from tests.callbacks.penalties.test_resume import PowerCutError, StopBefore
 from tests.integration.runs import Case, fit
 from tests.models import KeepWeights, weights_of
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_reg import LipschitzMonitor
 from lightning_reg.metrics import LipschitzLowerBound
-from tests.callbacks.lipschitz import Passing
+from tests.callbacks.monitors.lipschitz import Passing
 from tests.distributed.test_penalty import STRATEGIES, KeepWeights
 from tests.event_files import scalars
 from tests.models import loader, samples

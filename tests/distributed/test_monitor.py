@@ -175,7 +175,7 @@ def norms_of_each():
     """Run on each rank: return the norms of weights that are spread in turns, and the weights."""
     from torch.distributed.device_mesh import init_device_mesh
 
-    from lightning_reg.functional._layers import Layer
+    from lightning_reg.functional.spectral.layers import Layer
 
     mesh = init_device_mesh("cpu", (2,))
     torch.manual_seed(0)

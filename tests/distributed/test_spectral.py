@@ -9,7 +9,7 @@ from torch import distributed, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_reg import SpectralConstraint, SpectralNormalization, SpectralNormPenalty
-from tests.callbacks.spectral import norm, train_normalized
+from tests.callbacks.spectral.norms import norm, train_normalized
 from tests.distributed.test_penalty import STRATEGIES, FSDP1OnCpu, Module
 from tests.models import KeepWeights, loader, samples, weights_of
 from tests.reference import assert_same_weights

@@ -7,7 +7,7 @@ from scipy import stats
 from torch import nn
 
 from lightning_reg import DropoutScheduler, Linear, MonteCarloDropout
-from tests.callbacks.dropout_modules import Module, ticks
+from tests.callbacks.dropout.modules import Module, ticks
 from tests.models import Regressor, loader
 
 pytestmark = [

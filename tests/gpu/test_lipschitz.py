@@ -7,7 +7,7 @@ from torch import nn
 
 from lightning_reg import LipschitzMonitor
 from lightning_reg.functional import jacobian_norm
-from tests.callbacks.lipschitz import Passing, true_lower
+from tests.callbacks.monitors.lipschitz import Passing, true_lower
 from tests.event_files import scalars
 from tests.models import loader
 

@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_reg import RegularizationMonitor
-from lightning_reg.functional._layers import Layer
+from lightning_reg.functional.spectral.layers import Layer
 from lightning_reg.metrics import Sparsity, SpectralNorm, WeightNorm
 from tests.event_files import histograms, scalars
 from tests.metrics.layers import weights_by_name

@@ -19,8 +19,8 @@ from lightning_reg import (
     SpectralNormPenalty,
     TargetSparsity,
 )
-from tests.callbacks.test_proximal_loop import PENALTIES as OPERATORS
-from tests.callbacks.test_proximal_loop import soften, step_size
+from tests.callbacks.penalties.test_proximal_loop import PENALTIES as OPERATORS
+from tests.callbacks.penalties.test_proximal_loop import soften, step_size
 from tests.models import Quartic
 from tests.reference import PENALTIES, Term, add_term_gradient
 

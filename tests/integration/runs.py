@@ -22,7 +22,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lightning_reg import LipschitzMonitor, RegularizationMonitor
-from tests.callbacks.test_penalty_resume import PowerCutError, ResumableLoader, StopBefore
+from tests.callbacks.penalties.test_resume import PowerCutError, ResumableLoader, StopBefore
 from tests.integration.effects import KINDS, dropout, rate_of_dropout, train_by_hand
 from tests.models import KeepWeights, Regressor, samples, weights_of
 

@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 
-from tests.callbacks.test_penalty_resume import PowerCutError, StopBefore
+from tests.callbacks.penalties.test_resume import PowerCutError, StopBefore
 from tests.event_files import scalars
 from tests.integration.crash import exit_code_of
 from tests.integration.effects import KINDS

@@ -104,7 +104,7 @@ def test_extreme_and_zero_weights():
 def test_one_bad_weight_does_not_spoil_the_estimates_of_others():
     metric = SpectralNorm(iterations=3)
     good, bad = torch.eye(3), torch.full((3, 3), torch.inf)
-    from lightning_reg.functional._layers import Layer
+    from lightning_reg.functional.spectral.layers import Layer
 
     for _ in range(2):
         values = metric.statistics([Layer("good", good), Layer("bad", bad)]).flatten()

@@ -16,8 +16,9 @@ from werkzeug.test import Client
 
 from lightning_reg import RegularizationMonitor
 from lightning_reg.metrics import WeightNorm
+from lightning_reg.tensorboard.plugin import routes
 from lightning_reg.tensorboard.plugin.loader import RegularizationLoader
-from lightning_reg.tensorboard.plugin.plugin import RegularizationPlugin
+from lightning_reg.tensorboard.plugin.routes import RegularizationPlugin
 from tests.event_files import values_in
 from tests.models import Regressor
 from tests.tensorboard.conftest import Server
@@ -44,7 +45,7 @@ def client(provider, route: str) -> Client:
     return Client(RegularizationPlugin(TBContext(data_provider=provider)).get_plugin_apps()[route])
 
 
-@pytest.mark.parametrize("module", ["loader", "plugin"])
+@pytest.mark.parametrize("module", ["loader", "routes"])
 def test_tensorboard_waits_for_neither_torch_nor_lightning(module):
     code = f"import sys, lightning_reg.tensorboard.plugin.{module}; print({{'torch', 'lightning'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
@@ -52,7 +53,7 @@ def test_tensorboard_waits_for_neither_torch_nor_lightning(module):
     assert done.stdout == "set()\n"
 
 
-@pytest.mark.parametrize("module", ["plugin", "logs"])
+@pytest.mark.parametrize("module", ["routes", "logs"])
 def test_a_plugin_that_cannot_be_imported_is_one_line_and_tensorboard_starts(tmp_path, module):
     broken = f"import sys; sys.modules['lightning_reg.tensorboard.plugin.{module}'] = None"
     (tmp_path / "sitecustomize.py").write_text(broken)
@@ -75,6 +76,32 @@ def test_without_a_data_provider_there_is_no_plugin_but_a_line(caplog):
     (record,) = caplog.records
     assert "no data provider" in record.message
     assert "\n" not in record.message
+
+
+def test_the_files_of_the_page_are_in_its_folder_when_tensorboard_starts_and_not_hidden(monkeypatch, tmp_path):
+    served = {"index.js": "text/javascript", "inner/deep/x.js": "text/javascript", "inner/x.css": "text/css"}
+    others = [".x.js", ".git/x.js", "inner/.x.js", "inner/.hidden/x.js", "x.py", "js", "inner/x", "folder.js/x.py"]
+    for path in [*served, *others, "../x.js", "../static2/x.js"]:
+        file = tmp_path / "static" / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(path)
+    monkeypatch.setattr(routes, "files", lambda package: tmp_path)
+    ask = client(Provider(), "/static/*")
+    (tmp_path / "static" / "inner" / "later.js").write_text("later")
+
+    for path, kind in served.items():
+        answer = ask.get(f"/static/{path}")
+        assert (answer.status_code, answer.mimetype, answer.text) == (200, kind, path)
+    outside = [
+        "../x.js",
+        "inner/../../x.js",
+        "../static2/x.js",
+        "2/x.js",
+        f"{tmp_path}/x.js",
+        f"{tmp_path}/static/index.js",
+    ]
+    for path in [*others, *outside, "inner/later.js", "folder.js", "inner/", "inner", ""]:
+        assert ask.get(f"/static/{path}").status_code == 404, path
 
 
 def test_an_experiment_that_the_storage_does_not_know_is_refused_with_its_reason():

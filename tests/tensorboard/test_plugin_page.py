@@ -175,7 +175,8 @@ def test_a_logarithmic_scale_spreads_small_numbers(page, folder):
 
 def test_the_colours_grow_lighter_all_the_way_for_everyone(page):
     shades = page.browser.execute_async_script(
-        "const done = arguments[0]; import(new URL('static/colours.js', document.baseURI)).then(m => done(m.shades))"
+        "const [done] = arguments;"
+        "import(new URL('static/drawing/colours.js', document.baseURI)).then(module => done(module.shades))"
     )
 
     linear = np.array(shades) / 255

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.parse import quote
@@ -104,6 +105,18 @@ def test_the_tab_is_there_and_its_page_is_a_module(server):
     with urlopen(server.url + path) as answer:
         assert answer.headers["Content-Type"].startswith("text/javascript")
         assert "export async function render" in answer.read().decode()
+
+
+def test_every_file_of_the_page_has_its_type_and_is_asked_for_anew(odd_server):
+    static = files("lightning_reg.tensorboard.plugin") / "static"
+    kinds = {".css": "text/css", ".js": "text/javascript"}
+    for file in (file for file in static.rglob("*") if file.is_file()):
+        path = file.relative_to(static).as_posix()
+        with urlopen(f"{odd_server.url}/data/{PLUGIN}/static/{path}") as answer:
+            assert answer.headers.get_content_type() == kinds[file.suffix], path
+            # A page of mixed versions, after an update, would not start.
+            assert answer.headers["Cache-Control"] == "no-cache, must-revalidate", path
+            assert answer.read() == file.read_bytes(), path
 
 
 def test_the_runs_are_listed_with_their_metrics_and_last_numbers(server, logs):
@@ -253,7 +266,21 @@ REFUSED = [
             "..%5Cloader.py",
             "%2Fetc%2Fpasswd",
             "/etc/passwd",
-            "%2E%2E/plugin.py",
+            "%2E%2E/routes.py",
+            "server/../../routes.py",
+            "server%2F..%2F..%2Froutes.py",
+            "server/../index.js",
+            "server%2F%2E%2E%2Findex.js",
+            "./index.js",
+            "server/./api.js",
+            "server//api.js",
+            "/index.js",
+            "api.js",
+            "server",
+            "server/",
+            "server/nope.js",
+            "server%5Capi.js",
+            "server%252Fapi.js",
             "__pycache__",
             "index.js%00.css",
             "index.js/",

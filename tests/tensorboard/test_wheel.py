@@ -47,11 +47,11 @@ def python(wheel, tmp_path_factory) -> Path:
 
 
 def test_the_wheel_holds_every_file_of_the_page(wheel):
-    files = {file.name for file in (ROOT / STATIC).iterdir() if file.is_file()}
+    files = {file.relative_to(ROOT).as_posix() for file in (ROOT / STATIC).rglob("*") if file.is_file()}
     with zipfile.ZipFile(wheel) as archive:
-        packed = {Path(name).name for name in archive.namelist() if name.startswith(STATIC)}
+        packed = {name for name in archive.namelist() if name.startswith(STATIC)}
 
-    assert "index.js" in packed
+    assert {f"{STATIC}/index.js", f"{STATIC}/server/api.js"} <= packed
     assert packed == files
 
 
@@ -65,8 +65,9 @@ def test_a_fresh_environment_has_the_tab_the_page_and_the_numbers(python, wheel,
     try:
         server.wait_for(RUNS)
         assert server.get("plugins_listing")["lightning_reg_page"]["enabled"]
-        for file in (ROOT / STATIC).iterdir():
-            with urlopen(f"{server.url}/data/plugin/lightning_reg_page/static/{file.name}") as answer:
+        for file in (file for file in (ROOT / STATIC).rglob("*") if file.is_file()):
+            path = file.relative_to(ROOT / STATIC).as_posix()
+            with urlopen(f"{server.url}/data/plugin/lightning_reg_page/static/{path}") as answer:
                 assert answer.read() == file.read_bytes()
         heatmap = server.get("plugin/lightning_reg_page/heatmap", run="small", metric="weight_norm")
     finally:

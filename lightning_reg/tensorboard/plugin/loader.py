@@ -17,7 +17,7 @@ class RegularizationLoader(base_plugin.TBLoader):  # type: ignore[misc]  # Tenso
         """Return the plugin; `None`, which TensorBoard skips, if anything goes wrong."""
         try:
             # Here, so that an error of the import is one of those that are caught.
-            from lightning_reg.tensorboard.plugin.plugin import RegularizationPlugin
+            from lightning_reg.tensorboard.plugin.routes import RegularizationPlugin
 
             return RegularizationPlugin(context)
         except Exception as error:  # whatever it is, TensorBoard has other pages

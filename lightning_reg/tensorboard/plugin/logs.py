@@ -28,7 +28,7 @@ class StillLoadingError(errors.PublicError):  # type: ignore[misc]  # TensorBoar
 
 
 @dataclass
-class Run:
+class LoggedRun:
     """What a run has logged for this page, without the numbers of its layers."""
 
     name: str
@@ -69,7 +69,7 @@ class Logs:
         self._context = context
         self._experiment = experiment
 
-    def runs(self, names: Collection[str] | None = None) -> dict[str, Run]:
+    def runs(self, names: Collection[str] | None = None) -> dict[str, LoggedRun]:
         """Return the runs that have logged something for this page, by name in natural order.
 
         Args:
@@ -80,7 +80,7 @@ class Logs:
         last = self._ask(self._provider.read_last_scalars, plugin_name=SCALARS, run_tag_filter=RunTagFilter(runs=names))
         runs = {}
         for name in sorted(last, key=lambda name: (natural(name), name)):
-            run = Run(name)
+            run = LoggedRun(name)
             # Shorter ones first: tags without a prefix, then those with one.
             for tag in sorted(last[name], key=lambda tag: (len(tag), tag)):
                 run.add(tag, last[name][tag])

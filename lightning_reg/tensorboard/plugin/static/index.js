@@ -1,22 +1,22 @@
 // The page "Regularization": TensorBoard calls `render()` in an empty frame.
 
-import * as api from "./api.js";
-import { controls } from "./controls.js";
-import { curvePanel } from "./curve.js";
-import { advice } from "./empty.js";
-import { compile } from "./filter.js";
-import { heatmaps } from "./heatmaps.js";
-import * as link from "./link.js";
-import { loader } from "./loader.js";
-import { assembled, styled } from "./page.js";
-import { poll } from "./poll.js";
-import { runList } from "./runs.js";
-import { fromEntries, store, toEntries } from "./state.js";
-import { statusBar } from "./status.js";
-import { table } from "./table.js";
-import { borrowFont, followTheme } from "./theme.js";
-import { tooltip } from "./tooltip.js";
-import { firstRuns, viewOf } from "./view.js";
+import { curvePanel } from "./curve/curve.js";
+import { controls } from "./frame/controls.js";
+import { advice } from "./frame/empty.js";
+import { assembled, styled } from "./frame/page.js";
+import { runList } from "./frame/runs.js";
+import { statusBar } from "./frame/status.js";
+import { table } from "./frame/table.js";
+import { borrowFont, followTheme } from "./frame/theme.js";
+import { tooltip } from "./frame/tooltip.js";
+import { heatmaps } from "./heatmap/heatmaps.js";
+import * as api from "./server/api.js";
+import { loader } from "./server/heatmap_loader.js";
+import { poll } from "./server/poll.js";
+import { compile } from "./state/filter.js";
+import * as link from "./state/link.js";
+import { fromEntries, store, toEntries } from "./state/state.js";
+import { firstRuns, viewOf } from "./state/view.js";
 
 export async function render() {
   document.documentElement.lang = "en";

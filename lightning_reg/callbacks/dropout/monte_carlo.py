@@ -1,0 +1,232 @@
+"""Predictions under many dropout masks."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, final, get_args
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_reg import _checks
+from lightning_reg.callbacks.dropout.sampler import Sampler
+from lightning_reg.callbacks.dropout.sites import all_sites
+from lightning_reg.callbacks.dropout.source import functional_dropouts
+from lightning_reg.callbacks.trainer.during_fit import DuringFit
+from lightning_reg.callbacks.trainer.nested import map_tensors, tensors_in
+from lightning_reg.ensemble import EnsemblePrediction, summarize_predictions
+from lightning_reg.ensemble.averages import Aggregate
+from lightning_reg.tensorboard import tags
+
+_FEWEST = 2
+_DEAD = "Dropout by `F.dropout` stays off in evaluation, too. Use dropout modules with rates above 0."
+
+
+@final
+class MonteCarloDropout(DuringFit[Callable[[], None]]):
+    r"""Predict and test with dropout active: the mean and the spread over `num_samples` masks.
+
+    The mean is :math:`\bar p = \frac1n \sum_i p_i`, the entropy :math:`H(\bar p)`, all uncertainty, and the mutual
+    information :math:`H(\bar p) - \frac1n \sum_i H(p_i)`, that about the model.
+
+    In `trainer.predict`, every tensor of floating-point numbers that `predict_step` returns becomes an
+    `lightning_reg.ensemble.EnsemblePrediction`: `mean`, `std` and, for class probabilities, `entropy` and
+    `mutual_information` in nats. Other values have to be the same for all masks.
+
+    In `trainer.test`, `self(...)` returns the mean, so that `test_step` measures the ensemble. Logged over the epoch,
+    where `self(...)` returns one tensor: `reg/mc_dropout_std` (the mean spread, in the unit of the output) and, for
+    class probabilities, `reg/mc_dropout_entropy` and `reg/mc_dropout_mutual_information`.
+
+    Dropout modules alone are in training mode, only while they compute. All samples go through the model as one batch
+    where that gives the same as one by one, which the first batch shows. Compiled models run without their graphs.
+
+    Args:
+        num_samples: Number of masks, at least 2.
+        aggregate: `"arithmetic"` mean, or for class probabilities the normalised `"geometric"` mean.
+        seed: Seed of the masks, an int. Default: follows `seed_everything`, other masks in every run. The global random
+            state is left alone either way.
+        softmax: Whether the model returns logits, of which the probabilities are to be taken first. `test_step` then
+            gets the logarithm of the mean, which are logits of it.
+        dim: Where the classes are in an output.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If an argument is out of range, or with `"geometric"` if outputs are no probabilities.
+        MisconfigurationException: If the model has no dropout, predictions do not vary over masks, `test_step` does not
+            call `self(...)`, or weights are spread by tensor parallelism.
+
+    Example:
+        >>> MonteCarloDropout(50, softmax=True, seed=0)
+        MonteCarloDropout(num_samples=50, aggregate='arithmetic', seed=0, softmax=True, dim=1)
+
+    Reference:
+        Gal & Ghahramani, Dropout as a Bayesian Approximation, 2016, arXiv:1506.02142; for the geometric mean: Hinton et
+        al., Improving neural networks by preventing co-adaptation of feature detectors, 2012, arXiv:1207.0580.
+
+    """
+
+    stages = frozenset({"predict", "test"})
+
+    def __init__(
+        self,
+        num_samples: int = 20,
+        *,
+        aggregate: Aggregate = "arithmetic",
+        seed: int | None = None,
+        softmax: bool = False,
+        dim: int = 1,
+    ) -> None:
+        super().__init__()
+        self.num_samples = _checks.count("num_samples", num_samples, _FEWEST)
+        self.aggregate: Aggregate = aggregate
+        _checks.one_of("aggregate", aggregate, get_args(Aggregate))
+        self.seed = seed if seed is None else _checks.count("seed", seed, 0)
+        if not isinstance(softmax, bool):
+            msg = f"`softmax` must be True or False, got {softmax!r}."
+            raise TypeError(msg)
+        self.softmax = softmax
+        if isinstance(dim, bool) or not isinstance(dim, int):
+            msg = f"`dim` must be an int, got {dim!r}."
+            raise TypeError(msg)
+        self.dim = dim
+        self._runs = 0
+        self._calls = 0
+
+    @override
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if is_param_in_hook_signature(pl_module.predict_step, "dataloader_iter", explicit=True):
+            msg = "MonteCarloDropout needs a `predict_step` that takes a batch, not `dataloader_iter`."
+            raise MisconfigurationException(msg)
+
+        def summarize(samples: Tensor) -> EnsemblePrediction | Tensor:
+            return self._summary(samples) if samples.is_floating_point() else _same_for_all(samples)
+
+        self._replace(trainer, pl_module, "predict_step", lambda samples: map_tensors(summarize, samples))
+
+    @override
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        def average(samples: Tensor, *, log: bool = False) -> Tensor:
+            if not samples.is_floating_point():
+                return _same_for_all(samples)
+            summary = self._summary(samples)
+            if log:
+                _log_spread(trainer, pl_module, summary)
+            return (summary.mean.log() if self.softmax else summary.mean).to(samples.dtype)
+
+        def average_all(samples: Any) -> Any:
+            return average(samples, log=True) if isinstance(samples, Tensor) else map_tensors(average, samples)
+
+        self._replace(trainer, pl_module, "forward", average_all)
+
+    @override
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if not self._calls:
+            msg = (
+                "MonteCarloDropout averages what `self(...)` returns, but `test_step` did not call it. Define `forward`"
+                " and call `self(inputs)` in `test_step`, or use `trainer.predict`."
+            )
+            raise MisconfigurationException(msg)
+
+    @override
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._end(trainer)
+
+    @override
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._end(trainer)
+
+    @override
+    def end_run(self, trainer: Trainer, run: Callable[[], None] | None) -> None:
+        if run is not None:
+            run()
+
+    def _replace(self, trainer: Trainer, pl_module: LightningModule, name: str, finish: Callable[[Any], Any]) -> None:
+        """Make the method `name` of the module return `finish` of its samples during this stage."""
+        sites = all_sites(pl_module)
+        if not any(site.base for site in sites):
+            msg = (
+                f"MonteCarloDropout finds no dropout in {type(pl_module).__name__}:"
+                f" {'all rates are 0' if sites else 'no module has a rate'}. {_DEAD}"
+            )
+            raise MisconfigurationException(msg)
+        mesh = pl_module.device_mesh
+        if mesh is not None and mesh["tensor_parallel"].size() > 1:
+            msg = "MonteCarloDropout does not work with tensor parallelism, whose ranks need common masks."
+            raise MisconfigurationException(msg)
+        _warn_of_functional_dropout(pl_module)
+        sampler = Sampler(
+            pl_module,
+            sites,
+            self.num_samples,
+            trainer.strategy.root_device,
+            # Where a pass gathers weights, every rank must make as many.
+            one_by_one=isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy)),
+        )
+        seed = f"{torch.initial_seed()}/{self._runs}" if self.seed is None else self.seed
+        self._runs, self._calls = self._runs + 1, 0
+        before, method = vars(pl_module).get(name), getattr(pl_module, name)
+
+        @wraps(method)  # Lightning looks at the signature
+        def sampled(*args: Any, **kwargs: Any) -> Any:
+            samples = sampler(method, args, kwargs, f"{seed}/{trainer.global_rank}/{self._calls}")
+            if not self._calls:
+                _refuse_dead(samples)
+            self._calls += 1
+            return finish(samples)
+
+        def undo() -> None:
+            del vars(pl_module)[name]
+            if before is not None:
+                vars(pl_module)[name] = before
+
+        vars(pl_module)[name] = sampled
+        self._run = undo
+
+    def _summary(self, samples: Tensor) -> EnsemblePrediction:
+        if self.softmax:
+            dim = self.dim + 1 if self.dim >= 0 else self.dim
+            samples = torch.softmax(samples, dim, dtype=torch.promote_types(samples.dtype, torch.float32))
+        return summarize_predictions(samples, self.aggregate, dim=self.dim)
+
+
+def _same_for_all(samples: Tensor) -> Tensor:
+    if (samples != samples[:1]).any():
+        msg = (
+            f"MonteCarloDropout can't average {samples.dtype} that vary over masks, as the model returns here. Return"
+            " probabilities or logits (`softmax=True`), not classes."
+        )
+        raise MisconfigurationException(msg)
+    return samples[0]
+
+
+def _refuse_dead(samples: Any) -> None:
+    """Raise if no mask makes a difference."""
+    if not any((tensor != tensor[:1]).any() for tensor in tensors_in(samples)):
+        msg = f"Predictions do not vary over dropout masks: no dropout module acts on them. {_DEAD}"
+        raise MisconfigurationException(msg)
+
+
+def _warn_of_functional_dropout(pl_module: LightningModule) -> None:
+    calls = [call for _, call in functional_dropouts(pl_module, "predict_step", "test_step")]
+    for where in dict.fromkeys(call.where for call in calls):
+        rank_zero_warn(f"{where}: this dropout stays off in MonteCarloDropout. Use a dropout module.")
+
+
+def _log_spread(trainer: Trainer, pl_module: LightningModule, summary: EnsemblePrediction) -> None:
+    values = {"std": summary.std, "entropy": summary.entropy, "mutual_information": summary.mutual_information}
+    metrics = {f"{tags.MC_DROPOUT}_{name}": value.mean() for name, value in values.items() if value is not None}
+    rows = summary.mean.size(0) if summary.mean.ndim else 1
+    pl_module.log_dict(metrics, on_step=False, on_epoch=True, batch_size=rows, sync_dist=trainer.world_size > 1)

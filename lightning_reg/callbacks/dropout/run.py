@@ -1,0 +1,105 @@
+"""What a dropout scheduler knows during one fit, and does to the modules."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+
+from lightning_reg import _checks
+from lightning_reg.callbacks.dropout.compile import CompilableRates
+from lightning_reg.callbacks.dropout.sites import Site
+from lightning_reg.callbacks.trainer.loggers import log
+from lightning_reg.callbacks.trainer.plan import Plan
+from lightning_reg.schedules import Schedule
+from lightning_reg.tensorboard import tags
+
+
+class Run:
+    """The chosen rates of one model, until `restore`; nothing in it has to survive a resume.
+
+    Args:
+        root: The model.
+        sites: All rates.
+        left_out: For the names of those that are not chosen, why.
+        share_of: From the chosen ones to what each of them is multiplied with.
+        device: Where the model computes.
+
+    """
+
+    def __init__(
+        self,
+        root: nn.Module,
+        sites: Sequence[Site],
+        left_out: Mapping[str, str],
+        share_of: Callable[[Sequence[Site]], Sequence[float]],
+        device: torch.device,
+    ) -> None:
+        self.sites = [site for site in sites if site.name not in left_out]
+        self.shares = share_of(self.sites)
+        self._shapes = {site.name: f"{type(site.module).__name__}.{site.attribute} {site.base:g}" for site in sites}
+        self._left_out = left_out
+        self.schedule: Callable[[int], float] | None = None
+        """The user's, with durations in ticks."""
+        self.first_step = True
+        self.is_read = False
+        """Whether somebody reads what is logged for the current step."""
+        self._factor: float | None = None
+        self._compilable = CompilableRates(root, self.sites, self.shares, device)
+
+    @property
+    def rates(self) -> list[float]:
+        """The rates of the current step."""
+        return [(self._factor or 0.0) * share for share in self.shares]
+
+    def check(self, schedule: Schedule, total: float) -> None:
+        """Raise if `schedule` leaves the rates that there are within `total` ticks, where it can tell beforehand."""
+        for bound in schedule.bounds(total) or ():
+            self._check(bound, "`schedule`", "within this run")
+
+    def set(self, tick: int) -> None:
+        """Set every rate to that of `tick`."""
+        if self.schedule is None:
+            return
+        factor = _checks.number(f"schedule({tick})", self.schedule(tick))
+        if factor == self._factor:
+            return
+        self._check(factor, f"`schedule({tick})`", f"at tick {tick}")
+        for site, share in zip(self.sites, self.shares, strict=True):
+            setattr(site.module, site.attribute, factor * share)
+        self._compilable.set(factor)
+        self._factor = factor
+
+    def restore(self) -> None:
+        """Give every module back what it had."""
+        self._compilable.restore()
+        for site in self.sites:
+            setattr(site.module, site.attribute, site.built)
+
+    def plan(self, settings: str, action: str) -> Plan:
+        """Return what happens to each rate."""
+        shares = zip(self.sites, self.shares, strict=True)
+        return Plan(
+            settings,
+            shapes=self._shapes,
+            actions={site.name: action if share == 1 else f"{share:g} * {action}" for site, share in shares},
+            left_out=self._left_out,
+        )
+
+    def _check(self, factor: float, what: str, when: str) -> None:
+        for site, share in zip(self.sites, self.shares, strict=True):
+            if not 0 <= factor * share < 1:
+                msg = f"{what} must give dropout rates in [0, 1), got {factor * share:g} for {site.name!r} {when}."
+                raise ValueError(msg)
+
+
+def log_rates(trainer: Trainer, pl_module: LightningModule, runs: Sequence[Run]) -> None:
+    """Log the mean of all rates, and each of them if they differ."""
+    rates = {site.name: rate for run in runs for site, rate in zip(run.sites, run.rates, strict=True)}
+    mean = sum(rates.values()) / len(rates)
+    # Filled on the device: `log` would copy a number there, and wait.
+    value = torch.full((), mean, device=pl_module.device)
+    differ = len(set(rates.values())) > 1
+    log(
+        trainer, pl_module, {tags.DROPOUT: value}, {tags.per_layer("dropout", n): r for n, r in rates.items() if differ}
+    )

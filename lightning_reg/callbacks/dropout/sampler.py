@@ -1,0 +1,148 @@
+"""Several passes through one model, each with its own dropout masks: in one batch where that is possible."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_reg.callbacks.dropout.sites import Site
+from lightning_reg.callbacks.dropout.source import children_whose_rate_is_read
+from lightning_reg.callbacks.trainer.nested import map_tensors, tensors_in
+from lightning_reg.functional.dropout import drop, has_formula, mask_shape
+from lightning_reg.functional.tensors.random import derived_seed
+
+
+class _CannotBatchError(Exception):
+    """A tensor has no rows of which there could be several times as many."""
+
+
+class Sampler:
+    """Calls functions of a model with active dropout.
+
+    Each sample draws from a stream of its own, so that a pass with all samples in one batch has the masks of the passes
+    one by one. Whether the model treats rows independently, and may have them in one batch, is tried once.
+
+    Args:
+        root: The model.
+        sites: Its dropout rates.
+        count: The number of samples.
+        device: Where the model computes.
+        one_by_one: Whether not to try all in one batch.
+
+    """
+
+    def __init__(
+        self, root: nn.Module, sites: Sequence[Site], count: int, device: torch.device, *, one_by_one: bool
+    ) -> None:
+        self.count = count
+        self._device = device
+        self._drops = {site.module: site.base for site in sites if has_formula(site.module)}
+        holders = {site.module for site in sites}
+        # Those draw inside a kernel, from the global generator: one sample at a time.
+        readers = {part for part in root.modules() if not holders.isdisjoint(children_whose_rate_is_read(part))}
+        self._others = (holders - self._drops.keys()) | readers
+        self._batches: bool | None = False if one_by_one or self._others else None
+        self._streams: list[torch.Generator] = []
+
+    def __call__(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], seed: str) -> Any:
+        """Return what `function` returns, each tensor with the samples along a new first dimension."""
+        seeds = [derived_seed(seed, sample) for sample in range(self.count)]
+        with self._active():
+            if self._batches:
+                with suppress(_CannotBatchError, torch.OutOfMemoryError):
+                    return self._in_one_batch(function, args, kwargs, seeds)
+            looped = self._one_by_one(function, args, kwargs, seeds)
+            if self._batches is None:
+                self._batches = False
+                with suppress(Exception):  # whatever keeps the model from it: one by one it has just worked
+                    self._batches = _agree(self._in_one_batch(function, args, kwargs, seeds), looped)
+            return looped
+
+    def _one_by_one(
+        self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], seeds: Sequence[int]
+    ) -> Any:
+        outputs = []
+        for seed in seeds:
+            self._start(seed, [seed])
+            outputs.append(function(*args, **kwargs))
+        return map_tensors(lambda *samples: torch.stack(samples), *outputs)
+
+    def _in_one_batch(
+        self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], seeds: Sequence[int]
+    ) -> Any:
+        rows = {tensor.size(0) if tensor.ndim else 0 for tensor in tensors_in((args, kwargs))}
+        if len(rows) != 1 or 0 in rows:
+            raise _CannotBatchError
+        self._start(seeds[0], seeds)
+        args, kwargs = map_tensors(lambda tensor: tensor.repeat(self.count, *(1,) * (tensor.ndim - 1)), (args, kwargs))
+        outputs = function(*args, **kwargs)
+        (size,) = rows
+        if any(not tensor.ndim or tensor.size(0) != self.count * size for tensor in tensors_in(outputs)):
+            raise _CannotBatchError
+        return map_tensors(lambda tensor: tensor.reshape(self.count, size, *tensor.shape[1:]), outputs)
+
+    def _start(self, seed: int, seeds: Sequence[int]) -> None:
+        """Begin one pass: with its global seed, and a stream for each sample in it."""
+        torch.default_generator.manual_seed(seed)
+        if self._device.type != "cpu":
+            torch.get_device_module(self._device).manual_seed(seed)
+        self._streams = [torch.Generator(self._device).manual_seed(item) for item in seeds]
+
+    @contextmanager
+    def _active(self) -> Iterator[None]:
+        """Switch dropout on and everything off that would go past it; undo all of it at the end."""
+        with ExitStack() as undo:
+            devices = [] if self._device.type == "cpu" else [self._device]
+            kind = "cuda" if self._device.type == "cpu" else self._device.type
+            undo.enter_context(torch.random.fork_rng(devices, device_type=kind))
+            # Compiled code has the masks of evaluation baked in; the fast path of transformers has none at all.
+            undo.enter_context(torch.compiler.set_stance("force_eager"))
+            undo.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+            torch.backends.mha.set_fastpath_enabled(False)
+            for module in self._others:
+                undo.callback(setattr, module, "training", module.training)
+                module.training = True
+            for module, rate in self._drops.items():
+                undo.callback(vars(module).pop, "forward")
+                vars(module)["forward"] = partial(self._drop, module, rate)
+                undo.callback(setattr, module, "training", module.training)
+                module.training = True
+            yield
+
+    def _drop(self, module: nn.Module, rate: float, inputs: Tensor) -> Tensor:
+        samples = len(self._streams)
+        if rate == 1:
+            return inputs * 0
+        if samples == 1:
+            return drop(module, inputs, rate, self._noise(mask_shape(module, inputs.shape))[0].to(inputs.device))
+        if not inputs.ndim or inputs.size(0) % samples:
+            raise _CannotBatchError
+        parts = inputs.reshape(samples, -1, *inputs.shape[1:])
+        noise = torch.stack(self._noise(mask_shape(module, parts.shape[1:])))
+        return drop(module, parts, rate, noise.to(inputs.device)).flatten(0, 1)
+
+    def _noise(self, shape: Sequence[int]) -> list[Tensor]:
+        """Return uniform numbers from each stream; in float32 whatever the default."""
+        return [torch.rand(shape, generator=it, device=it.device, dtype=torch.float32) for it in self._streams]
+
+
+def _agree(some: Any, others: Any) -> bool:
+    """Tell whether two outputs are the same but for rounding."""
+    return all(
+        torch.allclose(
+            one.double(),
+            other.double(),
+            rtol=0,
+            atol=_rounding(other) * other.abs().max().double().item(),
+            equal_nan=True,
+        )
+        for one, other in zip(tensors_in(some), tensors_in(others), strict=True)
+    )
+
+
+def _rounding(tensor: Tensor) -> float:
+    # Kernels for other sizes round in another way, and TensorFloat32 as 10 bits do.
+    return torch.finfo(tensor.dtype).eps ** 0.5 if tensor.is_floating_point() else 0.0

@@ -1,0 +1,212 @@
+"""Dropout rates over time."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, final, get_args
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from typing_extensions import override
+
+from lightning_reg import _checks
+from lightning_reg.callbacks.dropout.run import Run, log_rates
+from lightning_reg.callbacks.dropout.sites import Site, depths, select_sites
+from lightning_reg.callbacks.dropout.source import functional_dropouts
+from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer.during_fit import DuringFit
+from lightning_reg.callbacks.trainer.plan import publish
+from lightning_reg.callbacks.trainer.refusals import refuse_unless_listed_once
+from lightning_reg.schedules import Schedule, resolve
+from lightning_reg.schedules.base import check_schedule
+from lightning_reg.selection.modules import as_module_select
+from lightning_reg.selection.weights import Select
+from lightning_reg.tensorboard import tags
+
+Interval = Literal["step", "epoch"]
+
+
+@final
+class DropoutScheduler(DuringFit[Run]):
+    r"""Set dropout rates by a schedule, :math:`p_i(t) = c_i\, s(t)` with :math:`c_i = 1` unless `scale` says otherwise.
+
+    It finds the rates of `nn.Dropout` and its relatives, `nn.MultiheadAttention`, `nn.LSTM`, `GRU` and `RNN` of several
+    layers, stochastic depth (`drop_prob`, torchvision's `StochasticDepth`), and of attention modules that keep a number
+    (`dropout`, `attention_dropout`). The rate is a function of the tick, so a resumed run goes on exactly. Evaluation
+    is as ever; after training, or an exception, every module has the rate that it was built with.
+
+    Under `torch.compile` a new rate compiles nothing again. Modules that do nothing but dropout (`nn.Dropout` and its
+    relatives, stochastic depth) are compiled with the rate in a tensor. Other holders of a rate (attention, recurrent
+    layers, `attribute=`) run outside the graph, with their own fused kernels; `fullgraph=True` refuses them. Without
+    `torch.compile` every kernel stays as it is.
+
+    Logged at the trainer's `log_every_n_steps`: `reg/dropout` (the mean over all scheduled rates, in [0, 1)), and
+    `reg.dropout/<layer>` to the loggers when they differ.
+
+    Args:
+        schedule: :math:`s(t)`, a schedule or any callable from tick to rate in [0, 1).
+        select: Which modules: a glob over module names, a list of globs, or a `Select`. Default: all that hold a rate.
+            Different schedules for different layers are two callbacks.
+        attribute: The attribute, or list of attributes, that holds the rate, for modules that are not found by
+            themselves.
+        scale: `False`: every rate is :math:`s(t)`. `True`: :math:`s(t)` times the rate that the module was built with.
+            `"depth"`: :math:`s(t)` times :math:`l / L` in block :math:`l` of :math:`L`, in the order of the model; the
+            linear rule of stochastic depth. A block is one parent module; numbered modules are a block each.
+        interval: What a tick is: `"step"`, an optimizer step (manual optimization: a batch), or `"epoch"`.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If an argument is out of range; when training starts, if nothing is found or chosen, if a pattern
+            matches nothing, if the schedule leaves [0, 1), or a share is asked for of a run without a known length; at
+            the tick, if a callable leaves [0, 1).
+        MisconfigurationException: When training starts, if two schedulers set the same rate.
+
+    Example:
+        Dropout at the rates of the model, but none in the first 1000 steps:
+
+        >>> from lightning_reg import Piecewise
+        >>> DropoutScheduler(Piecewise((0.0, 1.0), (1000,)), scale=True, select="encoder.*")
+        DropoutScheduler(schedule=Piecewise(...), select='encoder.*', attribute=None, scale=True, interval='step')
+
+    Reference:
+        Liu et al., Dropout Reduces Underfitting, 2023, arXiv:2303.01500; Morerio et al., Curriculum Dropout, 2017,
+        arXiv:1703.06229; for `scale="depth"`: Huang et al., Deep Networks with Stochastic Depth, 2016,
+        arXiv:1603.09382.
+
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule | Callable[[int], float],
+        *,
+        select: str | Sequence[str] | Select | None = None,
+        attribute: str | Sequence[str] | None = None,
+        scale: bool | Literal["depth"] = False,
+        interval: Interval = "step",
+    ) -> None:
+        super().__init__()
+        check_schedule(schedule, "from tick to rate", " For a rate that stays, Constant(rate).")
+        self.schedule = schedule
+        as_module_select(select)
+        self.select = select
+        if not all(isinstance(name, str) for name in _listed(attribute)):
+            msg = f"`attribute` must be the name of an attribute, or a list of names, got {attribute!r}."
+            raise TypeError(msg)
+        self.attribute = attribute
+        if not isinstance(scale, bool) and scale != "depth":
+            msg = f"`scale` must be True, False or 'depth', got {scale!r}."
+            raise ValueError(msg)
+        self.scale = scale
+        self.interval = _checks.one_of("interval", interval, get_args(Interval))
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            refuse_unless_listed_once(self, _schedulers(trainer))
+
+    @override
+    def make_run(self, trainer: Trainer, pl_module: LightningModule) -> Run:
+        sites, left_out = select_sites(pl_module, as_module_select(self.select), _listed(self.attribute))
+        _refuse_shared([site for site in sites if site.name not in left_out], _runs(trainer))
+        return Run(pl_module, sites, left_out, self._shares, trainer.strategy.root_device)
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_fit_start(trainer, pl_module)
+        if self is _schedulers(trainer)[-1]:
+            _warn_of_functional_dropout(pl_module, _runs(trainer))
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._run is None:  # a tuner trains for a moment before `on_fit_start` of the callbacks after it
+            return
+        of_run = state.total_ticks if self.interval == "step" else state.total_epochs
+        total = of_run(trainer, pl_module)
+        self._run.schedule = resolve(self.schedule, total)
+        if isinstance(self._run.schedule, Schedule):
+            self._run.check(self._run.schedule, total)
+        if self is _schedulers(trainer)[-1]:
+            plans = [run.plan(repr(item), item.action) for item in _schedulers(trainer) if (run := item.run)]
+            publish(trainer, plans, ("module", "rate as built", "dropout"), tags.DROPOUT_SETUP)
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._run is not None:
+            tick = state.tick(trainer, pl_module) if self.interval == "step" else trainer.current_epoch
+            self._run.set(tick)
+            self._run.is_read = state.logs_now(trainer, first_step=self._run.first_step)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._run is None or not state.steps_now(trainer):
+            return
+        self._run.first_step = False
+        if self._run.is_read and self is _schedulers(trainer)[-1]:
+            log_rates(trainer, pl_module, _runs(trainer))
+
+    @override
+    def end_run(self, trainer: Trainer, run: Run | None) -> None:
+        if run is not None:
+            run.restore()
+
+    @property
+    def action(self) -> str:
+        """What the plan says of a rate."""
+        return (
+            repr(self.schedule)
+            if isinstance(self.schedule, Schedule)
+            else getattr(self.schedule, "__name__", type(self.schedule).__name__)
+        )
+
+    def _shares(self, sites: Sequence[Site]) -> list[float]:
+        if self.scale == "depth":
+            return depths(sites)
+        shares = [site.base if self.scale else 1.0 for site in sites]
+        if not any(shares):
+            msg = (
+                f"`scale=True` multiplies the rates that the modules were built with, but all {len(sites)} of them are"
+                " 0. Build the model with the rates that it shall have at a schedule of 1."
+            )
+            raise ValueError(msg)
+        return shares
+
+
+def _listed(attribute: str | Sequence[str] | None) -> Sequence[str]:
+    if attribute is None:
+        return ()
+    return (attribute,) if isinstance(attribute, str) else attribute
+
+
+def _schedulers(trainer: Trainer) -> list[DropoutScheduler]:
+    return state.callbacks_of(trainer, DropoutScheduler)
+
+
+def _runs(trainer: Trainer) -> list[Run]:
+    return [run for scheduler in _schedulers(trainer) if (run := scheduler.run)]
+
+
+def _refuse_shared(sites: Sequence[Site], runs: Sequence[Run]) -> None:
+    """Raise if another scheduler sets one of the rates already."""
+    taken = {(site.module, site.attribute) for run in runs for site in run.sites}
+    for site in sites:
+        if (site.module, site.attribute) in taken:
+            msg = (
+                f"Two DropoutSchedulers set the rate of {site.name!r}. Give them disjoint selections by `select=`, or"
+                " join the schedules by Sequence."
+            )
+            raise MisconfigurationException(msg)
+
+
+def _warn_of_functional_dropout(pl_module: LightningModule, runs: Sequence[Run]) -> None:
+    """Warn of dropout that goes past the schedules, as far as the source shows it."""
+    taken = {(site.module, site.attribute) for run in runs for site in run.sites}
+    messages = {}
+    for module, call in functional_dropouts(pl_module, "training_step"):
+        if call.attribute is None:
+            messages[call.where] = "the rate is in the code, out of reach of a schedule. Use a dropout module"
+        elif (module, call.attribute) not in taken and isinstance(vars(module).get(call.attribute), float):
+            messages[call.where] = f"no schedule sets this rate. To choose it: `attribute={call.attribute!r}`"
+    for where, message in messages.items():
+        rank_zero_warn(f"{where}: {message}.")

@@ -1,0 +1,39 @@
+"""What TensorBoard is told once, before training: charts, the order of the layers, a run's hyperparameters."""
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer.loggers import prefixed, tensorboard_writers
+from lightning_reg.callbacks.trainer.settings import regularization_settings
+from lightning_reg.metrics.reading import layer_names
+from lightning_reg.tensorboard import events, layout, tags
+from lightning_reg.tensorboard.hparams import hyperparameters, no_experiment
+
+
+def write_layout(trainer: Trainer) -> None:
+    """Write the charts to every TensorBoard logger."""
+    for logger, writer in tensorboard_writers(trainer):
+        writer.add_custom_scalars(layout(state.log_prefix(logger)))
+
+
+def write_network_order(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Write the names of all layers, logged or not, in the order of the network, to every TensorBoard logger.
+
+    All of them, so that callbacks which log different layers write the same: a later one replaces an earlier one.
+    """
+    names = layer_names(pl_module)
+    for logger, writer in tensorboard_writers(trainer):
+        events.write(writer, events.network_order(prefixed(logger, tags.LAYERS), names), 0)
+
+
+def write_hyperparameters(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Write the settings of this package's callbacks beside the user's hyperparameters, to every TensorBoard logger.
+
+    To be called before Lightning writes the user's, which is right after `on_fit_start`: the first ones count.
+    """
+    users = state.hyperparameters(trainer, pl_module)
+    values = (users or {}) | regularization_settings(state.callbacks_of(trainer, Callback))
+    for logger, writer in tensorboard_writers(trainer):
+        if users is not None and state.writes_default_metric(logger):
+            events.write(writer, no_experiment(), 0)
+        events.write(writer, hyperparameters(values), 0)

@@ -1,0 +1,192 @@
+"""How expansive the network is: bounds of its Lipschitz constant from both sides."""
+
+from collections.abc import Sequence
+from typing import Any, final
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from typing_extensions import override
+
+from lightning_reg import _checks
+from lightning_reg.callbacks.monitors.dashboard import write_layout, write_network_order
+from lightning_reg.callbacks.monitors.lipschitz_run import Found, Run
+from lightning_reg.callbacks.monitors.lipschitz_target import InputTransform, find_target
+from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer.during_fit import DuringFit
+from lightning_reg.callbacks.trainer.loggers import log_for_callbacks, write_scalars
+from lightning_reg.callbacks.trainer.refusals import refuse_hidden_weights, refuse_missing_logger
+from lightning_reg.tensorboard import tags
+
+
+@final
+class LipschitzMonitor(DuringFit[Run]):
+    r"""Log how much the network may stretch differences of its inputs, and how much it does stretch real ones.
+
+    The Lipschitz constant, the smallest L with :math:`\|f(x) - f(y)\|_2 \le L \|x - y\|_2` for all inputs, is not
+    computable for networks of any size. What is logged lies on either side of it:
+
+    - `reg/lipschitz_lower`: a lower bound, the largest norm of the input Jacobian over `samples` samples of the batch
+      that was just trained on, and over ranks (`functional.jacobian_norm`; kinks are spoken of there).
+    - `reg/lipschitz_upper`: an upper bound, for all inputs (`functional.lipschitz_bound`); infinite if the network has
+      operations for which none is known, which a warning names. `reg/lipschitz_log10` is its decimal logarithm.
+    - `reg/lipschitz_gap`: upper over lower, a ratio >= 1. The constant is somewhere in between: if the gap is large,
+      neither bound is it.
+    - `reg.lipschitz/<layer>`: an upper bound of each layer.
+
+    Several monitors add their targets: `reg/lipschitz_lower/<target>`.
+
+    Both are computed after the first step and the last one; the lower bound in between at the trainer's logging steps,
+    and the upper bound, gap and layers after the last step of epochs. They are on the step axis of `self.log`, of the
+    weights after that step, in eval mode, and in `trainer.callback_metrics`.
+
+    Nothing is changed: training with the monitor ends in the same weights, bit for bit. Without autocast, in float32;
+    in true half precision the lower bound is of what the module computes.
+
+    Args:
+        target: Name of the module that is bounded, as `"network.encoder"`; a function of one tensor. Default: the
+            LightningModule itself, by its `forward`.
+        every_n_epochs: Epochs between two upper bounds, >= 1.
+        every_n_steps: Optimizer steps between two lower bounds, >= 1, if they are logging steps; an upper bound waits
+            as long, too, if epochs are shorter. With the default both cost less than 2 % of the time of training in
+            typical networks; 1 is every logging step.
+        samples: The most samples for a lower bound, on each rank, >= 1: the first ones of the batch.
+        input_transform: A function from a batch to the target's input, shape (batch, ...). Default: the first tensor of
+            floating-point numbers in the batch.
+        prog_bar: Whether both bounds are in the progress bar, too.
+        layout: Whether to write the charts of TensorBoard's page "Custom Scalars", see `RegularizationMonitor`.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If an argument is out of range; when training starts, if no module is called `target`.
+        MisconfigurationException: When training starts, if there is no logger, if the strategy spreads the weights, or
+            if the target is no function of one tensor that the batch has.
+
+    Example:
+        >>> monitor = LipschitzMonitor(target="network", every_n_epochs=5)
+        >>> monitor.every_n_steps, monitor.samples
+        (250, 8)
+
+    """
+
+    regularizes = False
+
+    def __init__(  # noqa: PLR0913  # plain settings, each for itself
+        self,
+        *,
+        target: str | None = None,
+        every_n_epochs: int = 1,
+        every_n_steps: int = 250,
+        samples: int = 8,
+        input_transform: InputTransform | None = None,
+        prog_bar: bool = False,
+        layout: bool = True,
+    ) -> None:
+        super().__init__()
+        if target is not None and not isinstance(target, str):
+            msg = f"`target` must be the name of a module or None, got {target!r}."
+            raise TypeError(msg)
+        self.target = target
+        self.every_n_epochs = _checks.count("every_n_epochs", every_n_epochs, 1)
+        self.every_n_steps = _checks.count("every_n_steps", every_n_steps, 1)
+        self.samples = _checks.count("samples", samples, 1)
+        if input_transform is not None and not callable(input_transform):
+            msg = f"`input_transform` must be a function of a batch or None, got {input_transform!r}."
+            raise TypeError(msg)
+        self.input_transform = input_transform
+        self.prog_bar = _checks.boolean("prog_bar", prog_bar)
+        self.layout = _checks.boolean("layout", layout)
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit" and not trainer.barebones:
+            refuse_hidden_weights(trainer, type(self).__name__)
+            refuse_missing_logger(trainer, type(self).__name__)
+            _refuse_shared_targets(state.callbacks_of(trainer, LipschitzMonitor))
+
+    @override
+    def make_run(self, trainer: Trainer, pl_module: LightningModule) -> Run | None:
+        if trainer.barebones:
+            rank_zero_info(f"{type(self).__name__} is off: `Trainer(barebones=True)` logs nothing.")
+            return None
+        others = [monitor.target for monitor in state.callbacks_of(trainer, LipschitzMonitor) if monitor is not self]
+        target = find_target(pl_module, self.target)
+        write_network_order(trainer, pl_module)
+        if self.layout:
+            write_layout(trainer)
+        return Run(
+            target,
+            suffix=f"/{self.target or 'all'}" if others else "",
+            has_layers=not any(_is_inside(self.target, other) for other in others),
+        )
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        run = self._run
+        if run is not None and not run.inputs.numel():  # before the first step, for errors
+            run.inputs = run.target.samples(batch, self.samples, self.input_transform)
+            run.check(trainer)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        run = self._run
+        if run is None or not state.steps_now(trainer):
+            return
+        first = run.last_step is None
+        run.last_step = step = state.log_step(trainer)
+        if not state.logs_now(trainer, first_step=first):
+            return
+        run.inputs = run.target.samples(batch, self.samples, self.input_transform)
+        upper = first or (self._ends_interval(trainer) and self._is_due(step, run.upper_step))
+        if upper or (state.writes_now(trainer) and self._is_due(step, run.lower_step)):
+            found = run.measure(trainer, upper=upper)
+            self._log(pl_module, found)
+            write_scalars(trainer, {**found.summary, **found.layers}, step)
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # In `on_train_end`, those that average weights may have put in the averages.
+        if state.ends_training(trainer):
+            self._finish(trainer)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._finish(trainer)  # for a run that was stopped later than in `on_train_epoch_end`
+
+    def _finish(self, trainer: Trainer) -> None:
+        """Write what is not known yet of the last step."""
+        run = self._run
+        if run is not None and run.last_step is not None:
+            found = run.measure(trainer, upper=True)
+            write_scalars(trainer, {**found.summary, **found.layers}, run.last_step)
+
+    def _ends_interval(self, trainer: Trainer) -> bool:
+        return (trainer.current_epoch + 1) % self.every_n_epochs == 0 and state.ends_epoch(trainer)
+
+    def _is_due(self, step: int, before: int | None) -> bool:
+        """Tell whether one of the steps since `before` ends an interval: so a resumed run goes on with them."""
+        return before is None or (step + 1) // self.every_n_steps > (before + 1) // self.every_n_steps
+
+    def _log(self, pl_module: LightningModule, found: Found) -> None:
+        shown = (tags.LIPSCHITZ_LOWER, tags.LIPSCHITZ_UPPER)
+        for in_bar in (False, True):
+            values = {tag: number for tag, number in found.summary.items() if tag.startswith(shown) == in_bar}
+            if values:
+                log_for_callbacks(pl_module, values, prog_bar=in_bar and self.prog_bar)
+
+
+def _is_inside(target: str | None, other: str | None) -> bool:
+    """Tell whether the monitor of another target writes the numbers of these layers."""
+    return target is not None and (other is None or target.startswith(f"{other}."))
+
+
+def _refuse_shared_targets(monitors: Sequence[LipschitzMonitor]) -> None:
+    """Raise if two monitors would write under the same tags."""
+    targets = [monitor.target for monitor in monitors]
+    for target in targets:
+        if targets.count(target) > 1:
+            msg = f"Two LipschitzMonitors have target={target!r}, and would log under the same tags. Leave one out."
+            raise MisconfigurationException(msg)

@@ -1,0 +1,117 @@
+"""What the monitor of Lipschitz constants finds out during one `fit`."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from lightning_reg.callbacks.monitors.lipschitz_target import Target
+from lightning_reg.callbacks.trainer import state
+from lightning_reg.functional.lipschitz.bound import lipschitz_bound
+from lightning_reg.functional.lipschitz.jacobian import jacobian_norm
+from lightning_reg.functional.lipschitz.stand_in import stand_in
+from lightning_reg.tensorboard import tags
+
+_NODES_NAMED = 5
+
+
+class Found(NamedTuple):
+    """The numbers of one step, by tag."""
+
+    summary: Mapping[str, float]
+    layers: Mapping[str, float]
+
+
+@dataclass
+class Run:
+    """State of the monitor between the start and the end of `fit`; nothing in it has to survive a resume."""
+
+    target: Target
+    suffix: str
+    """What ends the tags of the whole network: tells several monitors apart."""
+    has_layers: bool
+    """Whether the bounds of single layers are wanted."""
+    inputs: Tensor = field(default_factory=lambda: torch.empty(0))
+    """Samples of the last batch at a logging step, on which the network is looked at."""
+    last_step: int | None = None
+    """The last step of training so far, in this run."""
+    lower: float = math.nan
+    lower_step: int | None = None
+    upper_step: int | None = None
+    has_warned: bool = False
+
+    def check(self, trainer: Trainer) -> None:
+        """Raise if the target cannot be evaluated on the samples."""
+        try:
+            self._norms(trainer)
+        except Exception as error:  # whatever a user's module does
+            name = self.target.name or type(self.target.module).__name__
+            msg = (
+                f"LipschitzMonitor cannot look at {name!r} on {self.inputs.dtype} of shape {tuple(self.inputs.shape)},"
+                f" the first floating-point tensor of a batch, or what `input_transform` made of it: {error} Name a"
+                " part of the network that is a function of one tensor by `target=`, and pass `input_transform`, a"
+                " function from the batch to that part's input."
+            )
+            raise MisconfigurationException(msg) from error
+
+    def measure(self, trainer: Trainer, *, upper: bool) -> Found:
+        """Return the lower bound after the last step, with `upper` the upper one, too; a collective call.
+
+        What has been returned for that step before is left out.
+        """
+        summary: dict[str, float] = {}
+        layers: dict[str, float] = {}
+        if self.lower_step != self.last_step:
+            self.lower, self.lower_step = self._lower_bound(trainer), self.last_step
+            summary[tags.LIPSCHITZ_LOWER] = self.lower
+        if upper and self.upper_step != self.last_step:
+            value, layers = self._upper_bound()
+            self.upper_step = self.last_step
+            summary[tags.LIPSCHITZ_UPPER] = value
+            summary[tags.LIPSCHITZ_LOG10] = math.log10(value) if value else -math.inf
+            summary[tags.LIPSCHITZ_GAP] = _ratio(value, self.lower)
+        return Found({f"{tag}{self.suffix}": value for tag, value in summary.items()}, layers)
+
+    def _lower_bound(self, trainer: Trainer) -> float:
+        return float(state.largest_over_ranks(trainer, self._norms(trainer).amax()))
+
+    def _norms(self, trainer: Trainer) -> Tensor:
+        """Return the norm of the Jacobian at each of this rank's samples."""
+        module = self.target.module
+        # The hooks of FSDP2 take the first module that is called for the root.
+        fn = stand_in(module) if isinstance(trainer.strategy, ModelParallelStrategy) else module
+        # In true half precision, modules may rely on the default type.
+        with trainer.precision_plugin.forward_context():
+            return jacobian_norm(fn, self.inputs)
+
+    def _upper_bound(self) -> tuple[float, dict[str, float]]:
+        report = lipschitz_bound(self.target.module, self.inputs)
+        if report.unbounded and not self.has_warned:
+            self.has_warned = True
+            nodes = "; ".join(f"{name}: {reason}" for name, reason in report.unbounded[:_NODES_NAMED])
+            rest = len(report.unbounded) - _NODES_NAMED
+            rank_zero_warn(
+                f"LipschitzMonitor knows no upper bound of the Lipschitz constant: {nodes}"
+                f"{f'; and {rest} more' if rest > 0 else ''}. It logs infinity, beside the bounds of single layers and"
+                " the lower bound. For a finite one name a part of the network without these by `target=`, or tell"
+                " the bound of such an operation by `lightning_reg.register_lipschitz_rule`."
+            )
+        return report.value, {
+            tags.per_layer("lipschitz", self.target.layer(name)): value
+            for name, value in report.per_layer.items()
+            if self.has_layers
+        }
+
+
+def _ratio(upper: float, lower: float) -> float:
+    """Return the gap between two bounds: none, a ratio of 1, if both say that the network is constant."""
+    if lower:
+        return upper / lower
+    return 1.0 if upper == 0 else upper * math.inf

@@ -1,0 +1,111 @@
+"""The function whose Lipschitz constant a monitor bounds, and the samples on which it looks at it."""
+
+import inspect
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from lightning_reg import _checks
+from lightning_reg.callbacks.trainer.nested import tensors_in
+from lightning_reg.selection.weights import clean_name
+
+InputTransform = Callable[[Any], Tensor]
+_REMEDY = "Name the part of it that is a function of one tensor by `target=`"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A function of one tensor of samples."""
+
+    name: str
+    """As the user wrote it; empty for the LightningModule itself."""
+    module: nn.Module
+
+    def layer(self, name: str) -> str:
+        """Return the name in the LightningModule of a layer that has this name in a report on the target."""
+        # A target that is a single layer goes by the name of its class there.
+        is_inside = hasattr(self.module, name.partition(".")[0])
+        return ".".join(filter(None, (self.name, clean_name(name) if is_inside else ""))) or name
+
+    def samples(self, batch: Any, count: int, transform: InputTransform | None) -> Tensor:
+        """Return the target's input for the first `count` samples of a batch, in the precision in which it computes.
+
+        Raises:
+            TypeError: If `transform` returns something else than floating-point numbers, one row for each sample.
+            MisconfigurationException: If the batch has no such tensor.
+
+        """
+        if transform is None:
+            inputs = next(filter(_has_samples, tensors_in(batch)), None)
+            if inputs is None:
+                msg = (
+                    f"LipschitzMonitor finds no tensor of floating-point numbers in the batch, a"
+                    f" {type(batch).__name__}. Pass `input_transform`, a function from the batch to the target's input."
+                )
+                raise MisconfigurationException(msg)
+        else:
+            inputs = _checked(transform(batch))
+        # A copy: the rest of the batch is not kept.
+        return inputs[:count].detach().to(_precision(self.module, inputs), copy=True)
+
+
+def find_target(pl_module: LightningModule, name: str | None) -> Target:
+    """Return the module of that name, without what has been wrapped around it; `None` is the LightningModule.
+
+    Raises:
+        ValueError: If there is none of that name.
+        MisconfigurationException: If it is no function of one tensor.
+
+    """
+    # A wrapper has the clean name of what is inside, and comes before it.
+    found = {clean_name(path): module for path, module in pl_module.named_modules(remove_duplicate=False)}
+    if name is not None and name not in found:
+        nearest = _checks.nearest(name, filter(None, found))
+        msg = f"`target` {name!r} is no module of {type(pl_module).__name__}. Nearest names: {nearest}."
+        raise ValueError(msg)
+    module = pl_module if name is None else found[name]
+    _refuse_other_signatures(module, [child for child, _ in pl_module.named_children()])
+    return Target(name or "", module)
+
+
+def _refuse_other_signatures(module: nn.Module, names: list[str]) -> None:
+    title = type(module).__name__
+    if type(module).forward in {nn.Module.forward, LightningModule.forward}:
+        msg = f"LipschitzMonitor needs a function, but {title} has no `forward`. {_REMEDY}, e.g. one of {names}."
+        raise MisconfigurationException(msg)
+    with suppress(ValueError):  # a builtin shows no signature
+        needed = [
+            parameter.name
+            for parameter in inspect.signature(type(module).forward).parameters.values()
+            if parameter.default is parameter.empty
+            and parameter.kind in {parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY}
+        ][1:]
+        if len(needed) > 1:
+            msg = f"LipschitzMonitor needs a function of one tensor, but {title}.forward takes {needed}. {_REMEDY}."
+            raise MisconfigurationException(msg)
+
+
+def _checked(inputs: object) -> Tensor:
+    """Return what a user's function made of a batch, if it can be differentiated by."""
+    if isinstance(inputs, Tensor) and _has_samples(inputs):
+        return inputs
+    kind = f"one of {inputs.dtype}" if isinstance(inputs, Tensor) else f"a {type(inputs).__name__}"
+    msg = f"`input_transform` must return a tensor of floating-point numbers, shape (batch, ...), got {kind}."
+    raise TypeError(msg)
+
+
+def _has_samples(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.ndim > 0
+
+
+def _precision(module: nn.Module, inputs: Tensor) -> torch.dtype:
+    """Return in which type the module takes its input: that of its own numbers, or float32 at least."""
+    own = (tensor.dtype for tensor in chain(module.parameters(), module.buffers()) if tensor.is_floating_point())
+    return next(own, torch.promote_types(inputs.dtype, torch.float32))

@@ -1,0 +1,201 @@
+"""What regularization did to the weights, for TensorBoard and every other logger."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from torchmetrics import Metric
+from typing_extensions import override
+
+from lightning_reg import _checks
+from lightning_reg.callbacks.monitors.dashboard import write_hyperparameters, write_layout, write_network_order
+from lightning_reg.callbacks.monitors.regularization_run import Run
+from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer.during_fit import DuringFit
+from lightning_reg.callbacks.trainer.loggers import log_for_callbacks
+from lightning_reg.callbacks.trainer.refusals import refuse_hidden_weights, refuse_missing_logger
+from lightning_reg.metrics import Sparsity, SpectralNorm, WeightNorm
+from lightning_reg.metrics.reading import layer_name
+from lightning_reg.selection.weights import Select, Weight, as_select, named_weights, select_weights
+from lightning_reg.tensorboard import tags
+
+_AUTO_LAYERS = 64
+_LANCZOS_ITERATIONS = 5
+
+
+@final
+class RegularizationMonitor(DuringFit[Run]):
+    r"""Log how large, how sparse and how expansive the weights are: of each layer, over layers, and of all together.
+
+    For each metric these are written at the trainer's `log_every_n_steps`, on the step axis of `self.log`, with the
+    values after that optimizer step; also at the first step of a run and at the last one:
+
+    - `reg/<metric>`: all layers together; `reg/<metric>_min`, `_median`, `_max`: over the layers. They are in
+      `trainer.callback_metrics`, too, so `EarlyStopping(monitor="reg/sparsity")` and `ModelCheckpoint` can use them.
+    - `reg.<metric>/<layer>`: each layer, a weight by its name without `.weight`. One TensorBoard event for all.
+    - `reg/<metric>_over_layers`: a histogram over the layers (TensorBoard only).
+    - `reg.weights/<layer>`: a histogram of the layer's weights at the end of epochs, if asked for (TensorBoard only).
+
+    Weights are those that the forward pass uses (parametrized, pruned), whole ones of FSDP2. Nothing is changed:
+    training with the monitor ends in the same weights, bit for bit. `spectral_norm` is a lower estimate, see
+    `SpectralNorm(iterations=5)`.
+
+    Args:
+        metrics: From a name to a metric, `lightning_reg.metrics` or your own with such an `update`. Default:
+            `weight_norm` (:math:`\|w\|_2`, in the unit of weights), `sparsity` (share of exact zeros, in [0, 1]) and
+            `spectral_norm` (:math:`\sigma`, the factor by which a layer stretches its input at most).
+        select: Which weights: a glob, a list of globs, or a `Select`. Default: every trainable weight of two or more
+            dimensions. Frozen weights are left out for as long as they are frozen.
+        per_layer: Whether to write numbers for each layer: `"auto"` up to 64 layers, or a selection of those to write.
+        histograms: Whether to write histograms of the weights.
+        every_n_epochs: Epochs between two histograms of the weights, >= 1.
+        layout: Whether to write the charts of TensorBoard's page "Custom Scalars". `False` leaves yours alone;
+            `lightning_reg.tensorboard.layout()` returns the charts for merging.
+        hparams: Whether the settings of this package's callbacks appear on TensorBoard's page "HPARAMS", beside the
+            hyperparameters that your modules save. `False` leaves that page to Lightning.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If an argument is out of range; when training starts, if a pattern of a selection matches nothing.
+        MisconfigurationException: When training starts, if there is no logger, or if the strategy hides the weights.
+
+    Example:
+        >>> RegularizationMonitor(select="encoder.*", histograms=True, every_n_epochs=5)
+        RegularizationMonitor(metrics=None, select='encoder.*', ..., histograms=True, every_n_epochs=5, ...)
+
+    """
+
+    regularizes = False
+
+    def __init__(  # noqa: PLR0913  # plain switches, each for itself
+        self,
+        *,
+        metrics: Mapping[str, Metric] | None = None,
+        select: str | Sequence[str] | Select | None = None,
+        per_layer: bool | str | Sequence[str] | Select = "auto",
+        histograms: bool = False,
+        every_n_epochs: int = 1,
+        layout: bool = True,
+        hparams: bool = True,
+    ) -> None:
+        super().__init__()
+        self.metrics = None if metrics is None else _checked(metrics)
+        as_select(select)
+        self.select = select
+        if not isinstance(per_layer, bool):
+            as_select(per_layer)
+        self.per_layer = per_layer
+        self.histograms = _checks.boolean("histograms", histograms)
+        self.every_n_epochs = _checks.count("every_n_epochs", every_n_epochs, 1)
+        self.layout = _checks.boolean("layout", layout)
+        self.hparams = _checks.boolean("hparams", hparams)
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit" and not trainer.barebones:
+            refuse_hidden_weights(trainer, type(self).__name__)
+            refuse_missing_logger(trainer, type(self).__name__)
+            _refuse_shared_names(state.callbacks_of(trainer, RegularizationMonitor))
+
+    @override
+    def make_run(self, trainer: Trainer, pl_module: LightningModule) -> Run | None:
+        if trainer.barebones:
+            rank_zero_info(f"{type(self).__name__} is off: `Trainer(barebones=True)` logs nothing.")
+            return None
+        weights = select_weights(named_weights(pl_module), as_select(self.select)).chosen
+        copies = {name: metric.clone().to(pl_module.device) for name, metric in self._metrics.items()}
+        write_network_order(trainer, pl_module)
+        if self.layout:
+            write_layout(trainer)
+        if self.hparams:
+            write_hyperparameters(trainer, pl_module)
+        return Run(weights, copies, self._shown(weights))
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        run = self._run
+        if run is None or not state.steps_now(trainer):
+            return
+        first = run.last_step is None
+        run.last_step = state.log_step(trainer)
+        if not state.logs_now(trainer, first_step=first):
+            return
+        log_for_callbacks(pl_module, run.measure().summary)
+        if state.writes_now(trainer) or run.last_step == 0:
+            run.write(trainer)
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._run is None:
+            return
+        # A run can end in mid-epoch; in `on_train_end`, those that average weights may have put in the averages.
+        self._run.measure()
+        if self.histograms and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            self._run.write_histograms(trainer, state.log_step(trainer) - 1)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._run:
+            self._run.write(trainer)
+
+    @property
+    def _metrics(self) -> Mapping[str, Metric]:
+        return _defaults() if self.metrics is None else self.metrics
+
+    def _shown(self, weights: Sequence[Weight]) -> frozenset[str]:
+        """Return the layers whose numbers are written one by one."""
+        names = frozenset(map(layer_name, weights))
+        if self.per_layer == "auto" and len(names) > _AUTO_LAYERS:
+            rank_zero_info(
+                f"{type(self).__name__} writes no numbers of single layers, for there are {len(names)}."
+                f" Pass `per_layer=True`, or a selection, if you want them."
+            )
+            return frozenset()
+        if self.per_layer is False:
+            return frozenset()
+        if self.per_layer is True or self.per_layer == "auto":
+            return names
+        return frozenset(map(layer_name, select_weights(weights, as_select(self.per_layer)).chosen))
+
+
+def _refuse_shared_names(monitors: Sequence[RegularizationMonitor]) -> None:
+    """Raise if two monitors would write under the same tags."""
+    names = [name for monitor in monitors for name in monitor._metrics]  # noqa: SLF001  # of this class
+    for name in names:
+        if names.count(name) > 1:
+            msg = (
+                f"Two RegularizationMonitors log a metric {name!r} under the same tags. Give one of them other names,"
+                f" as in `metrics={{'head_{name}': ...}}`, or join their selections."
+            )
+            raise MisconfigurationException(msg)
+
+
+def _checked(metrics: object) -> dict[str, Metric]:
+    if not isinstance(metrics, Mapping) or not all(isinstance(metric, Metric) for metric in metrics.values()):
+        msg = f"`metrics` must be a mapping from names to torchmetrics.Metric, got {metrics!r}."
+        raise TypeError(msg)
+    for name in metrics:
+        if not (isinstance(name, str) and re.fullmatch(r"[\w.-]+", name)) or name in tags.TAKEN:
+            msg = (
+                f"`metrics` must have names of letters, digits, '_', '.' and '-', but none of {', '.join(tags.TAKEN)},"
+                f" got {name!r}."
+            )
+            raise ValueError(msg)
+    if not metrics:
+        msg = "`metrics` must hold at least one metric, got none. Leave it out for the default ones."
+        raise ValueError(msg)
+    return dict(metrics)
+
+
+def _defaults() -> dict[str, Metric]:
+    return {
+        "weight_norm": WeightNorm(),
+        "sparsity": Sparsity(),
+        "spectral_norm": SpectralNorm(iterations=_LANCZOS_ITERATIONS),
+    }

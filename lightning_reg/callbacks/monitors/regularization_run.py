@@ -1,0 +1,97 @@
+"""What the monitor measures during one `fit`, and how it is written."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+from torchmetrics import Metric
+
+from lightning_reg.callbacks.trainer.loggers import prefixed, tensorboard_writers, write_scalars
+from lightning_reg.functional.spectral.layers import Layer
+from lightning_reg.functional.tensors.shards import whole
+from lightning_reg.metrics.base import measure
+from lightning_reg.metrics.reading import read_layers
+from lightning_reg.selection.weights import Weight
+from lightning_reg.tensorboard import events, tags
+
+
+@dataclass(frozen=True)
+class Report:
+    """The numbers of one step, by tag."""
+
+    summary: dict[str, float] = field(default_factory=dict)
+    """Of all layers together and over the layers."""
+    layers: dict[str, float] = field(default_factory=dict)
+    spreads: dict[str, Tensor] = field(default_factory=dict)
+    """The numbers of all layers, shape (layers,), for one histogram each."""
+
+
+@dataclass
+class Run:
+    """State of the monitor between the start and the end of `fit`; nothing in it has to survive a resume."""
+
+    weights: Sequence[Weight]
+    metrics: Mapping[str, Metric]
+    shown: frozenset[str]
+    """The layers whose numbers are written one by one."""
+    last_step: int | None = None
+    """The last step of training so far, in this run."""
+    reported_step: int | None = None
+    written_step: int | None = None
+    report: Report = field(default_factory=Report)
+
+    @torch.no_grad()
+    def measure(self) -> Report:
+        """Measure all layers after the last step; waits for the device once. A collective call for sharded weights."""
+        if self.reported_step != self.last_step:
+            self.report, self.reported_step = self._measure(), self.last_step
+        return self.report
+
+    def _measure(self) -> Report:
+        report, layers = Report(), self._layers()
+        if not layers:
+            return report
+        measured = [measure(metric, layers) for metric in self.metrics.values()]
+        numbers = torch.cat([part for each, overall in measured for part in (each, overall.reshape(1))]).cpu()
+        for name, row in zip(self.metrics, torch.split(numbers, len(layers) + 1), strict=True):
+            *values, overall = row.tolist()
+            report.summary[tags.overall(name)] = overall
+            for statistic, value in _over_layers(values).items():
+                report.summary[tags.over_layers(name, statistic)] = value
+            report.spreads[tags.spread(name)] = row[:-1]
+            for layer, value in zip(layers, values, strict=True):
+                if layer.name in self.shown:
+                    report.layers[tags.per_layer(name, layer.name)] = value
+        return report
+
+    def write(self, trainer: Trainer) -> None:
+        """Write the report on the last step to the loggers, once."""
+        report, step = self.measure(), self.last_step
+        if step is None or step == self.written_step:
+            return
+        write_scalars(trainer, report.summary | report.layers, step)
+        for logger, writer in tensorboard_writers(trainer):
+            for tag, values in report.spreads.items():
+                events.write(writer, events.histogram(prefixed(logger, tag), values), step)
+        self.written_step = step
+
+    def write_histograms(self, trainer: Trainer, step: int) -> None:
+        """Write a histogram of every layer's weights; a collective call for sharded weights."""
+        for layer in self._layers():
+            values = whole(layer.tensor)
+            for logger, writer in tensorboard_writers(trainer):
+                events.write(writer, events.histogram(prefixed(logger, tags.weights(layer.name)), values), step)
+
+    def _layers(self) -> list[Layer]:
+        return read_layers(weight for weight in self.weights if weight.parameter.requires_grad)
+
+
+def _over_layers(values: Sequence[float]) -> dict[str, float]:
+    """Return minimum, median and maximum; NaN if one value is."""
+    if any(map(math.isnan, values)):
+        return dict.fromkeys(("min", "median", "max"), math.nan)
+    return {"min": min(values), "median": statistics.median(values), "max": max(values)}

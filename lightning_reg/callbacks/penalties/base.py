@@ -1,0 +1,277 @@
+"""The abstract penalty: how a term of the objective reaches the weights, with one strength in every way of training."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal, get_args
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from lightning_reg import _checks
+from lightning_reg.callbacks.penalties.formula import Formula
+from lightning_reg.callbacks.penalties.proximal_step import fill_gradients, shrink
+from lightning_reg.callbacks.penalties.quota import strength_for
+from lightning_reg.callbacks.penalties.refusals import (
+    refuse_missing_operator,
+    refuse_mode,
+    refuse_optimizers,
+    refuse_sharded_loss,
+    refuse_shared_weights,
+    refuse_unseen_steps,
+    warn_of_averaging,
+    warn_of_weight_decay,
+)
+from lightning_reg.callbacks.penalties.run import Ledger, Run
+from lightning_reg.callbacks.penalties.targets import Targets, add_scaled
+from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer.during_fit import DuringFit
+from lightning_reg.callbacks.trainer.plan import publish
+from lightning_reg.callbacks.trainer.refusals import refuse_strategy, refuse_unless_listed_once
+from lightning_reg.callbacks.trainer.settings import log_name
+from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
+from lightning_reg.functional.penalties.counts import check_dim
+from lightning_reg.schedules import Schedule, resolve
+from lightning_reg.schedules.base import check_schedule
+from lightning_reg.selection.weights import Select, as_select, named_weights, select_weights
+
+Mode = Literal["loss", "grad", "proximal"]
+
+
+class Penalty(DuringFit[Run], Formula):
+    r"""A term of the training objective, :math:`J = L + s(t)\,\lambda\,\Omega(w)`; subclass it for your own.
+
+    A subclass defines `penalty`, from weights to a scalar, and has `mode="loss"` and `mode="grad"` from it; for
+    `mode="proximal"` it defines `proximal` as well. For every optimizer step the update is that of :math:`J`, with
+    :math:`L` the mean loss over the effective batch, whatever the accumulation, precision, strategy and devices.
+
+    Logged at the trainer's `log_every_n_steps`, on the step axis of `self.log`: `reg/penalty/<name>` (the value of the
+    term, in units of the loss), `reg/penalty` (the sum over all penalties) and `reg/penalty_ratio` (that sum over the
+    absolute data loss; automatic optimization only). The name is that of the class; a second of that name gets `-1`.
+
+    Args:
+        strength: :math:`\lambda`, >= 0.
+        select: Which weights: a glob, a list of globs, or a `Select`. Default: every trainable weight of two or more
+            dimensions. Frozen weights are left alone for as long as they are frozen.
+        mode: `"loss"` adds the term to the loss before each backward pass. `"grad"` adds its gradient to `.grad` before
+            each optimizer step, after unscaling and all-reduce and before Lightning's clipping: cheaper, and the one
+            for manual optimization and FSDP1. Both train to the same weights. `"proximal"` applies the proximal
+            operator, times the optimizer's step size of each weight (see `register_step_size`), after each step: the
+            same minimum, and the only mode with exact zeros.
+        schedule: :math:`s(t)`, a schedule or any callable from optimizer steps so far to a factor >= 0; 1 by default.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If an argument is out of range; when training starts, if a pattern of `select` matches nothing, or a
+            share is asked for of a run without a known length.
+        MisconfigurationException: When training starts, if the penalty can't work with this way of training.
+
+    Example:
+        >>> class QuarticPenalty(Penalty):
+        ...     def penalty(self, weights):
+        ...         return sum(weight.pow(4).sum() for weight in weights)
+        >>> QuarticPenalty(1e-4, select="encoder.*", mode="grad")
+        QuarticPenalty(strength=0.0001, select='encoder.*', mode='grad', schedule=None)
+
+    """
+
+    def __init__(
+        self,
+        strength: float,
+        *,
+        select: str | Sequence[str] | Select | None = None,
+        mode: Mode = "loss",
+        schedule: Schedule | Callable[[int], float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.strength = _checks.non_negative("strength", strength)
+        as_select(select)
+        self.select = select
+        self.mode = _checks.one_of("mode", mode, get_args(Mode))
+        if schedule is not None:
+            check_schedule(schedule, "from step to factor")
+        self.schedule = schedule
+
+    def chosen(self) -> dict[Tensor, str]:
+        """Return the weights that the penalty acts on in the fit that is running, with their names."""
+        return {} if self._run is None else {weight.parameter: weight.name for weight in self._run.selection.chosen}
+
+    def aim_at(self, quota: Callable[[int], float]) -> None:
+        """Until `fit` ends, be as strong in each step as makes a share `quota(step)` of all units zero."""
+        if self._run is not None:
+            self._run.quota = quota
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            refuse_unless_listed_once(self, _penalties(trainer))
+            refuse_strategy(trainer, type(self).__name__)
+            refuse_mode(trainer, pl_module, type(self).__name__, self.mode, elementwise=self.elementwise)
+            if self.mode == "proximal" and type(self).proximal is Formula.proximal:
+                refuse_missing_operator(type(self).__name__)
+
+    @override
+    def make_run(self, trainer: Trainer, pl_module: LightningModule) -> Run:
+        # Not later: FSDP2 replaces parameters once a forward pass has run, and the sanity check runs one.
+        selection = select_weights(named_weights(pl_module, state.original_shapes(trainer)), as_select(self.select))
+        check_dim((weight.parameter for weight in selection.chosen), self.unit_dim)
+        return Run(
+            log_name(self, _penalties(trainer)),
+            selection,
+            Targets(selection),
+            # Through the loss, a gradient would reach DDP a second time for weights that it has marked as unused.
+            acts_at_step=self.mode != "loss" or state.marks_unused_parameters(trainer),
+        )
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._run is None:  # a tuner trains for a moment before `on_fit_start` of the callbacks after it
+            return
+        refuse_optimizers(trainer, type(self).__name__, self.mode)
+        if self.schedule is not None:
+            self._run.schedule = resolve(self.schedule, state.total_ticks(trainer, pl_module))
+        runs = [(penalty, run) for penalty in _penalties(trainer) if (run := penalty.run)]
+        if self is runs[-1][0]:
+            _begin(trainer, pl_module, runs)
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        # Now, because manual optimization then freezes one network after the other (`toggle_optimizer`).
+        if not pl_module.automatic_optimization:
+            self._record(trainer, pl_module)
+
+    @override
+    def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        # An optimizer that evaluates its closure many times (LBFGS) starts anew with each evaluation.
+        if self._run is not None:
+            self._run.pending = 0.0
+            self._run.ledger.clear()
+
+    @override
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        run = self._run
+        if run is None or not loss.requires_grad:  # without a gradient, backward is about to raise: let it
+            return
+        share = state.share_of_step(trainer, pl_module)
+        run.pending, run.has_run_backward = run.pending + share, True
+        ledger = self._ledger_if_read(trainer, run)
+        if ledger is run.ledger and pl_module.automatic_optimization:
+            ledger.add_loss(state.unscaled_loss(trainer, loss), share)
+        if self.mode != "loss":
+            return
+        refuse_sharded_loss(loss, type(self).__name__)
+        strength = self.strength * run.factor(state.tick(trainer, pl_module))
+        weights = run.targets.of(trainer.optimizers)
+        value: Tensor | None = None
+        if strength and weights:
+            with torch.set_grad_enabled(not run.acts_at_step):
+                value = self.value(weights)
+            # No `alpha`: it would be rounded to the precision of the loss.
+            loss.add_(state.scale_loss(trainer, value * (strength * share)).to(loss.device))
+        if ledger:
+            ledger.penalties[run.name] = 0.0 if value is None else strength * value.detach()
+
+    @override
+    @torch.no_grad()
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        run = self._run
+        if run is None:
+            return
+        # No share: `training_step` returned None, so no backward pass ran and there is no step to take part in.
+        share = run.pending if pl_module.automatic_optimization else 1.0
+        run.pending, run.share, run.has_stepped = 0.0, share, True
+        if not share or not run.acts_at_step:
+            return
+        if pl_module.automatic_optimization:
+            self._record(trainer, pl_module)
+        weights = run.targets.of([optimizer])
+        if self.mode == "proximal":
+            fill_gradients(weights)
+            return
+        strength = self.strength * run.factor(state.tick(trainer, pl_module))
+        if strength and weights:
+            add_scaled(self.add_gradient, weights, strength * share, state.gradient_scale(trainer, optimizer))
+
+    def after_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Take the proximal step that belongs to the step of `optimizer`."""
+        run = self._run
+        if run is None:
+            return
+        share = run.share if pl_module.automatic_optimization else 1.0
+        run.share, run.has_stepped = 0.0, True
+        tick, weights = state.tick(trainer, pl_module), run.targets.of([optimizer])
+        strength: float | Tensor = self.strength * run.factor(tick)
+        if run.quota and share and weights:
+            needed = strength_for(run.quota(tick), self.vanishing_strengths, optimizer, weights, self.unit_dim)
+            run.strength = strength = (needed / share).clamp(min=strength)
+        if share and weights and (isinstance(strength, Tensor) or strength):  # reading a tensor would wait for it
+            shrink(self.proximal, optimizer, weights, strength * share, elementwise=self.elementwise)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._run is not None and state.steps_now(trainer):
+            self._run.first_step = False
+            self._run.ledger.log(trainer, pl_module)
+            self._run.ledger.clear()
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._run and self._run.acts_at_step and self._run.has_run_backward:
+            refuse_unseen_steps(type(self).__name__, has_stepped=self._run.has_stepped)
+
+    @override
+    def end_run(self, trainer: Trainer, run: Run | None) -> None:
+        if run is not None and run.hooks is not None:
+            run.hooks.remove()
+
+    def _ledger_if_read(self, trainer: Trainer, run: Run) -> Ledger | None:
+        """Return where values go if they are read: to the first penalty, before which nothing has changed the loss."""
+        is_read = state.logs_now(trainer, first_step=run.first_step)
+        return first.ledger if is_read and (first := _penalties(trainer)[0].run) else None
+
+    @torch.no_grad()
+    def _record(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compute the term for the ledger, if it is read and not in the loss anyway."""
+        run = self._run
+        if run is None or self.mode == "loss" or (ledger := self._ledger_if_read(trainer, run)) is None:
+            return
+        factor = run.factor(state.tick(trainer, pl_module))
+        strength = self.strength * factor if run.strength is None else run.strength
+        weights = run.targets.of(trainer.optimizers)
+        ledger.penalties[run.name] = 0.0
+        if weights and (isinstance(strength, Tensor) or strength):
+            value = self.value(weights)
+            ledger.penalties[run.name] = strength * state.sum_flat_shards(trainer, value)
+
+
+def _penalties(trainer: Trainer) -> list[Penalty]:
+    return state.callbacks_of(trainer, Penalty)  # type: ignore[type-abstract]  # mypy wants no abstract class here
+
+
+def _begin(trainer: Trainer, pl_module: LightningModule, runs: Sequence[tuple[Penalty, Run]]) -> None:
+    """Warn of doubtful settings, show the plan, and have proximal steps follow those of the optimizers."""
+    optimizers = trainer.optimizers
+    warn_of_weight_decay(
+        {
+            type(penalty).__name__: run.targets.settings(optimizers, "weight_decay")
+            for penalty, run in runs
+            if penalty.overlaps_weight_decay and penalty.strength
+        }
+    )
+    plans = [run.plan(repr(penalty), f"{run.name} {penalty.strength:g}", optimizers) for penalty, run in runs]
+    publish(trainer, plans)
+    proximal = [(penalty, run) for penalty, run in runs if penalty.mode == "proximal"]
+    if not proximal:
+        return
+    warn_of_averaging(trainer)
+    refuse_shared_weights(
+        {run.name: run.targets.of(optimizers) for penalty, run in proximal if not penalty.exact_in_any_company}
+    )
+    for penalty, run in sorted(proximal, key=lambda pair: not pair[0].exact_in_any_company):
+        run.hooks = run.hooks or AroundSteps(partial(penalty.after_optimizer_step, trainer, pl_module))
+        run.hooks.add(optimizers)

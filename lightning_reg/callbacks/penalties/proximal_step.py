@@ -1,0 +1,103 @@
+"""The proximal step of `mode="proximal"`, right after each step that an optimizer has really taken."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_reg.functional.proximal.step_size import find_rule
+from lightning_reg.functional.tensors.chunks import NumberOrTensor, in_memory_order
+from lightning_reg.functional.tensors.shards import local_part, local_parts
+
+Proximal = Callable[[list[Tensor], list[NumberOrTensor]], None]
+
+# Entries that are worked on at once: what is computed on the way stays in a cache on a CPU, and small on a GPU.
+_CPU_ENTRIES = 1 << 18
+_GPU_ENTRIES = 1 << 24
+
+
+def fill_gradients(weights: Sequence[Tensor]) -> None:
+    """Give weights that no loss has reached a gradient of 0: the optimizer then keeps a step size for them, too."""
+    for weight in weights:
+        if weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
+
+
+@torch.no_grad()
+def shrink(
+    proximal: Proximal, optimizer: Optimizer, weights: Sequence[Tensor], strength: NumberOrTensor, *, elementwise: bool
+) -> None:
+    """Put weights through the proximal operator of `strength` times the step size that `optimizer` has for each.
+
+    Args:
+        proximal: Replaces weights, in place, by its result for a factor for each; `elementwise` if it may get parts.
+        optimizer: Has just taken a step.
+        weights: The weights, among those of the optimizer.
+        strength: Factor on the penalty.
+        elementwise: Whether `proximal` works on flat parts of weights; else it gets them as the optimizer holds them.
+
+    """
+    # Fused optimizers look themselves whether gradients are finite, inside `step`; so whether this one was skipped is
+    # known on the device only.
+    found_inf = getattr(optimizer, "found_inf", None)
+    if found_inf is not None:
+        strength = strength * (found_inf == 0)
+    for parts, factors in with_step_sizes(optimizer, weights, strength, elementwise=elementwise):
+        proximal(parts, factors)
+
+
+def with_step_sizes(
+    optimizer: Optimizer, weights: Sequence[Tensor], scale: NumberOrTensor = 1.0, *, elementwise: bool
+) -> Iterator[tuple[list[Tensor], list[NumberOrTensor]]]:
+    """Yield `weights`, or parts of them if `elementwise`, in lists, with `scale` times the optimizer's step sizes.
+
+    What has no gradient is left out: the optimizer has not moved it.
+    """
+    rule = find_rule(type(optimizer))
+    if rule is None:  # refused before training
+        return
+    chosen = set(weights)
+    for group in optimizer.param_groups:
+        members = [weight for weight in group["params"] if weight in chosen and weight.grad is not None]
+        states = [optimizer.state.get(weight, {}) for weight in members]
+        for parts, part_states in _cut(members, states, split=elementwise) if rule.elementwise else [(members, states)]:
+            step_sizes = rule.scaled(local_parts(parts) if rule.elementwise else parts, part_states, group, scale)
+            local_sizes = [local_part(size) if isinstance(size, Tensor) else size for size in step_sizes]
+            yield local_parts(parts) if elementwise else parts, local_sizes
+
+
+def _cut(
+    weights: Sequence[Tensor], states: Sequence[Mapping[str, Any]], *, split: bool
+) -> Iterator[tuple[list[Tensor], list[Mapping[str, Any]]]]:
+    """Yield weights with the local parts of their states, in lists of about as many entries as are worked on at once.
+
+    If `split`, they are flat parts of what this rank has; else weights as they are, in the same lists on all ranks.
+    """
+    parts: list[Tensor] = []
+    part_states: list[Mapping[str, Any]] = []
+    entries = 0
+    for weight, state in zip(weights, states, strict=True):
+        size = _CPU_ENTRIES if weight.device.type == "cpu" else _GPU_ENTRIES
+        own = {name: local_part(value) if isinstance(value, Tensor) else value for name, value in state.items()}
+        for part, part_state in _split(local_part(weight), own, size) if split else [(weight, own)]:
+            if parts and (entries + part.numel() > size or part.device != parts[0].device):
+                yield parts, part_states
+                parts, part_states, entries = [], [], 0
+            parts.append(part)
+            part_states.append(part_state)
+            entries += part.numel()
+    if parts:
+        yield parts, part_states
+
+
+def _split(weight: Tensor, state: Mapping[str, Any], size: int) -> Iterator[tuple[Tensor, Mapping[str, Any]]]:
+    """Yield flat parts of a large weight, with the parts of every tensor in its state that has the same shape."""
+    alike = {name: value for name, value in state.items() if isinstance(value, Tensor) and value.shape == weight.shape}
+    tensors = in_memory_order([weight, *alike.values()])
+    if weight.numel() <= size or not all(tensor.is_contiguous() for tensor in tensors):
+        yield weight, state
+        return
+    for part, *others in zip(*(torch.split(tensor.view(-1), size) for tensor in tensors), strict=True):
+        yield part, {**state, **dict(zip(alike, others, strict=True))}

@@ -1,0 +1,134 @@
+"""What a penalty cannot work with, and what it should not be used beside: refused or warned of before training."""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from lightning_reg.callbacks.trainer import state
+from lightning_reg.functional.proximal.step_size import find_rule, known_optimizers
+from lightning_reg.functional.tensors.shards import has_dtensors
+
+
+def refuse_mode(trainer: Trainer, pl_module: LightningModule, name: str, mode: str, *, elementwise: bool) -> None:
+    """Raise if a penalty of this mode cannot reach the weights in this way of training."""
+    flat = state.has_flat_shards(trainer)
+    reason = ""
+    if mode == "loss" and not pl_module.automatic_optimization:
+        reason = 'manual optimization, where the loss is your own and a step may have several. Use mode="grad"'
+    elif mode == "loss" and flat:
+        reason = 'FSDP1, which frees the weights before backward. Use mode="grad", or FSDP2 (ModelParallelStrategy)'
+    elif flat and not elementwise:
+        reason = "FSDP1, which flattens the weights. Use FSDP2 (ModelParallelStrategy)"
+    if reason:
+        msg = f'{name} with mode="{mode}" does not work with {reason}.'
+        raise MisconfigurationException(msg)
+
+
+def refuse_missing_operator(name: str) -> None:
+    """Raise, for a penalty without a proximal operator."""
+    msg = (
+        f'{name} with mode="proximal" needs the method `proximal(weights, factors)`, which puts weights through the'
+        ' proximal operator of the penalty. Define it, or use mode="loss" or "grad".'
+    )
+    raise MisconfigurationException(msg)
+
+
+def refuse_optimizers(trainer: Trainer, name: str, mode: str) -> None:
+    """Raise if an optimizer would not minimise the penalty."""
+    if mode == "proximal":
+        _refuse_unknown_step_sizes(trainer, name)
+        return
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    if any(group.get("line_search_fn") for group in groups):
+        # Lightning's closure returns the data loss alone.
+        msg = (
+            f"{name} does not work with a line search (LBFGS with `line_search_fn`), which reads the loss without the"
+            " penalty. Use `line_search_fn=None`, or add the term to the loss in `training_step` with the functions of"
+            " `lightning_reg.functional`."
+        )
+        raise MisconfigurationException(msg)
+    if any(group.get("maximize") for group in groups):
+        msg = f"{name} does not work with `maximize=True`: it would grow. Minimise the negative objective instead."
+        raise MisconfigurationException(msg)
+
+
+def _refuse_unknown_step_sizes(trainer: Trainer, name: str) -> None:
+    for optimizer in trainer.optimizers:
+        if find_rule(type(optimizer)) is None:
+            msg = (
+                f'{name} with mode="proximal" must know how far {type(optimizer).__name__} moves each weight, but knows'
+                f" only {', '.join(known_optimizers())}. Tell it with"
+                f" `lightning_reg.register_step_size({type(optimizer).__name__}, function)`,"
+                ' or use another optimizer, or mode="grad".'
+            )
+            raise MisconfigurationException(msg)
+
+
+def refuse_shared_weights(weights: Mapping[str, Sequence[Tensor]]) -> None:
+    """Raise if two proximal penalties act on one weight: one operator after the other is not that of the sum.
+
+    Args:
+        weights: For each penalty for which that is so, the weights that it acts on.
+
+    """
+    for (name, own), (other, others) in combinations(weights.items(), 2):
+        if not set(own).isdisjoint(others):
+            msg = (
+                f'{name} and {other} with mode="proximal" act on the same weights, where one proximal step after the'
+                " other does not minimise the sum. Select different weights, use ElasticNetPenalty for L1 and L2"
+                ' together, or give one of them mode="grad".'
+            )
+            raise MisconfigurationException(msg)
+
+
+def warn_of_averaging(trainer: Trainer) -> None:
+    """Warn if a callback averages weights over steps, which are then exactly zero only where all of them were."""
+    # By name: `WeightAveraging` came after the oldest Lightning that is supported.
+    averaging = [
+        type(callback).__name__
+        for callback in state.callbacks_of(trainer, Callback)
+        if {"StochasticWeightAveraging", "WeightAveraging"} & {ancestor.__name__ for ancestor in type(callback).__mro__}
+    ]
+    if averaging:
+        rank_zero_warn(
+            f'{averaging[0]} averages weights, so that what mode="proximal" made exactly zero becomes a small number'
+            " again. Leave it out, or begin to average when the zeros have settled, and set entries of the average to"
+            " zero where the last weights are zero."
+        )
+
+
+def refuse_sharded_loss(loss: Tensor, name: str) -> None:
+    """Raise if the loss is a `DTensor`, as of `loss_parallel`."""
+    if has_dtensors([loss]):
+        msg = f'{name} with mode="loss" does not work with a loss that is a DTensor. Use mode="grad".'
+        raise MisconfigurationException(msg)
+
+
+def refuse_unseen_steps(name: str, *, has_stepped: bool) -> None:
+    """Raise if backward passes have run, but Lightning has announced no optimizer step."""
+    if not has_stepped:
+        msg = (
+            f"{name} has seen no optimizer step, so it had no effect. Step through Lightning's optimizers:"
+            " `self.optimizers()`, not `self.optimizers(use_pl_optimizer=False)` or `optimizer.optimizer`."
+        )
+        raise MisconfigurationException(msg)
+
+
+def warn_of_weight_decay(decays: Mapping[str, Sequence[float]]) -> None:
+    """Warn if the optimizer's own decay acts on weights that penalties shrink in the same way.
+
+    Args:
+        decays: For each penalty that does, the `weight_decay` of every parameter group that holds its weights.
+
+    """
+    names = [name for name, values in decays.items() if any(values)]
+    if names:
+        decay = max(value for values in decays.values() for value in values)
+        rank_zero_warn(
+            f"{' and '.join(names)} and the optimizer's weight_decay={decay:g} both shrink the same weights."
+            " Set weight_decay=0 in the optimizer unless you want both."
+        )

@@ -1,0 +1,94 @@
+"""What a penalty knows during one fit, and what its term and the data loss were in the step at hand."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_reg import _checks
+from lightning_reg.callbacks.penalties.targets import Targets
+from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer.loggers import log
+from lightning_reg.callbacks.trainer.plan import Plan
+from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
+from lightning_reg.selection.weights import Selection
+from lightning_reg.tensorboard import tags
+
+
+class Ledger:
+    """The data loss of the batches of one optimizer step, and the value of each penalty at that step."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the step."""
+        self.penalties: dict[str, Tensor | float] = {}
+        self._loss: Tensor | None = None
+        self._share = 0.0
+
+    def add_loss(self, loss: Tensor, share: float) -> None:
+        """Add the loss of one backward pass, which makes `share` of the step's gradient."""
+        self._loss = loss if self._loss is None else self._loss + loss
+        self._share += share
+
+    def log(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the value of each penalty, their sum, and its ratio to the mean data loss; nothing if there is none.
+
+        A collective call.
+        """
+        if not self.penalties:
+            return
+        metrics = {f"{tags.PENALTY}/{name}": value for name, value in self.penalties.items()}
+        total = sum(self.penalties.values())
+        metrics[tags.PENALTY] = total
+        if self._loss is not None:
+            metrics[tags.PENALTY_RATIO] = total / state.mean_over_ranks(trainer, self._loss / self._share).abs()
+        log(trainer, pl_module, metrics)
+
+
+@dataclass
+class Run:
+    """State of one penalty between the start and the end of `fit`; nothing in it has to survive a resume."""
+
+    name: str
+    selection: Selection
+    targets: Targets
+    acts_at_step: bool
+    """Whether the term acts at the optimizer step (its gradient right before, or its operator right after), instead of
+    through the loss."""
+    schedule: Callable[[int], float] | None = None
+    """The user's, with durations in ticks."""
+    pending: float = 0.0
+    """Share of the coming optimizer step whose backward passes have run, but whose gradient is not yet added."""
+    share: float = 0.0
+    """Share of the optimizer step that is about to be taken."""
+    first_step: bool = True
+    has_run_backward: bool = False
+    has_stepped: bool = False
+    ledger: Ledger = field(default_factory=Ledger)
+    quota: Callable[[int], float] | None = None
+    """Which share of weights, or groups, the penalty has to make zero at a step, instead of having a strength."""
+    strength: Tensor | None = None
+    """What that took in the last step."""
+    hooks: AroundSteps | None = None
+    """What takes proximal steps after those of the optimizers."""
+
+    def factor(self, tick: int) -> float:
+        """Return the factor on the strength at `tick`."""
+        return 1.0 if self.schedule is None else _checks.non_negative(f"schedule({tick})", self.schedule(tick))
+
+    def plan(self, settings: str, action: str, optimizers: Sequence[Optimizer]) -> Plan:
+        """Return what happens to each weight: `action` if it is chosen."""
+        trained = set(self.targets.of(optimizers))
+        return Plan(
+            settings,
+            shapes={weight.name: weight.shape for weight in self.selection.weights},
+            actions={
+                weight.name: action if weight.parameter in trained else f"{action} (not trained at the moment)"
+                for weight in self.selection.chosen
+            },
+            left_out=self.selection.left_out,
+        )

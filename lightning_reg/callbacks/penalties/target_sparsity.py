@@ -1,0 +1,146 @@
+"""A share of zeros instead of a strength."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, final
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
+from typing_extensions import override
+
+from lightning_reg import _checks
+from lightning_reg.callbacks.penalties.base import Penalty
+from lightning_reg.callbacks.penalties.formula import Formula
+from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer.during_fit import DuringFit
+from lightning_reg.callbacks.trainer.loggers import log
+from lightning_reg.functional.penalties.counts import sparsity
+from lightning_reg.schedules import Cosine, Schedule, resolve
+from lightning_reg.schedules.base import check_schedule
+from lightning_reg.tensorboard import tags
+
+
+@dataclass
+class Aim:
+    """The share of zeros over the steps of one fit."""
+
+    target: float
+    factor: Callable[[int], float] | None = None
+    """The schedule, with durations in steps."""
+
+    def at(self, tick: int) -> float:
+        """Return the share that is wanted at `tick`."""
+        factor = 1.0 if self.factor is None else self.factor(tick)
+        return self.target * _checks.in_range(f"schedule({tick})", factor, 0, 1)
+
+
+@final
+class TargetSparsity(DuringFit[Aim]):
+    r"""Train to a share of zeros: choose the strength of a proximal penalty, step by step, so that it is met.
+
+    In each step the strength is the least one with which the proximal step leaves :math:`s(t)\,p` of all selected
+    weights, or groups for `GroupLassoPenalty`, zero: each unit has a strength at which it vanishes, and the strength is
+    that of the right rank among them. So the share is met from the first step on, whatever the optimizer, learning rate
+    and loss; weights that the data's gradient brings back replace others. A step depends on nothing but weights,
+    optimizer and step: a resumed run is the uninterrupted one, without a state of its own.
+
+    Exact but for ties; of more than a million weights, as many are looked at, and the share is within 0.002. It can be
+    larger than the target where weights without a gradient are zero already (behind dead units) or where `penalty` has
+    a strength that makes more of them zero. With several optimizers, each one's weights meet the target.
+
+    Logged at the trainer's `log_every_n_steps`, beside what the penalty logs: `reg/target_sparsity/strength` (that of
+    the last step), `reg/target_sparsity/target` (:math:`s(t)\,p`) and `reg/target_sparsity/reached` (the share of
+    zeros).
+
+    Args:
+        penalty: An `L1Penalty`, `ElasticNetPenalty` or `GroupLassoPenalty` with `mode="proximal"` and no schedule, not
+            in the trainer's callbacks itself. Its strength is the least that is used; 0 leaves all to the target.
+        target: :math:`p`, the share of zeros, in (0, 1).
+        schedule: :math:`s(t)`, a schedule or any callable from optimizer steps so far to a factor in [0, 1]; by default
+            `Cosine(0.0, 1.0, 0.5)`, from 0 to 1 in the first half of the run.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If an argument is out of range.
+        MisconfigurationException: When training starts, under FSDP1, and for the reasons of the penalty.
+
+    Example:
+        >>> from lightning_reg import L1Penalty
+        >>> TargetSparsity(L1Penalty(0.0, select="encoder.*", mode="proximal"), 0.9).target
+        0.9
+
+    Reference:
+        Zhu & Gupta, To Prune, or Not to Prune, 2018, arXiv:1710.01878, for the ramp.
+
+    """
+
+    def __init__(
+        self, penalty: Penalty, target: float, *, schedule: Schedule | Callable[[int], float] | None = None
+    ) -> None:
+        super().__init__()
+        if not isinstance(penalty, Penalty):
+            msg = f"`penalty` must be a penalty with mode='proximal', got {penalty!r}."
+            raise TypeError(msg)
+        if penalty.mode != "proximal" or penalty.schedule is not None:
+            msg = (
+                f"`penalty` must have mode='proximal', the one that makes zeros, and no schedule, got {penalty!r}."
+                " Give the schedule to TargetSparsity."
+            )
+            raise ValueError(msg)
+        if type(penalty).vanishing_strengths is Formula.vanishing_strengths or getattr(penalty, "l1_ratio", 1.0) == 0:
+            msg = (
+                "`penalty` must be one that makes zeros and knows at which strength (`vanishing_strengths`),"
+                f" got {penalty!r}. Use L1Penalty, ElasticNetPenalty with l1_ratio > 0, or GroupLassoPenalty."
+            )
+            raise ValueError(msg)
+        self.penalty = penalty
+        self.target = _checks.in_range("target", target, 0, 1)
+        if self.target in (0, 1):
+            msg = f"`target` must be in (0, 1), without 0 and 1, got {target}."
+            raise ValueError(msg)
+        if schedule is not None:
+            check_schedule(schedule, "from step to factor")
+        self.schedule = schedule
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage != "fit":
+            return
+        if state.has_flat_shards(trainer):
+            msg = "TargetSparsity does not work with FSDP1. Use FSDP2 (ModelParallelStrategy)."
+            raise MisconfigurationException(msg)
+        state.insert_callback(trainer, self.penalty, after=self)
+
+    @override
+    def make_run(self, trainer: Trainer, pl_module: LightningModule) -> Aim:
+        return Aim(self.target)
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._run is None:  # a tuner trains for a moment before `on_fit_start`
+            return
+        self._run.factor = resolve(self.schedule or Cosine(0.0, 1.0, 0.5), state.total_ticks(trainer, pl_module))
+        self.penalty.aim_at(self._run.at)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        aim, run = self._run, self.penalty.run
+        if aim is None or run is None or not state.steps_now(trainer):
+            return
+        if not state.logs_now(trainer, first_step=trainer.global_step <= 1):
+            return
+        weights = run.targets.of(trainer.optimizers)
+        if weights:
+            values = {
+                "strength": self.penalty.strength if run.strength is None else run.strength,
+                "target": aim.at(max(state.tick(trainer, pl_module) - 1, 0)),
+                "reached": sparsity(weights, dim=self.penalty.unit_dim),
+            }
+            log(trainer, pl_module, {f"{tags.TARGET_SPARSITY}/{name}": value for name, value in values.items()})
+
+    @override
+    def end_run(self, trainer: Trainer, run: Aim | None) -> None:
+        state.remove_callback(trainer, self.penalty)

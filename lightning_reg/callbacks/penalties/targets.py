@@ -1,0 +1,79 @@
+"""The weights a callback acts on, as the optimizers hold them."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_reg.functional.tensors.shards import as_placed, has_dtensors
+from lightning_reg.selection.weights import Selection
+
+
+class Targets:
+    """Chosen weights that are trained at the moment: in an optimizer, and not frozen.
+
+    Both can change during training, as with `BaseFinetuning`.
+    """
+
+    def __init__(self, selection: Selection) -> None:
+        self._known = frozenset(weight.parameter for weight in selection.weights)
+        self._chosen = [weight.parameter for weight in selection.chosen]
+        self._found: dict[tuple[int, ...], tuple[list[Tensor], list[Tensor]]] = {}
+
+    def of(self, optimizers: Sequence[Optimizer]) -> list[Tensor]:
+        """Return the targets among the parameters of `optimizers`, once each, in the order of the model."""
+        held = [tensor for optimizer in optimizers for group in optimizer.param_groups for tensor in group["params"]]
+        key = tuple(map(id, optimizers))
+        before, targets = self._found.get(key, ([], []))
+        # Looking all of them up takes long, so it is done again only when the optimizer holds others than before.
+        if len(held) != len(before) or any(tensor is not other for tensor, other in zip(held, before, strict=True)):
+            members = set(held)
+            if not members <= self._known:
+                rank_zero_warn("Parameters that join an optimizer after training has begun are not penalized.")
+            targets = [parameter for parameter in self._chosen if parameter in members]
+            self._found[key] = (held, targets)
+        return [parameter for parameter in targets if parameter.requires_grad]
+
+    def settings(self, optimizers: Sequence[Optimizer], name: str) -> list[float]:
+        """Return the value of one setting in every parameter group that holds a target; 0 where it has none."""
+        return [
+            float(group.get(name) or 0)
+            for optimizer in optimizers
+            for group in optimizer.param_groups
+            if not set(self._chosen).isdisjoint(group["params"])
+        ]
+
+
+def gradients(weights: list[Tensor]) -> list[Tensor]:
+    """Return the dense gradients of `weights`, made where backward left none.
+
+    A weight that no loss reached has no gradient, yet its penalty has one.
+    """
+    grads = []
+    for weight in weights:
+        grad = weight.grad
+        if grad is None or grad.is_sparse:
+            grad = weight.grad = torch.zeros_like(weight) if grad is None else grad.to_dense()
+        grads.append(grad)
+    if has_dtensors(grads):
+        for index, weight in enumerate(weights):
+            grads[index] = weight.grad = as_placed(grads[index], weight)
+    return grads
+
+
+def add_scaled(
+    add_gradient: Callable[[list[Tensor], list[Tensor], float], None],
+    weights: list[Tensor],
+    factor: float,
+    scale: Tensor | None,
+) -> None:
+    """Add `factor` times a gradient to those of `weights`, which still carry the factor `scale` (`None`: do not)."""
+    if scale is None:
+        add_gradient(gradients(weights), weights, factor)
+        return
+    scaled = [torch.zeros_like(weight) for weight in weights]
+    add_gradient(scaled, weights, factor)
+    torch._foreach_mul_(scaled, scale)
+    torch._foreach_add_(gradients(weights), scaled)

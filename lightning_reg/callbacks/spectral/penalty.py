@@ -1,0 +1,171 @@
+"""Large norms of layers cost: the spectral norm penalty."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, final, get_args
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from lightning_reg import _checks
+from lightning_reg.callbacks.penalties.base import Mode, Penalty
+from lightning_reg.callbacks.penalties.run import Run
+from lightning_reg.callbacks.spectral.weights import WeightNorms, add_gradient, layer_of
+from lightning_reg.functional.spectral.estimates import SingularPair
+from lightning_reg.functional.spectral.gradient import norm_at
+from lightning_reg.functional.spectral.norms import matrix_norm
+from lightning_reg.functional.tensors.shards import whole
+from lightning_reg.schedules import Schedule
+from lightning_reg.selection.weights import Select, Weight
+
+Norm = Literal["operator", "matrix"]
+# From the vectors of the step before. Small matrices have exact norms with so many.
+_ITERATIONS = 5
+
+
+@dataclass
+class NormsRun(Run):
+    """What the penalty knows during one fit: besides, the norms of its weights."""
+
+    norms: WeightNorms = field(default_factory=WeightNorms)
+    pairs: dict[Tensor, SingularPair] = field(default_factory=dict)
+    """Of the weights as they are, until their optimizer steps."""
+    known: dict[Tensor, Weight] = field(default_factory=dict)
+
+    @torch.no_grad()
+    def pairs_of(self, weights: Sequence[Tensor]) -> list[SingularPair]:
+        """Return the norm of each weight, with its singular vectors."""
+        fresh = [weight for weight in weights if weight not in self.pairs]
+        found = self.norms.pairs([self.known[weight] for weight in fresh], _ITERATIONS)
+        self.pairs.update(zip(fresh, found, strict=True))
+        return [self.pairs[weight] for weight in weights]
+
+
+@final
+class SpectralNormPenalty(Penalty):
+    r"""Add :math:`\lambda \sum_l \sigma(W_l)^2` to the objective: shrink what stretches most, and only that.
+
+    :math:`\sigma = u^T W v` is estimated once for each step, from the singular vectors u, v of the step before, from
+    below, usually by less than 0.5 %. The gradient is that of the norm, :math:`2 \sigma u v^T`; of a convolution with
+    `norm="operator"` through its map between images. Of a matrix the term is never above :math:`\lambda \sum w^2`, and
+    equal to it for one of rank one; the norm of a convolution can be above that of its kernel's entries, by up to the
+    square root of the number of taps.
+
+    Logged as `reg/penalty/spectral_norm`, in units of the loss, see `Penalty`.
+
+    Args:
+        strength: :math:`\lambda`, >= 0; that of the original is half of it.
+        select: Which weights, see `Penalty`.
+        norm: Of convolutions: `"operator"` is the norm of the map between images (of 16 pixels a side, or more where
+            the kernel asks for it); `"matrix"` that of the kernel reshaped to a matrix.
+        mode: `"loss"` or `"grad"`, see `Penalty`.
+        schedule: Factor on the strength over the optimizer steps, see `Penalty`.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If an argument is out of range, see `Penalty`.
+
+    Example:
+        >>> SpectralNormPenalty(0.01, select="encoder.*", mode="grad")
+        SpectralNormPenalty(strength=0.01, select='encoder.*', norm='operator', mode='grad', schedule=None)
+
+    Reference:
+        Yoshida & Miyato, Spectral Norm Regularization for Improving the Generalizability of Deep Learning, 2017,
+        arXiv:1705.10941.
+
+    """
+
+    def __init__(  # those of every penalty, and one
+        self,
+        strength: float,
+        *,
+        select: str | Sequence[str] | Select | None = None,
+        norm: Norm = "operator",
+        mode: Mode = "loss",
+        schedule: Schedule | Callable[[int], float] | None = None,
+    ) -> None:
+        super().__init__(strength, select=select, mode=mode, schedule=schedule)
+        self.norm = _checks.one_of("norm", norm, get_args(Norm))
+        self._saved: dict[str, Any] = {}
+        """The state of the run before, or of a checkpoint."""
+
+    @property
+    @override
+    def state_key(self) -> str:
+        # Several, for different layers, have a state each.
+        return f"{type(self).__qualname__}({self.select!r})"
+
+    @override
+    def penalty(self, weights: Sequence[Tensor]) -> Tensor:
+        """Return the sum of squared norms of plain tensors, exactly; kernels count as matrices."""
+        return torch.stack([matrix_norm(whole(weight).flatten(1)).square() for weight in weights]).sum()
+
+    @override
+    def value(self, weights: list[Tensor]) -> Tensor:
+        known, pairs = self._norms_run.known, self._norms_run.pairs_of(weights)
+        norms = [norm_at(layer_of(known[weight]), pair) for weight, pair in zip(weights, pairs, strict=True)]
+        return torch.stack([norm.to(norms[0].device) for norm in norms]).square().sum()
+
+    @override
+    def add_gradient(self, grads: list[Tensor], weights: list[Tensor], factor: float) -> None:
+        run = self._norms_run
+        for grad, weight, pair in zip(grads, weights, run.pairs_of(weights), strict=True):
+            add_gradient(grad, run.known[weight], pair, 2 * factor * pair.sigma)
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self._saved = {}  # of the run before
+
+    @override
+    def make_run(self, trainer: Trainer, pl_module: LightningModule) -> NormsRun:
+        run = super().make_run(trainer, pl_module)
+        known: dict[Tensor, Weight] = {weight.parameter: weight for weight in run.selection.chosen}
+        return NormsRun(**vars(run), norms=WeightNorms(as_matrices=self.norm == "matrix"), known=known)
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        if self._run is not None and self._saved.get("norm") == self.norm:
+            # Not in `on_fit_start`, after which some strategies load the checkpoint.
+            vectors = self._saved["vectors"]
+            devices = {weight.name: parameter.device for parameter, weight in self._norms_run.known.items()}
+            self._norms_run.norms.vectors.update(
+                (name, vectors[name].to(devices[name])) for name in devices if name in vectors
+            )
+
+    @override
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        super().on_before_optimizer_step(trainer, pl_module, optimizer)
+        if self._run is not None:
+            for weight in self._run.targets.of([optimizer]):
+                self._norms_run.pairs.pop(weight, None)
+
+    @override
+    def end_run(self, trainer: Trainer, run: Run | None) -> None:
+        super().end_run(trainer, run)
+        if isinstance(run, NormsRun):
+            self._saved = self._state_of(run)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        # After `fit`, what was at its end: the trainer may save a checkpoint then.
+        return self._saved if self._run is None else self._state_of(self._norms_run)
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._saved = state_dict
+
+    @property
+    def _norms_run(self) -> NormsRun:
+        if not isinstance(self._run, NormsRun):  # formulas are asked during `fit` only
+            raise TypeError
+        return self._run
+
+    def _state_of(self, run: NormsRun) -> dict[str, Any]:
+        vectors = {name: vector.cpu().clone() for name, vector in run.norms.vectors.items()}
+        return {"norm": self.norm, "vectors": vectors}

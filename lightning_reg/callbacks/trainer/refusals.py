@@ -1,0 +1,54 @@
+"""What a penalty cannot work with, and what it should not be used beside: refused or warned of before training."""
+
+from collections.abc import Sequence
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy
+from lightning.pytorch.strategies.single_xla import SingleDeviceXLAStrategy
+from lightning.pytorch.strategies.xla import XLAStrategy
+
+from lightning_reg.callbacks.trainer import state
+
+
+def refuse_strategy(trainer: Trainer, name: str) -> None:
+    """Raise if the strategy takes the backward pass or the optimizer step out of Lightning's hands."""
+    strategy = trainer.strategy
+    if (
+        isinstance(strategy, (DeepSpeedStrategy, XLAStrategy, SingleDeviceXLAStrategy))
+        or strategy.handles_gradient_accumulation
+    ):
+        msg = (
+            f"{name} does not support {type(strategy).__name__}, which runs the backward pass or the optimizer step"
+            " itself. Use a single device, 'ddp', 'fsdp' or ModelParallelStrategy."
+        )
+        raise MisconfigurationException(msg)
+
+
+def refuse_hidden_weights(trainer: Trainer, name: str) -> None:
+    """Raise if the strategy keeps the weights where a monitor cannot read them whole."""
+    strategy = trainer.strategy
+    if state.has_flat_shards(trainer) or isinstance(strategy, (DeepSpeedStrategy, XLAStrategy)):
+        msg = (
+            f"{name} does not support {type(strategy).__name__}, which keeps the weights in pieces of its own."
+            " Use a single device, 'ddp' or FSDP2 (ModelParallelStrategy)."
+        )
+        raise MisconfigurationException(msg)
+
+
+def refuse_missing_logger(trainer: Trainer, name: str) -> None:
+    """Raise if nothing keeps what a monitor finds."""
+    if not trainer.loggers:
+        msg = (
+            f"{name} needs a logger to write to, but the trainer has none."
+            " Leave `Trainer(logger=...)` at its default, or pass a logger."
+        )
+        raise MisconfigurationException(msg)
+
+
+def refuse_unless_listed_once(callback: object, listed: Sequence[object]) -> None:
+    """Raise if the trainer does not call the hooks of this penalty, or calls them twice."""
+    count = sum(other is callback for other in listed)
+    if count != 1:
+        msg = f"{callback!r} must be in `Trainer(callbacks=[...])` itself, once; it is there {count} times."
+        raise MisconfigurationException(msg)

@@ -1,0 +1,42 @@
+"""What a callback was built with: for its `repr`, its name in logs and the hyperparameters of a run."""
+
+import inspect
+import re
+from collections.abc import Sequence
+
+from lightning.pytorch import Callback
+
+
+def settings_of(callback: object) -> dict[str, object]:
+    """Return the arguments of the constructor that the callback keeps under their names."""
+    names = inspect.signature(type(callback)).parameters
+    return {name: getattr(callback, name) for name in names if hasattr(callback, name)}
+
+
+def call_of(callback: object) -> str:
+    """Return the call that makes such a callback."""
+    arguments = ", ".join(f"{name}={value!r}" for name, value in settings_of(callback).items())
+    return f"{type(callback).__name__}({arguments})"
+
+
+def log_name(callback: object, callbacks: Sequence[object]) -> str:
+    """Return the name of the callback's class in snake case; `-1`, `-2` ... tell those of one name apart."""
+    name = _snake_case(callback)
+    position = [other for other in callbacks if _snake_case(other) == name].index(callback)
+    return f"{name}-{position}" if position else name
+
+
+def regularization_settings(callbacks: Sequence[Callback]) -> dict[str, bool | float | str]:
+    """Return every setting of the callbacks that regularize, as `<name of the callback>.<name of the setting>`."""
+    ours = [callback for callback in callbacks if getattr(callback, "regularizes", False)]
+    return {
+        f"{log_name(callback, ours)}.{name}": value if isinstance(value, (bool, int, float, str)) else repr(value)
+        for callback in ours
+        for name, value in settings_of(callback).items()
+        if value is not None
+    }
+
+
+def _snake_case(callback: object) -> str:
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(callback).__name__.removesuffix("Penalty"))
+    return words.lower() or "penalty"

@@ -1,0 +1,74 @@
+r"""ECLipsE-Fast: what chains of matrices and monotone activations do together, less than each does by itself.
+
+What is known of differences at one place in a chain, caused by a difference :math:`\delta_0` of its input, is
+
+.. math:: \delta^T R^{-1} \delta \le g^2 \|\delta_0\|^2, \qquad 0 \preceq R \preceq 1,
+
+with :math:`R = 1` at the input. A matrix W makes it :math:`W R W^T`, exactly. An activation of slopes in [0, 1] has
+:math:`\delta_y^T (\delta_x - \delta_y) \ge 0`; with the multiplier of Xu & Sivaranjani, 2, it follows that
+R becomes :math:`(2 - R)^{-1}`, which is below 1 in all directions but the largest of R.
+
+Reference: Xu & Sivaranjani, ECLipsE: Efficient Compositional Lipschitz Constant Estimation for Deep Neural Networks,
+2024, arXiv:2404.04375.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_reg.functional.lipschitz.rounding import UPWARDS, precise, times
+from lightning_reg.functional.spectral.norms import matrix_norm
+
+# Above so many features the matrices of a chain would cost more than the rest of the network.
+_WIDEST = 4096
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What is known of differences at one place in a chain."""
+
+    gain: float
+    """An upper bound of how far they are enlarged."""
+    shape: Tensor | None = None
+    """R, float64, shape (features, features); None for the identity."""
+
+    def linear(self, weight: Tensor, norm: float) -> "Chain | None":
+        """Return what is known after a product with `weight`, shape (out, in), of known norm.
+
+        None for what is too wide or complex.
+        """
+        if max(weight.shape) > _WIDEST or weight.is_complex():
+            return None
+        if not 0 < norm < math.inf:  # NaN, too
+            return Chain(times(self.gain, norm))
+        unit = precise(weight) / norm
+        if self.shape is None:
+            return Chain(times(self.gain, norm), unit @ unit.mT)
+        product = unit @ self.shape @ unit.mT
+        if weight.shape[0] <= weight.shape[1]:
+            square = float(matrix_norm(product))
+        else:
+            square = float(matrix_norm(unit @ _root(self.shape))) ** 2
+        square *= UPWARDS**2
+        return Chain(times(self.gain, norm * math.sqrt(square)), product / square if square else product)
+
+    def activated(self, slope: float) -> "Chain":
+        """Return what is known after an activation with slopes from 0 to `slope`."""
+        if self.shape is None:
+            return self.scaled(slope)
+        identity = torch.eye(len(self.shape), dtype=self.shape.dtype, device=self.shape.device)
+        # 2 - R has eigenvalues from 1 to 2: nothing is lost in its inverse.
+        return Chain(times(self.gain, slope), torch.linalg.inv(2 * identity - self.shape))
+
+    def scaled(self, factor: float) -> "Chain":
+        """Return what is known after a product with a number."""
+        return Chain(times(self.gain, factor), self.shape)
+
+
+def _root(shape: Tensor) -> Tensor:
+    """Return C with C C^T >= R, by as little as rounding asks for."""
+    identity = torch.eye(len(shape), dtype=shape.dtype, device=shape.device)
+    root: Tensor = torch.linalg.cholesky(shape + 1e-12 * identity)
+    return root

@@ -1,0 +1,176 @@
+"""How much a function stretches samples: the norms of its Jacobian, measured in a way that changes nothing."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from lightning_reg import _checks
+from lightning_reg.functional.spectral.lanczos import singular_pairs, start_vectors
+from lightning_reg.functional.spectral.norms import matrix_norm
+from lightning_reg.functional.tensors.precision import reported, without_autocast
+from lightning_reg.functional.tensors.random import unchanged_generators
+
+__all__ = ["jacobian_norm"]
+
+
+@contextmanager
+def measured(fn: Callable[..., Any], device: torch.device) -> Iterator[None]:
+    """Have `fn` compute what it computes in evaluation, in kernels that autograd can differentiate twice.
+
+    Without autocast and compiled graphs; random numbers that it draws are put back.
+
+    Args:
+        fn: A module, a method of one, or any other function.
+        device: Where it computes.
+
+    """
+    owner = fn if isinstance(fn, nn.Module) else getattr(fn, "__self__", None)
+    modules = list(owner.modules()) if isinstance(owner, nn.Module) else []
+    with ExitStack() as undo:
+        undo.enter_context(unchanged_generators([device]))
+        # What aot_autograd compiles cannot be differentiated twice.
+        undo.enter_context(torch.compiler.set_stance("force_eager"))
+        # Nor can the fused kernels of attention, and those of cuDNN's recurrent layers not even once in evaluation.
+        undo.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if device.type == "cuda" and any(isinstance(module, nn.RNNBase) for module in modules):
+            undo.enter_context(torch.backends.cudnn.flags(enabled=False))
+        undo.enter_context(without_autocast(device))
+        # Lightning validates in inference mode.
+        undo.enter_context(torch.inference_mode(False))  # noqa: FBT003  # torch's
+        for module in modules:
+            # Not by `eval()`: adapters merge their weights into those of the model when it is called.
+            undo.callback(setattr, module, "training", module.training)
+            module.training = False
+        yield
+
+
+# So many products with unit vectors give the whole matrix, and cost about what Lanczos does.
+_EXACT = 32
+
+
+def jacobian_norm(fn: Callable[[Tensor], Tensor], x: Tensor, *, iterations: int = 5) -> Tensor:
+    r"""Return the spectral norm of the input Jacobian at each sample, :math:`\|J_f(x_i)\|_2`.
+
+    A lower bound of the Lipschitz constant in the 2-norm, for any differentiable function: no constant is smaller than
+    the norm at any one point. On which side of :math:`\|J_f(x_i)\|_2` the result is:
+
+    - Up to 32 outputs or 32 inputs for each sample: exact up to rounding (relative 1e-5 in float32), from one backward
+      pass for each output, or one product for each input.
+    - Else a lower estimate, from that many Lanczos iterations, each of one product with J and one with its transpose.
+
+    At a kink (an input of ReLU that is exactly 0, equal values in a max-pool) autograd uses one slope for each
+    operation, and those need not fit together: for :math:`relu(x) - relu(-x) - x`, which is 0 everywhere, it finds
+    the slope -1 at 0. So exactly there the result may be above the true constant. Kinks have measure zero, but padding
+    with zeros, dead inputs and symmetric weights can put a sample on one.
+
+    Nothing is changed: `.grad` of parameters, training modes, buffers of BatchNorm, random numbers. Autocast is off; a
+    module in half precision computes in half precision.
+
+    Args:
+        fn: From samples, shape (batch, ...), to their outputs, shape (batch, ...), each row from its own row alone. A
+            module, or a method of one, is evaluated in eval mode. Autograd has to look through it, twice if there are
+            more than 32 outputs and inputs.
+        x: Samples of floating-point numbers, shape (batch, ...).
+        iterations: Lanczos iterations, >= 1. Default 5: the largest norm in a batch is then usually within 10 %, that
+            of a single sample may be further below.
+
+    Returns:
+        One norm for each sample, shape (batch,), float32 or float64, without a graph. NaN where J is not finite.
+
+    Raises:
+        TypeError: If `x` or what `fn` returns is no tensor of real floating-point numbers.
+        ValueError: If they are not one row for each sample, if autograd cannot look through `fn`, or if `iterations` is
+            below 1.
+
+    Example:
+        >>> import torch
+        >>> stretch = torch.nn.Linear(2, 3, bias=False)
+        >>> _ = stretch.weight.data.copy_(torch.tensor([[3.0, 0.0], [0.0, 1.0], [4.0, 0.0]]))
+        >>> jacobian_norm(stretch, torch.randn(2, 2))
+        tensor([5., 5.])
+
+    Reference:
+        Golub & Kahan, Calculating the Singular Values and Pseudo-Inverse of a Matrix, 1965, doi:10.1137/0702016, for
+        the estimate; Pearlmutter, Fast Exact Multiplication by the Hessian, 1994, doi:10.1162/neco.1994.6.1.147, for
+        products with J by differentiating twice.
+
+    """
+    iterations = _checks.count("iterations", iterations, 1)
+    _check_rows("x", x)
+    if not x.numel():
+        return x.new_zeros(len(x), dtype=reported(x))
+    with measured(fn, x.device), torch.enable_grad():
+        jacobian = _Jacobian(fn, x)
+        inputs, outputs = x[0].numel(), jacobian.outputs[0].numel()
+        if outputs <= _EXACT:
+            return matrix_norm(_all_products(jacobian.adjoint, x, outputs))
+        if inputs <= _EXACT:
+            return matrix_norm(_all_products(jacobian.apply, x, inputs))
+        starts = start_vectors((len(x), inputs), None, reported(x), x.device)
+        with torch.no_grad():
+            return singular_pairs(jacobian.apply, jacobian.adjoint, starts, iterations)[0]
+
+
+class _Jacobian:
+    """The Jacobian at each sample as a linear map, of one forward pass."""
+
+    def __init__(self, fn: Callable[[Tensor], Tensor], x: Tensor) -> None:
+        self.dtype = reported(x)
+        self.inputs = x.detach().clone().requires_grad_()
+        outputs = fn(self.inputs.clone())  # of which modules may overwrite what they are given
+        _check_rows("fn(x)", outputs)
+        if len(outputs) != len(x):
+            msg = f"`fn` must return a row for each of the {len(x)} samples, got shape {tuple(outputs.shape)}."
+            raise ValueError(msg)
+        if not outputs.requires_grad:
+            msg = "`fn` must be differentiable by autograd in its argument, but its output has no graph."
+            raise ValueError(msg)
+        self.outputs = outputs.reshape(len(x), -1)
+        self._transposed: tuple[Tensor, Tensor] | None = None
+
+    def adjoint(self, vectors: Tensor) -> Tensor:
+        """Return J^T u of each sample, from shape (batch, outputs) to (batch, inputs)."""
+        return self._gradient(self.outputs, self.inputs, vectors)
+
+    def apply(self, vectors: Tensor) -> Tensor:
+        """Return J v of each sample, from shape (batch, inputs) to (batch, outputs)."""
+        if self._transposed is None:
+            with torch.enable_grad():
+                # J^T u is linear in u, so its derivative in u is J.
+                u = torch.zeros_like(self.outputs, requires_grad=True)
+                (image,) = torch.autograd.grad(
+                    self.outputs, self.inputs, u, create_graph=True, allow_unused=True, materialize_grads=True
+                )
+            self._transposed = u, image
+        u, image = self._transposed
+        return (
+            self._gradient(image, u, vectors)
+            if image.requires_grad
+            else torch.zeros_like(self.outputs, dtype=self.dtype)
+        )
+
+    def _gradient(self, of: Tensor, by: Tensor, vectors: Tensor) -> Tensor:
+        (found,) = torch.autograd.grad(
+            of, by, vectors.to(of.dtype).view_as(of), retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        return found.flatten(1).to(self.dtype)
+
+
+def _all_products(product: Callable[[Tensor], Tensor], x: Tensor, count: int) -> Tensor:
+    """Return the products with all unit vectors of `count` entries, shape (batch, count, ...)."""
+    units = torch.eye(count, dtype=reported(x), device=x.device)
+    return torch.stack([product(unit.expand(len(x), count)) for unit in units], 1)
+
+
+def _check_rows(name: str, tensor: object) -> None:
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+        kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+        msg = f"`{name}` must be a tensor of real floating-point numbers, got {kind}."
+        raise TypeError(msg)
+    if not tensor.ndim:
+        msg = f"`{name}` must have a row for each sample, got a tensor without dimensions."
+        raise ValueError(msg)

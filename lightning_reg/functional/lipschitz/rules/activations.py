@@ -1,0 +1,241 @@
+"""Rules of functions that work entry by entry, by their least and largest slopes, and of softmax."""
+
+import math
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_reg.functional.lipschitz.rounding import precise
+from lightning_reg.functional.lipschitz.rules.registry import for_all, for_functions, for_modules, without_bound
+from lightning_reg.functional.lipschitz.value import Bound, NoBoundError, Operation, Slopes, Traced, constant
+
+_MONOTONE = Slopes(0.0, 1.0)
+_ANY = Slopes(-1.0, 1.0)
+# Rounded away from zero: the slopes of GELU and SiLU at x and -x add up to 1.
+_GELU = Slopes(-0.12891, 1.12891)
+_GELU_TANH = Slopes(-0.12900, 1.12900)
+_SELU = Slopes(0.0, 1.758100)
+# The jump of softplus at its threshold is lost in float32 from here on.
+_SMOOTH_THRESHOLD = 15.0
+
+_FIXED: tuple[tuple[tuple[type[nn.Module], ...], str, Slopes], ...] = (
+    (
+        (nn.ReLU, nn.ReLU6, nn.Tanh, nn.Softsign, nn.Tanhshrink, nn.LogSigmoid, nn.Hardtanh, nn.Softshrink),
+        "relu relu6 tanh softsign tanhshrink logsigmoid hardtanh softshrink arctan atan asinh arcsinh",
+        _MONOTONE,
+    ),
+    ((nn.Sigmoid,), "sigmoid expit", Slopes(0.0, 0.25)),
+    ((nn.Hardsigmoid,), "hardsigmoid", Slopes(0.0, 0.166667)),
+    ((nn.SiLU,), "silu", Slopes(-0.09984, 1.09984)),
+    ((nn.Mish,), "mish", Slopes(-0.12, 1.08850)),
+    ((nn.Hardswish,), "hardswish", Slopes(-0.5, 1.5)),
+    ((nn.SELU,), "selu", _SELU),
+    ((), "sin cos abs absolute neg negative", _ANY),
+    ((), "erf", Slopes(0.0, 1.128380)),
+)
+for _types, _names, _slopes in _FIXED:
+    for_all(_types, _names, lambda op, input, *_, _slopes=_slopes, **__: _slopes)
+
+for_functions(
+    "exp exp2 expm1 log log2 log10 log1p sqrt rsqrt square reciprocal tan sinh cosh acos asin arccos arcsin logit acosh"
+    " atanh erfinv lgamma digamma"
+)(without_bound("its slope has no bound"))
+for_functions("sign round floor ceil trunc frac heaviside remainder fmod floor_divide floordiv sgn mod")(
+    without_bound("it jumps")
+)
+
+
+@for_functions("gelu")
+def _gelu(op: Operation, input: Traced, approximate: str = "none") -> Slopes:
+    return _GELU if approximate == "none" else _GELU_TANH
+
+
+@for_modules(nn.GELU)
+def _gelu_layer(op: Operation, input: Traced) -> Slopes:
+    return _gelu(op, input, op.module.approximate)
+
+
+def _leaky(slope: float) -> Slopes:
+    return Slopes(min(1.0, slope), max(1.0, abs(slope))) if not math.isnan(slope) else Slopes(slope, slope)
+
+
+@for_functions("leaky_relu")
+def _leaky_relu(op: Operation, input: Traced, negative_slope: float = 0.01, inplace: bool = False) -> Slopes:
+    return _leaky(negative_slope)
+
+
+@for_modules(nn.LeakyReLU)
+def _leaky_relu_layer(op: Operation, input: Traced) -> Slopes:
+    return _leaky(op.module.negative_slope)
+
+
+@for_functions("rrelu")
+def _rrelu(  # the function's
+    op: Operation,
+    input: Traced,
+    lower: float = 1 / 8,
+    upper: float = 1 / 3,
+    training: bool = False,
+    inplace: bool = False,
+) -> Slopes:
+    if training:
+        return Slopes(min(1.0, lower), max(1.0, abs(lower), abs(upper)))
+    return _leaky((lower + upper) / 2)
+
+
+@for_modules(nn.RReLU)
+def _rrelu_layer(op: Operation, input: Traced) -> Slopes:
+    return _rrelu(op, input, op.module.lower, op.module.upper)
+
+
+@for_functions("prelu")
+def _prelu(op: Operation, input: Any, weight: Tensor) -> Slopes:
+    slopes = precise(constant(weight))
+    return (
+        _leaky(math.nan)
+        if slopes.isnan().any()
+        else Slopes(min(1.0, float(slopes.min())), max(1.0, float(slopes.abs().max())))
+    )
+
+
+@for_modules(nn.PReLU)
+def _prelu_layer(op: Operation, input: Traced) -> Slopes:
+    return _prelu(op, input, op.module.weight)
+
+
+@for_functions("elu")
+def _elu(op: Operation, input: Traced, alpha: float = 1.0, inplace: bool = False) -> Slopes:
+    return Slopes(min(0.0, alpha), max(1.0, abs(alpha)))
+
+
+@for_modules(nn.ELU)
+def _elu_layer(op: Operation, input: Traced) -> Slopes:
+    return _elu(op, input, op.module.alpha)
+
+
+@for_functions("celu")
+def _celu(op: Operation, input: Traced, alpha: float = 1.0, inplace: bool = False) -> Slopes:
+    if alpha < 0:
+        msg = "its slope has no bound for a negative `alpha`"
+        raise NoBoundError(msg)
+    return _MONOTONE
+
+
+@for_modules(nn.CELU)
+def _celu_layer(op: Operation, input: Traced) -> Slopes:
+    return _celu(op, input, op.module.alpha)
+
+
+@for_functions("softplus")
+def _softplus(op: Operation, input: Traced, beta: float = 1.0, threshold: float = 20.0) -> Slopes:
+    if threshold < _SMOOTH_THRESHOLD:
+        msg = f"it jumps at a `threshold` below {_SMOOTH_THRESHOLD:g}"
+        raise NoBoundError(msg)
+    return _MONOTONE
+
+
+@for_modules(nn.Softplus)
+def _softplus_layer(op: Operation, input: Traced) -> Slopes:
+    return _softplus(op, input, op.module.beta, op.module.threshold)
+
+
+@for_functions("threshold")
+def _threshold(op: Operation, input: Traced, threshold: float, value: float, inplace: bool = False) -> Slopes:
+    if threshold != value:
+        msg = "it jumps, unless `value` is `threshold`"
+        raise NoBoundError(msg)
+    return _MONOTONE
+
+
+@for_modules(nn.Threshold)
+def _threshold_layer(op: Operation, input: Traced) -> Slopes:
+    return _threshold(op, input, op.module.threshold, op.module.value)
+
+
+@for_functions("hardshrink")
+def _hardshrink(op: Operation, input: Traced, lambd: float = 0.5) -> Slopes:
+    if lambd:
+        msg = "it jumps, unless `lambd` is 0"
+        raise NoBoundError(msg)
+    return _MONOTONE
+
+
+@for_modules(nn.Hardshrink)
+def _hardshrink_layer(op: Operation, input: Traced) -> Slopes:
+    return _hardshrink(op, input, op.module.lambd)
+
+
+@for_functions("clamp clip clamp_min clamp_max")
+def _clamp(op: Operation, input: Any, *limits: Any, **named: Any) -> Slopes:
+    constant([limits, named])
+    return _MONOTONE
+
+
+@for_functions("softmax softmin")
+def _softmax(op: Operation, input: Traced, dim: int | None = None, *_: Any, **__: Any) -> float:
+    # The Jacobian is diag(p) - p p^T; two classes of 1/2 attain its largest norm.
+    return 0.0 if _classes(input, dim) == 1 else 0.5
+
+
+@for_functions("log_softmax")
+def _log_softmax(op: Operation, input: Traced, dim: int | None = None, *_: Any, **__: Any) -> float:
+    # The norm of the Jacobian 1 - 1 p^T is convex in p, so that it is largest for one class of probability 1.
+    classes = _classes(input, dim)
+    return 0.0 if classes == 1 else math.sqrt(classes)
+
+
+@for_modules(nn.Softmax, nn.Softmin)
+def _softmax_layer(op: Operation, input: Traced) -> float:
+    return _softmax(op, input, op.module.dim)
+
+
+@for_modules(nn.LogSoftmax)
+def _log_softmax_layer(op: Operation, input: Traced) -> float:
+    return _log_softmax(op, input, op.module.dim)
+
+
+@for_modules(nn.Softmax2d)
+def _softmax2d_layer(op: Operation, input: Traced) -> float:
+    return _softmax(op, input, -3)
+
+
+def _classes(input: Traced, dim: int | None) -> int:
+    if dim is None:  # torch's implicit choice, deprecated
+        dim = 0 if input.value.ndim in {0, 1, 3} else 1
+    return int(input.value.shape[dim]) if input.value.ndim else 1
+
+
+@for_functions("logsumexp")
+def _logsumexp(op: Operation, input: Traced, *_: Any, **__: Any) -> float:
+    return 1.0
+
+
+@for_modules(
+    nn.Identity,
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+)
+def _identity(op: Operation, input: Traced, *_: Any, **__: Any) -> Bound:
+    return input.bound
+
+
+@for_functions("dropout dropout1d dropout2d dropout3d feature_dropout")
+def _dropout(op: Operation, input: Traced, p: float = 0.5, training: bool = True, *_: Any, **__: Any) -> Bound:
+    if not training:
+        return input.bound
+    # Random, but no mask does more.
+    return input.bound.after(1 / (1 - p) if p < 1 else 0.0)
+
+
+@for_functions("alpha_dropout feature_alpha_dropout")
+def _alpha_dropout(
+    op: Operation, input: Traced, p: float = 0.5, training: bool = False, *_: Any, train: bool = False, **__: Any
+) -> Bound:  # the function's
+    if training or train:
+        msg = "it is random"
+        raise NoBoundError(msg)
+    return input.bound

@@ -1,0 +1,262 @@
+"""Rules of layers with weights: products, convolutions, normalizations."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lightning_reg.functional.lipschitz.chain import Chain
+from lightning_reg.functional.lipschitz.rounding import UPWARDS, norm_upwards, precise, times
+from lightning_reg.functional.lipschitz.rules.registry import (
+    for_all,
+    for_function,
+    for_functions,
+    for_modules,
+    without_bound,
+)
+from lightning_reg.functional.lipschitz.value import (
+    PRODUCT,
+    Bound,
+    NoBoundError,
+    Operation,
+    Traced,
+    constant,
+    largest,
+    smaller,
+)
+from lightning_reg.functional.spectral.convolution import Convolution, Sizes, convolution, convolution_of
+from lightning_reg.functional.spectral.frequencies import certified_bound
+
+_GRID = 16
+
+
+@for_modules(nn.Linear)
+def _linear_layer(op: Operation, input: Traced) -> Bound:
+    return dense(input.bound, op.module.weight)
+
+
+@for_functions("linear")
+def _linear(op: Operation, input: Any, weight: Any, bias: Any = None) -> Bound:
+    constant([weight, bias])
+    # A vector is a matrix of one row, whose output dimension is gone.
+    return dense(input.bound, weight) if weight.ndim > 1 else input.bound.after(norm_upwards(weight[None]))
+
+
+def dense(bound: Bound, weight: Tensor) -> Bound:
+    """Return the bound after a product of the last dimension with `weight`, shape (out, in)."""
+    norm = norm_upwards(weight)
+    chain = (bound.chain or Chain(bound.value)).linear(weight, norm)
+    value = times(bound.value, norm)
+    return Bound(
+        value if chain is None else smaller(value, chain.gain),
+        chain,
+        lambda scale: dense(bound, precise(weight) * scale[:, None]),
+        channels=-1,
+        own=norm,
+    )
+
+
+def convolved(bound: Bound, weight: Tensor, layer: Convolution, size: Sizes | None) -> Bound:
+    """Return the bound after a convolution of images of `size`; None: of any."""
+    norm = float(certified_bound(weight, layer, size, _GRID))
+
+    def scaled(scale: Tensor) -> Bound:
+        if layer.transposed:
+            groups = weight.view(layer.groups, -1, *weight.shape[1:])
+            rows = scale.to(weight).view(layer.groups, 1, -1, *(1,) * len(layer.kernel))
+            return convolved(bound, (groups * rows).flatten(0, 1), layer, size)
+        return convolved(bound, weight * scale.to(weight).view(-1, 1, *(1,) * len(layer.kernel)), layer, size)
+
+    return Bound(times(bound.value, norm), None, scaled, channels=-1 - len(layer.kernel), own=norm)
+
+
+def _image_size(input: Traced, weight: Tensor) -> Sizes:
+    return tuple(input.value.shape[2 - weight.ndim :])
+
+
+@for_modules(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+def _convolutional_layer(op: Operation, input: Traced, output_size: Any = None) -> Bound:
+    weight = _real(op.module.weight)
+    layer = cast(Convolution, convolution_of(op.module, weight))
+    # A size of the output that is asked for takes the place of the layer's output padding.
+    return convolved(input.bound, weight, layer, None if output_size else _image_size(input, weight))
+
+
+@for_functions("conv1d conv2d conv3d")
+def _convolution(
+    op: Operation,
+    input: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Bound:
+    constant([weight, bias])
+    settings = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    return _functional(input, weight, settings)
+
+
+@for_functions("conv_transpose1d conv_transpose2d conv_transpose3d")
+def _transposed_convolution(
+    op: Operation,
+    input: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Bound:
+    constant([weight, bias])
+    settings = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    return _functional(input, weight, {**settings, "output_padding": output_padding, "transposed": True})
+
+
+def _functional(input: Traced, weight: Tensor, settings: dict[str, Any]) -> Bound:
+    def plain(value: Any) -> Any:
+        # torch takes a list of one number for all dimensions.
+        return value[0] if isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 1 else value
+
+    layer = convolution(_real(weight), **{name: plain(value) for name, value in settings.items()})
+    return convolved(input.bound, weight, layer, _image_size(input, weight))
+
+
+def _real(weight: Tensor) -> Tensor:
+    if weight.is_complex():
+        msg = "no rule for complex convolutions"
+        raise NoBoundError(msg)
+    return weight
+
+
+@for_modules(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+def _batch_norm_layer(op: Operation, input: Traced) -> Bound:
+    module = op.module
+    return _batch_norm(op, input, module.running_mean, module.running_var, module.weight, module.bias, eps=module.eps)
+
+
+def _batch_norm(
+    op: Operation,
+    input: Any,
+    running_mean: Any,
+    running_var: Any,
+    weight: Any = None,
+    bias: Any = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Bound:
+    constant([running_mean, running_var, weight, bias])
+    if training or running_var is None:
+        msg = "batch normalization by the statistics of the batch, which one sample changes for all others"
+        raise NoBoundError(msg)
+    scale = (precise(running_var) + eps).rsqrt()
+    return _scaled_channels(input, scale if weight is None else scale * precise(weight))
+
+
+def _scaled_channels(input: Traced, scale: Tensor) -> Bound:
+    """Return the bound after a product of each channel, dimension 1, with a number: folded into the layer before it."""
+    factor = largest(scale)
+    plain, before = input.bound.after(factor), input.bound
+    if before.scaled is None or before.channels + input.value.ndim != 1:
+        return Bound(plain.value, own=factor)
+    folded = before.scaled(scale)
+    return Bound(smaller(plain.value, folded.value), folded.chain, folded.scaled, folded.channels, own=factor)
+
+
+@for_modules(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+def _instance_norm_layer(op: Operation, input: Traced) -> Bound:
+    module = op.module
+    if module.running_var is None:
+        return _normalized(input, module.weight, module.eps)
+    scale = (precise(module.running_var) + module.eps).rsqrt()
+    factor = largest(scale if module.weight is None else scale * precise(module.weight))
+    return Bound(input.bound.after(factor).value, own=factor)
+
+
+def _instance_norm(
+    op: Operation,
+    input: Any,
+    running_mean: Any = None,
+    running_var: Any = None,
+    weight: Any = None,
+    bias: Any = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Bound:
+    constant([running_mean, running_var, weight, bias])
+    if use_input_stats:
+        return _normalized(input, weight, eps)
+    return _batch_norm(op, input, running_mean, running_var, weight, bias, eps=eps)
+
+
+# `torch.batch_norm` and `torch.instance_norm` have their arguments in another order.
+for_function(functional.batch_norm, _batch_norm)
+for_function(functional.instance_norm, _instance_norm)
+
+
+@for_modules(nn.LayerNorm, nn.GroupNorm)
+def _layer_norm_layer(op: Operation, input: Traced) -> Bound:
+    return _normalized(input, op.module.weight, op.module.eps)
+
+
+@for_functions("layer_norm group_norm")
+def _layer_norm(  # the function's
+    op: Operation,
+    input: Any,
+    normalized_shape: Any = None,
+    weight: Any = None,
+    bias: Any = None,
+    eps: float = 1e-5,
+    *_: Any,
+    **__: Any,
+) -> Bound:
+    constant([weight, bias])
+    return _normalized(input, weight, eps)
+
+
+@for_functions("rms_norm")
+def _rms_norm(op: Operation, input: Any, normalized_shape: Any, weight: Any = None, eps: float | None = None) -> Bound:
+    constant(weight)
+    return _normalized(input, weight, torch.finfo(input.value.dtype).eps if eps is None else eps)
+
+
+@for_modules(nn.RMSNorm)
+def _rms_norm_layer(op: Operation, input: Traced) -> Bound:
+    return _rms_norm(op, input, None, op.module.weight, op.module.eps)
+
+
+def _normalized(input: Traced, weight: Tensor | None, eps: float) -> Bound:
+    """Return the bound after a division by the deviation: inputs without deviation attain it."""
+    scale = 1.0 if weight is None else largest(weight)
+    factor = scale / math.sqrt(eps) * UPWARDS if eps > 0 else math.inf
+    return Bound(input.bound.after(factor).value, own=factor)
+
+
+for_all(
+    (nn.Embedding, nn.EmbeddingBag),
+    "embedding embedding_bag",
+    without_bound("integers have no Lipschitz constant: measure the part of the network after the embedding"),
+)
+for_all(
+    (
+        nn.MultiheadAttention,
+        nn.Transformer,
+        nn.TransformerEncoder,
+        nn.TransformerEncoderLayer,
+        nn.TransformerDecoder,
+        nn.TransformerDecoderLayer,
+    ),
+    "scaled_dot_product_attention multi_head_attention_forward",
+    without_bound("dot-product attention has no Lipschitz constant (Kim et al. 2021, arXiv:2006.04710)"),
+)
+for_all((nn.Bilinear, nn.GLU), "bilinear glu", without_bound(PRODUCT))
+for_modules(nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell)(
+    without_bound("recurrent layers: no rule for their products and repetitions")
+)

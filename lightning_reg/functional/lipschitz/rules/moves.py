@@ -1,0 +1,97 @@
+"""Rules of what moves entries around, leaves some out, or copies them."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_reg.functional.lipschitz.rules.registry import for_all, for_functions
+from lightning_reg.functional.lipschitz.value import PRODUCT, Bound, NoBoundError, Operation, Traced, constant
+
+_FIRST = 1 << 50
+# Rows stay rows where the last dimension keeps its size.
+_RESHAPING = "reshape view flatten unflatten ravel contiguous clone detach squeeze unsqueeze view_as reshape_as"
+_MOVING = (
+    "permute transpose movedim moveaxis swapaxes swapdims t T mT H mH adjoint roll flip fliplr flipud rot90 tril triu"
+    " diagonal chunk split tensor_split hsplit vsplit dsplit unbind narrow select unsafe_chunk unsafe_split"
+    " split_with_sizes pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle to float double type_as cpu"
+    " cuda requires_grad_ real imag data pos positive view_as_real view_as_complex"
+)
+
+
+def _reshaped(op: Operation, input: Traced, *_: Any, **__: Any) -> Bound:
+    before, after = input.value.shape, op.output.shape
+    if op.output.dtype != input.value.dtype:
+        msg = "the same bits as another type jump"
+        raise NoBoundError(msg)
+    if before == after:
+        return input.bound
+    return Bound(input.bound.value, input.bound.chain if before[-1:] == after[-1:] else None)
+
+
+for_all((nn.Flatten, nn.Unflatten), _RESHAPING, _reshaped)
+
+
+def _moved(op: Operation, input: Any, *_: Any, **__: Any) -> Bound:
+    if not isinstance(input, Traced):
+        raise NoBoundError(PRODUCT)
+    return input.bound if op.output is input.value else Bound(input.bound.value)
+
+
+for_all((nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle), _MOVING, _moved)
+
+
+@for_functions("getattr")
+def _attribute(op: Operation, input: Traced, name: str) -> Bound:
+    if name not in _MOVING.split():
+        msg = f"no rule for the attribute `{name}`"
+        raise NoBoundError(msg)
+    return Bound(input.bound.value)
+
+
+def copied(op: Operation, input: Any, *rest: Any, **named: Any) -> float:
+    """Return the factor of what copies entries: the root of how often it copies the one that it copies most often."""
+    constant([rest, named])
+    if not isinstance(input, Traced):
+        msg = "positions that depend on the input jump"
+        raise NoBoundError(msg)
+    count = input.value.numel()
+    # Float64 holds whole numbers up to 2^53, and padding works in it. Numbers so large that no padding has them.
+    numbers = torch.arange(count, dtype=torch.float64, device=input.value.device).view(input.value.shape) + _FIRST
+    found = op.apply(numbers, *rest, **named).flatten() - _FIRST
+    found = found[(found >= 0) & (found < count) & (found == found.round())].long()
+    return math.sqrt(int(torch.bincount(found).amax())) if found.numel() else 0.0
+
+
+for_all(
+    (
+        *(
+            getattr(nn, f"{kind}Pad{dims}d")
+            for kind in ("Zero", "Constant", "Reflection", "Replication", "Circular")
+            for dims in (1, 2, 3)
+        ),
+        nn.Unfold,
+    ),
+    "expand repeat tile repeat_interleave broadcast_to index_select gather take take_along_dim pad unfold",
+    copied,
+)
+
+
+@for_functions("expand_as")
+def _expanded(op: Operation, input: Any, other: Any) -> float:
+    return copied(op, input, other.value if isinstance(other, Traced) else other)
+
+
+@for_functions("getitem")
+def _getitem(op: Operation, input: Any, index: Any) -> Bound:
+    parts = index if isinstance(index, tuple) else (index,)
+    if isinstance(input, Traced) and all(
+        part is None or part is ... or isinstance(part, int | slice) for part in parts
+    ):
+        constant(index)
+        return Bound(input.bound.value)
+    if not isinstance(input, Traced):
+        msg = "positions that depend on the input jump"
+        raise NoBoundError(msg)
+    return input.bound.after(copied(op, input, index))

@@ -1,0 +1,133 @@
+"""The rules of operations: who knows the bound of what."""
+
+import builtins
+import operator
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from types import FunctionType
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from lightning_reg.functional.lipschitz.value import NoBoundError, Traced
+
+# From `Operation` and its arguments, in which what depends on the input is `Traced`, to the bound of the result, to the
+# slopes of a function that works entry by entry, or to a factor for the only argument that depends on the input.
+Rule = Callable[..., Any]
+AnyRule = TypeVar("AnyRule", bound=Rule)
+
+
+@dataclass(frozen=True)
+class UserRule:
+    """A rule that gets the arguments as the operation does, and returns a factor for all of them together."""
+
+    function: Callable[..., Any]
+
+
+_MODULES: dict[type[nn.Module], Rule | UserRule] = {}
+_FUNCTIONS: dict[Callable[..., Any], Rule | UserRule] = {}
+_METHODS: dict[str, Rule | UserRule] = {}
+_NAMESPACES = (torch, functional, operator, builtins)
+
+
+def for_modules(*types: type[nn.Module]) -> Callable[[AnyRule], AnyRule]:
+    """Make a function the rule of modules."""
+
+    def register(rule: AnyRule) -> AnyRule:
+        _MODULES.update(dict.fromkeys(types, rule))
+        return rule
+
+    return register
+
+
+def for_functions(names: str) -> Callable[[AnyRule], AnyRule]:
+    """Make a function the rule of the functions, operators and methods of these names, and of those in place."""
+
+    def register(rule: AnyRule) -> AnyRule:
+        for name in names.split():
+            for variant in (name, f"{name}_", f"i{name}"):
+                add_function(variant, rule)
+        return rule
+
+    return register
+
+
+def add_function(name: str, rule: Rule | UserRule) -> None:
+    """Make `rule` that of every function of torch, operator and method called `name`."""
+    for space in _NAMESPACES:
+        function = getattr(space, name, None)
+        if callable(function) and not isinstance(function, type):
+            _FUNCTIONS[function] = rule
+    if hasattr(torch.Tensor, name):
+        _METHODS[name] = rule
+
+
+def register(target: type[nn.Module] | Callable[..., Any], rule: UserRule) -> None:
+    """Make `rule` that of a module type, a function, or a method of tensors."""
+    if isinstance(target, type):
+        _MODULES[target] = rule
+        return
+    _FUNCTIONS[target] = rule
+    name = getattr(target, "__name__", "")
+    # The same under all its names.
+    if any(getattr(space, name, None) is target for space in (torch, torch.Tensor)):
+        _METHODS[name] = rule
+
+
+def module_rule(module: nn.Module) -> Rule | UserRule | None:
+    """Return the rule of the nearest ancestor that computes the same."""
+    for ancestor in type(module).__mro__:
+        if ancestor in _MODULES:
+            return _MODULES[ancestor] if _has_forward_of(ancestor, module) else None
+    return None
+
+
+def _has_forward_of(ancestor: type[nn.Module], module: nn.Module) -> bool:
+    """Tell whether `forward` and the methods that it calls, like `_conv_forward`, are those of `ancestor`."""
+    code = getattr(ancestor.forward, "__code__", None)
+    called = [name for name in (code.co_names if code else ()) if callable(getattr(ancestor, name, None))]
+    return all(
+        name not in vars(module) and getattr(type(module), name) is getattr(ancestor, name)
+        for name in ("forward", *called)
+    )
+
+
+def function_rule(target: Callable[..., Any] | str) -> Rule | UserRule | None:
+    """Return the rule of a function, or of the method called `target`."""
+    return _METHODS.get(target) if isinstance(target, str) else _FUNCTIONS.get(target)
+
+
+def own_functions() -> list[Callable[..., Any]]:
+    """Return the Python functions that users registered."""
+    return [f for f, rule in _FUNCTIONS.items() if isinstance(rule, UserRule) and isinstance(f, FunctionType)]
+
+
+def without_bound(reason: str) -> Rule:
+    """Return a rule that says why there is no bound."""
+
+    def rule(*_: Any, **__: Any) -> Any:
+        raise NoBoundError(reason)
+
+    return rule
+
+
+def for_all(types: Iterable[type[nn.Module]], names: str, rule: Rule) -> None:
+    """Make `rule` that of modules and of functions."""
+    for_modules(*types)(rule)
+    for_functions(names)(rule)
+
+
+def for_function(function: Callable[..., Any], rule: Rule) -> None:
+    """Make `rule` that of a single function."""
+    _FUNCTIONS[function] = rule
+
+
+def plain(values: Any) -> Any:
+    """Return arguments with the tensors in place of what is known of them."""
+    if isinstance(values, Traced):
+        return values.value
+    if isinstance(values, list | tuple):
+        return type(values)(plain(value) for value in values)
+    return {key: plain(value) for key, value in values.items()} if isinstance(values, dict) else values

@@ -1,0 +1,147 @@
+"""A module's stand-in: the same computation in eval mode, which may be called and traced without a trace in the module.
+
+Weights are as `forward` uses them (parametrized, pruned, whole where they are spread over ranks), plain parameters that
+share memory with the module's wherever nothing had to be computed; buffers are copies. What is wrapped around modules
+(`torch.compile`, activation checkpointing, DDP) and hooks are gone.
+"""
+
+from collections import OrderedDict
+from types import MethodType
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+from typing_extensions import override
+
+from lightning_reg.functional.tensors.shards import whole
+
+_WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module")
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
+class Opaque(nn.Module):
+    """Stands in for what Python cannot look into."""
+
+    @override
+    def forward(self, *_: Any, **__: Any) -> Any:
+        msg = "TorchScript cannot be looked into"
+        raise TypeError(msg)
+
+
+@torch.no_grad()
+def stand_in(module: nn.Module) -> nn.Module:
+    """Return the stand-in of `module`; a collective call for sharded weights."""
+    return _Copies().module(module)
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """Return the user's module inside of wrappers that compute the same."""
+    while True:
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            module = module.module
+            continue
+        parts = vars(module)["_modules"]
+        inner = next((parts[name] for name in _WRAPPED if isinstance(parts.get(name), nn.Module)), None)
+        if inner is None:
+            return module
+        module = inner
+
+
+class _Copies:
+    """Each module and each parameter has one stand-in, however often it is used."""
+
+    def __init__(self) -> None:
+        self._modules: dict[int, nn.Module] = {}
+        self._parameters: dict[int, nn.Parameter] = {}
+
+    def module(self, module: nn.Module) -> nn.Module:
+        module = unwrapped(module)
+        if id(module) not in self._modules:
+            self._modules[id(module)] = Opaque() if isinstance(module, torch.jit.ScriptModule) else self._copy(module)
+        return self._modules[id(module)]
+
+    def _copy(self, module: nn.Module) -> nn.Module:
+        # Not `copy.copy`: parametrized modules refuse it, and a class may have made it mean something else.
+        new = object.__new__(_plain_type(module))
+        self._modules[id(module)] = new
+        state = vars(new)
+        state.update(vars(module))
+        state.update({name: OrderedDict() for name in _HOOKS}, training=False)
+        state.pop("_compiled_call_impl", None)
+        for name, value in vars(module).items():
+            if isinstance(value, MethodType) and value.__self__ is module:
+                state[name] = MethodType(value.__func__, new)
+        state["_parameters"] = {name: self._parameter(p) for name, p in vars(module)["_parameters"].items()}
+        state["_buffers"] = {
+            name: None if buffer is None else _wide(whole(buffer)).clone()
+            for name, buffer in vars(module)["_buffers"].items()
+        }
+        parts = {name: None if part is None else self.module(part) for name, part in vars(module)["_modules"].items()}
+        if parametrize.is_parametrized(module):
+            for name, parametrization in cast("nn.Module", parts.pop("parametrizations")).named_children():
+                state["_parameters"][name] = _constant(parametrization())
+        state["_modules"] = parts
+        self._replay_hooks(module, new)
+        return new
+
+    def _parameter(self, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        if parameter is None or isinstance(parameter, nn.parameter.UninitializedParameter):
+            return parameter
+        if id(parameter) not in self._parameters:
+            self._parameters[id(parameter)] = _constant(_wide(whole(parameter)))
+        return self._parameters[id(parameter)]
+
+    def _replay_hooks(self, module: nn.Module, new: nn.Module) -> None:
+        """Set the weights that hooks of torch's older pruning and normalization compute before each forward pass."""
+        for hook in vars(module)["_forward_pre_hooks"].values():
+            if isinstance(hook, BasePruningMethod):
+                name, weight = hook._tensor_name, hook.apply_mask(new)  # type: ignore[no-untyped-call]  # noqa: SLF001  # has no public name
+            elif isinstance(hook, WeightNorm):
+                name, weight = hook.name, hook.compute_weight(new)
+            elif isinstance(hook, SpectralNorm):
+                name, weight = hook.name, hook.compute_weight(new, do_power_iteration=False)
+            else:
+                continue
+            vars(new).pop(name, None)
+            vars(new)["_parameters"][name] = _constant(weight)
+
+
+def _plain_type(module: nn.Module) -> type[nn.Module]:
+    """Return the class without the properties that a parametrization adds to one made for it."""
+    if not parametrize.is_parametrized(module):
+        return type(module)
+    names = dict(module.get_submodule("parametrizations").named_children())
+    return next(
+        ancestor
+        for ancestor in type(module).__mro__
+        if issubclass(ancestor, nn.Module)
+        and not any(isinstance(getattr(ancestor, name, None), property) for name in names)
+    )
+
+
+def _constant(tensor: Tensor) -> nn.Parameter:
+    # Tensors made in inference mode have no version, which tells whether they are changed in place.
+    tensor = tensor.clone() if tensor.is_inference() else tensor.detach()
+    return nn.Parameter(tensor, requires_grad=False)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """Return half precision as float32."""
+    return tensor.float() if tensor.is_floating_point() and tensor.dtype.itemsize < torch.float32.itemsize else tensor
+
+
+def widened(value: Any) -> Any:
+    """Return a copy of a tensor, in float32 at least, with no graph, not of inference mode; all else as it is."""
+    return _wide(value).detach().clone() if isinstance(value, Tensor) else value

@@ -1,0 +1,123 @@
+"""What is known of a value in a network: how much it changes, at most, when the network's input does."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_reg.functional.lipschitz.chain import Chain
+from lightning_reg.functional.lipschitz.rounding import UPWARDS, precise, times
+
+PRODUCT = "the slope of a product of values that depend on the input has no bound"
+
+
+class NoBoundError(Exception):
+    """Says why an operation has no bound, or none that is known."""
+
+
+class Slopes(NamedTuple):
+    """The least and the largest slope of a function that works entry by entry."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Bound:
+    """An upper bound of the Lipschitz constant from the network's input to one of its values."""
+
+    value: float
+    chain: Chain | None = None
+    """What is known besides of the last dimension, for what follows; its gain is `value` or more."""
+    scaled: "Callable[[Tensor], Bound] | None" = None
+    """Of a layer's output: the bound if each channel is multiplied by a number."""
+    channels: int = -1
+    """The dimension of the channels, counted from the end."""
+    own: float | None = None
+    """The constant of the layer alone that made the value."""
+
+    def after(self, factor: float, slopes: Slopes | None = None) -> "Bound":
+        """Return the bound after a function with such a constant, or slopes."""
+        chain = self.chain.activated(factor) if self.chain and slopes and slopes.low >= 0 else None
+        return Bound(times(self.value, factor), chain)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What a rule is about."""
+
+    output: Any
+    """Its result at the example input."""
+    apply: Callable[..., Any]
+    """Computes it again, from other arguments."""
+    module: Any = None
+    """The layer, if it is one: a stand-in in eval mode with plain weights."""
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A value that depends on the network's input, as rules see it."""
+
+    value: Any
+    """A tensor or several, at the example input."""
+    bound: Bound
+
+
+def together(bounds: Iterable[float]) -> float:
+    """Return the bound of several values as one: the root of the sum of squares."""
+    each = list(bounds)
+    # `hypot` of infinity and NaN is infinity.
+    return math.nan if any(map(math.isnan, each)) else math.hypot(*each)
+
+
+def traced_in(values: Any) -> Iterator[Traced]:
+    """Yield what depends on the input in nested arguments."""
+    if isinstance(values, Traced):
+        yield values
+    elif isinstance(values, list | tuple | set):
+        for value in values:
+            yield from traced_in(value)
+    elif isinstance(values, dict):
+        yield from traced_in(list(values.values()))
+    elif isinstance(values, slice):
+        yield from traced_in([values.start, values.stop, values.step])
+
+
+def constant(value: Any) -> Any:
+    """Return `value` if it does not depend on the input.
+
+    Raises:
+        NoBoundError: If it does.
+
+    """
+    if next(traced_in(value), None) is not None:
+        raise NoBoundError(PRODUCT)
+    return value
+
+
+def as_tensor(value: Any, like: Tensor) -> Tensor:
+    """Return a number or tensor that does not depend on the input in double precision."""
+    # In float32, torch's default for numbers, 1 / 3 would be too small.
+    kind = None if isinstance(constant(value), Tensor | complex) else torch.float64
+    return precise(torch.as_tensor(value, dtype=kind, device=like.device).detach())
+
+
+def largest(values: Tensor) -> float:
+    """Return the largest absolute value, rounded up; NaN if one is not finite, 0 of none."""
+    if not values.numel():
+        return 0.0
+    value = float(precise(values).abs().amax()) * UPWARDS
+    return value if math.isfinite(value) else math.nan
+
+
+def smaller(first: float, second: float) -> float:
+    """Return the smaller of two bounds; NaN if one is."""
+    return math.nan if math.isnan(first) or math.isnan(second) else min(first, second)
+
+
+def larger(first: float, second: float) -> float:
+    """Return the larger of two bounds; NaN if one is."""
+    return math.nan if math.isnan(first) or math.isnan(second) else max(first, second)

@@ -1,0 +1,4 @@
+"""Terms of an objective: `norms` and `group_lasso`; `counts` of zeros.
+
+Their kernels: `elementwise` sums with their gradient in place, and `group_sums`.
+"""

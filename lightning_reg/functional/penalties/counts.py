@@ -1,0 +1,135 @@
+"""How many entries, or whole slices, of weights are zero; and what monitors want to know of each of many weights.
+
+Few kernel calls for many weights, and nothing waits for the device.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from lightning_reg import _checks
+from lightning_reg.functional.tensors.chunks import chunk_size, in_memory_order, short_rows
+from lightning_reg.functional.tensors.shards import sum_each_over_shards, whole
+
+__all__ = ["sparsity"]
+
+
+def sparsity(weights: Iterable[Tensor], *, threshold: float = 0.0, dim: int | None = None) -> Tensor:
+    r"""Return the share of all entries with :math:`|w| \le t`, or of all slices that consist of such entries alone.
+
+    The zero slices are those that can be removed from a network: with `dim=0` its dead output units or filters, with
+    `dim=1` its unused input units or channels. Exact: entries are counted, and a NaN is no zero.
+
+    Args:
+        weights: Floating-point or complex tensors of any shapes; `DTensor`s count once over all ranks (a collective
+            call).
+        threshold: :math:`t`, >= 0; 0 counts exact zeros.
+        dim: If given, count the slices along this dimension instead of the entries.
+
+    Returns:
+        The share in [0, 1], shape (), without gradient; NaN if there is nothing to count.
+
+    Raises:
+        TypeError: If `threshold` is no number or `dim` no int.
+        ValueError: If `threshold` is negative, or a weight has no dimension `dim`.
+
+    Example:
+        >>> import torch
+        >>> weight = torch.tensor([[0.0, 0.0], [0.0, 3.0], [1.0, 2.0], [4.0, 5.0]])
+        >>> sparsity([weight])
+        tensor(0.3750)
+        >>> sparsity([weight], dim=0)
+        tensor(0.2500)
+
+    """
+    weights, threshold = list(weights), _checks.non_negative("threshold", threshold)
+    if not weights:
+        return torch.full((), torch.nan)
+    zeros = zero_counts(weights, threshold, check_dim(weights, dim))
+    return zeros.sum() / sum(entry_counts(weights, dim))
+
+
+def entry_counts(weights: Iterable[Tensor], dim: int | None) -> list[int]:
+    """Return how many entries, or slices along `dim`, each weight has."""
+    return [weight.numel() if dim is None else weight.shape[dim] for weight in weights]
+
+
+def check_dim(weights: Iterable[Tensor], dim: int | None) -> int | None:
+    """Return `dim` if every weight has that dimension."""
+    _checks.dimension("dim", dim)
+    for weight in weights:
+        if dim is not None and not -weight.ndim <= dim < weight.ndim:
+            msg = (
+                f"`dim` must be a dimension of every weight, got {dim} for one of shape {tuple(weight.shape)}."
+                " Select weights that have it."
+            )
+            raise ValueError(msg)
+    return dim
+
+
+# Below this, summing in float64 costs less than the calls that do without.
+_SMALL_ENTRIES = 1 << 14
+_EUCLIDEAN = 2
+
+
+def power_sums(weights: list[Tensor], p: float) -> Tensor:
+    """Return the sum of abs(w)^`p` of each weight, shape (weights,); of a sharded one over all ranks."""
+    return sum_each_over_shards(lambda parts: _power_sums(parts, p), weights)
+
+
+def zero_counts(weights: list[Tensor], threshold: float, dim: int | None) -> Tensor:
+    """Return for each weight how many entries have abs(w) <= `threshold`, shape (weights,), in int64.
+
+    With `dim`, how many slices along that dimension consist of such entries alone. NaN is no zero.
+    """
+    if dim is None:
+        return sum_each_over_shards(lambda parts: _zeros(parts, threshold), weights)
+    return torch.stack([_zero_slices(weight, threshold, dim).to(weights[0].device) for weight in weights])
+
+
+def _power_sums(weights: list[Tensor], p: float) -> Tensor:
+    weights = [weight.abs() if weight.is_complex() else weight for weight in weights]
+    if weights[0].device.type == "cpu":
+        is_fast = [p == _EUCLIDEAN and w.dtype == torch.float32 and w.numel() > _SMALL_ENTRIES for w in weights]
+        exact = [weight for weight, fast in zip(weights, is_fast, strict=True) if not fast]
+        exact_norms = iter(torch._foreach_norm(exact, p, dtype=torch.float64) if exact else ())
+        norms = [
+            _euclidean_norm(weight) if fast else next(exact_norms)
+            for weight, fast in zip(weights, is_fast, strict=True)
+        ]
+    else:
+        double = any(weight.dtype == torch.float64 for weight in weights)
+        norms = list(torch._foreach_norm(weights, p, dtype=torch.float64 if double else torch.float32))
+    return torch.stack(norms).pow(p)
+
+
+def _euclidean_norm(weight: Tensor) -> Tensor:
+    flat = in_memory_order([weight])[0].reshape(-1)
+    rows, rest = short_rows(flat)
+    norms = torch.linalg.vector_norm(rows, dim=1)
+    rest_norm = torch.linalg.vector_norm(rest, dtype=torch.float64)
+    total: Tensor = torch.linalg.vector_norm(torch.cat([norms, rest_norm.reshape(1)]))
+    return total
+
+
+def _zeros(weights: list[Tensor], threshold: float) -> Tensor:
+    if not threshold:
+        entries = torch.tensor([weight.numel() for weight in weights]).to(weights[0].device, non_blocking=True)
+        return entries - torch.stack([torch.count_nonzero(weight) for weight in weights])
+    return torch.stack([_small_entries(weight, threshold) for weight in weights])
+
+
+def _small_entries(weight: Tensor, threshold: float) -> Tensor:
+    # In parts, whose temporaries stay in the cache.
+    flat = in_memory_order([weight])[0].reshape(-1)
+    parts = torch.split(flat, chunk_size([weight]))
+    return torch.stack([(part.abs() <= threshold).sum() for part in parts]).sum()
+
+
+@torch.no_grad()
+def _zero_slices(weight: Tensor, threshold: float, dim: int) -> Tensor:
+    others = [other for other in range(weight.ndim) if other != dim % weight.ndim]
+    # Of a `DTensor` too: the sum goes over the ranks that hold parts of a slice.
+    counts = (~(weight.abs() <= threshold)).sum(others) if others else ~(weight.abs() <= threshold)
+    return (whole(counts) == 0).sum()

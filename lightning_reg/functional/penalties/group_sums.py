@@ -1,0 +1,43 @@
+"""Sums over groups of entries: what one index along a dimension holds, on all ranks."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_reg.functional.tensors.shards import sum_over_split_groups
+
+
+def group_sums(weights: Sequence[Tensor], parts: Sequence[Tensor], dim: int) -> list[Tensor]:
+    """Return the sum of squares of each group, with an extent of 1 in each other dimension of its weight.
+
+    In float32 at least; a collective call where groups are spread over ranks.
+
+    Args:
+        weights: What the groups are of.
+        parts: What is summed, of the shapes of this rank's parts of `weights`.
+        dim: The dimension along which groups lie.
+
+    """
+    squares = []
+    for weight, part in zip(weights, parts, strict=True):
+        moduli = part.abs() if part.is_complex() else part
+        wide = moduli.to(torch.promote_types(moduli.dtype, torch.float32))
+        squares.append(group_sum(wide.square(), weight, dim))
+    return sum_over_split_groups(squares, weights, dim)
+
+
+def group_sum(entries: Tensor, weight: Tensor, dim: int) -> Tensor:
+    """Return the sum over each group of `entries`, which this rank has of a tensor like `weight`."""
+    others = other_dims(weight, dim)
+    return entries.sum(others, keepdim=True) if others else entries.clone()
+
+
+def other_dims(weight: Tensor, dim: int) -> tuple[int, ...]:
+    """Return the dimensions within a group."""
+    return tuple(other for other in range(weight.ndim) if other != dim % weight.ndim)
+
+
+def group_entries(weight: Tensor, dim: int) -> int:
+    """Return how many entries a group has, over all ranks."""
+    return weight.numel() // weight.shape[dim] if weight.numel() else 0

@@ -1,0 +1,147 @@
+"""Proximal operators that work entry by entry: what makes weights exactly zero."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_reg import _checks
+from lightning_reg.functional.tensors.chunks import NumberOrTensor, alike
+from lightning_reg.functional.tensors.shards import local_part, local_parts
+
+__all__ = ["elastic_net_prox", "soft_threshold"]
+
+
+@torch.no_grad()
+def soft_threshold(
+    weights: Iterable[Tensor], threshold: NumberOrTensor | Sequence[NumberOrTensor], *, inplace: bool = False
+) -> list[Tensor]:
+    r"""Return each entry nearer to 0 by the threshold, and 0 if it is no further away than that.
+
+    The proximal operator of :math:`\tau \sum |w|`:
+    :math:`\arg\min_u \frac12 (u - w)^2 + \tau |u| = \operatorname{sign}(w) \max(|w| - \tau, 0)`. Exact: an entry with
+    :math:`|w| = \tau` becomes 0, and no entry becomes -0.0.
+
+    Args:
+        weights: Real floating-point tensors of any shapes; of `DTensor`s each rank does its own part.
+        threshold: :math:`\tau \ge 0` for all weights, or one for each: a number, or a tensor that broadcasts to the
+            weight (for a `DTensor`, to its local part). Entries of tensors are not checked.
+        inplace: Whether to change `weights` themselves.
+
+    Returns:
+        The results, in the shapes of `weights`, without gradient.
+
+    Raises:
+        TypeError: If a weight is complex or no tensor of floating-point numbers, or a threshold no number.
+        ValueError: If a threshold is negative, or there are more or fewer of them than weights.
+
+    Example:
+        >>> soft_threshold([torch.tensor([3.0, -1.0, 0.5])], 1.0)
+        [tensor([2., 0., 0.])]
+
+    Reference:
+        Donoho, De-noising by Soft-Thresholding, 1995, doi:10.1109/18.382009; Parikh & Boyd, Proximal Algorithms, 2014,
+        doi:10.1561/2400000003, section 6.5.2.
+
+    """
+    results = outputs(weights, inplace=inplace)
+    _soften_(local_parts(results), factors("threshold", threshold, results))
+    return results
+
+
+@torch.no_grad()
+def elastic_net_prox(
+    weights: Iterable[Tensor],
+    alpha: NumberOrTensor | Sequence[NumberOrTensor] = 1.0,
+    l1_ratio: float = 0.5,
+    *,
+    inplace: bool = False,
+) -> list[Tensor]:
+    r"""Return the proximal operator of `elastic_net`: a soft threshold, then a division.
+
+    :math:`\arg\min_u \frac12 (u - w)^2 + \alpha (\rho |u| + \frac{1 - \rho}{2} u^2)
+    = \operatorname{sign}(w) \max(|w| - \alpha \rho, 0) / (1 + \alpha (1 - \rho))`. With :math:`\rho = 0` it is ridge's
+    shrinkage, which makes no zeros.
+
+    Args:
+        weights: Real floating-point tensors of any shapes; of `DTensor`s each rank does its own part.
+        alpha: :math:`\alpha \ge 0` for all weights, or one for each: a number, or a tensor that broadcasts to the
+            weight (for a `DTensor`, to its local part). Entries of tensors are not checked.
+        l1_ratio: Share :math:`\rho` of the 1-norm, in [0, 1].
+        inplace: Whether to change `weights` themselves.
+
+    Returns:
+        The results, in the shapes of `weights`, without gradient.
+
+    Raises:
+        TypeError: If a weight is complex or no tensor of floating-point numbers, or a factor no number.
+        ValueError: If `alpha` is negative, there are more or fewer than weights, or `l1_ratio` is out of range.
+
+    Example:
+        >>> elastic_net_prox([torch.tensor([3.0, -1.0, 0.5])], 2.0, 0.5)
+        [tensor([1., 0., 0.])]
+
+    Reference:
+        Zou & Hastie, Regularization and Variable Selection via the Elastic Net, 2005,
+        doi:10.1111/j.1467-9868.2005.00503.x; Parikh & Boyd, Proximal Algorithms, 2014, doi:10.1561/2400000003,
+        section 6.5.3.
+
+    """
+    l1_ratio = _checks.in_range("l1_ratio", l1_ratio, 0, 1)
+    results = outputs(weights, inplace=inplace)
+    alphas = factors("alpha", alpha, results)
+    parts = local_parts(results)
+    if l1_ratio:
+        _soften_(parts, [alpha * l1_ratio for alpha in alphas])
+    if l1_ratio < 1 and parts:
+        torch._foreach_div_(parts, alike([1 + alpha * (1 - l1_ratio) for alpha in alphas]))
+    return results
+
+
+@torch.no_grad()
+def vanishing_factors(
+    weights: list[Tensor], step_sizes: Sequence[NumberOrTensor], l1_ratio: float = 1.0
+) -> list[Tensor]:
+    """Return for each entry the least factor on `step_sizes` with which `elastic_net_prox` makes it zero."""
+    return [part.abs() / (l1_ratio * size) for part, size in zip(local_parts(weights), step_sizes, strict=True)]
+
+
+def _soften_(weights: list[Tensor], thresholds: list[NumberOrTensor]) -> None:
+    """Subtract from each entry what lies within the threshold: exact, for w - w is +0.0, of -0.0 as well."""
+    if not weights:
+        return
+    upper = alike(thresholds)
+    lower = [-threshold for threshold in upper]
+    if isinstance(upper[0], Tensor) and weights[0].device.type == "cpu":
+        # There the kernels for lists are loops anyway, and this is one instead of two.
+        inner: Any = [torch.clamp(*bounds) for bounds in zip(weights, lower, upper, strict=True)]
+    else:
+        inner = torch._foreach_clamp_min(weights, lower)
+        torch._foreach_clamp_max_(inner, upper)
+    torch._foreach_sub_(weights, inner)
+
+
+def outputs(weights: Iterable[Tensor], *, inplace: bool) -> list[Tensor]:
+    """Return what to work on in place: `weights` themselves, or copies."""
+    weights = list(weights)
+    for weight in weights:
+        if not (isinstance(weight, Tensor) and weight.is_floating_point()):  # type: ignore[redundant-expr]  # users may be untyped
+            kind = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__  # type: ignore[redundant-expr]
+            msg = (
+                f"`weights` must be real floating-point tensors, got {kind}. Of complex ones take `torch.view_as_real`."
+            )
+            raise TypeError(msg)
+    return weights if inplace else [weight.detach().clone() for weight in weights]
+
+
+def factors(
+    name: str, values: NumberOrTensor | Sequence[NumberOrTensor], weights: Sequence[Tensor]
+) -> list[NumberOrTensor]:
+    """Return one factor for each weight, checked where that needs no look at a tensor."""
+    several = isinstance(values, Sequence) and not isinstance(values, str)
+    each: list[NumberOrTensor] = list(values) if several else [values] * len(weights)  # type: ignore[arg-type, list-item]
+    if len(each) != len(weights):
+        msg = f"`{name}` must be one value, or one for each of {len(weights)} weights, got {len(each)}."
+        raise ValueError(msg)
+    return [local_part(value) if isinstance(value, Tensor) else _checks.non_negative(name, value) for value in each]

@@ -1,0 +1,204 @@
+"""The proximal operator of the group lasso: a closed form, or Newton's method where thresholds differ in a group."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_reg.functional.penalties.counts import check_dim
+from lightning_reg.functional.penalties.group_sums import group_entries, group_sum, group_sums
+from lightning_reg.functional.proximal.elementwise import factors, outputs
+from lightning_reg.functional.tensors.chunks import NumberOrTensor, chunk_size, chunks
+from lightning_reg.functional.tensors.shards import local_part, local_parts, shard_groups, sum_over_split_groups
+
+__all__ = ["group_soft_threshold"]
+
+
+@torch.no_grad()
+def group_soft_threshold(
+    weights: Iterable[Tensor],
+    threshold: NumberOrTensor | Sequence[NumberOrTensor],
+    *,
+    dim: int = 0,
+    inplace: bool = False,
+) -> list[Tensor]:
+    r"""Return the proximal operator of `group_lasso`: each group shrinks as a whole, or becomes exactly zero.
+
+    With one threshold :math:`\tau` for a weight, and :math:`c = \tau \sqrt{n_g}`, the closed form is
+    :math:`w_g \max(1 - c / \|w_g\|_2, 0)`. With a threshold for each entry, as the step sizes of Adam have it, it is
+    :math:`\arg\min_u \sum_i (u_i - w_i)^2 / (2 \tau_i) + \sqrt{n_g}\, \|u\|_2`: zero if
+    :math:`\|w_g / \tau_g\|_2 \le \sqrt{n_g}`, else :math:`u_i = w_i\, r / (r + \tau_i \sqrt{n_g})`, where the norm
+    :math:`r` of the result solves one equation per group, by Newton's method from below (monotone, to rounding).
+    No entry becomes -0.0.
+
+    Args:
+        weights: Real floating-point tensors with a dimension `dim`. Of `DTensor`s each rank does its own part; where
+            groups are spread over ranks, this is a collective call.
+        threshold: :math:`\tau \ge 0` for all weights, or one for each: a number, a tensor of one entry, or a tensor
+            of the shape of the weight (for a `DTensor`, of its local part). Entries of tensors are not checked.
+        dim: The dimension along which the groups lie, see `group_lasso`.
+        inplace: Whether to change `weights` themselves.
+
+    Returns:
+        The results, in the shapes of `weights`, without gradient.
+
+    Raises:
+        TypeError: If a weight is complex or no tensor of floating-point numbers, a threshold no number, or `dim` no
+            int.
+        ValueError: If a threshold is negative, there are more or fewer than weights, or a weight has no dimension
+            `dim`.
+
+    Example:
+        >>> import torch
+        >>> group_soft_threshold([torch.tensor([[3.0, 4.0], [0.1, 0.1]])], 2**0.5)
+        [tensor([[1.8000, 2.4000],
+                [0.0000, 0.0000]])]
+
+    Reference:
+        Yuan & Lin, Model Selection and Estimation in Regression with Grouped Variables, 2006,
+        doi:10.1111/j.1467-9868.2005.00532.x; Parikh & Boyd, Proximal Algorithms, 2014, doi:10.1561/2400000003,
+        section 6.5.4; for the metric: Becker & Fadili, A Quasi-Newton Proximal Splitting Method, 2012, arXiv:1206.1156.
+
+    """
+    results = outputs(weights, inplace=inplace)
+    thresholds = factors("threshold", threshold, results)
+    check_dim(results, dim)
+    index = 0
+    for (some,) in chunks(results, size=chunk_size(results), split=False) if results else ():
+        norms = [
+            tau * group_entries(weight, dim) ** 0.5
+            for weight, tau in zip(some, thresholds[index : index + len(some)], strict=True)
+        ]
+        index += len(some)
+        shrink_groups_(some, norms, dim)
+    return results
+
+
+@torch.no_grad()
+def group_thresholds(weights: list[Tensor], step_sizes: Sequence[NumberOrTensor], *, dim: int) -> list[Tensor]:
+    """Return for each group the least factor on `step_sizes` with which `group_soft_threshold` makes it zero."""
+    parts = local_parts(weights)
+    sizes = [local_part(size) if isinstance(size, Tensor) else size for size in step_sizes]
+    # Of one entry, the size is taken out of the sum: it may be 0.
+    varied = [part if is_scalar(size) else part / size for part, size in zip(parts, sizes, strict=True)]
+    return [
+        squares.sqrt() / (group_entries(weight, dim) ** 0.5 * (size if is_scalar(size) else 1))
+        for weight, size, squares in zip(weights, sizes, group_sums(weights, varied, dim), strict=True)
+    ]
+
+
+# Newton's steps until float64 is exact to rounding, in groups whose thresholds differ by many orders of magnitude.
+_NEWTON_STEPS = 10
+# Entries of whole groups that are worked on at once, so that what is computed on the way stays in a cache on a CPU.
+_BLOCK_ENTRIES = 1 << 16
+
+
+def shrink_groups_(weights: Sequence[Tensor], thresholds: Sequence[NumberOrTensor], dim: int) -> None:
+    """Shrink each group of each weight by the threshold for its norm, in place; a collective call for split groups.
+
+    Args:
+        weights: Plain tensors and `DTensor`s.
+        thresholds: For each a number or a tensor of one entry, or a tensor with one threshold for each entry of this
+            rank's part.
+        dim: The dimension along which groups lie.
+
+    """
+    uniform: list[tuple[Tensor, NumberOrTensor]] = []
+    split: list[tuple[Tensor, NumberOrTensor]] = []
+    for weight, threshold in zip(weights, thresholds, strict=True):
+        if is_scalar(threshold):
+            uniform.append((weight, threshold))
+        elif shard_groups(weight, lambda sharded, own=dim % weight.ndim: sharded != own):  # type: ignore[misc]
+            split.append((weight, threshold))
+        else:
+            _shrink_blocks_(weight, torch.as_tensor(threshold), dim)
+    _shrink_uniform_([weight for weight, _ in uniform], [threshold for _, threshold in uniform], dim)
+    if split:
+        _shrink_varied_([weight for weight, _ in split], [threshold for _, threshold in split], dim, may_look=False)
+
+
+def is_scalar(value: NumberOrTensor) -> bool:
+    """Tell whether there is one value for all entries."""
+    return not isinstance(value, Tensor) or value.ndim == 0
+
+
+def _shrink_uniform_(weights: list[Tensor], thresholds: list[NumberOrTensor], dim: int) -> None:
+    parts = local_parts(weights)
+    for part, threshold, squares in zip(parts, thresholds, group_sums(weights, parts, dim), strict=True):
+        norms = squares.sqrt()
+        # The share that goes: with all of it gone, w - w is +0.0, of -0.0 as well.
+        part.addcmul_(part, torch.where(norms <= threshold, 1.0, threshold / norms), value=-1)
+
+
+def _shrink_blocks_(weight: Tensor, thresholds: Tensor, dim: int) -> None:
+    """Shrink groups that no other rank has parts of, some at a time."""
+    (part,) = local_parts([weight])
+    if not part.numel():
+        return
+    count = part.shape[dim]
+    size = max(1, _BLOCK_ENTRIES * count // part.numel()) if part.device.type == "cpu" else count
+    blocks = (torch.split(tensor, size, dim) for tensor in (part, thresholds.expand(part.shape)))
+    for block, bounds in zip(*blocks, strict=True):
+        _shrink_varied_([block], [bounds], dim, may_look=part.device.type == "cpu")
+
+
+def _shrink_varied_(weights: list[Tensor], thresholds: list[NumberOrTensor], dim: int, *, may_look: bool) -> None:
+    r"""Solve :math:`\sum w^2 / (r + d)^2 = 1` for the norm r of each group, d being the thresholds; then shrink.
+
+    Newton's method on the root of the sum's reciprocal, which is concave in r: from the left it never oversteps. It
+    starts at the bound :math:`\|w\| - \bar d`, which Jensen's inequality gives for the mean of d weighted by w^2.
+
+    Args:
+        weights: The weights; all take the same steps, with one collective call in each.
+        thresholds: Those of the entries of this rank's parts, times the root of the number of entries of a group.
+        dim: The dimension along which groups lie.
+        may_look: Whether to stop when all is found: on a GPU looking would wait, and ranks might not agree.
+
+    """
+    parts = local_parts(weights)
+    dtypes = [torch.promote_types(part.dtype, torch.float32) for part in parts]
+    wide = [part.to(dtype) for part, dtype in zip(parts, dtypes, strict=True)]
+    shifts = [torch.as_tensor(shift).to(dtype) for shift, dtype in zip(thresholds, dtypes, strict=True)]
+
+    def sums(terms: Callable[[int], tuple[Tensor, ...]]) -> list[Tensor]:
+        """Return the sums over each group of the terms of each weight, side by side along a new first dimension."""
+        own = [torch.stack([group_sum(term, weight, dim) for term in terms(i)]) for i, weight in enumerate(weights)]
+        return sum_over_split_groups(own, weights, dim)
+
+    def moments(index: int) -> tuple[Tensor, ...]:
+        squares = wide[index].square()
+        # A threshold of 0 leaves its entry alone; 0/0 is an entry that is zero.
+        return squares, squares * shifts[index], (wide[index] / shifts[index]).nan_to_num_(0.0, torch.inf).square_()
+
+    def newton(index: int) -> tuple[Tensor, ...]:
+        divisors = roots[index] + shifts[index]
+        seconds = (wide[index] / divisors).square_()
+        return seconds, seconds / divisors
+
+    roots, is_zero = _start(sums(moments))
+    for _ in range(_NEWTON_STEPS):
+        is_found = True
+        for root, zero, (seconds, thirds) in zip(roots, is_zero, sums(newton), strict=True):
+            step = ((seconds.pow(1.5) - seconds) / thirds).clamp_(min=0)
+            root.add_(step)
+            is_found &= may_look and bool((zero | (step <= _rounding(root) * root)).all())
+        if is_found:
+            break
+    for part, root, zero, shift in zip(parts, roots, is_zero, shifts, strict=True):
+        part.addcmul_(part, torch.where(zero, 1.0, shift / (root + shift)), value=-1)
+
+
+def _start(moments: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Return lower bounds of the norms, and which groups become zero."""
+    roots, is_zero = [], []
+    for squares, weighted, scaled in moments:
+        norms = squares.sqrt()
+        is_zero.append(scaled <= 1)
+        # Not from 0, where entries without a threshold would give inf; further right by rounding only.
+        root = torch.maximum(norms - weighted / squares, norms * torch.finfo(norms.dtype).eps)
+        roots.append(root.masked_fill_(is_zero[-1], 1.0))  # any number: where the answer is 0, there must be no NaN
+    return roots, is_zero
+
+
+def _rounding(tensor: Tensor) -> float:
+    return 4 * torch.finfo(tensor.dtype).eps

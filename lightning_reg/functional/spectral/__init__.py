@@ -1,0 +1,6 @@
+"""Spectral norms.
+
+`norms` are the public functions: exact ones of `matrices`, bounds from above of convolutions by `frequencies`,
+estimates from below of any linear map by `lanczos`. `convolution` is one with its adjoint, `layers` are weights as
+linear maps, `estimates` follow many layers over time, `gradient` is that of a norm.
+"""

@@ -1,0 +1,78 @@
+"""Spectral norms of many layers, followed over time: each estimate starts where the one before ended."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_reg.functional.spectral.lanczos import singular_pairs, start_vectors
+from lightning_reg.functional.spectral.layers import Layer, LinearMaps, convolution_map, image_size, matrix_maps
+
+# Smaller matrices of one shape are iterated together, in one copy: alone they would cost more calls than work.
+_SMALL_ENTRIES = 1 << 16
+_STACK_ENTRIES = 1 << 20
+# A cold start takes this many times the iterations of a warm one.
+_COLD = 4
+
+
+class SingularPair(NamedTuple):
+    """An estimate of the norm of one layer as a map A, with the vectors it comes from: sigma = <u, A v>."""
+
+    sigma: Tensor
+    u: Tensor
+    v: Tensor
+
+
+class NormEstimates:
+    """Lower estimates of the spectral norms of layers, warm-started by the layers' names.
+
+    Args:
+        input_size: Pixels along each dimension of the images on which convolutions are estimated.
+
+    """
+
+    def __init__(self, input_size: int) -> None:
+        self.input_size = input_size
+        self.vectors: dict[str, Tensor] = {}
+        """The right singular vectors found last, from which to go on."""
+
+    def advance(self, layers: Sequence[Layer], iterations: int) -> list[Tensor]:
+        """Return an estimate for each layer, shape () each, after so many Lanczos iterations from the last state.
+
+        Nothing waits for the device.
+        """
+        return [pair.sigma for pair in self.pairs(layers, iterations)]
+
+    def pairs(self, layers: Sequence[Layer], iterations: int) -> list[SingularPair]:
+        """Return an estimate for each layer with its singular vectors; see `advance`."""
+        found: dict[str, SingularPair] = {}
+        for maps in self._maps(layers):
+            known = [self.vectors.get(name) for name in maps.names]
+            warm = [vector for vector in known if vector is not None and vector.shape == maps.shape[1:]]
+            is_warm = len(warm) == len(known)
+            starts = start_vectors(maps.shape, torch.stack(warm) if is_warm else None, maps.dtype, maps.device)
+            count = iterations if is_warm else _COLD * iterations
+            sigmas, lefts, rights = singular_pairs(maps.apply, maps.adjoint, starts, count)
+            self.vectors.update(zip(maps.names, rights, strict=True))
+            found.update(zip(maps.names, map(SingularPair, sigmas, lefts, rights), strict=True))
+        return [found[layer.name] for layer in layers]
+
+    def _maps(self, layers: Sequence[Layer]) -> Iterator[LinearMaps]:
+        alike: dict[tuple[torch.Size, torch.dtype, torch.device], list[tuple[str, Tensor]]] = defaultdict(list)
+        for layer in layers:
+            convolution = layer.convolution()
+            if convolution is not None:
+                yield convolution_map(layer, convolution, image_size(convolution, self.input_size))
+                continue
+            matrix = layer.matrix()
+            if matrix.numel() > _SMALL_ENTRIES:
+                yield matrix_maps([layer.name], matrix[None])
+            else:
+                alike[matrix.shape, matrix.dtype, matrix.device].append((layer.name, matrix))
+        for (shape, _, _), members in alike.items():
+            count = max(1, _STACK_ENTRIES // max(1, shape.numel()))
+            for start in range(0, len(members), count):
+                names, matrices = zip(*members[start : start + count], strict=True)
+                yield matrix_maps(list(names), torch.stack(matrices))

@@ -1,0 +1,213 @@
+"""Spectral norms: the largest singular value of matrices, of convolutions, of any linear map."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_reg import _checks
+from lightning_reg.functional.spectral.convolution import convolution, sizes
+from lightning_reg.functional.spectral.frequencies import certified_bound
+from lightning_reg.functional.spectral.lanczos import adjoint_of, singular_pairs, start_vectors
+from lightning_reg.functional.spectral.matrices import largest_singular_value
+from lightning_reg.functional.tensors.precision import reported, wide, without_autocast
+
+__all__ = ["conv_norm_bound", "matrix_norm", "operator_norm_estimate"]
+
+
+def matrix_norm(weight: Tensor) -> Tensor:
+    r"""Return the spectral norm of a matrix, its largest singular value :math:`\sigma(W)`.
+
+    Exact up to rounding, on either side of the truth (relative 2e-6 in float32): the square root of the largest
+    eigenvalue of the smaller of :math:`W W^T` and :math:`W^T W`. Differentiable: the gradient is :math:`u v^T` with
+    the singular vectors; one of the subgradients where the largest singular value is repeated; 0 for a zero matrix.
+
+    Args:
+        weight: Floating-point or complex matrix. With more than two dimensions a batch of matrices in the last two, as
+            `torch.linalg.matrix_norm` has it; for the matrix of a reshaped kernel call it with `weight.flatten(1)`,
+            which is **not** the norm of the convolution (see `conv_norm_bound`). Half precision is computed in float32.
+
+    Returns:
+        The norm of each matrix, shape `weight.shape[:-2]`, float32 or float64. An empty matrix has norm 0; one with an
+        entry that is NaN or infinite has norm NaN.
+
+    Raises:
+        ValueError: If `weight` has fewer than two dimensions.
+
+    Example:
+        >>> import torch
+        >>> matrix_norm(torch.tensor([[3.0, 0.0], [4.0, 0.0]]))
+        tensor(5.)
+
+    Reference:
+        Golub & Van Loan, Matrix Computations, 4th edition, 2013, section 2.4.
+
+    """
+    if weight.ndim < 2:  # noqa: PLR2004  # a matrix
+        msg = f"`weight` must have two dimensions or more, got shape {tuple(weight.shape)}."
+        raise ValueError(msg)
+    with without_autocast(weight.device):
+        return largest_singular_value(wide(weight)).to(reported(weight))
+
+
+def conv_norm_bound(  # noqa: PLR0913  # the arguments of a convolution
+    weight: Tensor,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: str | int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    transposed: bool = False,
+    output_padding: int | Sequence[int] = 0,
+    input_size: int | Sequence[int] | None = None,
+    grid: int = 16,
+) -> Tensor:
+    r"""Return an upper bound of the operator norm of a convolution, :math:`\max_x \|W * x\|_2 / \|x\|_2`.
+
+    Certified: never below the truth, for any image. The norm of the reshaped kernel matrix is no such bound: the truth
+    is up to :math:`\prod \sqrt{\lceil k / s \rceil}` times larger. The bound is
+
+    .. math:: \max_{\omega \in \text{grid}} \sigma(\hat W(\omega)) \prod_i \frac{1}{\cos(\pi (k'_i - 1) / 2 N_i)}
+
+    over matrices between channels at frequencies, :math:`k' = \lceil k / s \rceil` taps in each phase of the stride and
+    :math:`N` frequencies. How far it is above the truth:
+
+    - Without `input_size`, zero padding: above the norm for large images, which is the limit, by that product at most.
+      For `grid=16` it is 1.02 for each dimension with 3 taps, and never more than 1.083 for each.
+    - With `input_size`, zero padding: by :math:`\prod \sqrt{1 + d (k' - 1) / b}` at most, if b >= 1 windows of the
+      kernel, of dilation d, lie wholly in the image along a dimension; with 3x3 taps usually by 1 % at 16x16 pixels,
+      by 3 % at 8x8. (Along more than 64 pixels the grid is no finer, which costs a factor of 1.005 at most.) Exact
+      if a group of the layer has at most 256 input or output values, whatever its padding.
+    - Circular padding that keeps the size, with `input_size` that the stride divides: exact.
+    - Other padding that copies pixels: by a further :math:`\sqrt c` at most, the most copies that padding makes of one
+      pixel: usually 2 for each padded dimension, more for images smaller than the padding.
+
+    Differentiable: the gradient is that of the frequency that attains the maximum. Costs an eigenvalue problem for each
+    frequency, far more than `operator_norm_estimate`, and waits for the device.
+
+    Args:
+        weight: The layer's weight, shape (rows, columns / groups, *kernel), 1d to 3d; of a transposed convolution as it
+            is, shape (inputs, outputs / groups, *kernel). Half precision is computed in float32.
+        stride: As in `torch.nn.Conv2d`; a number, or one for each dimension. Default 1.
+        padding: As in `torch.nn.Conv2d`; "same" and "valid", too. Default 0.
+        dilation: As in `torch.nn.Conv2d`. Default 1.
+        groups: As in `torch.nn.Conv2d`. The norm is the largest one of the groups. Default 1.
+        padding_mode: "zeros" (default), "circular", "reflect" or "replicate".
+        transposed: Whether it is a transposed convolution, the adjoint of the other with the same weight.
+        output_padding: Of a transposed convolution. Only a bound for a certain `input_size` depends on it. Default 0.
+        input_size: Spatial size of the layer's input, a number or one for each dimension. Default None: a bound for
+            images of any size that the layer takes.
+        grid: Frequencies for each dimension, >= 1; at least 4 for each tap after the first are taken, and 4 times as
+            many where `input_size` is given. Default 16.
+
+    Returns:
+        The bound, shape (), float32 or float64. NaN for a weight that is not finite.
+
+    Raises:
+        TypeError: If a size is no whole number.
+        ValueError: If the arguments make no convolution, or one that takes no input of `input_size`.
+
+    Example:
+        >>> import torch
+        >>> kernel = torch.ones(1, 1, 3, 3)  # its reshaped matrix has norm 3
+        >>> conv_norm_bound(kernel, padding=1), conv_norm_bound(kernel, padding=1, input_size=8)
+        (tensor(9.3562), tensor(8.2909))
+
+    Reference:
+        Sedghi, Gupta & Long, The Singular Values of Convolutional Layers, 2019, arXiv:1805.10408, for circular padding;
+        M. Riesz, Eine trigonometrische Interpolationsformel, 1914, for the grid.
+
+    """
+    layer = convolution(
+        weight,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        padding_mode=padding_mode,
+        transposed=transposed,
+        output_padding=output_padding,
+    )
+    (grid,) = sizes("grid", grid, 1)
+    size = None if input_size is None else sizes("input_size", input_size, weight.ndim - 2)
+    return certified_bound(weight, layer, size, grid)
+
+
+def operator_norm_estimate(  # noqa: PLR0913  # the map, the method, and where it runs
+    apply: Callable[[Tensor], Tensor],
+    input_shape: Sequence[int],
+    *,
+    iterations: int,
+    state: Tensor | None = None,
+    method: str = "lanczos",
+    adjoint: Callable[[Tensor], Tensor] | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> tuple[Tensor, Tensor]:
+    r"""Estimate the operator norm of a linear map, :math:`\max_x \|A x\|_2 / \|x\|_2`, from below.
+
+    A lower estimate: :math:`\|A^T u\|` for a unit vector u, never above the truth but for rounding (relative 1e-6 in
+    float32; 1e-3 where products run in TF32). How far below depends on the map and the start: from a random start 5
+    iterations find about 0.95 of a convolution's norm, 20 about 0.997; from the state of 10 training steps ago 5
+    iterations are usually within 0.5 %. `method="lanczos"` is far better than "power" for the same number of products.
+
+    The result is the same on all ranks with one kind of device, and in a resumed run with the saved state. The global
+    random generator is not touched, and nothing waits for the device.
+
+    Args:
+        apply: The linear map: a tensor of `input_shape` to a tensor of any shape.
+        input_shape: Shape of its argument.
+        iterations: Products with the map and with its adjoint, >= 1.
+        state: What the last call returned: the right singular vector as found, shape `input_shape`. It is perturbed by
+            1e-3, for a start orthogonal to the largest singular vector would never find it. Default None: a random
+            start, always the same. One that is zero or not finite counts as None.
+        method: "lanczos" (the best vector of the Krylov space) or "power" (power iteration).
+        adjoint: The adjoint map, if there is a cheaper one than autograd finds.
+        dtype: Of the vectors. Default: that of `state`, else torch's default.
+        device: Of the vectors. Default: that of `state`, else the CPU.
+
+    Returns:
+        The estimate, shape (), and the state for the next call, shape `input_shape`; both without a graph. The estimate
+        is 0 for the zero map, NaN for one that gives NaN, and the state stays usable.
+
+    Raises:
+        TypeError: If `iterations` is no whole number.
+        ValueError: If `iterations` is below 1, `method` is unknown, `state` has another shape than `input_shape`, or
+            autograd cannot look through `apply`.
+
+    Example:
+        >>> import torch
+        >>> weight = torch.diag(torch.tensor([5.0, 2.0, 1.0]))
+        >>> estimate, state = operator_norm_estimate(lambda x: weight @ x, (3,), iterations=3)
+        >>> estimate
+        tensor(5.)
+        >>> estimate, state = operator_norm_estimate(lambda x: weight @ x, (3,), iterations=1, state=state)
+
+    Reference:
+        Golub & Kahan, Calculating the Singular Values and Pseudo-Inverse of a Matrix, 1965, doi:10.1137/0702016;
+        Miyato et al., Spectral Normalization for Generative Adversarial Networks, 2018, arXiv:1802.05957.
+
+    """
+    (iterations,) = sizes("iterations", iterations, 1)
+    _checks.one_of("method", method, ("lanczos", "power"))
+    shape = tuple(input_shape)
+    if state is not None:
+        if state.shape != shape:
+            msg = f"`state` must have the shape {shape} of the input, got {tuple(state.shape)}."
+            raise ValueError(msg)
+        dtype, device = dtype or state.dtype, device or state.device
+    device = torch.device(device or "cpu")
+    # Lightning validates in inference mode, where autograd finds no adjoint.
+    with torch.inference_mode(False), torch.no_grad(), without_autocast(device):  # noqa: FBT003  # torch's
+        states = None if state is None else state[None]
+        starts = start_vectors((1, *shape), states, dtype or torch.get_default_dtype(), device)
+        back = adjoint or adjoint_of(apply, starts[0])
+        estimates, _, vectors = singular_pairs(
+            lambda batch: apply(batch[0])[None],
+            lambda batch: back(batch[0])[None],
+            starts,
+            iterations,
+            krylov=method == "lanczos",
+        )
+    return estimates[0], vectors[0]

@@ -1,0 +1,90 @@
+"""What a metric measures: weights as the forward pass uses them, read without changing anything."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from lightning_reg.functional.spectral.layers import Layer
+from lightning_reg.selection.weights import Weight, clean_name, named_weights
+
+
+def layer_name(weight: Weight) -> str:
+    """Return the name of a weight, without the `.weight` that most end with."""
+    return weight.plain_name.removesuffix(".weight")
+
+
+def layer_names(module: nn.Module) -> list[str]:
+    """Return the names of all modules and weights in `module`, as they are logged, in the order of the network."""
+    weights = {weight.parameter: layer_name(weight) for weight in named_weights(module)}
+    names: dict[str, None] = {}  # in order, once
+    for path, part in module.named_modules():
+        names[clean_name(path)] = None
+        names |= dict.fromkeys(weights[parameter] for parameter in part.parameters(recurse=False))
+    names.pop("", None)
+    return list(names)
+
+
+@torch.no_grad()
+def read_layers(weights: Iterable[Weight]) -> list[Layer]:
+    """Return `weights` as the forward pass uses them: parametrized or pruned; two parts of one tensor are one layer."""
+    layers = {}
+    for weight in weights:
+        name = layer_name(weight)
+        if name not in layers:
+            layers[name] = Layer(name, _effective(weight), weight.modules[0])
+    return list(layers.values())
+
+
+def as_layers(weights: Tensor | Iterable[Tensor] | nn.Module) -> list[Layer]:
+    """Return what a user passed to a metric as layers; of a module, every weight of two or more dimensions.
+
+    Raises:
+        TypeError: If `weights` is something else.
+        ValueError: If the module has no such weight.
+
+    """
+    if isinstance(weights, nn.Module):
+        floating = (weight for weight in named_weights(weights) if weight.parameter.is_floating_point())
+        chosen = [weight for weight in floating if len(weight.shape) > 1]
+        if not chosen:
+            msg = (
+                f"`weights` must have two dimensions or more, but the {type(weights).__name__} has no such weight."
+                " Pass tensors to measure others."
+            )
+            raise ValueError(msg)
+        return read_layers(chosen)
+    tensors = [weights] if isinstance(weights, Tensor) else list(weights)
+    for tensor in tensors:
+        if not isinstance(tensor, Tensor):
+            msg = f"`weights` must be a tensor, an iterable of tensors or a module, got one with {tensor!r} in it."
+            raise TypeError(msg)
+    return [Layer(str(position), tensor.detach()) for position, tensor in enumerate(tensors)]
+
+
+def tensors_of(layers: Sequence[Layer]) -> list[Tensor]:
+    """Return the tensors of `layers`."""
+    return [layer.tensor for layer in layers]
+
+
+def _effective(weight: Weight) -> Tensor:
+    module, leaf = weight.modules[0], weight.plain_name.rpartition(".")[2]
+    if parametrize.is_parametrized(module, leaf):
+        return _evaluate(module.get_submodule(f"parametrizations.{leaf}"))
+    mask = getattr(module, f"{leaf}_mask", None)
+    # `module.weight` of a pruned module is that of its last forward pass, which an optimizer step has outdated.
+    return weight.parameter * mask if isinstance(mask, Tensor) else weight.parameter
+
+
+def _evaluate(parametrizations: nn.Module) -> Tensor:
+    """Compute a parametrized weight in eval mode: torch's spectral norm iterates when it is read in train mode."""
+    modes = [(part, part.training) for part in parametrizations.modules()]
+    parametrizations.eval()
+    try:
+        # Not through the attribute, which `parametrize.cached()` would remember without its graph.
+        tensor: Tensor = parametrizations()
+    finally:
+        for part, training in modes:
+            part.training = training
+    return tensor

@@ -1,0 +1,191 @@
+"""The routes of the page: its files, and the numbers as JSON."""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import PurePosixPath
+from typing import Any
+
+from tensorboard import context as request_context
+from tensorboard import errors
+from tensorboard.backend import experiment_id, http_util
+from tensorboard.plugins import base_plugin
+from typing_extensions import override
+from werkzeug import Request, Response
+
+from lightning_reg.tensorboard import tags
+from lightning_reg.tensorboard.plugin.logs import SUMMARY, LoggedRun, Logs
+from lightning_reg.tensorboard.plugin.series import in_order, number, table
+
+_TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+_COLUMNS = 400
+_POINTS = 1000
+_MOST = 2000
+"""The largest number of columns or points that may be asked for."""
+_SHOWN = 100
+_Json = Mapping[str, object]
+
+
+class RegularizationPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoard has no types
+    """Layers against time, for runs with scalars under `reg.<metric>/<layer>`."""
+
+    plugin_name = tags.PAGE
+
+    def __init__(self, context: base_plugin.TBContext) -> None:
+        if context.data_provider is None:
+            msg = "TensorBoard has no data provider, as with `--generic_data=false`"
+            raise ValueError(msg)
+        self._provider = context.data_provider
+        self._files = _files_in(files("lightning_reg.tensorboard.plugin") / "static")
+        self._found = False
+
+    @override
+    def get_plugin_apps(self) -> dict[str, Callable[..., Any]]:
+        """Return the route of each answer."""
+        return {
+            "/runs": _route(self._runs),
+            "/heatmap": _route(self._heatmap),
+            "/curve": _route(self._curve),
+            "/static/*": _route(self._file),
+        }
+
+    @override
+    def is_active(self) -> bool:
+        """Return whether there is something to show; asked only if no run has the order of its layers."""
+        if not self._found:
+            self._found = bool(Logs(self._provider, request_context.RequestContext(), "").runs())
+        return self._found
+
+    @override
+    def frontend_metadata(self) -> base_plugin.FrontendMetadata:
+        """Return where the page begins."""
+        return base_plugin.FrontendMetadata(es_module_path="/static/index.js", tab_name="Regularization")
+
+    def _logs(self, request: Request) -> Logs:
+        # As `tensorboard.plugin_util` does, which imports much that nothing here needs.
+        environment = request.environ
+        experiment = environment.get(experiment_id.WSGI_ENVIRON_KEY, "")
+        return Logs(self._provider, request_context.from_environ(environment), experiment)
+
+    def _runs(self, request: Request) -> _Json:
+        return {"runs": [_described(run) for run in self._logs(request).runs().values()]}
+
+    def _heatmap(self, request: Request) -> _Json:
+        name, metric = _text(request, "run"), _text(request, "metric")
+        most = _count(request, "columns", _COLUMNS)
+        logs = self._logs(request)
+        run = logs.runs([name]).get(name)
+        if run is None:
+            raise errors.NotFoundError(f"no run {_short(name)} that holds something for this page")
+        layers = run.layers.get(metric)
+        if layers is None:
+            raise errors.NotFoundError(f"no metric {_short(metric)} in run {_short(name)}")
+        network = logs.network(name)
+        order = in_order(layers, network)
+        points = logs.points([name], layers.values(), max(_POINTS, 2 * most)).get(name, {})
+        steps, values, total = table([points.get(layers[layer], {}) for layer in order], most)
+        return {
+            "run": name,
+            "metric": metric,
+            "layers": order,
+            "order": "name" if layers.keys().isdisjoint(network) else "network",
+            "steps": steps,
+            "values": values,
+            "total_steps": total,
+        }
+
+    def _curve(self, request: Request) -> _Json:
+        metric, layer = _text(request, "metric"), _text(request, "layer")
+        most = _count(request, "points", _POINTS)
+        logs = self._logs(request)
+        with_metric = {name: run.layers[metric] for name, run in logs.runs().items() if metric in run.layers}
+        if not with_metric:
+            raise errors.NotFoundError(f"no metric {_short(metric)} in any run")
+        found = {name: layers[layer] for name, layers in with_metric.items() if layer in layers}
+        if not found:
+            raise errors.NotFoundError(f"no layer {_short(layer)} with metric {_short(metric)} in any run")
+        points = logs.points(found, set(found.values()), max(_POINTS, 2 * most))
+        curves = []
+        for name, tag in found.items():
+            steps, (values,), _ = table([points.get(name, {}).get(tag, {})], most)
+            curves.append({"run": name, "steps": steps, "values": values})
+        return {"metric": metric, "layer": layer, "curves": curves}
+
+    def _file(self, request: Request) -> Response:
+        name = request.path.partition("/static/")[2]
+        # Looked up, never joined to a path.
+        if name not in self._files:
+            raise errors.NotFoundError(f"no file {_short(name)}")
+        return _response(request, self._files[name].read_bytes(), _TYPES[PurePosixPath(name).suffix])
+
+
+def _files_in(folder: Traversable, prefix: str = "") -> dict[str, Traversable]:
+    """Return the files of the page in `folder` and below, by their paths from there; nothing hidden."""
+    found: dict[str, Traversable] = {}
+    for entry in folder.iterdir():
+        if entry.name.startswith("."):
+            continue
+        path = prefix + entry.name
+        if entry.is_dir():
+            found |= _files_in(entry, f"{path}/")
+        elif PurePosixPath(path).suffix in _TYPES:
+            found[path] = entry
+    return found
+
+
+def _described(run: LoggedRun) -> _Json:
+    values = {key: run.summary.get(key) for key in SUMMARY}
+    return {
+        "name": run.name,
+        "metrics": sorted(run.layers),
+        "summary": {key: None if value is None else number(value) for key, value in values.items()},
+        "version": "-".join(map(str, run.newest)),
+    }
+
+
+def _route(answer: Callable[[Request], _Json | Response]) -> Callable[..., Any]:
+    """Return a WSGI application that gives `answer`, or the reason why there is none, as JSON."""
+
+    @Request.application
+    def application(request: Request) -> Response:
+        headers: list[tuple[str, str]] = []
+        body: _Json
+        if request.method not in ("GET", "HEAD"):
+            headers, code, body = [("Allow", "GET, HEAD")], 405, {"error": f"{request.method} is not allowed, only GET"}
+        else:
+            try:
+                answered = answer(request)
+                if isinstance(answered, Response):
+                    return answered
+                code, body = 200, answered
+            except errors.PublicError as error:
+                headers, code, body = error.headers, error.http_code, {"error": str(error)}
+        # As text: TensorBoard would look at every number again, and that takes longer than all the rest.
+        return _response(request, json.dumps(body, allow_nan=False), "application/json", code=code, headers=headers)
+
+    return application
+
+
+def _response(request: Request, content: str | bytes, kind: str, **settings: Any) -> Response:
+    response: Response = http_util.Respond(request, content, kind, **settings)
+    return response
+
+
+def _text(request: Request, name: str) -> str:
+    value = request.args.get(name)
+    if not value:
+        raise errors.InvalidArgumentError(f"`{name}` must be given")
+    return str(value)
+
+
+def _count(request: Request, name: str, default: int) -> int:
+    value = request.args.get(name, str(default))
+    if not re.fullmatch(r"[0-9]{1,4}", value) or not 1 <= int(value) <= _MOST:
+        raise errors.InvalidArgumentError(f"`{name}` must be an integer from 1 to {_MOST}, got {_short(value)}")
+    return int(value)
+
+
+def _short(value: str) -> str:
+    return repr(value if len(value) <= _SHOWN else f"{value[:_SHOWN]}...")

@@ -1,0 +1,101 @@
+// The cells of a heatmap on a canvas. Numbers have the colours of the map, NaN and infinities a mark of their own
+// outside of it, and a step where nothing was logged has none: the page's background is seen.
+
+import { shade } from "../drawing/colours.js";
+import { element } from "../drawing/dom.js";
+
+const TILE = 6;
+
+export const MARKS = {
+  nan: {
+    label: "NaN",
+    ground: "#d81b60",
+    lines: [
+      [0, 0, TILE, TILE],
+      [0, TILE, TILE, 0],
+    ],
+  },
+  infinite: { label: "∞", ground: "#ff7043", lines: [[0, TILE, TILE, 0]] },
+  negative: { label: "−∞", ground: "#eceff1", lines: [[0, 0, TILE, TILE]] },
+};
+
+/** Return which mark a value has; null if none. */
+export function markOf(value) {
+  if (value === null || Number.isFinite(value)) return null;
+  if (Number.isNaN(value)) return "nan";
+  return value > 0 ? "infinite" : "negative";
+}
+
+/** Return a small canvas with the hatching of a mark. */
+export function tile(mark, pixels = TILE) {
+  const { ground, lines } = MARKS[mark];
+  const canvas = element("canvas", { width: pixels, height: pixels });
+  const context = canvas.getContext("2d");
+  context.scale(pixels / TILE, pixels / TILE);
+  context.fillStyle = ground;
+  context.fillRect(0, 0, TILE, TILE);
+  context.strokeStyle = mark === "nan" ? "#ffffff" : "#212121";
+  context.lineWidth = 1.2;
+  for (const [left, top, right, bottom] of lines) {
+    context.beginPath();
+    context.moveTo(left, top);
+    context.lineTo(right, bottom);
+    context.stroke();
+  }
+  return canvas;
+}
+
+/** Return a square of a mark's hatching, for the legend. */
+export function sample(mark, pixels) {
+  const canvas = element("canvas", { class: "sample", width: pixels, height: pixels });
+  const context = canvas.getContext("2d");
+  context.fillStyle = context.createPattern(tile(mark), "repeat");
+  context.fillRect(0, 0, pixels, pixels);
+  return canvas;
+}
+
+/** Draw rows of values over the whole of `canvas`, which already has its size. */
+export function draw(canvas, rows, scale) {
+  const context = canvas.getContext("2d");
+  const columns = rows[0]?.length ?? 0;
+  context.clearRect(0, 0, canvas.width, canvas.height);
+  if (!columns) return;
+  const marked = [];
+  context.imageSmoothingEnabled = false;
+  context.drawImage(picture(rows, columns, scale, marked), 0, 0, canvas.width, canvas.height);
+  const [width, height] = [canvas.width / columns, canvas.height / rows.length];
+  const patterns = {};
+  for (const [row, column, mark] of marked) {
+    context.fillStyle = patterns[mark] ??= context.createPattern(tile(mark, TILE * devicePixelRatio), "repeat");
+    const [left, top] = [Math.round(column * width), Math.round(row * height)];
+    // A mark must not vanish where cells are smaller than a pixel.
+    const right = Math.max(Math.round((column + 1) * width), left + 1);
+    const bottom = Math.max(Math.round((row + 1) * height), top + 1);
+    context.fillRect(left, top, right - left, bottom - top);
+  }
+}
+
+/** Return a canvas with one pixel for each value. Scaling it up is far faster than filling rectangles. */
+function picture(rows, columns, scale, marked) {
+  const small = element("canvas", { width: columns, height: rows.length });
+  const context = small.getContext("2d");
+  const image = context.createImageData(columns, rows.length);
+  let place = 0;
+  for (let row = 0; row < rows.length; row++) {
+    for (let column = 0; column < columns; column++, place += 4) {
+      const value = rows[row][column];
+      if (value === null) continue;
+      if (!Number.isFinite(value)) {
+        marked.push([row, column, markOf(value)]);
+        continue;
+      }
+      const [red, green, blue] = shade(scale.position(value));
+      image.data[place] = red;
+      image.data[place + 1] = green;
+      image.data[place + 2] = blue;
+      image.data[place + 3] = 255;
+    }
+  }
+  context.putImageData(image, 0, 0);
+  return small;
+}

@@ -1,0 +1,209 @@
+// The heatmap of one run: rows are layers, columns are steps.
+
+import { element, fitted, widthOf } from "../drawing/dom.js";
+import { count, number, title } from "../drawing/format.js";
+import { draw } from "./cells.js";
+import { moved } from "./keyboard.js";
+import { rangeBar } from "./legend.js";
+import { stepLabels } from "./steps.js";
+
+const ROW = { least: 3, most: 26 };
+const HEIGHT = { wanted: 300, most: 6000 }; // browsers draw nothing on a canvas that is too high
+const LABEL = { height: 13, share: 0.4, font: "11px Roboto, sans-serif", gap: 10, slack: 6 };
+
+/** Make the card of a run. `pick(layer)` is called when the user chooses a row. */
+export function heatmapCard(run, { tip, pick }) {
+  const swatch = element("span", { class: "swatch" });
+  const note = element("span", { class: "note" });
+  const range = element("div", { class: "range" });
+  const labels = element("div", { class: "labels" });
+  const canvas = element("canvas");
+  const rowMark = element("div", { class: "row-mark", hidden: true });
+  const cellMark = element("div", { class: "cell-mark", hidden: true });
+  const grid = element("div", { class: "grid", tabindex: 0, role: "application" }, canvas, rowMark, cellMark);
+  const steps = element("div", { class: "steps", "aria-hidden": "true" });
+  const axis = element("span", { class: "axis-name", "aria-hidden": "true" }, "step");
+  const plot = element("div", { class: "plot" }, labels, grid, axis, steps);
+  const message = element("p", { class: "message" });
+  const header = element("header", {}, swatch, element("h3", { title: run }, run), note);
+  const card = element("article", { class: "card heatmap", "data-run": run }, header, range, plot, message);
+  let shown = null;
+  let cursor = null;
+
+  /** Draw what was last shown at the present size. */
+  function paint() {
+    if (!shown?.layers.length || !card.isConnected) return;
+    const height = rowHeight(shown.layers.length);
+    const room = plot.clientWidth * LABEL.share;
+    const longest = shown.layers.reduce((most, name) => (name.length > most.length ? name : most), "");
+    const labelWidth = Math.min(room, widthOf(longest, LABEL.font) + LABEL.slack) + LABEL.gap;
+    plot.style.setProperty("--labels", `${Math.ceil(labelWidth)}px`);
+    labels.replaceChildren(...layerLabels(shown, height, labelWidth - LABEL.gap));
+    canvas.style.height = `${height * shown.layers.length}px`;
+    canvas.width = Math.round(canvas.clientWidth * devicePixelRatio);
+    canvas.height = Math.round(canvas.clientHeight * devicePixelRatio);
+    draw(canvas, shown.values, shown.scale);
+    steps.replaceChildren(...stepLabels(shown.data.steps, canvas.clientWidth));
+    const chosen = shown.layers.indexOf(shown.layer);
+    rowMark.hidden = chosen < 0;
+    rowMark.style.cssText = `top:${chosen * height}px;height:${height}px`;
+    placeCursor();
+  }
+
+  function placeCursor() {
+    cellMark.hidden = !cursor || document.activeElement !== grid;
+    if (cellMark.hidden) return;
+    const [width, height] = [100 / shown.data.steps.length, rowHeight(shown.layers.length)];
+    cellMark.style.cssText = `left:${cursor.column * width}%;width:max(${width}%, 5px);top:${cursor.row * height}px;height:${height}px`;
+  }
+
+  const layerAt = (y) => Math.min(Math.floor(y / rowHeight(shown.layers.length)), shown.layers.length - 1);
+
+  function cellAt({ clientX, clientY }) {
+    const box = canvas.getBoundingClientRect();
+    const column = Math.floor(((clientX - box.left) / box.width) * shown.data.steps.length);
+    return {
+      row: Math.max(0, layerAt(clientY - box.top)),
+      column: Math.max(0, Math.min(column, shown.data.steps.length - 1)),
+    };
+  }
+
+  function describe({ row, column }, x, y) {
+    const [layer, step, value] = [shown.layers[row], shown.data.steps[column], shown.values[row][column]];
+    tip.show(
+      [
+        [layer, "strong"],
+        [`step ${step}`, "quiet"],
+        [`${title(shown.data.metric)}: ${number(value, 6)}`, ""],
+      ],
+      x,
+      y,
+    );
+    return `${layer}, step ${step}, ${number(value, 6)}`;
+  }
+
+  function tellCursor() {
+    const box = canvas.getBoundingClientRect();
+    const x = box.left + ((cursor.column + 0.5) / shown.data.steps.length) * box.width;
+    const y = box.top + (cursor.row + 0.5) * rowHeight(shown.layers.length);
+    placeCursor();
+    tip.say(describe(cursor, x, y));
+  }
+
+  grid.addEventListener(
+    "pointermove",
+    (event) => shown?.layers.length && describe(cellAt(event), event.clientX, event.clientY),
+  );
+  grid.addEventListener("pointerleave", () => tip.hide());
+  grid.addEventListener("click", (event) => {
+    if (!shown?.layers.length) return;
+    cursor = cellAt(event);
+    pick(shown.layers[cursor.row]);
+    placeCursor();
+  });
+  labels.addEventListener("click", (event) => {
+    if (shown?.layers.length) pick(shown.layers[layerAt(event.clientY - labels.getBoundingClientRect().top)]);
+  });
+  grid.addEventListener("focus", () => {
+    if (!shown?.layers.length || !grid.matches(":focus-visible")) return;
+    cursor ??= { row: 0, column: shown.data.steps.length - 1 };
+    tellCursor();
+  });
+  grid.addEventListener("blur", () => {
+    cellMark.hidden = true;
+    tip.hide();
+  });
+  grid.addEventListener("keydown", (event) => {
+    if (!shown?.layers.length || event.ctrlKey || event.metaKey || event.altKey) return;
+    cursor ??= { row: 0, column: shown.data.steps.length - 1 };
+    if (event.key === "Enter" || event.key === " ") pick(shown.layers[cursor.row]);
+    else {
+      const cell = moved(event.key, cursor, shown.layers.length, shown.data.steps.length);
+      if (!cell) return;
+      cursor = cell;
+      tellCursor();
+    }
+    event.preventDefault();
+  });
+  new ResizeObserver(() => requestAnimationFrame(paint)).observe(plot);
+
+  return {
+    element: card,
+    /** Show an answer of the loader: `rows` are the places of the layers that pass the filter. */
+    show({ answer, rows, scale, layer, stroke, filter, ownRange }) {
+      swatch.style.background = stroke.colour;
+      const data = answer?.data;
+      const kept = cursor && shown && [shown.layers[cursor.row], shown.data.steps[cursor.column]];
+      const layers = data ? rows.map((row) => data.layers[row]) : [];
+      shown = data && { data, layers, values: rows.map((row) => data.values[row]), scale, layer };
+      cursor = kept && data ? cellOf(kept, layers, data.steps) : null;
+      card.classList.toggle("waiting", !answer);
+      plot.hidden = !layers.length;
+      message.hidden = Boolean(layers.length);
+      message.textContent = messageOf(answer, filter);
+      note.textContent = data ? noteOf(data, layers) : "";
+      note.title =
+        data?.order === "name"
+          ? "By name: this run has not logged the order of its layers"
+          : "In the order of the network";
+      range.hidden = !ownRange || !layers.length;
+      if (!range.hidden) range.replaceChildren(...rangeBar(scale));
+      if (data) {
+        const size = `${count(layers.length, "layer")} by ${count(data.steps.length, "step")}`;
+        grid.setAttribute(
+          "aria-label",
+          `${title(data.metric)} of run ${run}, ${size}. Arrow keys move, Enter shows the layer's curve.`,
+        );
+      }
+      paint();
+      if (data) markFirstPicture();
+    },
+  };
+}
+
+let pictured = false;
+
+/** Leave a mark in the browser's timeline, by which the time to the first picture can be told. */
+function markFirstPicture() {
+  if (!pictured) performance.mark("regularization: first picture");
+  pictured = true;
+}
+
+function rowHeight(layers) {
+  const wanted = Math.max(ROW.least, Math.min(ROW.most, Math.floor(HEIGHT.wanted / layers)));
+  return Math.min(wanted, HEIGHT.most / layers);
+}
+
+function cellOf([layer, step], layers, steps) {
+  const row = layers.indexOf(layer);
+  const column = steps.indexOf(step);
+  return row < 0 ? null : { row, column: column < 0 ? steps.length - 1 : column };
+}
+
+function layerLabels({ layers, layer }, height, width) {
+  const labels = [];
+  let free = -Infinity;
+  layers.forEach((name, row) => {
+    const middle = (row + 0.5) * height;
+    if (middle - LABEL.height / 2 < free && height < LABEL.height) return;
+    free = middle + LABEL.height / 2;
+    const kind = name === layer ? "layer chosen" : "layer";
+    labels.push(
+      element("span", { class: kind, title: name, style: `top:${middle}px` }, fitted(name, width, LABEL.font)),
+    );
+  });
+  return labels;
+}
+
+function messageOf(answer, filter) {
+  if (!answer) return "Reading…";
+  if (answer.data) return `No layer of this run matches ${filter}`;
+  return answer.error.missing ? "This run has no such numbers." : `Not read: ${answer.error.message}`;
+}
+
+function noteOf(data, layers) {
+  const some = layers.length < data.layers.length ? `${layers.length} of ` : "";
+  const all = count(data.total_steps, "step");
+  const steps = data.steps.length < data.total_steps ? `${data.steps.length} of ${all}` : all;
+  return `${some}${count(data.layers.length, "layer")} · ${steps}`;
+}

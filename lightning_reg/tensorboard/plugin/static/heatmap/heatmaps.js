@@ -1,0 +1,107 @@
+// All heatmaps: one card for each run that is shown, on one scale or on one each.
+
+import { strokeOf } from "../drawing/colours.js";
+import { element } from "../drawing/dom.js";
+import { extent, scaleOver } from "../drawing/scale.js";
+import { heatmapCard } from "./heatmap.js";
+import { kindsIn, legend } from "./legend.js";
+
+const LEAST_WIDTH = 320;
+const NONE = { data: null, error: { missing: true } };
+const PICTURE = 0.6; // of a card's width, beside long names
+
+/** Make the section. `load` is the loader of answers. */
+export function heatmaps(load, actions) {
+  const colours = legend();
+  const list = element("div", { class: "heatmaps" });
+  const cards = new Map();
+  const seen = new IntersectionObserver(
+    (entries) => {
+      for (const { target, isIntersecting } of entries) load.see(target.dataset.run, isIntersecting);
+    },
+    { rootMargin: "200px" },
+  );
+  /** Lay the cards out in even rows: four of them two by two, not three and one. */
+  function align() {
+    const fit = Math.max(1, Math.floor(list.clientWidth / LEAST_WIDTH));
+    const lines = Math.ceil(cards.size / fit);
+    list.style.setProperty("--across", Math.max(1, Math.ceil(cards.size / Math.max(lines, 1))));
+  }
+  new ResizeObserver(align).observe(list);
+  let cache = { matches: null, parts: new WeakMap() };
+
+  /** Return what is seen of an answer. Cached: it is asked for again after every answer of any run. */
+  function partOf(data, filter) {
+    if (cache.matches !== filter.matches) cache = { matches: filter.matches, parts: new WeakMap() };
+    if (!cache.parts.has(data)) {
+      const rows = data.layers.flatMap((name, row) => (filter.matches(name) ? [row] : []));
+      const values = rows.map((row) => data.values[row]);
+      cache.parts.set(data, { rows, extent: extent([values]), kinds: kindsIn(values) });
+    }
+    return cache.parts.get(data);
+  }
+
+  function arrange(runs) {
+    const names = new Set(runs.map((run) => run.name));
+    for (const [name, card] of cards) {
+      if (names.has(name)) continue;
+      seen.unobserve(card.element);
+      load.see(name, false);
+      card.element.remove();
+      cards.delete(name);
+    }
+    runs.forEach(({ name }, place) => {
+      if (!cards.has(name)) {
+        cards.set(name, heatmapCard(name, actions));
+        seen.observe(cards.get(name).element);
+      }
+      const { element: card } = cards.get(name);
+      if (list.children[place] !== card) list.insertBefore(card, list.children[place] ?? null);
+    });
+    align();
+  }
+
+  return {
+    element: element("section", { "aria-label": "Heatmaps" }, colours.element, list),
+    /** Return how many columns a card has room for, without a thinner one than a pixel. */
+    columns: () => Math.max(100, Math.min(400, Math.ceil(((list.firstChild?.clientWidth || 400) * PICTURE) / 50) * 50)),
+    arrange,
+    show(view, state, filter, dark) {
+      const parts = new Map();
+      for (const { name } of view.readable) {
+        const data = load.answer(name)?.data;
+        if (data) parts.set(name, partOf(data, filter));
+      }
+      const shared =
+        state.range === "shared" && scaleOver(merged([...parts.values()].map((part) => part.extent)), state.scale);
+      const kinds = new Set([...parts.values()].flatMap((part) => [...part.kinds]));
+      for (const run of view.shown) {
+        const part = parts.get(run.name);
+        cards.get(run.name).show({
+          answer: view.readable.includes(run) ? load.answer(run.name) : NONE,
+          rows: part?.rows ?? [],
+          scale: shared || (part && scaleOver(part.extent, state.scale)),
+          layer: state.layer,
+          stroke: strokeOf(run.index, dark),
+          filter: state.filter,
+          ownRange: !shared,
+        });
+      }
+      colours.show(shared || null, kinds, remark(view.readable.length, load.answered(), state, shared));
+    },
+  };
+}
+
+function merged(extents) {
+  return {
+    low: Math.min(...extents.map((each) => each.low)),
+    lowPositive: Math.min(...extents.map((each) => each.lowPositive)),
+    high: Math.max(...extents.map((each) => each.high)),
+  };
+}
+
+function remark(runs, answered, state, shared) {
+  if (answered < runs) return `${answered} of ${runs} runs read`;
+  if (shared && state.scale === "log" && shared.kind === "linear") return "Linear: no value is above zero";
+  return shared ? "" : "Each run has its own colours";
+}
