@@ -18,7 +18,7 @@ from lightning_reg.callbacks.trainer.settings import call_of
 from lightning_reg.functional.penalties.counts import sparsity
 from lightning_reg.schedules import Cosine, Schedule, resolve
 from lightning_reg.schedules.base import check_schedule
-from lightning_reg.selection.weights import as_select, named_weights, select_weights
+from lightning_reg.selection import as_select, named_weights, select_weights
 from lightning_reg.tensorboard import tags
 
 
