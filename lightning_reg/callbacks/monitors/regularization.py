@@ -19,7 +19,7 @@ from lightning_reg.callbacks.trainer.loggers import log_for_callbacks
 from lightning_reg.callbacks.trainer.refusals import refuse_hidden_weights, refuse_missing_logger
 from lightning_reg.metrics import Sparsity, SpectralNorm, WeightNorm
 from lightning_reg.metrics.reading import layer_name
-from lightning_reg.selection.weights import Select, Weight, as_select, named_weights, select_weights
+from lightning_reg.selection import Select, Weight, as_select, named_weights, select_weights
 from lightning_reg.tensorboard import tags
 
 _AUTO_LAYERS = 64
