@@ -98,6 +98,16 @@ class Penalty(DuringFit[Run], Formula):
         """Return the weights that the penalty acts on in the fit that is running, with their names."""
         return {} if self._run is None else {weight.parameter: weight.name for weight in self._run.selection.chosen}
 
+    def unit_dims(self, weights: Sequence[Tensor]) -> dict[Tensor, int] | None:
+        """Return for each weight the dimension along which its units lie; `None` if each entry is one.
+
+        Layers have their output units along different dimensions. Outside of a fit, nothing is known of layers.
+        """
+        if self.unit_dim is None:
+            return None
+        known = {} if self._run is None else self._run.unit_dims
+        return {weight: known.get(weight, self.unit_dim) for weight in weights}
+
     def aim_at(self, quota: Callable[[int], float]) -> None:
         """Until `fit` ends, be as strong in each step as makes a share `quota(step)` of all units zero."""
         if self._run is not None:
@@ -118,10 +128,12 @@ class Penalty(DuringFit[Run], Formula):
         # Not later: FSDP2 replaces parameters once a forward pass has run, and the sanity check runs one.
         selection = select_weights(named_weights(pl_module, state.original_shapes(trainer)), as_select(self.select))
         check_dim((weight.parameter for weight in selection.chosen), self.unit_dim)
+        unit = self.unit_dim
         return Run(
             log_name(self, _penalties(trainer)),
             selection,
             Targets(selection),
+            {} if unit is None else {weight.parameter: weight.dims[unit] for weight in selection.chosen},
             # Through the loss, a gradient would reach DDP a second time for weights that it has marked as unused.
             acts_at_step=self.mode != "loss" or state.marks_unused_parameters(trainer),
         )
@@ -205,7 +217,8 @@ class Penalty(DuringFit[Run], Formula):
         tick, weights = state.tick(trainer, pl_module), run.targets.of([optimizer])
         strength: float | Tensor = self.strength * run.factor(tick)
         if run.quota and share and weights:
-            needed = strength_for(run.quota(tick), self.vanishing_strengths, optimizer, weights, self.unit_dim)
+            dims = self.unit_dims(weights)
+            needed = strength_for(run.quota(tick), self.vanishing_strengths, optimizer, weights, dims)
             run.strength = strength = (needed / share).clamp(min=strength)
         if share and weights and (isinstance(strength, Tensor) or strength):  # reading a tensor would wait for it
             shrink(self.proximal, optimizer, weights, strength * share, elementwise=self.elementwise)

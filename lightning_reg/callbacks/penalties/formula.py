@@ -65,7 +65,7 @@ class Formula(ABC):
 
     @property
     def unit_dim(self) -> int | None:
-        """The dimension of weights along which what becomes zero together lies; `None` for single entries."""
+        """The dimension along which what becomes zero together lies, as `register_layer` counts; `None` for entries."""
         return None
 
     @property

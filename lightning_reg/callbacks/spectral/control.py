@@ -13,10 +13,10 @@ from typing_extensions import override
 
 from lightning_reg import _checks
 from lightning_reg.callbacks.penalties.base import Penalty
-from lightning_reg.callbacks.spectral.weights import refuse_weights
+from lightning_reg.callbacks.spectral.weights import refuse_weights, weights_of_layers
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
-from lightning_reg.callbacks.trainer.plan import Plan, publish
+from lightning_reg.callbacks.trainer.plan import Plan, describe, publish
 from lightning_reg.callbacks.trainer.refusals import refuse_hidden_weights, refuse_strategy, refuse_unless_listed_once
 from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
 from lightning_reg.selection import Select, Selection, Weight, as_select, named_weights, select_weights
@@ -58,7 +58,7 @@ class Run:
         """Return what happens to each weight."""
         return Plan(
             settings,
-            shapes={weight.name: weight.shape for weight in self.selection.weights},
+            shapes={weight.name: describe(weight) for weight in self.selection.weights},
             actions={
                 weight.name: action(weight) + ("" if weight.parameter.requires_grad else " (not trained at the moment)")
                 for weight in self.selection.chosen
@@ -117,7 +117,7 @@ class SpectralControl(DuringFit[Run], ABC):
     @override
     def make_run(self, trainer: Trainer, pl_module: LightningModule) -> Run:
         # Not later: FSDP2 replaces parameters once a forward pass has run, and the sanity check runs one.
-        selection = select_weights(named_weights(pl_module), as_select(self.select))
+        selection = weights_of_layers(select_weights(named_weights(pl_module), as_select(self.select)), self.select)
         refuse_weights(selection.chosen, type(self).__name__)
         return self._run_on(selection)
 
