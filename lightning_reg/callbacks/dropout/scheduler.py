@@ -118,6 +118,7 @@ class DropoutScheduler(DuringFit[Run]):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
         if self._run is None:  # a tuner trains for a moment before `on_fit_start` of the callbacks after it
             return
         of_run = state.total_ticks if self.interval == "step" else state.total_epochs

@@ -98,6 +98,12 @@ class Penalty(DuringFit[Run], Formula):
         """Return the weights that the penalty acts on in the fit that is running, with their names."""
         return {} if self._run is None else {weight.parameter: weight.name for weight in self._run.selection.chosen}
 
+    @override
+    def decays(self, trainer: Trainer, pl_module: LightningModule) -> dict[Tensor, str]:
+        if not (self._run and self.overlaps_weight_decay and self.strength):
+            return {}
+        return dict.fromkeys(self.chosen(), f"{self._run.name} {self.strength:g}")
+
     def aim_at(self, quota: Callable[[int], float]) -> None:
         """Until `fit` ends, be as strong in each step as makes a share `quota(step)` of all units zero."""
         if self._run is not None:
@@ -128,6 +134,7 @@ class Penalty(DuringFit[Run], Formula):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
         if self._run is None:  # a tuner trains for a moment before `on_fit_start` of the callbacks after it
             return
         refuse_optimizers(trainer, type(self).__name__, self.mode)

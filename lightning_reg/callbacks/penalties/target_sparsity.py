@@ -118,6 +118,7 @@ class TargetSparsity(DuringFit[Aim]):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
         if self._run is None:  # a tuner trains for a moment before `on_fit_start`
             return
         self._run.factor = resolve(self.schedule or Cosine(0.0, 1.0, 0.5), state.total_ticks(trainer, pl_module))

@@ -243,7 +243,7 @@ def test_numbers_that_nobody_reads_are_not_computed(fit, tmp_path):
         ({"metrics": {"norm": len}}, TypeError, "`metrics` must be a mapping from names to torchmetrics.Metric"),
         ({"metrics": {}}, ValueError, "`metrics` must hold at least one metric"),
         ({"metrics": {"a/b": WeightNorm()}}, ValueError, "`metrics` must have names of letters, .* got 'a/b'"),
-        ({"metrics": {"penalty": WeightNorm()}}, ValueError, "none of dropout, .* got 'penalty'"),
+        ({"metrics": {"penalty": WeightNorm()}}, ValueError, "none of decay_ratio, .* got 'penalty'"),
         ({"metrics": {1: WeightNorm()}}, ValueError, "`metrics` must have names of letters, .* got 1"),
         ({"select": 3}, TypeError, "`include` must be a glob or a list of globs"),
         ({"per_layer": 3}, TypeError, "`include` must be a glob or a list of globs"),
