@@ -6,7 +6,7 @@ from typing import Any, final, get_args
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
@@ -17,8 +17,8 @@ from lightning_reg import _checks
 from lightning_reg.callbacks.dropout.sampler import Sampler
 from lightning_reg.callbacks.dropout.sites import all_sites
 from lightning_reg.callbacks.dropout.source import functional_dropouts
+from lightning_reg.callbacks.trainer.during_fit import DuringFit
 from lightning_reg.callbacks.trainer.nested import map_tensors, tensors_in
-from lightning_reg.callbacks.trainer.settings import call_of
 from lightning_reg.ensemble import EnsemblePrediction, summarize_predictions
 from lightning_reg.ensemble.averages import Aggregate
 from lightning_reg.tensorboard import tags
@@ -28,7 +28,7 @@ _DEAD = "Dropout by `F.dropout` stays off in evaluation, too. Use dropout module
 
 
 @final
-class MonteCarloDropout(Callback):
+class MonteCarloDropout(DuringFit[Callable[[], None]]):
     r"""Predict and test with dropout active: the mean and the spread over `num_samples` masks.
 
     The mean is :math:`\bar p = \frac1n \sum_i p_i`, the entropy :math:`H(\bar p)`, all uncertainty, and the mutual
@@ -70,6 +70,8 @@ class MonteCarloDropout(Callback):
 
     """
 
+    stages = frozenset({"predict", "test"})
+
     def __init__(
         self,
         num_samples: int = 20,
@@ -93,12 +95,7 @@ class MonteCarloDropout(Callback):
             raise TypeError(msg)
         self.dim = dim
         self._runs = 0
-        self._undo: Callable[[], None] | None = None
         self._calls = 0
-
-    @override
-    def __repr__(self) -> str:
-        return call_of(self)
 
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -145,22 +142,19 @@ class MonteCarloDropout(Callback):
 
     @override
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._restore()
+        self._end(trainer)
 
     @override
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._restore()
+        self._end(trainer)
 
     @override
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._restore()
-
-    @override
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._restore()
+    def end_run(self, trainer: Trainer, run: Callable[[], None] | None) -> None:
+        if run is not None:
+            run()
 
     def _replace(self, trainer: Trainer, pl_module: LightningModule, name: str, finish: Callable[[Any], Any]) -> None:
-        """Make the method `name` of the module return `finish` of its samples, until `_restore`."""
+        """Make the method `name` of the module return `finish` of its samples during this stage."""
         sites = all_sites(pl_module)
         if not any(site.base for site in sites):
             msg = (
@@ -199,12 +193,7 @@ class MonteCarloDropout(Callback):
                 vars(pl_module)[name] = before
 
         vars(pl_module)[name] = sampled
-        self._undo = undo
-
-    def _restore(self) -> None:
-        if self._undo is not None:
-            self._undo()
-        self._undo = None
+        self._run = undo
 
     def _summary(self, samples: Tensor) -> EnsemblePrediction:
         if self.softmax:
