@@ -86,14 +86,8 @@ class MonteCarloDropout(DuringFit[Callable[[], None]]):
         self.aggregate: Aggregate = aggregate
         _checks.one_of("aggregate", aggregate, get_args(Aggregate))
         self.seed = seed if seed is None else _checks.count("seed", seed, 0)
-        if not isinstance(softmax, bool):
-            msg = f"`softmax` must be True or False, got {softmax!r}."
-            raise TypeError(msg)
-        self.softmax = softmax
-        if isinstance(dim, bool) or not isinstance(dim, int):
-            msg = f"`dim` must be an int, got {dim!r}."
-            raise TypeError(msg)
-        self.dim = dim
+        self.softmax = _checks.boolean("softmax", softmax)
+        self.dim = _checks.integer("dim", dim)
         self._runs = 0
         self._calls = 0
 

@@ -88,7 +88,8 @@ class DropoutScheduler(DuringFit[Run]):
         self.schedule = schedule
         as_module_select(select)
         self.select = select
-        if not all(isinstance(name, str) for name in _listed(attribute)):
+        names = _listed(attribute)
+        if not _checks.is_list(names) or not all(isinstance(name, str) for name in names):
             msg = f"`attribute` must be the name of an attribute, or a list of names, got {attribute!r}."
             raise TypeError(msg)
         self.attribute = attribute

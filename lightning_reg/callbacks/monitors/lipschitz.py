@@ -85,9 +85,8 @@ class LipschitzMonitor(Monitor[Run]):
         self.every_n_epochs = _checks.count("every_n_epochs", every_n_epochs, 1)
         self.every_n_steps = _checks.count("every_n_steps", every_n_steps, 1)
         self.samples = _checks.count("samples", samples, 1)
-        if input_transform is not None and not callable(input_transform):
-            msg = f"`input_transform` must be a function of a batch or None, got {input_transform!r}."
-            raise TypeError(msg)
+        if input_transform is not None:
+            _checks.function("input_transform", input_transform, "a function of a batch or None")
         self.input_transform = input_transform
         self.prog_bar = _checks.boolean("prog_bar", prog_bar)
         self.layout = _checks.boolean("layout", layout)

@@ -93,6 +93,9 @@ class RegularizationMonitor(Monitor[Run]):
         self.metrics = None if metrics is None else _checked(metrics)
         as_select(select)
         self.select = select
+        if per_layer is None:
+            msg = "`per_layer` must be True, False, 'auto' or a selection, got None."
+            raise TypeError(msg)
         if not isinstance(per_layer, bool):
             as_select(per_layer)
         self.per_layer = per_layer

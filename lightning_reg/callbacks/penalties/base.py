@@ -15,6 +15,7 @@ from lightning_reg.callbacks.penalties.formula import Formula
 from lightning_reg.callbacks.penalties.proximal_step import fill_gradients, shrink
 from lightning_reg.callbacks.penalties.quota import strength_for
 from lightning_reg.callbacks.penalties.refusals import (
+    refuse_large_strength,
     refuse_missing_operator,
     refuse_mode,
     refuse_optimizers,
@@ -64,8 +65,8 @@ class Penalty(DuringFit[Run], Formula):
 
     Raises:
         TypeError: If an argument is of the wrong kind.
-        ValueError: If an argument is out of range; when training starts, if a pattern of `select` matches nothing, or a
-            share is asked for of a run without a known length.
+        ValueError: If an argument is out of range; when training starts, if a pattern of `select` matches nothing,
+            `strength` is infinite in the precision of a weight, or a share is asked for of a run of unknown length.
         MisconfigurationException: When training starts, if the penalty can't work with this way of training.
 
     Example:
@@ -138,6 +139,7 @@ class Penalty(DuringFit[Run], Formula):
         if self._run is None:  # a tuner trains for a moment before `on_fit_start` of the callbacks after it
             return
         refuse_optimizers(trainer, type(self).__name__, self.mode)
+        refuse_large_strength(type(self).__name__, self.strength, self._run.targets.of(trainer.optimizers))
         if self.schedule is not None:
             self._run.schedule = resolve(self.schedule, state.total_ticks(trainer, pl_module))
         runs = [(penalty, run) for penalty in _penalties(trainer) if (run := penalty.run)]

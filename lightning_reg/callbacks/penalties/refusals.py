@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.functional.proximal.step_size import find_rule, known_optimizers
 from lightning_reg.functional.tensors.shards import has_dtensors
+from lightning_reg.functional.tensors.weights import check_fits
 
 
 def refuse_mode(trainer: Trainer, pl_module: LightningModule, name: str, mode: str, *, elementwise: bool) -> None:
@@ -66,6 +67,11 @@ def _refuse_unknown_step_sizes(trainer: Trainer, name: str) -> None:
                 ' or use another optimizer, or mode="grad".'
             )
             raise MisconfigurationException(msg)
+
+
+def refuse_large_strength(name: str, strength: float, weights: Sequence[Tensor]) -> None:
+    """Raise if `strength` is infinite in the precision of the weights, and the term of a zero weight no number."""
+    check_fits(f"{name}.strength", strength, weights)
 
 
 def refuse_shared_weights(weights: Mapping[str, Sequence[Tensor]]) -> None:
