@@ -161,6 +161,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Argument]]] = {
             "per_layer": replace(without(SELECT, "None"), also=("True", "'False'")),
             "histograms": boolean(False),
             "every_n_epochs": good(1),
+            "updates": boolean(False),
             "layout": boolean(False),
             "hparams": boolean(False),
         },

@@ -35,7 +35,7 @@ class Run:
     """What the optimizer step at hand has taken from weights, for each parameter group."""
     first_step: bool = True
     _copies: dict[Tensor, Tensor] = field(default_factory=dict)
-    """For "cautious" decay: memory for weights before an update. It is kept, since new memory costs more than a copy."""
+    """For "cautious" decay: memory for weights before an update, kept, since new memory costs more than a copy."""
     _waiting: list[tuple[list[Tensor], list[Tensor], NumberOrTensor]] = field(default_factory=list)
     """For "cautious" decay: weights, what they were before the update at hand, and the share that is to be taken."""
 
