@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, final, get_args
 
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -16,6 +15,7 @@ from lightning_reg.callbacks.decay.run import Run
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
 from lightning_reg.callbacks.trainer.loggers import log
+from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
 from lightning_reg.callbacks.trainer.plan import publish
 from lightning_reg.callbacks.trainer.refusals import refuse_strategy, refuse_unless_listed_once
 from lightning_reg.callbacks.trainer.step_hooks import AroundSteps

@@ -3,9 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, final, get_args
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from lightning_reg import _checks
@@ -14,6 +11,7 @@ from lightning_reg.callbacks.dropout.sites import Site, depths, select_sites
 from lightning_reg.callbacks.dropout.source import functional_dropouts
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
+from lightning_reg.callbacks.trainer.packages import LightningModule, MisconfigurationException, Trainer, rank_zero_warn
 from lightning_reg.callbacks.trainer.plan import publish
 from lightning_reg.callbacks.trainer.refusals import refuse_unless_listed_once
 from lightning_reg.schedules import Schedule, resolve

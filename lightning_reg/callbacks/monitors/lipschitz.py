@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any, Self, final
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
 
 from lightning_reg import _checks
@@ -13,6 +11,7 @@ from lightning_reg.callbacks.monitors.lipschitz_run import Found, Run
 from lightning_reg.callbacks.monitors.lipschitz_target import InputTransform, find_target
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.loggers import log_for_callbacks, write_scalars
+from lightning_reg.callbacks.trainer.packages import LightningModule, MisconfigurationException, Trainer
 from lightning_reg.tensorboard import tags
 
 

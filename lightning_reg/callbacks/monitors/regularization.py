@@ -4,9 +4,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Self, final
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torchmetrics import Metric
 from typing_extensions import override
@@ -20,6 +17,7 @@ from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.decays import shares_by_optimizers
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
 from lightning_reg.callbacks.trainer.loggers import log_for_callbacks
+from lightning_reg.callbacks.trainer.packages import LightningModule, MisconfigurationException, Trainer, rank_zero_info
 from lightning_reg.functional.tensors.chunks import NumberOrTensor
 from lightning_reg.metrics import Sparsity, SpectralNorm, WeightNorm
 from lightning_reg.metrics.reading import layer_name

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from lightning.pytorch import Trainer
 from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_reg.callbacks.monitors.updates import Moved, Updates
 from lightning_reg.callbacks.trainer.loggers import prefixed, tensorboard_writers, write_scalars
+from lightning_reg.callbacks.trainer.packages import Trainer
 from lightning_reg.functional.spectral.layers import Layer
 from lightning_reg.functional.tensors.shards import whole
 from lightning_reg.metrics.base import measure

@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -29,6 +28,7 @@ from lightning_reg.callbacks.penalties.run import Ledger, Run
 from lightning_reg.callbacks.penalties.targets import Targets, add_scaled
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
+from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
 from lightning_reg.callbacks.trainer.plan import publish
 from lightning_reg.callbacks.trainer.refusals import refuse_strategy, refuse_unless_listed_once
 from lightning_reg.callbacks.trainer.settings import log_name

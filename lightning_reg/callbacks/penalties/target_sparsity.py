@@ -4,8 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
 
 from lightning_reg import _checks
@@ -14,6 +12,7 @@ from lightning_reg.callbacks.penalties.formula import Formula
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
 from lightning_reg.callbacks.trainer.loggers import log
+from lightning_reg.callbacks.trainer.packages import LightningModule, MisconfigurationException, Trainer
 from lightning_reg.functional.penalties.counts import sparsity
 from lightning_reg.schedules import Cosine, Schedule, resolve
 from lightning_reg.schedules.base import check_schedule

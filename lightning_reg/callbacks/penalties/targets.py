@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_reg.callbacks.trainer.packages import rank_zero_warn
 from lightning_reg.functional.tensors.shards import as_placed, has_dtensors
 from lightning_reg.selection.weights import Selection
 

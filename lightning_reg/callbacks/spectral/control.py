@@ -5,8 +5,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -16,6 +14,7 @@ from lightning_reg.callbacks.penalties.base import Penalty
 from lightning_reg.callbacks.spectral.weights import refuse_weights
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
+from lightning_reg.callbacks.trainer.packages import LightningModule, MisconfigurationException, Trainer
 from lightning_reg.callbacks.trainer.plan import Plan, publish
 from lightning_reg.callbacks.trainer.refusals import refuse_hidden_weights, refuse_strategy, refuse_unless_listed_once
 from lightning_reg.callbacks.trainer.step_hooks import AroundSteps

@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
 from lightning_reg.callbacks.trainer.plan import Plan, publish
 from lightning_reg.selection import Weight, named_weights
 from lightning_reg.tensorboard import tags

@@ -4,14 +4,12 @@ import weakref
 from collections.abc import Mapping
 from typing import Any, ClassVar, Generic, TypeVar
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.decays import show_decays
+from lightning_reg.callbacks.trainer.packages import Callback, LightningModule, MisconfigurationException, Trainer
 from lightning_reg.callbacks.trainer.settings import call_of
 from lightning_reg.functional.tensors.chunks import NumberOrTensor
 
@@ -65,7 +63,7 @@ class DuringFit(Callback, Generic[RunT]):
             return
         other = self._trainer() if self._trainer is not None else None
         # Another one whose hooks never ran, because those of a callback before had raised, is running no more.
-        if other is not None and other is not trainer and other.state.status == TrainerStatus.RUNNING:
+        if other is not None and other is not trainer and other.state.status == "running":
             msg = (
                 f"{self!r} is in another Trainer that is running, and what it knows of that run would be lost."
                 " Make one callback for each Trainer, or copy it: `copy.deepcopy(callback)`."

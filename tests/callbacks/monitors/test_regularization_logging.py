@@ -98,6 +98,7 @@ def test_two_fits_of_one_monitor_are_two_runs(trainer_of, tmp_path):
         assert list(scalars(tmp_path / "lightning_logs" / f"version_{version}")["reg/weight_norm"]) == [0, 13]
 
 
+@pytest.mark.twin
 def test_summary_numbers_are_for_callbacks_and_those_of_layers_are_not(trainer_of, tmp_path):
     checkpoint = ModelCheckpoint(tmp_path, monitor="reg/weight_norm", filename="{epoch}")
     stopping = EarlyStopping("reg/sparsity", patience=2, check_on_train_epoch_end=True)
@@ -122,6 +123,7 @@ def test_summary_numbers_are_for_callbacks_and_those_of_layers_are_not(trainer_o
     assert checkpoint.best_model_path
 
 
+@pytest.mark.twin
 def test_every_other_logger_gets_the_numbers_through_log_metrics(fit, tmp_path):
     class Own(Logger):
         name, version, written = "own", 0, []
