@@ -13,6 +13,7 @@ from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.loggers import log
 from lightning_reg.callbacks.trainer.plan import Plan
 from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
+from lightning_reg.callbacks.trainer.unseen_steps import UnseenSteps
 from lightning_reg.selection.weights import Selection
 from lightning_reg.tensorboard import tags
 
@@ -59,6 +60,9 @@ class Run:
     acts_at_step: bool
     """Whether the term acts at the optimizer step (its gradient right before, or its operator right after), instead of
     through the loss."""
+    shows_gradients: bool
+    """Whether `.grad` holds the gradient of the batches so far between two batches of one step, too."""
+    unseen: UnseenSteps
     schedule: Callable[[int], float] | None = None
     """The user's, with durations in ticks."""
     pending: float = 0.0
@@ -66,8 +70,6 @@ class Run:
     share: float = 0.0
     """Share of the optimizer step that is about to be taken."""
     first_step: bool = True
-    has_run_backward: bool = False
-    has_stepped: bool = False
     ledger: Ledger = field(default_factory=Ledger)
     quota: Callable[[int], float] | None = None
     """Which share of weights, or groups, the penalty has to make zero at a step, instead of having a strength."""
@@ -75,6 +77,20 @@ class Run:
     """What that took in the last step."""
     hooks: AroundSteps | None = None
     """What takes proximal steps after those of the optimizers."""
+
+    def forget(self) -> None:
+        """Begin the coming step anew: the gradients of its batches so far are gone."""
+        self.pending = 0.0
+        self.ledger.clear()
+
+    def take_share(self, *, automatic: bool) -> float:
+        """Return, once, which share of a full gradient the step has that has just been taken.
+
+        A step that Lightning has not announced has the shares of the backward passes before it.
+        """
+        share = (self.share or self.pending) if automatic else 1.0
+        self.share = self.pending = 0.0
+        return share
 
     def factor(self, tick: int) -> float:
         """Return the factor on the strength at `tick`."""
