@@ -1,4 +1,4 @@
-"""The penalties. Each is a formula; how it reaches the weights is the matter of `Penalty`."""
+"""The group lasso as a penalty: whole units go to zero together."""
 
 from collections.abc import Callable, Sequence
 from typing import final
