@@ -18,7 +18,8 @@ from lightning_reg.callbacks.trainer.loggers import log
 from lightning_reg.callbacks.trainer.plan import publish
 from lightning_reg.callbacks.trainer.refusals import refuse_strategy, refuse_unless_listed_once
 from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
-from lightning_reg.schedules import Schedule, resolve
+from lightning_reg.callbacks.trainer.timetable import Timetable
+from lightning_reg.schedules import Schedule
 from lightning_reg.schedules.base import check_schedule
 from lightning_reg.selection import Select, as_select, named_weights, select_weights
 from lightning_reg.tensorboard import tags
@@ -129,7 +130,7 @@ class WeightDecay(DuringFit[Run]):
         refuse_second_decay(trainer.optimizers, {weight.parameter: weight.name for weight in run.selection.chosen})
         refuse_shared_weights([(decay, other.selection) for decay in _decays(trainer) if (other := decay.run)])
         if self.schedule is not None:
-            run.schedule = resolve(self.schedule, state.total_ticks(trainer, pl_module))
+            run.schedule = Timetable(self.schedule, trainer, pl_module)
         run.restore(self._saved)
         run.steps = run.steps or AroundSteps(
             lambda _: run.after_update(), partial(_shrink, run, trainer, pl_module), innermost=True

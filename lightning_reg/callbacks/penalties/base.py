@@ -33,10 +33,11 @@ from lightning_reg.callbacks.trainer.plan import publish
 from lightning_reg.callbacks.trainer.refusals import refuse_strategy, refuse_unless_listed_once
 from lightning_reg.callbacks.trainer.settings import log_name
 from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
+from lightning_reg.callbacks.trainer.timetable import Timetable
 from lightning_reg.callbacks.trainer.unseen_steps import UnseenSteps
 from lightning_reg.functional.penalties.counts import check_dim
 from lightning_reg.functional.tensors.shards import has_dtensors
-from lightning_reg.schedules import Schedule, resolve
+from lightning_reg.schedules import Schedule
 from lightning_reg.schedules.base import check_schedule
 from lightning_reg.selection import Select, as_select, named_weights, select_weights
 
@@ -138,7 +139,7 @@ class Penalty(DuringFit[Run], Formula):
             return
         refuse_optimizers(trainer, type(self).__name__, self.mode)
         if self.schedule is not None:
-            self._run.schedule = resolve(self.schedule, state.total_ticks(trainer, pl_module))
+            self._run.schedule = Timetable(self.schedule, trainer, pl_module)
         runs = [(penalty, run) for penalty in _penalties(trainer) if (run := penalty.run)]
         if self is runs[-1][0]:
             _begin(trainer, runs)
