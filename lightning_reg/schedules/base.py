@@ -14,7 +14,10 @@ class UnknownLengthError(ValueError):
 
     def __init__(self, share: float) -> None:
         self.fact = f"A duration of {share:g} is a share of the run, but this run has no known length."
-        super().__init__(f"{self.fact} Give the duration as an int (ticks), or resolve it for a finite length.")
+        super().__init__(
+            f"{self.fact} Give the duration as an int (ticks), or limit the run: `max_epochs`, or, with automatic"
+            " optimization, `max_steps`."
+        )
 
 
 def check_duration(name: str, value: object) -> None:
