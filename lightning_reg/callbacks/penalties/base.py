@@ -1,7 +1,6 @@
 """The abstract penalty: how a term of the objective reaches the weights, with one strength in every way of training."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -11,6 +10,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_reg import _checks
+from lightning_reg.callbacks.penalties.company import begin_together, follow_steps
 from lightning_reg.callbacks.penalties.dropped import reaches
 from lightning_reg.callbacks.penalties.formula import Formula
 from lightning_reg.callbacks.penalties.proximal_step import fill_gradients, shrink
@@ -20,19 +20,14 @@ from lightning_reg.callbacks.penalties.refusals import (
     refuse_mode,
     refuse_optimizers,
     refuse_sharded_loss,
-    refuse_shared_weights,
-    warn_of_averaging,
-    warn_of_weight_decay,
 )
 from lightning_reg.callbacks.penalties.run import Ledger, Run
 from lightning_reg.callbacks.penalties.targets import Targets, add_scaled
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
 from lightning_reg.callbacks.trainer.held_weights import HeldWeights, has_gradient
-from lightning_reg.callbacks.trainer.plan import publish
 from lightning_reg.callbacks.trainer.refusals import refuse_strategy, refuse_unless_listed_once
 from lightning_reg.callbacks.trainer.settings import log_name
-from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
 from lightning_reg.callbacks.trainer.timetable import Timetable
 from lightning_reg.callbacks.trainer.unseen_steps import UnseenSteps
 from lightning_reg.functional.penalties.counts import check_dim
@@ -140,9 +135,9 @@ class Penalty(DuringFit[Run], Formula):
         refuse_optimizers(trainer, type(self).__name__, self.mode)
         if self.schedule is not None:
             self._run.schedule = Timetable(self.schedule, trainer, pl_module)
-        runs = [(penalty, run) for penalty in _penalties(trainer) if (run := penalty.run)]
-        if self is runs[-1][0]:
-            _begin(trainer, runs)
+        penalties = [penalty for penalty in _penalties(trainer) if penalty.run]
+        if self is penalties[-1]:
+            begin_together(trainer, penalties)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -153,7 +148,7 @@ class Penalty(DuringFit[Run], Formula):
             refuse_optimizers(trainer, type(self).__name__, self.mode)
             run.unseen.remember(run.targets.of(trainer.optimizers))
             if self.mode == "proximal":
-                _follow_steps(trainer, pl_module)
+                follow_steps(trainer, pl_module, _penalties(trainer))
         # Now, because manual optimization then freezes one network after the other (`toggle_optimizer`).
         if not pl_module.automatic_optimization:
             self._record(trainer, pl_module)
@@ -234,6 +229,9 @@ class Penalty(DuringFit[Run], Formula):
         if run.quota and share and weights:
             needed = strength_for(run.quota(tick), self.vanishing_strengths, optimizer, weights, self.unit_dim)
             run.strength = strength = (needed / share).clamp(min=strength)
+        else:
+            strongest = self.strength * run.largest_factor(tick)
+            run.rounded_away.measure(self.proximal, optimizer, weights, strongest, elementwise=self.elementwise)
         if share and weights and (isinstance(strength, Tensor) or strength):  # reading a tensor would wait for it
             shrink(self.proximal, optimizer, weights, strength * share, elementwise=self.elementwise)
 
@@ -249,6 +247,8 @@ class Penalty(DuringFit[Run], Formula):
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         run = self._run
+        if run:
+            run.rounded_away.warn(type(self).__name__)
         if run and run.acts_at_step:
             run.unseen.refuse({optimizer: run.targets.of([optimizer]) for optimizer in trainer.optimizers})
 
@@ -279,34 +279,3 @@ class Penalty(DuringFit[Run], Formula):
 
 def _penalties(trainer: Trainer) -> list[Penalty]:
     return state.callbacks_of(trainer, Penalty)  # type: ignore[type-abstract]  # mypy wants no abstract class here
-
-
-def _begin(trainer: Trainer, runs: Sequence[tuple[Penalty, Run]]) -> None:
-    """Warn of doubtful settings, and show the plan."""
-    optimizers = trainer.optimizers
-    warn_of_weight_decay(
-        {
-            type(penalty).__name__: run.targets.settings(optimizers, "weight_decay")
-            for penalty, run in runs
-            if penalty.overlaps_weight_decay and penalty.strength
-        }
-    )
-    plans = [run.plan(repr(penalty), f"{run.name} {penalty.strength:g}", optimizers) for penalty, run in runs]
-    publish(trainer, plans)
-    proximal = [(penalty, run) for penalty, run in runs if penalty.mode == "proximal"]
-    if not proximal:
-        return
-    warn_of_averaging(trainer)
-    refuse_shared_weights(
-        {run.name: run.targets.of(optimizers) for penalty, run in proximal if not penalty.exact_in_any_company}
-    )
-
-
-def _follow_steps(trainer: Trainer, pl_module: LightningModule) -> None:
-    """Have the proximal steps of all penalties follow those of the optimizers, in the order that is exact."""
-    proximal = [penalty for penalty in _penalties(trainer) if penalty.mode == "proximal"]
-    for penalty in sorted(proximal, key=lambda penalty: not penalty.exact_in_any_company):
-        if (run := penalty.run) is not None:
-            after = partial(penalty.after_update, trainer, pl_module)
-            run.hooks = run.hooks or AroundSteps(after, penalty.before_update)
-            run.hooks.add(trainer.optimizers)

@@ -8,11 +8,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_reg import _checks
+from lightning_reg.callbacks.penalties.rounding import RoundedAway
 from lightning_reg.callbacks.penalties.targets import Targets
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.loggers import log
 from lightning_reg.callbacks.trainer.plan import Plan
 from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
+from lightning_reg.callbacks.trainer.timetable import Timetable
 from lightning_reg.callbacks.trainer.unseen_steps import UnseenSteps
 from lightning_reg.selection.weights import Selection
 from lightning_reg.tensorboard import tags
@@ -63,7 +65,7 @@ class Run:
     shows_gradients: bool
     """Whether `.grad` holds the gradient of the batches so far between two batches of one step, too."""
     unseen: UnseenSteps
-    schedule: Callable[[int], float] | None = None
+    schedule: Timetable | None = None
     """The user's, with durations in ticks."""
     pending: float = 0.0
     """Share of the coming optimizer step whose backward passes have run, but whose gradient is not yet added."""
@@ -75,6 +77,7 @@ class Run:
     """Which share of weights, or groups, the penalty has to make zero at a step, instead of having a strength."""
     strength: Tensor | None = None
     """What that took in the last step."""
+    rounded_away: RoundedAway = field(default_factory=RoundedAway)
     hooks: AroundSteps | None = None
     """What takes proximal steps after those of the optimizers."""
 
@@ -95,6 +98,10 @@ class Run:
     def factor(self, tick: int) -> float:
         """Return the factor on the strength at `tick`."""
         return 1.0 if self.schedule is None else _checks.non_negative(f"schedule({tick})", self.schedule(tick))
+
+    def largest_factor(self, tick: int) -> float:
+        """Return the largest factor on the strength, as far as it can be known at `tick`."""
+        return self.factor(tick) if self.schedule is None else max(self.factor(tick), self.schedule.peak)
 
     def plan(self, settings: str, action: str, optimizers: Sequence[Optimizer]) -> Plan:
         """Return what happens to each weight: `action` if it is chosen."""

@@ -7,7 +7,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_reg.callbacks.trainer import state
-from lightning_reg.schedules import resolve
+from lightning_reg.schedules import Schedule, resolve
 from lightning_reg.schedules.base import UnknownLengthError
 
 
@@ -51,6 +51,12 @@ class Timetable:
         if self._trainer.num_training_batches != self._batches:
             self._follow_length()
         return self.resolved(tick)
+
+    @property
+    def peak(self) -> float:
+        """The largest value of the run, as far as can be known beforehand; else 0."""
+        bounds = self.resolved.bounds(self.total) if isinstance(self.resolved, Schedule) else None
+        return 0.0 if bounds is None else bounds[1]
 
     def _follow_length(self) -> None:
         """Warn, once, if the data have grown so that shares of the run would be other ticks."""
