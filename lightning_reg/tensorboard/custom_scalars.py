@@ -46,7 +46,7 @@ def layout(prefix: str = "") -> Layout:
             "Loss and penalties": lines("(train(ing)?[/_.])?loss(_step)?", f"{tags.PENALTY}(/.*)?"),
             "Penalty share": lines(tags.PENALTY_RATIO),
             "Sparsity": lines(
-                tags.overall("sparsity"), tags.over_layers("sparsity", "max"), f"{tags.TARGET_SPARSITY}/target"
+                tags.overall("sparsity"), tags.over_layers("sparsity", "max"), rf"{tags.TARGET_SPARSITY}(-\d+)?/target"
             ),
             "Norms": lines(tags.overall("weight_norm"), tags.over_layers("spectral_norm", "max")),
             "Dropout": lines(tags.DROPOUT),

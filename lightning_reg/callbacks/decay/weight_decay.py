@@ -19,8 +19,9 @@ from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
 from lightning_reg.callbacks.trainer.plan import publish
 from lightning_reg.callbacks.trainer.refusals import refuse_strategy, refuse_unless_listed_once
 from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
+from lightning_reg.callbacks.trainer.timetable import Timetable
 from lightning_reg.functional.tensors.chunks import NumberOrTensor
-from lightning_reg.schedules import Schedule, resolve
+from lightning_reg.schedules import Schedule
 from lightning_reg.schedules.base import check_schedule
 from lightning_reg.selection import Select, as_select, named_weights, select_weights
 from lightning_reg.tensorboard import tags
@@ -132,7 +133,7 @@ class WeightDecay(DuringFit[Run]):
         refuse_second_decay(trainer.optimizers, {weight.parameter: weight.name for weight in run.selection.chosen})
         refuse_shared_weights([(decay, other.selection) for decay in _decays(trainer) if (other := decay.run)])
         if self.schedule is not None:
-            run.schedule = resolve(self.schedule, state.total_ticks(trainer, pl_module))
+            run.schedule = Timetable(self.schedule, trainer, pl_module)
         run.restore(self._saved)
         run.steps = run.steps or AroundSteps(
             lambda _: run.after_update(), partial(_shrink, run, trainer, pl_module), innermost=True

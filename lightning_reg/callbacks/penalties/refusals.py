@@ -117,16 +117,6 @@ def refuse_sharded_loss(loss: Tensor, name: str) -> None:
         raise MisconfigurationException(msg)
 
 
-def refuse_unseen_steps(name: str, *, has_stepped: bool) -> None:
-    """Raise if backward passes have run, but Lightning has announced no optimizer step."""
-    if not has_stepped:
-        msg = (
-            f"{name} has seen no optimizer step, so it had no effect. Step through Lightning's optimizers:"
-            " `self.optimizers()`, not `self.optimizers(use_pl_optimizer=False)` or `optimizer.optimizer`."
-        )
-        raise MisconfigurationException(msg)
-
-
 def warn_of_weight_decay(decays: Mapping[str, Sequence[float]]) -> None:
     """Warn if the optimizer's own decay acts on weights that penalties shrink in the same way.
 

@@ -95,6 +95,11 @@ def unscaled_loss(trainer: Trainer, loss: Tensor) -> Tensor:
     return data_loss / scale_loss(trainer, torch.ones_like(data_loss))
 
 
+def may_skip_steps(trainer: Trainer) -> bool:
+    """Tell whether a step that Lightning announces may not come, because gradients are not finite (fp16)."""
+    return getattr(trainer.precision_plugin, "scaler", None) is not None
+
+
 def gradient_scale(trainer: Trainer, optimizer: Optimizer) -> Tensor | None:
     """Return the factor that this optimizer's gradients still carry before its step; `None` for none.
 
