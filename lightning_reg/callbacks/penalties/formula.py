@@ -6,9 +6,9 @@ from functools import partial
 from typing import ClassVar
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lightning_reg.callbacks.trainer.packages import rank_zero_warn
 from lightning_reg.functional.tensors.shards import local_parts, sum_over_shards, whole
 
 
@@ -47,6 +47,10 @@ class Formula(ABC):
 
         """
         raise NotImplementedError
+
+    def proximal_of(self, weights: list[Tensor]) -> Callable[[list[Tensor], list[float | Tensor]], None]:
+        """Return `proximal` for copies of `weights`: what it has to know of weights cannot be told from copies."""
+        return self.proximal
 
     def vanishing_strengths(self, weights: list[Tensor], step_sizes: Sequence[float | Tensor]) -> list[Tensor]:
         """Return for each weight the least strength at which `proximal` makes its entries, or groups, zero.

@@ -1,4 +1,4 @@
-"""The group lasso: a formula; how it reaches the weights is the matter of `Penalty`."""
+"""The group lasso as a penalty: whole units go to zero together."""
 
 from collections.abc import Callable, Sequence
 from typing import final
@@ -58,10 +58,7 @@ class GroupLassoPenalty(Penalty):
         schedule: Schedule | Callable[[int], float] | None = None,
     ) -> None:
         super().__init__(strength, select=select, mode=mode, schedule=schedule)
-        if _checks.dimension("dim", dim) is None:
-            msg = "`dim` must be an int, got None."
-            raise TypeError(msg)
-        self.dim = dim
+        self.dim = _checks.integer("dim", dim)
 
     @override
     def penalty(self, weights: Sequence[Tensor]) -> Tensor:
@@ -79,8 +76,17 @@ class GroupLassoPenalty(Penalty):
 
     @override
     def proximal(self, weights: list[Tensor], factors: list[float | Tensor]) -> None:
-        for dim, own in self._by_dim(weights).items():
-            group_soft_threshold([weights[i] for i in own], [factors[i] for i in own], dim=dim, inplace=True)
+        self.proximal_of(weights)(weights, factors)
+
+    @override
+    def proximal_of(self, weights: list[Tensor]) -> Callable[[list[Tensor], list[float | Tensor]], None]:
+        positions = self._by_dim(weights)
+
+        def shrink(copies: list[Tensor], factors: list[float | Tensor]) -> None:
+            for dim, own in positions.items():
+                group_soft_threshold([copies[i] for i in own], [factors[i] for i in own], dim=dim, inplace=True)
+
+        return shrink
 
     @override
     def vanishing_strengths(self, weights: list[Tensor], step_sizes: Sequence[float | Tensor]) -> list[Tensor]:

@@ -2,11 +2,10 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -16,9 +15,12 @@ from lightning_reg.callbacks.penalties.base import Penalty
 from lightning_reg.callbacks.spectral.weights import refuse_weights, weights_of_layers
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
+from lightning_reg.callbacks.trainer.held_weights import HeldWeights
+from lightning_reg.callbacks.trainer.packages import LightningModule, MisconfigurationException, Trainer
 from lightning_reg.callbacks.trainer.plan import Plan, describe, publish
 from lightning_reg.callbacks.trainer.refusals import refuse_hidden_weights, refuse_strategy, refuse_unless_listed_once
 from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
+from lightning_reg.callbacks.trainer.unseen_steps import UnseenSteps
 from lightning_reg.selection import Select, Selection, Weight, as_select, named_weights, select_weights
 from lightning_reg.tensorboard import tags
 
@@ -51,27 +53,40 @@ class Run:
     selection: Selection
     engine: Engine
     steps: AroundSteps
+    unseen: UnseenSteps
+    held: HeldWeights
     waiting: list[Weight]
     """Those that have not been trained so far."""
 
-    def plan(self, settings: str, action: Callable[[Weight], str]) -> Plan:
+    def plan(self, settings: str, action: Callable[[Weight], str], optimizers: Sequence[Optimizer]) -> Plan:
         """Return what happens to each weight."""
+        held = self.held.of(optimizers)
         return Plan(
             settings,
             shapes={weight.name: describe(weight) for weight in self.selection.weights},
             actions={
-                weight.name: action(weight) + ("" if weight.parameter.requires_grad else " (not trained at the moment)")
+                weight.name: action(weight) + ("" if _is_trained(weight, held) else " (not trained at the moment)")
                 for weight in self.selection.chosen
             },
             left_out=self.selection.left_out,
         )
 
-    def take_over(self, saved: State) -> None:
+    def take_over(self, saved: State, optimizers: Sequence[Optimizer]) -> None:
         """Take the weights under control that are trained now, for the first time."""
-        trained = [weight for weight in self.waiting if weight.parameter.requires_grad]
+        held = self.held.of(optimizers)
+        trained = [weight for weight in self.waiting if _is_trained(weight, held)]
         if trained:
-            self.waiting = [weight for weight in self.waiting if not weight.parameter.requires_grad]
+            self.waiting = [weight for weight in self.waiting if not _is_trained(weight, held)]
             self.engine.start(trained, saved)
+
+    def of(self, optimizer: Optimizer) -> list[Tensor]:
+        """Return the chosen weights among the parameters of `optimizer`."""
+        held = self.held.of([optimizer])
+        return [weight.parameter for weight in self.selection.chosen if weight.parameter in held]
+
+
+def _is_trained(weight: Weight, held: AbstractSet[Tensor]) -> bool:
+    return weight.parameter.requires_grad and weight.parameter in held
 
 
 class SpectralControl(DuringFit[Run], ABC):
@@ -118,30 +133,53 @@ class SpectralControl(DuringFit[Run], ABC):
     def make_run(self, trainer: Trainer, pl_module: LightningModule) -> Run:
         # Not later: FSDP2 replaces parameters once a forward pass has run, and the sanity check runs one.
         selection = weights_of_layers(select_weights(named_weights(pl_module), as_select(self.select)), self.select)
-        refuse_weights(selection.chosen, type(self).__name__)
-        return self._run_on(selection)
+        run = self._run_on(selection)
+        held = run.held.of(trainer.optimizers)
+        refuse_weights([weight for weight in selection.chosen if weight.parameter in held], type(self).__name__)
+        return run
 
     @override
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Not in `on_fit_start`: some strategies load the checkpoint after it, and callbacks freeze weights there.
-        self._take_over()
+        self._take_over(trainer)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
         if self._run is None:  # a tuner trains for a moment before `on_fit_start`
             return
-        self._take_over()
-        self._run.steps.add(trainer.optimizers)
+        self._take_over(trainer)
         controls = _controls(trainer)
         _refuse_shared(controls)
         _refuse_proximal(trainer, self)
         if self is controls[-1]:
-            plans = [run.plan(repr(control), control.action) for control in controls if (run := control.run)]
+            optimizers = trainer.optimizers
+            plans = [
+                run.plan(repr(control), control.action, optimizers) for control in controls if (run := control.run)
+            ]
             publish(trainer, plans, ("weight", "shape", "spectral control"), tags.SPECTRAL_SETUP)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._take_over()
+        self._take_over(trainer)
+        if self._run is not None and self._run.unseen.meets(trainer.optimizers):
+            self._run.steps.add(trainer.optimizers)
+            self._run.unseen.remember(self.chosen())
+
+    @override
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        if self._run is not None:
+            self._run.unseen.backward()
+
+    @override
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if self._run is not None and state.may_skip_steps(trainer):
+            self._run.unseen.see(optimizer)
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._run is not None:
+            self._run.unseen.refuse({optimizer: self._run.of(optimizer) for optimizer in trainer.optimizers})
 
     @override
     def end_run(self, trainer: Trainer, run: Run | None) -> None:
@@ -167,16 +205,24 @@ class SpectralControl(DuringFit[Run], ABC):
         return {} if self._run is None else {weight.parameter: weight.name for weight in self._run.selection.chosen}
 
     def _run_on(self, selection: Selection) -> Run:
-        engine = self.engine()
-        return Run(selection, engine, AroundSteps(engine.after_step, engine.before_step), list(selection.chosen))
+        engine, name = self.engine(), type(self).__name__
+        unseen = UnseenSteps(name)
+        held = HeldWeights((weight.parameter for weight in selection.weights), f"controlled by {name}")
+
+        def after_step(optimizer: Optimizer) -> None:
+            unseen.see(optimizer)
+            engine.after_step(optimizer)
+
+        steps = AroundSteps(after_step, engine.before_step)
+        return Run(selection, engine, steps, unseen, held, list(selection.chosen))
 
     def _state_of(self, run: Run) -> dict[str, Any]:
         return {"settings": self.settings, "weights": run.engine.state()}
 
-    def _take_over(self) -> None:
-        if self._run is not None and self._run.waiting:
+    def _take_over(self, trainer: Trainer) -> None:
+        if self._run is not None:
             is_fit = self._saved.get("settings") == self.settings
-            self._run.take_over(self._saved["weights"] if is_fit else {})
+            self._run.take_over(self._saved["weights"] if is_fit else {}, trainer.optimizers)
 
 
 def _controls(trainer: Trainer) -> list[SpectralControl]:

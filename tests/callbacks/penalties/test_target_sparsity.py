@@ -175,6 +175,24 @@ def test_strength_target_and_what_is_reached_are_logged(trainer_of):
     assert logged["reg/penalty/l1"] > 0
 
 
+def test_each_of_several_targets_is_logged_under_keys_of_its_own(trainer_of):
+    def target(layer, share):
+        penalty = L1Penalty(0.0, mode="proximal", select=f"network.{layer}.weight")
+        return TargetSparsity(penalty, share, schedule=Constant(1.0))
+
+    module = Regressor(adam)
+    trainer = trainer_of(target("encoder", 0.8), target("head", 0.5), target("conv", 1 / 3))
+    trainer.fit(module, loader())
+
+    logged = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    layers = {"": module.network.encoder, "-1": module.network.head, "-2": module.network.conv}
+    for (suffix, layer), share in zip(layers.items(), (0.8, 0.5, 1 / 3), strict=True):
+        assert logged[f"reg/target_sparsity{suffix}/target"] == pytest.approx(share)
+        assert logged[f"reg/target_sparsity{suffix}/reached"] == pytest.approx(zero_share([layer.weight]))
+        assert logged[f"reg/target_sparsity{suffix}/reached"] == pytest.approx(share, abs=0.02)
+        assert logged[f"reg/target_sparsity{suffix}/strength"] > 0
+
+
 def test_it_leaves_the_trainer_as_it_was(trainer_of):
     callback = TargetSparsity(L1Penalty(0.0, mode="proximal"), 0.5)
     trainer = trainer_of(callback)
