@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from lightning_reg import _checks
+
 _TRANSPOSED = nn.modules.conv._ConvTransposeNd  # noqa: SLF001  # their common class has no public name
 _TORCHS = (
     nn.Linear,
@@ -17,6 +19,7 @@ _TORCHS = (
     nn.MultiheadAttention,
 )
 _NORMS = (nn.LayerNorm, nn.RMSNorm)
+_MATRIX_NDIM = 2
 
 # By type, or by the full name of one that is not to be imported; then by the name of the parameter.
 _DECLARED: dict[type[nn.Module] | str, dict[str, int | None]] = {"transformers.pytorch_utils.Conv1D": {"weight": 1}}
@@ -30,8 +33,9 @@ def register_layer(module_type: type[nn.Module], *, output_dim: int | None, weig
 
     Nothing needs to be declared of the layers of torch and of `Conv1D` of transformers, whose weight has a row for each
     input. In other modules a parameter is the weight of a layer, with output units along dimension 0, if its name has
-    "weight" in it. Any other is said to sit in no layer (class tokens, position tables, layer scales): penalties shrink
-    it as well, unless `select` leaves it out, but `SpectralNormalization` and `SpectralConstraint` leave it alone.
+    "weight" in it, and it is no factor for each channel, of shape (C, 1, 1). Any other is said to sit in no layer, as
+    class tokens, position tables and layer scales do: penalties shrink it as well, unless `select` leaves it out, but
+    `SpectralNormalization` and `SpectralConstraint` leave it alone, unless `select` is for nothing else.
 
     Args:
         module_type: The class of the layer. Subclasses count, too; what was declared before is replaced.
@@ -57,9 +61,7 @@ def register_layer(module_type: type[nn.Module], *, output_dim: int | None, weig
     if not (isinstance(module_type, type) and issubclass(module_type, nn.Module)):  # type: ignore[redundant-expr]  # users may be untyped
         msg = f"`module_type` must be a subclass of torch.nn.Module, got {module_type!r}."
         raise TypeError(msg)
-    if output_dim is not None and (isinstance(output_dim, bool) or not isinstance(output_dim, int)):
-        msg = f"`output_dim` must be an int, or None for what is no weight of a layer, got {output_dim!r}."
-        raise TypeError(msg)
+    _checks.dimension("output_dim", output_dim)
     if not isinstance(weight, str):
         msg = f"`weight` must be the name of a parameter, got {weight!r} of type {type(weight).__name__}."
         raise TypeError(msg)
@@ -100,9 +102,6 @@ def output_dim(module: nn.Module, name: str, shape: Sequence[int]) -> int | None
     # A factor for each channel, of shape (C, 1, 1), can be called weight, too.
     is_vector = len(shape) != _MATRIX_NDIM and sum(extent != 1 for extent in shape) < _MATRIX_NDIM
     return None if is_vector and not isinstance(module, _TORCHS) else 0
-
-
-_MATRIX_NDIM = 2
 
 
 def is_torchs(module: nn.Module) -> bool:

@@ -27,8 +27,8 @@ class GroupLassoPenalty(Penalty):
         strength: :math:`\lambda`, >= 0.
         dim: 0 for the weights into each output unit or filter, 1 for those out of each input unit or channel, whatever
             the layout: of transposed convolutions and of `Conv1D` of transformers, too, and of layers of your own that
-            `register_layer` knows. The output units of an embedding are its rows. Of a parameter that sits in no layer,
-            it is the dimension of the tensor.
+            `register_layer` knows. The output units of an embedding are its rows. Where channels come in groups, one
+            slice has a channel of each group. Of a parameter that sits in no layer it is the dimension of the tensor.
         select: Which weights, see `Penalty`.
         mode: `"loss"`, `"grad"` or `"proximal"`, see `Penalty`.
         schedule: Factor on the strength over the optimizer steps, see `Penalty`.
