@@ -14,12 +14,14 @@ from lightning_reg.callbacks.decay.refusals import refuse_lbfgs, refuse_second_d
 from lightning_reg.callbacks.decay.run import Run
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
+from lightning_reg.callbacks.trainer.held_weights import HeldWeights
 from lightning_reg.callbacks.trainer.loggers import log
 from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
 from lightning_reg.callbacks.trainer.plan import publish
 from lightning_reg.callbacks.trainer.refusals import refuse_strategy, refuse_unless_listed_once
 from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
 from lightning_reg.callbacks.trainer.timetable import Timetable
+from lightning_reg.callbacks.trainer.unseen_steps import UnseenSteps
 from lightning_reg.functional.tensors.chunks import NumberOrTensor
 from lightning_reg.schedules import Schedule
 from lightning_reg.schedules.base import check_schedule
@@ -63,7 +65,7 @@ class WeightDecay(DuringFit[Run]):
         ValueError: If an argument is out of range; when training starts, if a pattern of `select` matches nothing, or a
             share is asked for of a run without a known length.
         MisconfigurationException: When training starts, if an optimizer or a second `WeightDecay` decays a chosen
-            weight too, for LBFGS, and under DeepSpeed and XLA.
+            weight too, for LBFGS, and under DeepSpeed and XLA; at the end of an epoch, if steps went past it.
 
     Example:
         DINO's schedule, from 0.04 to 0.4 along a cosine:
@@ -119,9 +121,9 @@ class WeightDecay(DuringFit[Run]):
         # Not later: FSDP2 replaces parameters once a forward pass has run, and the sanity check runs one.
         selection = select_weights(named_weights(pl_module, state.original_shapes(trainer)), as_select(self.select))
         position = _decays(trainer).index(self)
-        return Run(
-            f"{tags.WEIGHT_DECAY}-{position}" if position else tags.WEIGHT_DECAY, self.value, self.kind, selection
-        )
+        name = f"{tags.WEIGHT_DECAY}-{position}" if position else tags.WEIGHT_DECAY
+        held = HeldWeights((weight.parameter for weight in selection.weights), "decayed by WeightDecay")
+        return Run(name, self.value, self.kind, selection, held, UnseenSteps(type(self).__name__))
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -136,14 +138,35 @@ class WeightDecay(DuringFit[Run]):
             run.schedule = Timetable(self.schedule, trainer, pl_module)
         run.restore(self._saved)
         run.steps = run.steps or AroundSteps(
-            lambda _: run.after_update(), partial(_shrink, run, trainer, pl_module), innermost=True
+            run.after_update, partial(_shrink, run, trainer, pl_module), innermost=True
         )
-        run.steps.add(trainer.optimizers)
         if self is _decays(trainer)[-1]:
             pairs = [(decay, other) for decay in _decays(trainer) if (other := decay.run)]
             steps = state.steps_in_epoch(trainer, pl_module)
             plans = [other.plan(repr(decay), trainer.optimizers, steps) for decay, other in pairs]
             publish(trainer, plans, ("weight", "shape", "weight decay"), tags.DECAY_SETUP)
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        run = self._run
+        if run is not None and run.steps is not None and run.unseen.meets(trainer.optimizers):
+            run.steps.add(trainer.optimizers)
+            run.unseen.remember(weight.parameter for weight in run.selection.chosen)
+
+    @override
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        if self._run is not None:
+            self._run.unseen.backward()
+
+    @override
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if self._run is not None and state.may_skip_steps(trainer):
+            self._run.unseen.see(optimizer)
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._run is not None:
+            self._run.unseen.refuse({optimizer: self._run.of(optimizer) for optimizer in trainer.optimizers})
 
     @override
     def decays(self, trainer: Trainer, pl_module: LightningModule) -> dict[Tensor, str]:
