@@ -5,7 +5,7 @@ BIN := .venv/bin
 BENCHMARKS := $(filter-out benchmarks/_%, $(sort $(wildcard benchmarks/*.py)))
 
 # One worker for each core, one thread for each worker. `make test SEED=7` draws the cases of that seed again.
-SUITE := -m pytest -n logical --dist loadgroup $(if $(SEED),--seed=$(SEED))
+SUITE := -m pytest -n logical $(if $(SEED),--seed=$(SEED))
 test coverage stress min: export OMP_NUM_THREADS := 1
 
 .PHONY: help demo test coverage stress browser check format bench min clean

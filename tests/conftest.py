@@ -1,5 +1,6 @@
 """What every test gets."""
 
+import os
 import random
 import textwrap
 from collections.abc import Callable, Iterator
@@ -13,9 +14,9 @@ from lightning.pytorch import Callback, Trainer
 from tests.models import Regressor, loader, weights_of
 from tests.sweeps import left_out
 
-_FOLDER = Path(__file__).parent
 # What the tests of such a folder share is costly (two processes of one group, TensorBoard servers): one worker has it.
-_ON_ONE_WORKER = ("distributed", "tensorboard")
+# The marker `xdist_group` would say so, but pytest-xdist 3.8 loses it under pytest 9.2.
+_ON_ONE_WORKER = ("tests/distributed/", "tests/tensorboard/")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -42,14 +43,8 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"seed: {config.option.seed} (draws the same cases again: --seed={config.option.seed})"
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            for folder in _ON_ONE_WORKER:
-                if item.path.is_relative_to(_FOLDER / folder):
-                    item.add_marker(pytest.mark.xdist_group(folder))
-    yield
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     # Last, of the tests that -k and -m have left: a case that is asked for by its name is run.
     if not config.option.whole:
         out = left_out(items, config.option.seed)
@@ -57,11 +52,27 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in out]
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        """Keeps a file on one worker, as `--dist loadfile` does, and some folders."""
+
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return next((folder for folder in _ON_ONE_WORKER if file.startswith(folder)), file)
+
+    return Scheduling(config, log)
+
+
 @pytest.fixture(autouse=True)
 def _same_numbers_everywhere() -> None:
     """Whatever ran before on the same worker, a test has one thread and these random numbers."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):  # what `seed_everything` leaves
+        os.environ.pop(name, None)
 
 
 @pytest.fixture
