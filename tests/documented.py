@@ -1,4 +1,4 @@
-"""Every exported callback as its docstring shows it, so that tests that walk all callbacks have new ones by themselves."""
+"""Every exported callback as its docstring shows it: tests that walk all callbacks have new ones by themselves."""
 
 import doctest
 import inspect
@@ -28,6 +28,7 @@ def documented(kind: type[Callback], **settings: object) -> Callback:
 
     # Examples read attributes as well; what they construct is what counts.
     Watched.__name__ = Watched.__qualname__ = kind.__name__
+    Watched.__signature__ = inspect.signature(kind)
     for example in doctest.DocTestParser().get_examples(inspect.getdoc(kind)):
-        exec(compile(example.source, kind.__name__, "single"), space | {kind.__name__: Watched})
+        exec(compile(example.source, kind.__name__, "exec"), space | {kind.__name__: Watched})
     return kind(**(settings_of(made[0]) | settings))

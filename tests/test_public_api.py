@@ -66,7 +66,7 @@ def test_importing_the_package_waits_for_neither_torch_nor_lightning(module):
 
 
 def names_for_type_checkers(room):
-    """Return what type checkers take for the public names of a room: `import X as X`, and `*` from where `__all__` is."""
+    """Return what type checkers take for public names of a room: `import X as X`, and `*` from where `__all__` is."""
     names = set()
     for node in ast.walk(ast.parse(inspect.getsource(room))):
         if isinstance(node, ast.ImportFrom):

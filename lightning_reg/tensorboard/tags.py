@@ -6,6 +6,7 @@ TensorBoard groups tags by what stands before the first slash: `reg/` holds the 
 
 import re
 
+DECAY_SETUP = "reg/setup_decay"
 DROPOUT = "reg/dropout"
 DROPOUT_SETUP = "reg/setup_dropout"
 LAYERS = "reg.layers"
@@ -19,6 +20,7 @@ PENALTY_RATIO = "reg/penalty_ratio"
 SETUP = "reg/setup"
 SPECTRAL_SETUP = "reg/setup_spectral"
 TARGET_SPARSITY = "reg/target_sparsity"
+WEIGHT_DECAY = "reg/weight_decay"
 
 TAKEN = (
     "dropout",
@@ -31,9 +33,11 @@ TAKEN = (
     "penalty",
     "penalty_ratio",
     "setup",
+    "setup_decay",
     "setup_dropout",
     "setup_spectral",
     "target_sparsity",
+    "weight_decay",
     "weights",
 )
 """Names that no metric of a user may have: two kinds of data under one tag make TensorBoard show neither."""

@@ -18,8 +18,8 @@ from lightning_reg.callbacks.trainer.plan import publish
 from lightning_reg.callbacks.trainer.refusals import refuse_unless_listed_once
 from lightning_reg.schedules import Schedule, resolve
 from lightning_reg.schedules.base import check_schedule
+from lightning_reg.selection import Select
 from lightning_reg.selection.modules import as_module_select
-from lightning_reg.selection.weights import Select
 from lightning_reg.tensorboard import tags
 
 Interval = Literal["step", "epoch"]

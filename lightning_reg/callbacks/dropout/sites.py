@@ -7,8 +7,8 @@ from numbers import Real
 from torch import nn
 
 from lightning_reg.functional.dropout import is_drop_path
+from lightning_reg.selection import Select
 from lightning_reg.selection.modules import NamedModule, named_modules, select_modules
-from lightning_reg.selection.weights import Select
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _IN_ATTENTION = ("dropout", "attention_dropout")

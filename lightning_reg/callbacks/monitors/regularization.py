@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, final
+from typing import Any, Self, final
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
@@ -11,15 +11,14 @@ from torchmetrics import Metric
 from typing_extensions import override
 
 from lightning_reg import _checks
-from lightning_reg.callbacks.monitors.dashboard import write_hyperparameters, write_layout, write_network_order
+from lightning_reg.callbacks.monitors.base import Monitor
+from lightning_reg.callbacks.monitors.dashboard import write_hyperparameters
 from lightning_reg.callbacks.monitors.regularization_run import Run
 from lightning_reg.callbacks.trainer import state
-from lightning_reg.callbacks.trainer.during_fit import DuringFit
 from lightning_reg.callbacks.trainer.loggers import log_for_callbacks
-from lightning_reg.callbacks.trainer.refusals import refuse_hidden_weights, refuse_missing_logger
 from lightning_reg.metrics import Sparsity, SpectralNorm, WeightNorm
 from lightning_reg.metrics.reading import layer_name
-from lightning_reg.selection.weights import Select, Weight, as_select, named_weights, select_weights
+from lightning_reg.selection import Select, Weight, as_select, named_weights, select_weights
 from lightning_reg.tensorboard import tags
 
 _AUTO_LAYERS = 64
@@ -27,7 +26,7 @@ _LANCZOS_ITERATIONS = 5
 
 
 @final
-class RegularizationMonitor(DuringFit[Run]):
+class RegularizationMonitor(Monitor[Run]):
     r"""Log how large, how sparse and how expansive the weights are: of each layer, over layers, and of all together.
 
     For each metric these are written at the trainer's `log_every_n_steps`, on the step axis of `self.log`, with the
@@ -68,8 +67,6 @@ class RegularizationMonitor(DuringFit[Run]):
 
     """
 
-    regularizes = False
-
     def __init__(  # noqa: PLR0913  # plain switches, each for itself
         self,
         *,
@@ -94,23 +91,20 @@ class RegularizationMonitor(DuringFit[Run]):
         self.hparams = _checks.boolean("hparams", hparams)
 
     @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        if stage == "fit" and not trainer.barebones:
-            refuse_hidden_weights(trainer, type(self).__name__)
-            refuse_missing_logger(trainer, type(self).__name__)
-            _refuse_shared_names(state.callbacks_of(trainer, RegularizationMonitor))
+    def refuse_shared_tags(self, monitors: Sequence[Self]) -> None:
+        names = [name for monitor in monitors for name in monitor._metrics]  # noqa: SLF001  # of this class
+        for name in names:
+            if names.count(name) > 1:
+                msg = (
+                    f"Two RegularizationMonitors log a metric {name!r} under the same tags. Give one of them other"
+                    f" names, as in `metrics={{'head_{name}': ...}}`, or join their selections."
+                )
+                raise MisconfigurationException(msg)
 
     @override
-    def make_run(self, trainer: Trainer, pl_module: LightningModule) -> Run | None:
-        if trainer.barebones:
-            rank_zero_info(f"{type(self).__name__} is off: `Trainer(barebones=True)` logs nothing.")
-            return None
+    def watch(self, trainer: Trainer, pl_module: LightningModule) -> Run:
         weights = select_weights(named_weights(pl_module), as_select(self.select)).chosen
         copies = {name: metric.clone().to(pl_module.device) for name, metric in self._metrics.items()}
-        write_network_order(trainer, pl_module)
-        if self.layout:
-            write_layout(trainer)
         if self.hparams:
             write_hyperparameters(trainer, pl_module)
         return Run(weights, copies, self._shown(weights))
@@ -162,18 +156,6 @@ class RegularizationMonitor(DuringFit[Run]):
         if self.per_layer is True or self.per_layer == "auto":
             return names
         return frozenset(map(layer_name, select_weights(weights, as_select(self.per_layer)).chosen))
-
-
-def _refuse_shared_names(monitors: Sequence[RegularizationMonitor]) -> None:
-    """Raise if two monitors would write under the same tags."""
-    names = [name for monitor in monitors for name in monitor._metrics]  # noqa: SLF001  # of this class
-    for name in names:
-        if names.count(name) > 1:
-            msg = (
-                f"Two RegularizationMonitors log a metric {name!r} under the same tags. Give one of them other names,"
-                f" as in `metrics={{'head_{name}': ...}}`, or join their selections."
-            )
-            raise MisconfigurationException(msg)
 
 
 def _checked(metrics: object) -> dict[str, Metric]:

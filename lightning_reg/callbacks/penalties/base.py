@@ -35,7 +35,7 @@ from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
 from lightning_reg.functional.penalties.counts import check_dim
 from lightning_reg.schedules import Schedule, resolve
 from lightning_reg.schedules.base import check_schedule
-from lightning_reg.selection.weights import Select, as_select, named_weights, select_weights
+from lightning_reg.selection import Select, as_select, named_weights, select_weights
 
 Mode = Literal["loss", "grad", "proximal"]
 

@@ -1,4 +1,4 @@
-"""The penalties. Each is a formula; how it reaches the weights is the matter of `Penalty`."""
+"""The penalties that are sums over single entries. Each is a formula; `Penalty` brings it to the weights."""
 
 from collections.abc import Callable, Sequence
 from typing import final
@@ -12,7 +12,7 @@ from lightning_reg.functional import elastic_net, l1_norm, squared_l2_norm
 from lightning_reg.functional.penalties.elementwise import add_elementwise_gradient_
 from lightning_reg.functional.proximal.elementwise import elastic_net_prox, soft_threshold, vanishing_factors
 from lightning_reg.schedules import Schedule
-from lightning_reg.selection.weights import Select
+from lightning_reg.selection import Select
 
 
 @final

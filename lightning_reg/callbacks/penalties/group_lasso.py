@@ -1,4 +1,4 @@
-"""The penalties. Each is a formula; how it reaches the weights is the matter of `Penalty`."""
+"""The group lasso as a penalty: whole units go to zero together."""
 
 from collections.abc import Callable, Sequence
 from typing import final
@@ -12,7 +12,7 @@ from lightning_reg.functional import group_lasso, group_soft_threshold
 from lightning_reg.functional.penalties.group_lasso import add_group_gradient_
 from lightning_reg.functional.proximal.groups import group_thresholds
 from lightning_reg.schedules import Schedule
-from lightning_reg.selection.weights import Select
+from lightning_reg.selection import Select
 
 
 @final

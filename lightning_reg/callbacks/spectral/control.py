@@ -19,7 +19,7 @@ from lightning_reg.callbacks.trainer.during_fit import DuringFit
 from lightning_reg.callbacks.trainer.plan import Plan, publish
 from lightning_reg.callbacks.trainer.refusals import refuse_hidden_weights, refuse_strategy, refuse_unless_listed_once
 from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
-from lightning_reg.selection.weights import Select, Selection, Weight, as_select, named_weights, select_weights
+from lightning_reg.selection import Select, Selection, Weight, as_select, named_weights, select_weights
 from lightning_reg.tensorboard import tags
 
 State = Mapping[str, Mapping[str, Tensor]]

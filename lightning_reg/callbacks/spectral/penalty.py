@@ -19,7 +19,7 @@ from lightning_reg.functional.spectral.gradient import norm_at
 from lightning_reg.functional.spectral.norms import matrix_norm
 from lightning_reg.functional.tensors.shards import whole
 from lightning_reg.schedules import Schedule
-from lightning_reg.selection.weights import Select, Weight
+from lightning_reg.selection import Select, Weight
 
 Norm = Literal["operator", "matrix"]
 # From the vectors of the step before. Small matrices have exact norms with so many.

@@ -1,4 +1,4 @@
-"""What a penalty cannot work with, and what it should not be used beside: refused or warned of before training."""
+"""What no callback can work with, refused before training with the remedy."""
 
 from collections.abc import Sequence
 
@@ -32,16 +32,6 @@ def refuse_hidden_weights(trainer: Trainer, name: str) -> None:
         msg = (
             f"{name} does not support {type(strategy).__name__}, which keeps the weights in pieces of its own."
             " Use a single device, 'ddp' or FSDP2 (ModelParallelStrategy)."
-        )
-        raise MisconfigurationException(msg)
-
-
-def refuse_missing_logger(trainer: Trainer, name: str) -> None:
-    """Raise if nothing keeps what a monitor finds."""
-    if not trainer.loggers:
-        msg = (
-            f"{name} needs a logger to write to, but the trainer has none."
-            " Leave `Trainer(logger=...)` at its default, or pass a logger."
         )
         raise MisconfigurationException(msg)
 

@@ -142,6 +142,12 @@ def total_epochs(trainer: Trainer, pl_module: LightningModule) -> float:
     return min(epochs, epoch + max(0, math.ceil((trainer.max_steps - steps) / math.ceil(batches / window))))
 
 
+def steps_in_epoch(trainer: Trainer, pl_module: LightningModule) -> float | None:
+    """Return how many ticks an epoch has on average; None if nothing tells."""
+    ticks, epochs = total_ticks(trainer, pl_module), total_epochs(trainer, pl_module)
+    return ticks / epochs if math.isfinite(ticks) and math.isfinite(epochs) and epochs else None
+
+
 def _total_by_epoch(trainer: Trainer, window_of: Callable[[int], int]) -> float:
     limit = math.inf if trainer.max_steps == -1 else trainer.max_steps
     batches, epochs = trainer.num_training_batches, _epochs(trainer)
