@@ -3,7 +3,7 @@
 import os
 import random
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +66,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Scheduling(config, log)
 
 
-@pytest.fixture(autouse=True)
-def _same_numbers_everywhere() -> None:
-    """Whatever ran before on the same worker, a test has one thread and these random numbers."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Begin a test and its fixtures with one thread and the same random numbers, whatever ran before on this worker."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):  # what `seed_everything` leaves
