@@ -26,8 +26,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    if config.option.seed is None:  # a worker of pytest-xdist is given that of its parent
-        config.option.seed = random.SystemRandom().randrange(1_000_000)
+    if config.option.seed is None:
+        told = getattr(config, "workerinput", {})  # what a worker of pytest-xdist knows of its parent
+        config.option.seed = told.get("seed", random.SystemRandom().randrange(1_000_000))
     if config.pluginmanager.hasplugin("hypothesispytest"):
         import hypothesis  # here, for the tests that need a GPU also run where it is not installed
 
@@ -37,6 +38,11 @@ def pytest_configure(config: pytest.Config) -> None:
             "suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
         )
         hypothesis.settings.load_profile("suite")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    node.workerinput["seed"] = node.config.option.seed
 
 
 def pytest_report_header(config: pytest.Config) -> str:
