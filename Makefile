@@ -6,6 +6,8 @@ BENCHMARKS := $(filter-out benchmarks/_%, $(sort $(wildcard benchmarks/*.py)))
 
 # One worker for each core, one thread for each worker. `make test SEED=7` draws the cases of that seed again.
 SUITE := -m pytest -n logical --dist loadgroup $(if $(SEED),--seed=$(SEED))
+# The same for the twin of Lightning, which some of the users import.
+TWIN := LIGHTNING_PACKAGE=pytorch_lightning
 test coverage stress min: export OMP_NUM_THREADS := 1
 
 .PHONY: help demo test coverage stress browser check format bench min clean
@@ -16,8 +18,9 @@ help: ## list the targets
 demo: .venv/installed ## train a small network with regularization callbacks
 	$(BIN)/python examples/quickstart.py
 
-test: .venv/installed ## run all tests and examples, of long sweeps a share
+test: .venv/installed ## run all tests and examples; of long sweeps, and for pytorch_lightning, a share
 	$(BIN)/python $(SUITE)
+	$(TWIN) $(BIN)/python $(SUITE)
 
 coverage: .venv/installed ## run the same and measure the coverage
 	$(BIN)/coverage erase
@@ -25,8 +28,9 @@ coverage: .venv/installed ## run the same and measure the coverage
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-stress: .venv/installed ## run every case of the long sweeps
+stress: .venv/installed ## run every case of the long sweeps, and all tests for pytorch_lightning
 	$(BIN)/python $(SUITE) -m sweep --whole
+	$(TWIN) $(BIN)/python $(SUITE) --whole
 
 browser: ## install Chromium, for the tests that look at TensorBoard's pages (Debian, as root)
 	apt-get update -qq
@@ -50,6 +54,7 @@ bench: .venv/installed ## print the benchmark tables
 
 min: .venv-min/installed ## run the tests with the oldest supported dependencies
 	.venv-min/bin/python $(SUITE) -m "not gpu"
+	$(TWIN) .venv-min/bin/python $(SUITE) -m "not gpu"
 
 clean: ## remove the environments, caches and results
 	rm -rf .venv .venv-min .coverage .coverage.* htmlcov build dist lightning_logs

@@ -10,10 +10,31 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 
+from tests import HAS_TWIN
 from tests.models import Regressor, loader, weights_of
-from tests.sweeps import left_out
+from tests.sweeps import left_out, left_out_for_the_twin
 
 _FOLDER = Path(__file__).parent
+# No Trainer is in these: `tests/test_structure.py` holds it.
+WITHOUT_TRAINER = (
+    "ensemble",
+    "functional",
+    "metrics",
+    "schedules",
+    "selection",
+    "test_docstrings.py",
+    "test_packaging.py",
+    "test_public_api.py",
+    "test_structure.py",
+)
+# These need not run for the twin of Lightning.
+_ONE_PACKAGE = {
+    **dict.fromkeys(WITHOUT_TRAINER, "no Trainer"),
+    "tensorboard": "what a page of TensorBoard shows: log files are the same",
+    "test_examples.py": "examples are written for `lightning`",
+    "test_examples_cli.py": "examples are written for `lightning`",
+}
+_SHARE_OF_TWIN = 0.03
 # What the tests of such a folder share is costly (two processes of one group, TensorBoard servers): one worker has it.
 _ON_ONE_WORKER = ("distributed", "tensorboard")
 
@@ -49,12 +70,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             for folder in _ON_ONE_WORKER:
                 if item.path.is_relative_to(_FOLDER / folder):
                     item.add_marker(pytest.mark.xdist_group(folder))
+    out = {item for item in items if HAS_TWIN and _needs_one_package(item)}
     yield
     # Last, of the tests that -k and -m have left: a case that is asked for by its name is run.
     if not config.option.whole:
-        out = left_out(items, config.option.seed)
-        config.hook.pytest_deselected(items=[item for item in items if item in out])
-        items[:] = [item for item in items if item not in out]
+        out |= left_out(items, config.option.seed)
+        if HAS_TWIN:
+            rest = [item for item in items if item not in out]
+            out |= left_out_for_the_twin(rest, config.option.seed, _SHARE_OF_TWIN)
+    config.hook.pytest_deselected(items=[item for item in items if item in out])
+    items[:] = [item for item in items if item not in out]
+
+
+def _needs_one_package(item: pytest.Item) -> bool:
+    is_left_out = any(item.path.is_relative_to(_FOLDER / name) for name in _ONE_PACKAGE)
+    return is_left_out or not item.path.is_relative_to(_FOLDER) or bool(item.get_closest_marker("one_package"))
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import WITHOUT_TRAINER
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "lightning_reg"
 FACES = {"lightning_reg", "callbacks", "ensemble", "functional", "metrics", "schedules", "selection", "tensorboard"}
@@ -71,3 +73,19 @@ def test_the_picture_of_the_house_has_a_line_for_every_room():
     assert len(picture) <= 40
     rooms = {path.parent.name for path in ROOMS} - {"rules"}
     assert rooms | {"tests", "examples", "benchmarks"} <= drawn
+
+
+WITHOUT_TRAINER_FILES = sorted(
+    path
+    for name in WITHOUT_TRAINER
+    for path in ([ROOT / "tests" / name] if name.endswith(".py") else (ROOT / "tests" / name).rglob("*.py"))
+)
+
+
+@pytest.mark.parametrize("path", WITHOUT_TRAINER_FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_test_that_need_not_run_for_the_twin_of_lightning_has_no_trainer(path):
+    tree = ast.parse(path.read_text())
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    names |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+
+    assert not names & {"Trainer", "fit", "trainer_of"}

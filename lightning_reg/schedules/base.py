@@ -94,8 +94,25 @@ class Schedule(ABC):
 
 
 def resolve(schedule: Callable[[int], float], total: float) -> Callable[[int], float]:
-    """Return `schedule` with its durations in ticks; a callable that is no `Schedule` is returned as it is."""
+    """Return `schedule` with its durations in ticks; a callable that is no `Schedule` is returned as it is.
+
+    Args:
+        schedule: A schedule, or any callable from ticks to values.
+        total: Length of the run in ticks; infinite if unknown.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If `total` is negative, or if a duration is a share of the run and `total` is infinite.
+
+    """
+    check_schedule(schedule, "from tick to value")
+    _check_total(total)
     return schedule.resolve(total) if isinstance(schedule, Schedule) else schedule
+
+
+def _check_total(total: object) -> None:
+    if not isinstance(total, float) or math.isfinite(total):
+        _checks.non_negative("total", total)
 
 
 def ticks(duration: Duration) -> int:

@@ -21,11 +21,17 @@ def layout(prefix: str = "") -> Layout:
         Categories of charts, each `[kind, tags]`: `"Multiline"` with regular expressions, or `"Margin"` with the tags
         of a value and of its lower and upper bound.
 
+    Raises:
+        TypeError: If `prefix` is no string.
+
     Example:
         >>> list(layout()["Regularization"])[:4]
         ['Loss and penalties', 'Penalty share', 'Sparsity', 'Norms']
 
     """
+    if not isinstance(prefix, str):
+        msg = f"`prefix` must be a string, got {prefix!r}."
+        raise TypeError(msg)
     start = f"{prefix}-" if prefix else ""
 
     def lines(*patterns: str) -> list[str | list[str]]:

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.optim import LBFGS, Optimizer
 
+from lightning_reg.callbacks.trainer.packages import MisconfigurationException
 from lightning_reg.selection import Selection
 
 

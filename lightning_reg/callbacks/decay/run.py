@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from lightning_reg import _checks
 from lightning_reg.callbacks.decay.kinds import Kind, Rates, share_of, shrink_, shrink_cautiously_
+from lightning_reg.callbacks.trainer.decays import time_scale
 from lightning_reg.callbacks.trainer.guarded_steps import Guard
 from lightning_reg.callbacks.trainer.plan import Plan
 from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
@@ -35,6 +36,8 @@ class Run:
     shares: list[NumberOrTensor] = field(default_factory=list)
     """What the optimizer step at hand has taken from weights, for each parameter group."""
     first_step: bool = True
+    _copies: dict[Tensor, Tensor] = field(default_factory=dict)
+    """For "cautious" decay: memory for weights before an update, kept, since new memory costs more than a copy."""
     _waiting: list[tuple[list[Tensor], list[Tensor], NumberOrTensor]] = field(default_factory=list)
     """For "cautious" decay: weights, what they were before the update at hand, and the share that is to be taken."""
 
@@ -60,13 +63,15 @@ class Run:
         for index, group, weights in self.members(optimizer):
             share = self._share(position, index, group, strength)
             self.shares.append(share)
-            stepping = [weight.detach() for weight in weights if weight.grad is not None]
-            if not stepping or (not isinstance(share, Tensor) and not share):
+            owners = [weight for weight in weights if weight.grad is not None]
+            if not owners or (not isinstance(share, Tensor) and not share):
                 continue
             share = share if found_inf is None else share * (found_inf == 0)
-            parts = local_parts(stepping)
+            parts = local_parts([weight.detach() for weight in owners])
             if self.kind == "cautious":
-                self._waiting.append((parts, [part.clone() for part in parts], share))
+                copies = [self._copy_of(weight, part) for weight, part in zip(owners, parts, strict=True)]
+                torch._foreach_copy_(copies, parts)
+                self._waiting.append((parts, copies, share))
             else:
                 shrink_(parts, share)
 
@@ -84,20 +89,36 @@ class Run:
             return torch.stack(alike(self.shares)).amax()
         return max(self.shares, default=0.0)
 
-    def plan(self, settings: str, optimizers: Sequence[Optimizer], steps_in_epoch: float | None) -> Plan:
-        """Return what happens to each weight, with the time in which it would shrink to 1/e by itself."""
-        names: dict[Tensor, str] = {weight.parameter: weight.name for weight in self.selection.chosen}
-        actions = dict.fromkeys(names.values(), f"{self.kind} {self.value:g} (not trained at the moment)")
+    def coming_shares(self, optimizers: Sequence[Optimizer], tick: int) -> dict[Tensor, NumberOrTensor]:
+        """Return the share that the coming step takes of each weight with a gradient."""
+        shares: dict[Tensor, NumberOrTensor] = {}
         for position, optimizer in enumerate(optimizers):
             for index, group, weights in self.members(optimizer):
-                text = f"{self.kind} {self.value:g}"
+                shares |= dict.fromkeys(weights, self._share(position, index, group, self.strength(tick)))
+        return shares
+
+    def actions(self, optimizers: Sequence[Optimizer], steps_in_epoch: float | None) -> dict[Tensor, str]:
+        """Return what happens to each weight that is trained, and in which time."""
+        actions: dict[Tensor, str] = {}
+        for position, optimizer in enumerate(optimizers):
+            for index, group, weights in self.members(optimizer):
                 rate = group.get("initial_lr", group["lr"])
                 share = share_of(self.kind, self.value, rate, self._rates(position, index, group))
-                if steps_in_epoch is not None and not isinstance(share, Tensor) and share:
-                    text += f", time scale {1 / (share * steps_in_epoch):.3g} epochs"
-                actions |= {names[weight]: text for weight in weights}
-        shapes = {weight.name: weight.shape for weight in self.selection.weights}
-        return Plan(settings, shapes=shapes, actions=actions, left_out=self.selection.left_out)
+                # Reading a tensor would wait for the device.
+                scale = "" if isinstance(share, Tensor) else time_scale(share, steps_in_epoch)
+                actions |= dict.fromkeys(weights, f"{self.kind} {self.value:g}{scale}")
+        return actions
+
+    def plan(self, settings: str, optimizers: Sequence[Optimizer], steps_in_epoch: float | None) -> Plan:
+        """Return what happens to each weight, trained or not."""
+        actions = self.actions(optimizers, steps_in_epoch)
+        idle = f"{self.kind} {self.value:g} (not trained at the moment)"
+        return Plan(
+            settings,
+            shapes={weight.name: weight.shape for weight in self.selection.weights},
+            actions={weight.name: actions.get(weight.parameter, idle) for weight in self.selection.chosen},
+            left_out=self.selection.left_out,
+        )
 
     def state(self) -> list[dict[str, Any]]:
         """Return what has to survive a resume."""
@@ -109,6 +130,11 @@ class Run:
     def restore(self, saved: Sequence[dict[str, Any]]) -> None:
         """Go on from what `state` has returned."""
         self.rates = {tuple(entry["group"]): Rates(entry["first"], entry["largest"]) for entry in saved}
+
+    def _copy_of(self, weight: Tensor, part: Tensor) -> Tensor:
+        if weight not in self._copies:
+            self._copies[weight] = torch.empty_like(part)
+        return self._copies[weight]
 
     def _share(self, position: int, index: int, group: dict[str, Any], strength: float) -> NumberOrTensor:
         rates = self._rates(position, index, group)

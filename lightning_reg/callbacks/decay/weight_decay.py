@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, final, get_args
 
-from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
@@ -15,10 +15,12 @@ from lightning_reg.callbacks.decay.run import Run
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.guarded_steps import ActsInSteps, Guard
 from lightning_reg.callbacks.trainer.loggers import log
+from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
 from lightning_reg.callbacks.trainer.plan import publish
 from lightning_reg.callbacks.trainer.refusals import refuse_strategy, refuse_unless_listed_once
 from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
 from lightning_reg.callbacks.trainer.timetable import Timetable
+from lightning_reg.functional.tensors.chunks import NumberOrTensor
 from lightning_reg.schedules import Schedule
 from lightning_reg.schedules.base import check_schedule
 from lightning_reg.selection import Select, as_select, named_weights, select_weights
@@ -122,6 +124,7 @@ class WeightDecay(ActsInSteps[Run]):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
         run = self._run
         if run is None:  # a tuner trains for a moment before `on_fit_start`
             return
@@ -144,6 +147,18 @@ class WeightDecay(ActsInSteps[Run]):
             before = partial(_shrink, run, trainer, pl_module)
             run.steps = run.steps or AroundSteps(run.after_update, before, innermost=True)
             run.steps.add(trainer.optimizers)
+
+    @override
+    def decays(self, trainer: Trainer, pl_module: LightningModule) -> dict[Tensor, str]:
+        if self._run is None:
+            return {}
+        actions = self._run.actions(trainer.optimizers, state.steps_in_epoch(trainer, pl_module))
+        return {weight: f"WeightDecay, {action}" for weight, action in actions.items()}
+
+    @override
+    def decay_shares(self, trainer: Trainer, pl_module: LightningModule) -> dict[Tensor, NumberOrTensor]:
+        tick = state.tick(trainer, pl_module)
+        return {} if self._run is None else self._run.coming_shares(trainer.optimizers, tick)
 
     @override
     def on_train_batch_end(

@@ -5,11 +5,6 @@ from functools import wraps
 from typing import Any, final, get_args
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 from typing_extensions import override
 
@@ -19,6 +14,14 @@ from lightning_reg.callbacks.dropout.sites import all_sites
 from lightning_reg.callbacks.dropout.source import functional_dropouts
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
 from lightning_reg.callbacks.trainer.nested import map_tensors, tensors_in
+from lightning_reg.callbacks.trainer.packages import (
+    LightningModule,
+    MisconfigurationException,
+    Trainer,
+    is_a,
+    is_param_in_hook_signature,
+    rank_zero_warn,
+)
 from lightning_reg.ensemble import EnsemblePrediction, summarize_predictions
 from lightning_reg.ensemble.averages import Aggregate
 from lightning_reg.tensorboard import tags
@@ -86,14 +89,8 @@ class MonteCarloDropout(DuringFit[Callable[[], None]]):
         self.aggregate: Aggregate = aggregate
         _checks.one_of("aggregate", aggregate, get_args(Aggregate))
         self.seed = seed if seed is None else _checks.count("seed", seed, 0)
-        if not isinstance(softmax, bool):
-            msg = f"`softmax` must be True or False, got {softmax!r}."
-            raise TypeError(msg)
-        self.softmax = softmax
-        if isinstance(dim, bool) or not isinstance(dim, int):
-            msg = f"`dim` must be an int, got {dim!r}."
-            raise TypeError(msg)
-        self.dim = dim
+        self.softmax = _checks.boolean("softmax", softmax)
+        self.dim = _checks.integer("dim", dim)
         self._runs = 0
         self._calls = 0
 
@@ -173,7 +170,7 @@ class MonteCarloDropout(DuringFit[Callable[[], None]]):
             self.num_samples,
             trainer.strategy.root_device,
             # Where a pass gathers weights, every rank must make as many.
-            one_by_one=isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy)),
+            one_by_one=is_a(trainer.strategy, "FSDPStrategy", "ModelParallelStrategy"),
         )
         seed = f"{torch.initial_seed()}/{self._runs}" if self.seed is None else self.seed
         self._runs, self._calls = self._runs + 1, 0

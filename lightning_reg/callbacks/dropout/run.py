@@ -3,13 +3,13 @@
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from lightning_reg import _checks
 from lightning_reg.callbacks.dropout.compile import CompilableRates
 from lightning_reg.callbacks.dropout.sites import Site
 from lightning_reg.callbacks.trainer.loggers import log
+from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
 from lightning_reg.callbacks.trainer.plan import Plan
 from lightning_reg.schedules import Schedule
 from lightning_reg.tensorboard import tags

@@ -3,9 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, final, get_args
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from lightning_reg import _checks
@@ -14,6 +11,7 @@ from lightning_reg.callbacks.dropout.sites import Site, depths, select_sites
 from lightning_reg.callbacks.dropout.source import functional_dropouts
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
+from lightning_reg.callbacks.trainer.packages import LightningModule, MisconfigurationException, Trainer, rank_zero_warn
 from lightning_reg.callbacks.trainer.plan import publish
 from lightning_reg.callbacks.trainer.refusals import refuse_unless_listed_once
 from lightning_reg.callbacks.trainer.timetable import Timetable
@@ -89,7 +87,8 @@ class DropoutScheduler(DuringFit[Run]):
         self.schedule = schedule
         as_module_select(select)
         self.select = select
-        if not all(isinstance(name, str) for name in _listed(attribute)):
+        names = _listed(attribute)
+        if not _checks.is_list(names) or not all(isinstance(name, str) for name in names):
             msg = f"`attribute` must be the name of an attribute, or a list of names, got {attribute!r}."
             raise TypeError(msg)
         self.attribute = attribute
@@ -119,6 +118,7 @@ class DropoutScheduler(DuringFit[Run]):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
         if self._run is None:  # a tuner trains for a moment before `on_fit_start` of the callbacks after it
             return
         timetable = Timetable(self.schedule, trainer, pl_module, in_epochs=self.interval == "epoch")

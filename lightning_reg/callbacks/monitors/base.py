@@ -4,14 +4,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Self, TypeVar
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
 from lightning_reg.callbacks.monitors.dashboard import write_layout, write_network_order
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
+from lightning_reg.callbacks.trainer.packages import LightningModule, MisconfigurationException, Trainer, rank_zero_info
 from lightning_reg.callbacks.trainer.refusals import refuse_hidden_weights
 
 RunT = TypeVar("RunT")

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any, Self, final
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
 
 from lightning_reg import _checks
@@ -13,6 +11,7 @@ from lightning_reg.callbacks.monitors.lipschitz_run import Found, Run
 from lightning_reg.callbacks.monitors.lipschitz_target import InputTransform, find_target
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.loggers import log_for_callbacks, write_scalars
+from lightning_reg.callbacks.trainer.packages import LightningModule, MisconfigurationException, Trainer
 from lightning_reg.tensorboard import tags
 
 
@@ -85,9 +84,8 @@ class LipschitzMonitor(Monitor[Run]):
         self.every_n_epochs = _checks.count("every_n_epochs", every_n_epochs, 1)
         self.every_n_steps = _checks.count("every_n_steps", every_n_steps, 1)
         self.samples = _checks.count("samples", samples, 1)
-        if input_transform is not None and not callable(input_transform):
-            msg = f"`input_transform` must be a function of a batch or None, got {input_transform!r}."
-            raise TypeError(msg)
+        if input_transform is not None:
+            _checks.function("input_transform", input_transform, "a function of a batch or None")
         self.input_transform = input_transform
         self.prog_bar = _checks.boolean("prog_bar", prog_bar)
         self.layout = _checks.boolean("layout", layout)

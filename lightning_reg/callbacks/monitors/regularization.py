@@ -4,9 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Self, final
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 from torchmetrics import Metric
 from typing_extensions import override
 
@@ -14,8 +12,13 @@ from lightning_reg import _checks
 from lightning_reg.callbacks.monitors.base import Monitor
 from lightning_reg.callbacks.monitors.dashboard import write_hyperparameters
 from lightning_reg.callbacks.monitors.regularization_run import Run
+from lightning_reg.callbacks.monitors.updates import Updates
 from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer.decays import shares_by_optimizers
+from lightning_reg.callbacks.trainer.during_fit import DuringFit
 from lightning_reg.callbacks.trainer.loggers import log_for_callbacks
+from lightning_reg.callbacks.trainer.packages import LightningModule, MisconfigurationException, Trainer, rank_zero_info
+from lightning_reg.functional.tensors.chunks import NumberOrTensor
 from lightning_reg.metrics import Sparsity, SpectralNorm, WeightNorm
 from lightning_reg.metrics.reading import layer_name
 from lightning_reg.selection import Select, Weight, as_select, named_weights, select_weights
@@ -36,6 +39,10 @@ class RegularizationMonitor(Monitor[Run]):
       `trainer.callback_metrics`, too, so `EarlyStopping(monitor="reg/sparsity")` and `ModelCheckpoint` can use them.
     - `reg.<metric>/<layer>`: each layer, a weight by its name without `.weight`. One TensorBoard event for all.
     - `reg/<metric>_over_layers`: a histogram over the layers (TensorBoard only).
+    - With `updates`, :math:`\|\Delta w\|_2 / \|w\|_2` of the whole optimizer step, w before it: `reg/update_ratio_min`,
+      `_median`, `_max`, and `reg.update_ratio/<layer>`. 0 where a step was skipped. Beside them, `reg/decay_ratio_...`:
+      the share of w that decay alone takes in that step, by `WeightDecay` or by an optimizer whose decay goes past the
+      gradient or is that of SGD.
     - `reg.weights/<layer>`: a histogram of the layer's weights at the end of epochs, if asked for (TensorBoard only).
 
     Weights are those that the forward pass uses (parametrized, pruned), whole ones of FSDP2. Nothing is changed:
@@ -51,6 +58,7 @@ class RegularizationMonitor(Monitor[Run]):
         per_layer: Whether to write numbers for each layer: `"auto"` up to 64 layers, or a selection of those to write.
         histograms: Whether to write histograms of the weights.
         every_n_epochs: Epochs between two histograms of the weights, >= 1.
+        updates: Whether to log how far optimizer steps move the weights: a copy of them, in the steps that are logged.
         layout: Whether to write the charts of TensorBoard's page "Custom Scalars". `False` leaves yours alone;
             `lightning_reg.tensorboard.layout()` returns the charts for merging.
         hparams: Whether the settings of this package's callbacks appear on TensorBoard's page "HPARAMS", beside the
@@ -75,6 +83,7 @@ class RegularizationMonitor(Monitor[Run]):
         per_layer: bool | str | Sequence[str] | Select = "auto",
         histograms: bool = False,
         every_n_epochs: int = 1,
+        updates: bool = False,
         layout: bool = True,
         hparams: bool = True,
     ) -> None:
@@ -82,11 +91,15 @@ class RegularizationMonitor(Monitor[Run]):
         self.metrics = None if metrics is None else _checked(metrics)
         as_select(select)
         self.select = select
+        if per_layer is None:
+            msg = "`per_layer` must be True, False, 'auto' or a selection, got None."
+            raise TypeError(msg)
         if not isinstance(per_layer, bool):
             as_select(per_layer)
         self.per_layer = per_layer
         self.histograms = _checks.boolean("histograms", histograms)
         self.every_n_epochs = _checks.count("every_n_epochs", every_n_epochs, 1)
+        self.updates = _checks.boolean("updates", updates)
         self.layout = _checks.boolean("layout", layout)
         self.hparams = _checks.boolean("hparams", hparams)
 
@@ -107,7 +120,18 @@ class RegularizationMonitor(Monitor[Run]):
         copies = {name: metric.clone().to(pl_module.device) for name, metric in self._metrics.items()}
         if self.hparams:
             write_hyperparameters(trainer, pl_module)
-        return Run(weights, copies, self._shown(weights))
+        return Run(weights, copies, Updates(weights) if self.updates else None, self._shown(weights))
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        run = self._run
+        if run is None or run.updates is None or not state.steps_now(trainer):
+            return
+        if state.logs_now(trainer, first_step=run.last_step is None):
+            decay: dict[Tensor, NumberOrTensor] = {**shares_by_optimizers(trainer.optimizers)}
+            for callback in state.callbacks_of(trainer, DuringFit):
+                decay.update(callback.decay_shares(trainer, pl_module))
+            run.updates.begin(decay)
 
     @override
     def on_train_batch_end(

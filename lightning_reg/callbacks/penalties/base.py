@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -16,6 +15,7 @@ from lightning_reg.callbacks.penalties.formula import Formula
 from lightning_reg.callbacks.penalties.proximal_step import fill_gradients, shrink
 from lightning_reg.callbacks.penalties.quota import strength_for
 from lightning_reg.callbacks.penalties.refusals import (
+    refuse_large_strength,
     refuse_missing_operator,
     refuse_mode,
     refuse_optimizers,
@@ -26,6 +26,7 @@ from lightning_reg.callbacks.penalties.targets import Targets, add_scaled
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
 from lightning_reg.callbacks.trainer.held_weights import HeldWeights, has_gradient
+from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
 from lightning_reg.callbacks.trainer.refusals import refuse_strategy, refuse_unless_listed_once
 from lightning_reg.callbacks.trainer.settings import log_name
 from lightning_reg.callbacks.trainer.timetable import Timetable
@@ -63,8 +64,8 @@ class Penalty(DuringFit[Run], Formula):
 
     Raises:
         TypeError: If an argument is of the wrong kind.
-        ValueError: If an argument is out of range; when training starts, if a pattern of `select` matches nothing, or a
-            share is asked for of a run without a known length.
+        ValueError: If an argument is out of range; when training starts, if a pattern of `select` matches nothing,
+            `strength` is infinite in the precision of a weight, or a share is asked for of a run of unknown length.
         MisconfigurationException: When training starts, if the penalty can't work with this way of training.
 
     Example:
@@ -96,6 +97,12 @@ class Penalty(DuringFit[Run], Formula):
     def chosen(self) -> dict[Tensor, str]:
         """Return the weights that the penalty acts on in the fit that is running, with their names."""
         return {} if self._run is None else {weight.parameter: weight.name for weight in self._run.selection.chosen}
+
+    @override
+    def decays(self, trainer: Trainer, pl_module: LightningModule) -> dict[Tensor, str]:
+        if not (self._run and self.overlaps_weight_decay and self.strength):
+            return {}
+        return dict.fromkeys(self.chosen(), f"{self._run.name} {self.strength:g}")
 
     def aim_at(self, quota: Callable[[int], float]) -> None:
         """Until `fit` ends, be as strong in each step as makes a share `quota(step)` of all units zero."""
@@ -130,9 +137,11 @@ class Penalty(DuringFit[Run], Formula):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
         if self._run is None:  # a tuner trains for a moment before `on_fit_start` of the callbacks after it
             return
         refuse_optimizers(trainer, type(self).__name__, self.mode)
+        refuse_large_strength(type(self).__name__, self.strength, self._run.targets.of(trainer.optimizers))
         if self.schedule is not None:
             self._run.schedule = Timetable(self.schedule, trainer, pl_module)
         penalties = [penalty for penalty in _penalties(trainer) if penalty.run]

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Protocol
 
-from lightning.pytorch import LightningModule, Trainer
 from torch.optim import Optimizer
 
 from lightning_reg.callbacks.penalties.refusals import (
@@ -13,6 +12,7 @@ from lightning_reg.callbacks.penalties.refusals import (
     warn_of_weight_decay,
 )
 from lightning_reg.callbacks.penalties.run import Run
+from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
 from lightning_reg.callbacks.trainer.plan import publish
 from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
 

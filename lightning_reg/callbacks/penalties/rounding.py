@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_reg.callbacks.penalties.proximal_step import Proximal, with_step_sizes
+from lightning_reg.callbacks.trainer.packages import rank_zero_warn
 from lightning_reg.functional.tensors.shards import local_parts
 
 # Of the entries that are to move. Some always stay: the largest, of which a step is a small share.

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -12,6 +11,7 @@ from lightning_reg.callbacks.penalties.rounding import RoundedAway
 from lightning_reg.callbacks.penalties.targets import Targets
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.loggers import log
+from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
 from lightning_reg.callbacks.trainer.plan import Plan
 from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
 from lightning_reg.callbacks.trainer.timetable import Timetable

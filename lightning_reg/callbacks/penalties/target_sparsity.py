@@ -4,8 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
 
 from lightning_reg import _checks
@@ -14,6 +12,7 @@ from lightning_reg.callbacks.penalties.formula import Formula
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
 from lightning_reg.callbacks.trainer.loggers import log
+from lightning_reg.callbacks.trainer.packages import LightningModule, MisconfigurationException, Trainer
 from lightning_reg.callbacks.trainer.timetable import Timetable
 from lightning_reg.functional.penalties.counts import sparsity
 from lightning_reg.schedules import Cosine, Schedule
@@ -121,6 +120,7 @@ class TargetSparsity(DuringFit[Aim]):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
         if self._run is None:  # a tuner trains for a moment before `on_fit_start`
             return
         self._run.factor = Timetable(self.schedule or Cosine(0.0, 1.0, 0.5), trainer, pl_module)

@@ -6,8 +6,6 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -17,6 +15,7 @@ from lightning_reg.callbacks.penalties.base import Penalty
 from lightning_reg.callbacks.spectral.weights import refuse_weights
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.guarded_steps import ActsInSteps, Guard
+from lightning_reg.callbacks.trainer.packages import LightningModule, MisconfigurationException, Trainer
 from lightning_reg.callbacks.trainer.plan import Plan, publish
 from lightning_reg.callbacks.trainer.refusals import refuse_hidden_weights, refuse_strategy, refuse_unless_listed_once
 from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
@@ -138,6 +137,7 @@ class SpectralControl(ActsInSteps[Run], ABC):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
         if self._run is None:  # a tuner trains for a moment before `on_fit_start`
             return
         self._take_over(trainer)

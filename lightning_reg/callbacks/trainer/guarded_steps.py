@@ -2,7 +2,6 @@
 
 from typing import Any, Protocol, TypeVar
 
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -10,6 +9,7 @@ from typing_extensions import override
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
 from lightning_reg.callbacks.trainer.held_weights import HeldWeights
+from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
 from lightning_reg.callbacks.trainer.unseen_steps import UnseenSteps
 from lightning_reg.selection import Selection
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
+
+from lightning_reg.callbacks.trainer.packages import rank_zero_warn
 
 
 class HeldWeights:

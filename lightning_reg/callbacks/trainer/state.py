@@ -5,16 +5,21 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
-from lightning.fabric.utilities.logger import _flatten_dict, _sanitize_params
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
-from lightning.pytorch.loggers import Logger
-from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from lightning_reg.callbacks.trainer.packages import (
+    Callback,
+    Kind,
+    LightningModule,
+    Logger,
+    Trainer,
+    flatten_dict,
+    is_a,
+    sanitize_params,
+)
 from lightning_reg.functional.tensors.shards import whole
 
 _Kind = TypeVar("_Kind")
@@ -23,6 +28,10 @@ _Kind = TypeVar("_Kind")
 def callbacks_of(trainer: Trainer, kind: type[_Kind]) -> list[_Kind]:
     """Return the trainer's callbacks of one kind, in their order."""
     return [callback for callback in trainer.callbacks if isinstance(callback, kind)]  # type: ignore[attr-defined]  # set by a connector
+
+
+def _of_lightning(trainer: Trainer, kind: Kind) -> list[Any]:
+    return [callback for callback in callbacks_of(trainer, object) if is_a(callback, kind)]
 
 
 def insert_callback(trainer: Trainer, new: Callback, after: Callback) -> None:
@@ -39,7 +48,7 @@ def remove_callback(trainer: Trainer, callback: Callback) -> None:
 
 def has_flat_shards(trainer: Trainer) -> bool:
     """Tell whether parameters are flat pieces of themselves (FSDP1) during training."""
-    return isinstance(trainer.strategy, FSDPStrategy)
+    return is_a(trainer.strategy, "FSDPStrategy")
 
 
 def original_shapes(trainer: Trainer) -> Mapping[nn.Parameter, torch.Size]:
@@ -124,7 +133,7 @@ def total_ticks(trainer: Trainer, pl_module: LightningModule) -> float:
     if not pl_module.automatic_optimization:
         # `max_steps` counts the steps of all optimizers, and how many a batch makes is up to the user.
         return _epochs(trainer) * trainer.num_training_batches if trainer.max_steps == -1 else math.inf
-    for callback in callbacks_of(trainer, GradientAccumulationScheduler):
+    for callback in _of_lightning(trainer, "GradientAccumulationScheduler"):
         return _total_by_epoch(trainer, callback.get_accumulate_grad_batches)
     if _has_epoch_without_steps(trainer):
         return _total_by_epoch(trainer, lambda _epoch: trainer.accumulate_grad_batches)
@@ -138,7 +147,7 @@ def total_epochs(trainer: Trainer, pl_module: LightningModule) -> float:
     # In manual optimization, and in a stream, nobody knows how many steps an epoch has.
     if trainer.max_steps == -1 or math.isinf(batches) or not pl_module.automatic_optimization:
         return epochs
-    windows = callbacks_of(trainer, GradientAccumulationScheduler)
+    windows = _of_lightning(trainer, "GradientAccumulationScheduler")
     steps, epoch = 0, 0
     while windows and epoch <= max(windows[0].epochs) and steps < trainer.max_steps:
         steps += math.ceil(batches / windows[0].get_accumulate_grad_batches(epoch))
@@ -169,7 +178,7 @@ def _epochs(trainer: Trainer) -> float:
 
 def _has_epoch_without_steps(trainer: Trainer) -> bool:
     """Tell whether SWA has added an epoch, in which it only measures what batch norm needs."""
-    averages = callbacks_of(trainer, StochasticWeightAveraging)
+    averages = _of_lightning(trainer, "StochasticWeightAveraging")
     return trainer.max_epochs != -1 and any(callback._model_contains_batch_norm for callback in averages)
 
 
@@ -228,7 +237,7 @@ def hyperparameters(trainer: Trainer, pl_module: LightningModule) -> dict[str, A
     if not logged:
         return None
     merged = {key: value for values in logged for key, value in values.items() if key != "_class_path"}
-    return _sanitize_params(_flatten_dict(merged))
+    return sanitize_params(flatten_dict(merged))
 
 
 def writes_default_metric(logger: Logger) -> bool:

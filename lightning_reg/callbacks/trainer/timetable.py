@@ -3,10 +3,8 @@
 import math
 from collections.abc import Callable
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
-
 from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer, rank_zero_warn
 from lightning_reg.schedules import Schedule, resolve
 from lightning_reg.schedules.base import UnknownLengthError
 

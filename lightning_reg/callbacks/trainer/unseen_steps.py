@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.optim import Optimizer
+
+from lightning_reg.callbacks.trainer.packages import MisconfigurationException
 
 
 class UnseenSteps:
