@@ -17,9 +17,8 @@ from benchmarks.proximal import milliseconds
 from lightning_reg import Select
 from lightning_reg.callbacks.decay.kinds import Kind
 from lightning_reg.callbacks.decay.run import Run
-from lightning_reg.callbacks.trainer.held_weights import HeldWeights
+from lightning_reg.callbacks.trainer.guarded_steps import Guard
 from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
-from lightning_reg.callbacks.trainer.unseen_steps import UnseenSteps
 from lightning_reg.selection import named_weights, select_weights
 
 DECAY = 1e-3
@@ -37,8 +36,8 @@ def stepping(name: str, weights: list[torch.Tensor]) -> Callable[[], object]:
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-6, weight_decay=decay, foreach=True)
     if name in KINDS:
         selection = select_weights(named_weights(module), Select(min_ndim=1))
-        kind = next(kind for kind in KINDS if kind == name)
-        run = Run("decay", DECAY, kind, selection, HeldWeights(module.parameters(), "decayed"), UnseenSteps("decay"))
+        guard = Guard(selection, "WeightDecay", "decayed")
+        run = Run("decay", DECAY, next(kind for kind in KINDS if kind == name), selection, guard)
         steps = AroundSteps(run.after_update, lambda own: run.before_update(0, own, 0), innermost=True)
         steps.add([optimizer])
 

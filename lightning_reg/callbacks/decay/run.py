@@ -11,10 +11,9 @@ from torch.optim import Optimizer
 from lightning_reg import _checks
 from lightning_reg.callbacks.decay.kinds import Kind, Rates, share_of, shrink_, shrink_cautiously_
 from lightning_reg.callbacks.trainer.decays import time_scale
-from lightning_reg.callbacks.trainer.held_weights import HeldWeights
+from lightning_reg.callbacks.trainer.guarded_steps import Guard
 from lightning_reg.callbacks.trainer.plan import Plan
 from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
-from lightning_reg.callbacks.trainer.unseen_steps import UnseenSteps
 from lightning_reg.functional.tensors.chunks import NumberOrTensor, alike
 from lightning_reg.functional.tensors.shards import local_parts
 from lightning_reg.selection import Selection
@@ -28,8 +27,7 @@ class Run:
     value: float
     kind: Kind
     selection: Selection
-    held: HeldWeights
-    unseen: UnseenSteps
+    guard: Guard
     schedule: Callable[[int], float] | None = None
     """The user's, with durations in ticks."""
     steps: AroundSteps | None = None
@@ -48,14 +46,9 @@ class Run:
         factor = 1.0 if self.schedule is None else _checks.non_negative(f"schedule({tick})", self.schedule(tick))
         return self.value * factor
 
-    def of(self, optimizer: Optimizer) -> list[Tensor]:
-        """Return the chosen weights among those of `optimizer`."""
-        held = self.held.of([optimizer])
-        return [weight.parameter for weight in self.selection.chosen if weight.parameter in held]
-
     def members(self, optimizer: Optimizer) -> Iterator[tuple[int, dict[str, Any], list[Tensor]]]:
         """Yield the parameter groups of `optimizer` that hold chosen weights, with their position and those weights."""
-        chosen = set(self.of(optimizer))
+        chosen: set[Tensor] = {weight.parameter for weight in self.selection.chosen}
         for position, group in enumerate(optimizer.param_groups):
             weights = [weight for weight in group["params"] if weight in chosen and weight.requires_grad]
             if weights:
@@ -84,8 +77,8 @@ class Run:
 
     @torch.no_grad()
     def after_update(self, optimizer: Optimizer) -> None:
-        """Shrink the weights that `before_update` has looked at, those of `optimizer`."""
-        self.unseen.see(optimizer)
+        """Shrink the weights of `optimizer` that `before_update` has looked at."""
+        self.guard.unseen.see(optimizer)
         for weights, before, share in self._waiting:
             shrink_cautiously_(weights, before, share)
         self._waiting.clear()

@@ -13,15 +13,13 @@ from lightning_reg.callbacks.decay.kinds import Kind
 from lightning_reg.callbacks.decay.refusals import refuse_lbfgs, refuse_second_decay, refuse_shared_weights
 from lightning_reg.callbacks.decay.run import Run
 from lightning_reg.callbacks.trainer import state
-from lightning_reg.callbacks.trainer.during_fit import DuringFit
-from lightning_reg.callbacks.trainer.held_weights import HeldWeights
+from lightning_reg.callbacks.trainer.guarded_steps import ActsInSteps, Guard
 from lightning_reg.callbacks.trainer.loggers import log
 from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
 from lightning_reg.callbacks.trainer.plan import publish
 from lightning_reg.callbacks.trainer.refusals import refuse_strategy, refuse_unless_listed_once
 from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
 from lightning_reg.callbacks.trainer.timetable import Timetable
-from lightning_reg.callbacks.trainer.unseen_steps import UnseenSteps
 from lightning_reg.functional.tensors.chunks import NumberOrTensor
 from lightning_reg.schedules import Schedule
 from lightning_reg.schedules.base import check_schedule
@@ -30,7 +28,7 @@ from lightning_reg.tensorboard import tags
 
 
 @final
-class WeightDecay(DuringFit[Run]):
+class WeightDecay(ActsInSteps[Run]):
     r"""Shrink weights in each optimizer step by a share that goes past the gradient: AdamW's decay, for any optimizer.
 
     With :math:`\eta` the learning rate of the weight's parameter group in this step and :math:`v = \lambda s(t)`:
@@ -65,7 +63,7 @@ class WeightDecay(DuringFit[Run]):
         ValueError: If an argument is out of range; when training starts, if a pattern of `select` matches nothing, or a
             share is asked for of a run without a known length.
         MisconfigurationException: When training starts, if an optimizer or a second `WeightDecay` decays a chosen
-            weight too, for LBFGS, and under DeepSpeed and XLA; at the end of an epoch, if steps went past it.
+            weight too, for LBFGS, and under DeepSpeed and XLA.
 
     Example:
         DINO's schedule, from 0.04 to 0.4 along a cosine:
@@ -122,8 +120,7 @@ class WeightDecay(DuringFit[Run]):
         selection = select_weights(named_weights(pl_module, state.original_shapes(trainer)), as_select(self.select))
         position = _decays(trainer).index(self)
         name = f"{tags.WEIGHT_DECAY}-{position}" if position else tags.WEIGHT_DECAY
-        held = HeldWeights((weight.parameter for weight in selection.weights), "decayed by WeightDecay")
-        return Run(name, self.value, self.kind, selection, held, UnseenSteps(type(self).__name__))
+        return Run(name, self.value, self.kind, selection, Guard(selection, type(self).__name__, "decayed"))
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -131,15 +128,11 @@ class WeightDecay(DuringFit[Run]):
         run = self._run
         if run is None:  # a tuner trains for a moment before `on_fit_start`
             return
-        refuse_lbfgs(trainer.optimizers)
-        refuse_second_decay(trainer.optimizers, {weight.parameter: weight.name for weight in run.selection.chosen})
+        _refuse_optimizers(run, trainer.optimizers)
         refuse_shared_weights([(decay, other.selection) for decay in _decays(trainer) if (other := decay.run)])
         if self.schedule is not None:
             run.schedule = Timetable(self.schedule, trainer, pl_module)
         run.restore(self._saved)
-        run.steps = run.steps or AroundSteps(
-            run.after_update, partial(_shrink, run, trainer, pl_module), innermost=True
-        )
         if self is _decays(trainer)[-1]:
             pairs = [(decay, other) for decay in _decays(trainer) if (other := decay.run)]
             steps = state.steps_in_epoch(trainer, pl_module)
@@ -147,26 +140,13 @@ class WeightDecay(DuringFit[Run]):
             publish(trainer, plans, ("weight", "shape", "weight decay"), tags.DECAY_SETUP)
 
     @override
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def follow(self, trainer: Trainer, pl_module: LightningModule) -> None:
         run = self._run
-        if run is not None and run.steps is not None and run.unseen.meets(trainer.optimizers):
+        if run is not None:
+            _refuse_optimizers(run, trainer.optimizers)
+            before = partial(_shrink, run, trainer, pl_module)
+            run.steps = run.steps or AroundSteps(run.after_update, before, innermost=True)
             run.steps.add(trainer.optimizers)
-            run.unseen.remember(weight.parameter for weight in run.selection.chosen)
-
-    @override
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        if self._run is not None:
-            self._run.unseen.backward()
-
-    @override
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        if self._run is not None and state.may_skip_steps(trainer):
-            self._run.unseen.see(optimizer)
-
-    @override
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._run is not None:
-            self._run.unseen.refuse({optimizer: self._run.of(optimizer) for optimizer in trainer.optimizers})
 
     @override
     def decays(self, trainer: Trainer, pl_module: LightningModule) -> dict[Tensor, str]:
@@ -210,6 +190,12 @@ class WeightDecay(DuringFit[Run]):
 
 def _decays(trainer: Trainer) -> list[WeightDecay]:
     return state.callbacks_of(trainer, WeightDecay)
+
+
+def _refuse_optimizers(run: Run, optimizers: Sequence[Optimizer]) -> None:
+    """Raise if an optimizer cannot do with the decay."""
+    refuse_lbfgs(optimizers)
+    refuse_second_decay(optimizers, {weight.parameter: weight.name for weight in run.selection.chosen})
 
 
 def _shrink(run: Run, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
