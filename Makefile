@@ -5,12 +5,12 @@ BIN := .venv/bin
 BENCHMARKS := $(filter-out benchmarks/_%, $(sort $(wildcard benchmarks/*.py)))
 
 # One worker for each core, one thread for each worker. `make test SEED=7` draws the cases of that seed again.
-SUITE := -m pytest -n logical --dist loadgroup $(if $(SEED),--seed=$(SEED))
+SUITE := -m pytest -n logical $(if $(SEED),--seed=$(SEED))
 # The same for the twin of Lightning, which some of the users import.
 TWIN := LIGHTNING_PACKAGE=pytorch_lightning
-test coverage stress min: export OMP_NUM_THREADS := 1
+test twin coverage stress min: export OMP_NUM_THREADS := 1
 
-.PHONY: help demo test coverage stress browser check format bench min clean
+.PHONY: help demo test twin coverage stress browser check format bench min clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -20,6 +20,9 @@ demo: .venv/installed ## train a small network with regularization callbacks
 
 test: .venv/installed ## run all tests and examples; of long sweeps, and for pytorch_lightning, a share
 	$(BIN)/python $(SUITE)
+	$(MAKE) twin
+
+twin: .venv/installed ## run a share of the tests for pytorch_lightning
 	$(TWIN) $(BIN)/python $(SUITE)
 
 coverage: .venv/installed ## run the same and measure the coverage

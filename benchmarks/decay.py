@@ -17,6 +17,7 @@ from benchmarks.proximal import milliseconds
 from lightning_reg import Select
 from lightning_reg.callbacks.decay.kinds import Kind
 from lightning_reg.callbacks.decay.run import Run
+from lightning_reg.callbacks.trainer.guarded_steps import Guard
 from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
 from lightning_reg.selection import named_weights, select_weights
 
@@ -35,8 +36,9 @@ def stepping(name: str, weights: list[torch.Tensor]) -> Callable[[], object]:
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-6, weight_decay=decay, foreach=True)
     if name in KINDS:
         selection = select_weights(named_weights(module), Select(min_ndim=1))
-        run = Run("decay", DECAY, next(kind for kind in KINDS if kind == name), selection)
-        steps = AroundSteps(lambda _: run.after_update(), lambda own: run.before_update(0, own, 0), innermost=True)
+        guard = Guard(selection, "WeightDecay", "decayed")
+        run = Run("decay", DECAY, next(kind for kind in KINDS if kind == name), selection, guard)
+        steps = AroundSteps(run.after_update, lambda own: run.before_update(0, own, 0), innermost=True)
         steps.add([optimizer])
 
         def step() -> None:

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from lightning_reg import _checks
 from lightning_reg.callbacks.decay.kinds import Kind, Rates, share_of, shrink_, shrink_cautiously_
 from lightning_reg.callbacks.trainer.decays import time_scale
+from lightning_reg.callbacks.trainer.guarded_steps import Guard
 from lightning_reg.callbacks.trainer.plan import Plan, describe
 from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
 from lightning_reg.functional.tensors.chunks import NumberOrTensor, alike
@@ -26,6 +27,7 @@ class Run:
     value: float
     kind: Kind
     selection: Selection
+    guard: Guard
     schedule: Callable[[int], float] | None = None
     """The user's, with durations in ticks."""
     steps: AroundSteps | None = None
@@ -74,8 +76,9 @@ class Run:
                 shrink_(parts, share)
 
     @torch.no_grad()
-    def after_update(self) -> None:
-        """Shrink the weights that `before_update` has looked at."""
+    def after_update(self, optimizer: Optimizer) -> None:
+        """Shrink the weights of `optimizer` that `before_update` has looked at."""
+        self.guard.unseen.see(optimizer)
         for weights, before, share in self._waiting:
             shrink_cautiously_(weights, before, share)
         self._waiting.clear()

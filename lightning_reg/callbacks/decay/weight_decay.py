@@ -13,7 +13,7 @@ from lightning_reg.callbacks.decay.kinds import Kind
 from lightning_reg.callbacks.decay.refusals import refuse_lbfgs, refuse_second_decay, refuse_shared_weights
 from lightning_reg.callbacks.decay.run import Run
 from lightning_reg.callbacks.trainer import state
-from lightning_reg.callbacks.trainer.during_fit import DuringFit
+from lightning_reg.callbacks.trainer.guarded_steps import ActsInSteps, Guard
 from lightning_reg.callbacks.trainer.loggers import log
 from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
 from lightning_reg.callbacks.trainer.plan import publish
@@ -28,7 +28,7 @@ from lightning_reg.tensorboard import tags
 
 
 @final
-class WeightDecay(DuringFit[Run]):
+class WeightDecay(ActsInSteps[Run]):
     r"""Shrink weights in each optimizer step by a share that goes past the gradient: AdamW's decay, for any optimizer.
 
     With :math:`\eta` the learning rate of the weight's parameter group in this step and :math:`v = \lambda s(t)`:
@@ -119,9 +119,8 @@ class WeightDecay(DuringFit[Run]):
         # Not later: FSDP2 replaces parameters once a forward pass has run, and the sanity check runs one.
         selection = select_weights(named_weights(pl_module, state.original_shapes(trainer)), as_select(self.select))
         position = _decays(trainer).index(self)
-        return Run(
-            f"{tags.WEIGHT_DECAY}-{position}" if position else tags.WEIGHT_DECAY, self.value, self.kind, selection
-        )
+        name = f"{tags.WEIGHT_DECAY}-{position}" if position else tags.WEIGHT_DECAY
+        return Run(name, self.value, self.kind, selection, Guard(selection, type(self).__name__, "decayed"))
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -129,21 +128,25 @@ class WeightDecay(DuringFit[Run]):
         run = self._run
         if run is None:  # a tuner trains for a moment before `on_fit_start`
             return
-        refuse_lbfgs(trainer.optimizers)
-        refuse_second_decay(trainer.optimizers, {weight.parameter: weight.name for weight in run.selection.chosen})
+        _refuse_optimizers(run, trainer.optimizers)
         refuse_shared_weights([(decay, other.selection) for decay in _decays(trainer) if (other := decay.run)])
         if self.schedule is not None:
             run.schedule = Timetable(self.schedule, trainer, pl_module)
         run.restore(self._saved)
-        run.steps = run.steps or AroundSteps(
-            lambda _: run.after_update(), partial(_shrink, run, trainer, pl_module), innermost=True
-        )
-        run.steps.add(trainer.optimizers)
         if self is _decays(trainer)[-1]:
             pairs = [(decay, other) for decay in _decays(trainer) if (other := decay.run)]
             steps = state.steps_in_epoch(trainer, pl_module)
             plans = [other.plan(repr(decay), trainer.optimizers, steps) for decay, other in pairs]
             publish(trainer, plans, ("weight", "shape", "weight decay"), tags.DECAY_SETUP)
+
+    @override
+    def follow(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        run = self._run
+        if run is not None:
+            _refuse_optimizers(run, trainer.optimizers)
+            before = partial(_shrink, run, trainer, pl_module)
+            run.steps = run.steps or AroundSteps(run.after_update, before, innermost=True)
+            run.steps.add(trainer.optimizers)
 
     @override
     def decays(self, trainer: Trainer, pl_module: LightningModule) -> dict[Tensor, str]:
@@ -187,6 +190,12 @@ class WeightDecay(DuringFit[Run]):
 
 def _decays(trainer: Trainer) -> list[WeightDecay]:
     return state.callbacks_of(trainer, WeightDecay)
+
+
+def _refuse_optimizers(run: Run, optimizers: Sequence[Optimizer]) -> None:
+    """Raise if an optimizer cannot do with the decay."""
+    refuse_lbfgs(optimizers)
+    refuse_second_decay(optimizers, {weight.parameter: weight.name for weight in run.selection.chosen})
 
 
 def _shrink(run: Run, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:

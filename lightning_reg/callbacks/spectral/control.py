@@ -14,13 +14,11 @@ from lightning_reg import _checks
 from lightning_reg.callbacks.penalties.base import Penalty
 from lightning_reg.callbacks.spectral.weights import refuse_weights, weights_of_layers
 from lightning_reg.callbacks.trainer import state
-from lightning_reg.callbacks.trainer.during_fit import DuringFit
-from lightning_reg.callbacks.trainer.held_weights import HeldWeights
+from lightning_reg.callbacks.trainer.guarded_steps import ActsInSteps, Guard
 from lightning_reg.callbacks.trainer.packages import LightningModule, MisconfigurationException, Trainer
 from lightning_reg.callbacks.trainer.plan import Plan, describe, publish
 from lightning_reg.callbacks.trainer.refusals import refuse_hidden_weights, refuse_strategy, refuse_unless_listed_once
 from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
-from lightning_reg.callbacks.trainer.unseen_steps import UnseenSteps
 from lightning_reg.selection import Select, Selection, Weight, as_select, named_weights, select_weights
 from lightning_reg.tensorboard import tags
 
@@ -53,14 +51,13 @@ class Run:
     selection: Selection
     engine: Engine
     steps: AroundSteps
-    unseen: UnseenSteps
-    held: HeldWeights
+    guard: Guard
     waiting: list[Weight]
     """Those that have not been trained so far."""
 
     def plan(self, settings: str, action: Callable[[Weight], str], optimizers: Sequence[Optimizer]) -> Plan:
         """Return what happens to each weight."""
-        held = self.held.of(optimizers)
+        held = self.guard.held.of(optimizers)
         return Plan(
             settings,
             shapes={weight.name: describe(weight) for weight in self.selection.weights},
@@ -73,23 +70,18 @@ class Run:
 
     def take_over(self, saved: State, optimizers: Sequence[Optimizer]) -> None:
         """Take the weights under control that are trained now, for the first time."""
-        held = self.held.of(optimizers)
+        held = self.guard.held.of(optimizers)
         trained = [weight for weight in self.waiting if _is_trained(weight, held)]
         if trained:
             self.waiting = [weight for weight in self.waiting if not _is_trained(weight, held)]
             self.engine.start(trained, saved)
-
-    def of(self, optimizer: Optimizer) -> list[Tensor]:
-        """Return the chosen weights among the parameters of `optimizer`."""
-        held = self.held.of([optimizer])
-        return [weight.parameter for weight in self.selection.chosen if weight.parameter in held]
 
 
 def _is_trained(weight: Weight, held: AbstractSet[Tensor]) -> bool:
     return weight.parameter.requires_grad and weight.parameter in held
 
 
-class SpectralControl(DuringFit[Run], ABC):
+class SpectralControl(ActsInSteps[Run], ABC):
     """Has an `Engine` act on the chosen weights, around each optimizer step."""
 
     def __init__(self, norm_bound: float, select: str | Sequence[str] | Select | None) -> None:
@@ -134,7 +126,7 @@ class SpectralControl(DuringFit[Run], ABC):
         # Not later: FSDP2 replaces parameters once a forward pass has run, and the sanity check runs one.
         selection = weights_of_layers(select_weights(named_weights(pl_module), as_select(self.select)), self.select)
         run = self._run_on(selection)
-        held = run.held.of(trainer.optimizers)
+        held = run.guard.held.of(trainer.optimizers)
         refuse_weights([weight for weight in selection.chosen if weight.parameter in held], type(self).__name__)
         return run
 
@@ -162,24 +154,12 @@ class SpectralControl(DuringFit[Run], ABC):
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._take_over(trainer)
-        if self._run is not None and self._run.unseen.meets(trainer.optimizers):
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+
+    @override
+    def follow(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._run is not None:
             self._run.steps.add(trainer.optimizers)
-            self._run.unseen.remember(self.chosen())
-
-    @override
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        if self._run is not None:
-            self._run.unseen.backward()
-
-    @override
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        if self._run is not None and state.may_skip_steps(trainer):
-            self._run.unseen.see(optimizer)
-
-    @override
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._run is not None:
-            self._run.unseen.refuse({optimizer: self._run.of(optimizer) for optimizer in trainer.optimizers})
 
     @override
     def end_run(self, trainer: Trainer, run: Run | None) -> None:
@@ -205,16 +185,13 @@ class SpectralControl(DuringFit[Run], ABC):
         return {} if self._run is None else {weight.parameter: weight.name for weight in self._run.selection.chosen}
 
     def _run_on(self, selection: Selection) -> Run:
-        engine, name = self.engine(), type(self).__name__
-        unseen = UnseenSteps(name)
-        held = HeldWeights((weight.parameter for weight in selection.weights), f"controlled by {name}")
+        engine, guard = self.engine(), Guard(selection, type(self).__name__, "controlled")
 
         def after_step(optimizer: Optimizer) -> None:
-            unseen.see(optimizer)
+            guard.unseen.see(optimizer)
             engine.after_step(optimizer)
 
-        steps = AroundSteps(after_step, engine.before_step)
-        return Run(selection, engine, steps, unseen, held, list(selection.chosen))
+        return Run(selection, engine, AroundSteps(after_step, engine.before_step), guard, list(selection.chosen))
 
     def _state_of(self, run: Run) -> dict[str, Any]:
         return {"settings": self.settings, "weights": run.engine.state()}

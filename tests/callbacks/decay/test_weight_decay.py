@@ -458,3 +458,34 @@ def test_the_ratio_of_update_and_weight_settles_where_theory_has_it():
 
     assert math.sqrt(sum(ratios) / len(ratios)) == pytest.approx(math.sqrt(2 * decay / rate), rel=0.05)
     assert all(first > 0 for first, _ in pairwise(ratios))
+
+
+def test_steps_that_go_past_it_are_refused(fit):
+    class Sam(torch.optim.SGD):
+        def first_step(self):
+            with torch.no_grad():
+                for weight in self.param_groups[0]["params"]:
+                    weight.sub_(0.01 * weight.grad)
+
+    class Manual(Regressor):
+        def __init__(self):
+            super().__init__(lambda parameters: Sam(parameters, lr=0.1))
+            self.automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            self.manual_backward(self.loss(batch))
+            self.optimizers(use_pl_optimizer=False).first_step()
+
+    with pytest.raises(MisconfigurationException, match="WeightDecay has seen no optimizer step, so it had no effect"):
+        fit(WeightDecay(DECAY), module=Manual())
+
+
+def test_a_weight_that_joins_an_optimizer_is_named_as_left_alone(fit):
+    class Growing(Regressor):
+        def on_train_batch_start(self, batch, batch_idx):
+            if batch_idx == 3 and self.current_epoch == 0:
+                self.late = nn.Linear(2, 2)
+                self.trainer.optimizers[0].add_param_group({"params": self.late.parameters()})
+
+    with pytest.warns(UserWarning, match="Parameters that join an optimizer .* are not decayed by WeightDecay"):
+        fit(WeightDecay(DECAY), module=Growing())

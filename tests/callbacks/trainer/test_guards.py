@@ -8,7 +8,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 
-from lightning_reg import Constant, L1Penalty, SpectralConstraint, SpectralNormalization, TargetSparsity
+from lightning_reg import Constant, L1Penalty, SpectralConstraint, SpectralNormalization, TargetSparsity, WeightDecay
 from tests.models import Gan, Regressor, loader, weights_of
 
 BOUND = 0.4
@@ -18,6 +18,8 @@ CALLBACKS = {
     "target": lambda: TargetSparsity(L1Penalty(0.0, mode="proximal"), 0.5, schedule=Constant(1.0)),
     "normalization": lambda: SpectralNormalization(BOUND, norm="matrix"),
     "constraint": lambda: SpectralConstraint(BOUND),
+    "decay": lambda: WeightDecay(0.5),
+    "cautious decay": lambda: WeightDecay(0.5, kind="cautious"),
 }
 every_callback = pytest.mark.parametrize("make", CALLBACKS.values(), ids=CALLBACKS)
 # These act inside `Optimizer.step`, whoever calls it.
@@ -244,6 +246,7 @@ TREATMENTS = {
     "target": (CALLBACKS["target"], "penalized by L1Penalty"),
     "normalization": (CALLBACKS["normalization"], "controlled by SpectralNormalization"),
     "constraint": (CALLBACKS["constraint"], "controlled by SpectralConstraint"),
+    "decay": (CALLBACKS["decay"], "decayed by WeightDecay"),
 }
 
 
@@ -277,3 +280,10 @@ def test_a_new_optimizer_of_unknown_step_sizes_is_refused_in_proximal_mode(fit):
 
     with pytest.raises(MisconfigurationException, match="must know how far ASGD moves each weight"):
         fit(L1Penalty(0.05, mode="proximal"), module=module)
+
+
+def test_a_new_optimizer_with_a_decay_of_its_own_is_refused_beside_weight_decay(fit):
+    module = NewOptimizers(lambda parameters: torch.optim.SGD(parameters, lr=0.05, weight_decay=0.1))
+
+    with pytest.raises(MisconfigurationException, match="it would be decayed twice"):
+        fit(WeightDecay(0.5), module=module)
