@@ -1,7 +1,7 @@
 """Predictions under many dropout masks."""
 
-from collections.abc import Callable
-from functools import wraps
+from collections.abc import Callable, Sequence
+from functools import partial, wraps
 from typing import Any, final, get_args
 
 import torch
@@ -14,9 +14,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_reg import _checks
+from lightning_reg.callbacks.dropout.rest import ask_evaluation, warn_of_unreached
+from lightning_reg.callbacks.dropout.samplable import origin_of_zeros, samplable_sites, warn_of_those_left_off
 from lightning_reg.callbacks.dropout.sampler import Sampler
-from lightning_reg.callbacks.dropout.sites import all_sites
-from lightning_reg.callbacks.dropout.source import functional_dropouts
+from lightning_reg.callbacks.dropout.sites import listed
+from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.nested import map_tensors, tensors_in
 from lightning_reg.callbacks.trainer.settings import call_of
 from lightning_reg.ensemble import EnsemblePrediction, summarize_predictions
@@ -24,6 +26,7 @@ from lightning_reg.ensemble.averages import Aggregate
 from lightning_reg.tensorboard import tags
 
 _FEWEST = 2
+_OFF = "this dropout stays off in MonteCarloDropout, for {reason}. Use a dropout module."
 _DEAD = "Dropout by `F.dropout` stays off in evaluation, too. Use dropout modules with rates above 0."
 
 
@@ -78,6 +81,7 @@ class MonteCarloDropout(Callback):
         seed: int | None = None,
         softmax: bool = False,
         dim: int = 1,
+        attribute: str | Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         self.num_samples = _checks.count("num_samples", num_samples, _FEWEST)
@@ -92,9 +96,12 @@ class MonteCarloDropout(Callback):
             msg = f"`dim` must be an int, got {dim!r}."
             raise TypeError(msg)
         self.dim = dim
+        listed(attribute)
+        self.attribute = attribute
         self._runs = 0
         self._undo: Callable[[], None] | None = None
         self._calls = 0
+        self._varies = False
 
     @override
     def __repr__(self) -> str:
@@ -113,6 +120,16 @@ class MonteCarloDropout(Callback):
 
     @override
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._average(trainer, pl_module, "test_step")
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "validate":  # and not during `fit`
+            self._average(trainer, pl_module, "validation_step")
+
+    def _average(self, trainer: Trainer, pl_module: LightningModule, step: str) -> None:
+        """Make `self(...)` in `step` return the mean."""
+
         def average(samples: Tensor, *, log: bool = False) -> Tensor:
             if not samples.is_floating_point():
                 return _same_for_all(samples)
@@ -124,7 +141,7 @@ class MonteCarloDropout(Callback):
         def average_all(samples: Any) -> Any:
             return average(samples, log=True) if isinstance(samples, Tensor) else map_tensors(average, samples)
 
-        self._replace(trainer, pl_module, "forward", average_all)
+        self._replace(trainer, pl_module, step, average_all)
 
     @override
     def on_test_batch_end(
@@ -136,20 +153,40 @@ class MonteCarloDropout(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        self._check_calls("test_step")
+
+    @override
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if self._undo is not None:
+            self._check_calls("validation_step")
+
+    def _check_calls(self, step: str) -> None:
         if not self._calls:
             msg = (
-                "MonteCarloDropout averages what `self(...)` returns, but `test_step` did not call it. Define `forward`"
-                " and call `self(inputs)` in `test_step`, or use `trainer.predict`."
+                f"MonteCarloDropout averages what `self(...)` returns, but `{step}` did not call it. Define `forward`"
+                f" and call `self(inputs)` in `{step}`, or use `trainer.predict`."
             )
             raise MisconfigurationException(msg)
 
     @override
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._restore()
+        self._end()
 
     @override
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._restore()
+        self._end()
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._end()
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -159,37 +196,42 @@ class MonteCarloDropout(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._restore()
 
-    def _replace(self, trainer: Trainer, pl_module: LightningModule, name: str, finish: Callable[[Any], Any]) -> None:
-        """Make the method `name` of the module return `finish` of its samples, until `_restore`."""
-        sites = all_sites(pl_module)
+    def _replace(self, trainer: Trainer, pl_module: LightningModule, step: str, finish: Callable[[Any], Any]) -> None:
+        """Make `predict_step`, or `forward` in another step, return `finish` of its samples, until `_restore`."""
+        name, called = (step, (step,)) if step == "predict_step" else ("forward", ())
+        sites, off = samplable_sites(pl_module, listed(self.attribute), called)
         if not any(site.base for site in sites):
-            msg = (
-                f"MonteCarloDropout finds no dropout in {type(pl_module).__name__}:"
-                f" {'all rates are 0' if sites else 'no module has a rate'}. {_DEAD}"
-            )
+            found = f"all rates are 0{origin_of_zeros(pl_module, sites)}" if sites else "no module has a rate"
+            msg = f"MonteCarloDropout finds no dropout in {type(pl_module).__name__}: {found}. {_DEAD}"
             raise MisconfigurationException(msg)
         mesh = pl_module.device_mesh
         if mesh is not None and mesh["tensor_parallel"].size() > 1:
             msg = "MonteCarloDropout does not work with tensor parallelism, whose ranks need common masks."
             raise MisconfigurationException(msg)
-        _warn_of_functional_dropout(pl_module)
+        warn_of_unreached(pl_module, [*sites, *off], (step,), _OFF)
+        warn_of_those_left_off(off)
         sampler = Sampler(
             pl_module,
-            sites,
+            [site for site in sites if site.base],
             self.num_samples,
             trainer.strategy.root_device,
             # Where a pass gathers weights, every rank must make as many.
             one_by_one=isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy)),
         )
         seed = f"{torch.initial_seed()}/{self._runs}" if self.seed is None else self.seed
-        self._runs, self._calls = self._runs + 1, 0
+        self._runs, self._calls, self._varies = self._runs + 1, 0, False
         before, method = vars(pl_module).get(name), getattr(pl_module, name)
 
         @wraps(method)  # Lightning looks at the signature
         def sampled(*args: Any, **kwargs: Any) -> Any:
+            is_first = not self._calls
+            if is_first and state.has_whole_weights(trainer, pl_module):
+                ask_evaluation(pl_module, partial(method, *args, **kwargs), [*sites, *off], sampler.device, called)
             samples = sampler(method, args, kwargs, f"{seed}/{trainer.global_rank}/{self._calls}")
-            if not self._calls:
-                _refuse_dead(samples)
+            self._varies = self._varies or any((tensor != tensor[:1]).any() for tensor in tensors_in(samples))
+            if is_first and not self._varies and not sampler.has_drawn:
+                msg = f"Predictions do not vary over dropout masks: no dropout module acts on them. {_DEAD}"
+                raise MisconfigurationException(msg)
             self._calls += 1
             return finish(samples)
 
@@ -200,6 +242,14 @@ class MonteCarloDropout(Callback):
 
         vars(pl_module)[name] = sampled
         self._undo = undo
+
+    def _end(self) -> None:
+        if self._undo is not None and self._calls and not self._varies:
+            rank_zero_warn(
+                "MonteCarloDropout has drawn dropout masks, but no prediction of this run varied over them: the weights"
+                " behind dropout may be 0, or its outputs may not reach the predictions."
+            )
+        self._restore()
 
     def _restore(self) -> None:
         if self._undo is not None:
@@ -221,19 +271,6 @@ def _same_for_all(samples: Tensor) -> Tensor:
         )
         raise MisconfigurationException(msg)
     return samples[0]
-
-
-def _refuse_dead(samples: Any) -> None:
-    """Raise if no mask makes a difference."""
-    if not any((tensor != tensor[:1]).any() for tensor in tensors_in(samples)):
-        msg = f"Predictions do not vary over dropout masks: no dropout module acts on them. {_DEAD}"
-        raise MisconfigurationException(msg)
-
-
-def _warn_of_functional_dropout(pl_module: LightningModule) -> None:
-    calls = [call for _, call in functional_dropouts(pl_module, "predict_step", "test_step")]
-    for where in dict.fromkeys(call.where for call in calls):
-        rank_zero_warn(f"{where}: this dropout stays off in MonteCarloDropout. Use a dropout module.")
 
 
 def _log_spread(trainer: Trainer, pl_module: LightningModule, summary: EnsemblePrediction) -> None:

@@ -1,6 +1,6 @@
 """Dropout rates over time."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, final, get_args
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -9,9 +9,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from lightning_reg import _checks
+from lightning_reg.callbacks.dropout.rest import ask_training_step, warn_of_unreached
 from lightning_reg.callbacks.dropout.run import DropoutRun, log_rates
-from lightning_reg.callbacks.dropout.sites import Site, depths, select_sites
-from lightning_reg.callbacks.dropout.source import functional_dropouts
+from lightning_reg.callbacks.dropout.sites import Site, depths, listed, select_sites
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.plan import publish
 from lightning_reg.callbacks.trainer.refusals import refuse_unless_listed_once
@@ -23,6 +23,8 @@ from lightning_reg.selection.weights import Select
 from lightning_reg.tensorboard import tags
 
 Interval = Literal["step", "epoch"]
+_STEPS = ("training_step",)
+_OUT_OF_REACH = "{reason}, out of reach of a schedule. Use a dropout module."
 
 
 @final
@@ -88,9 +90,7 @@ class DropoutScheduler(Callback):
         self.schedule = schedule
         as_module_select(select)
         self.select = select
-        if not all(isinstance(name, str) for name in _listed(attribute)):
-            msg = f"`attribute` must be the name of an attribute, or a list of names, got {attribute!r}."
-            raise TypeError(msg)
+        listed(attribute)
         self.attribute = attribute
         if not isinstance(scale, bool) and scale != "depth":
             msg = f"`scale` must be True, False or 'depth', got {scale!r}."
@@ -110,11 +110,9 @@ class DropoutScheduler(Callback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        sites, left_out = select_sites(pl_module, as_module_select(self.select), _listed(self.attribute))
-        _refuse_shared([site for site in sites if site.name not in left_out], _runs(trainer))
-        self._run = DropoutRun(pl_module, sites, left_out, self._shares, trainer.strategy.root_device)
+        self._run = self._run_of(trainer, pl_module, *self._sites(pl_module))
         if self is _schedulers(trainer)[-1]:
-            _warn_of_functional_dropout(pl_module, _runs(trainer))
+            warn_of_unreached(pl_module, _found(trainer), _STEPS, _OUT_OF_REACH)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -131,10 +129,15 @@ class DropoutScheduler(Callback):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._run is not None and (batch_idx == 0 or self._run.changes.seen):
+            self._follow_changes(trainer, pl_module, self._run)
         if self._run is not None:
             tick = state.tick(trainer, pl_module) if self.interval == "step" else trainer.current_epoch
             self._run.set(tick)
             self._run.is_read = state.logs_now(trainer, first_step=self._run.first_step)
+            if self._run.is_first_batch and self is _schedulers(trainer)[-1]:
+                ask_training_step(trainer, pl_module, _found(trainer), (batch, batch_idx))
+            self._run.is_first_batch = False
 
     @override
     def on_train_batch_end(
@@ -175,16 +178,37 @@ class DropoutScheduler(Callback):
             raise ValueError(msg)
         return shares
 
+    def _sites(self, pl_module: LightningModule) -> tuple[list[Site], dict[str, str]]:
+        return select_sites(pl_module, as_module_select(self.select), listed(self.attribute), steps=_STEPS)
+
+    def _run_of(
+        self, trainer: Trainer, pl_module: LightningModule, sites: Sequence[Site], left_out: Mapping[str, str]
+    ) -> DropoutRun:
+        _refuse_shared([site for site in sites if site.name not in left_out], _runs(trainer))
+        return DropoutRun(pl_module, sites, left_out, self._shares, trainer.strategy.root_device)
+
+    def _follow_changes(self, trainer: Trainer, pl_module: LightningModule, run: DropoutRun) -> None:
+        """Begin anew, at the same tick, if there are other rates than before: the user has replaced modules."""
+        run.changes.seen = False
+        try:
+            if run.is_of(self._sites(pl_module)[0]):
+                return
+            run.restore()
+            self._run = None
+            new = self._run_of(trainer, pl_module, *self._sites(pl_module))
+        except ValueError as error:
+            if not run.all_sites:
+                return
+            run.restore()
+            rank_zero_warn(f"The model has changed, and DropoutScheduler has nothing to do any more: {error}")
+            new = DropoutRun(pl_module, [], {}, self._shares, trainer.strategy.root_device)
+        new.schedule, new.first_step, new.is_first_batch = run.schedule, run.first_step, False
+        self._run = new
+
     def _restore(self) -> None:
         if self._run is not None:
             self._run.restore()
         self._run = None
-
-
-def _listed(attribute: str | Sequence[str] | None) -> Sequence[str]:
-    if attribute is None:
-        return ()
-    return (attribute,) if isinstance(attribute, str) else attribute
 
 
 def _schedulers(trainer: Trainer) -> list[DropoutScheduler]:
@@ -193,6 +217,12 @@ def _schedulers(trainer: Trainer) -> list[DropoutScheduler]:
 
 def _runs(trainer: Trainer) -> list[DropoutRun]:
     return [run for scheduler in _schedulers(trainer) if (run := scheduler._run)]  # noqa: SLF001  # of this class
+
+
+def _found(trainer: Trainer) -> list[Site]:
+    """Return all rates that are known, chosen or not."""
+    sites = {(site.module, site.attribute): site for run in _runs(trainer) for site in run.all_sites}
+    return list(sites.values())
 
 
 def _refuse_shared(sites: Sequence[Site], runs: Sequence[DropoutRun]) -> None:
@@ -205,16 +235,3 @@ def _refuse_shared(sites: Sequence[Site], runs: Sequence[DropoutRun]) -> None:
                 " join the schedules by Sequence."
             )
             raise MisconfigurationException(msg)
-
-
-def _warn_of_functional_dropout(pl_module: LightningModule, runs: Sequence[DropoutRun]) -> None:
-    """Warn of dropout that goes past the schedules, as far as the source shows it."""
-    taken = {(site.module, site.attribute) for run in runs for site in run.sites}
-    messages = {}
-    for module, call in functional_dropouts(pl_module, "training_step"):
-        if call.attribute is None:
-            messages[call.where] = "the rate is in the code, out of reach of a schedule. Use a dropout module"
-        elif (module, call.attribute) not in taken and isinstance(vars(module).get(call.attribute), float):
-            messages[call.where] = f"no schedule sets this rate. To choose it: `attribute={call.attribute!r}`"
-    for where, message in messages.items():
-        rank_zero_warn(f"{where}: {message}.")

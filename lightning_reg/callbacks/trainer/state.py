@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from lightning_reg.functional.tensors.shards import whole
+from lightning_reg.functional.tensors.shards import has_dtensors, whole
 
 _Kind = TypeVar("_Kind")
 
@@ -40,6 +40,13 @@ def remove_callback(trainer: Trainer, callback: Callback) -> None:
 def has_flat_shards(trainer: Trainer) -> bool:
     """Tell whether parameters are flat pieces of themselves (FSDP1) during training."""
     return isinstance(trainer.strategy, FSDPStrategy)
+
+
+def has_whole_weights(trainer: Trainer, pl_module: LightningModule) -> bool:
+    """Tell whether every rank has all weights, so that it can make a pass of its own."""
+    model = getattr(trainer.strategy.model, "_orig_mod", trainer.strategy.model)
+    is_plain = model is pl_module or isinstance(model, DistributedDataParallel)
+    return is_plain and not has_dtensors(pl_module.parameters())
 
 
 def original_shapes(trainer: Trainer) -> Mapping[nn.Parameter, torch.Size]:
