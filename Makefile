@@ -4,7 +4,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 BENCHMARKS := $(filter-out benchmarks/_%, $(sort $(wildcard benchmarks/*.py)))
 
-.PHONY: help demo test browser check format bench min clean
+# One worker for each core, one thread for each worker. `make test SEED=7` draws the cases of that seed again.
+SUITE := -m pytest -n logical --dist loadgroup $(if $(SEED),--seed=$(SEED))
+test coverage stress min: export OMP_NUM_THREADS := 1
+
+.PHONY: help demo test coverage stress browser check format bench min clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -12,11 +16,17 @@ help: ## list the targets
 demo: .venv/installed ## train a small network with regularization callbacks
 	$(BIN)/python examples/quickstart.py
 
-test: .venv/installed ## run all tests and examples, with coverage
+test: .venv/installed ## run all tests and examples, of long sweeps a share
+	$(BIN)/python $(SUITE)
+
+coverage: .venv/installed ## run the same and measure the coverage
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage run $(SUITE)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+
+stress: .venv/installed ## run every case of the long sweeps
+	$(BIN)/python $(SUITE) -m sweep --whole
 
 browser: ## install Chromium, for the tests that look at TensorBoard's pages (Debian, as root)
 	apt-get update -qq
@@ -39,7 +49,7 @@ bench: .venv/installed ## print the benchmark tables
 		echo "== $$file"; $(BIN)/python -m benchmarks.$$(basename $$file .py); done
 
 min: .venv-min/installed ## run the tests with the oldest supported dependencies
-	.venv-min/bin/python -m pytest -m "not gpu"
+	.venv-min/bin/python $(SUITE) -m "not gpu"
 
 clean: ## remove the environments, caches and results
 	rm -rf .venv .venv-min .coverage .coverage.* htmlcov build dist lightning_logs

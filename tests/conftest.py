@@ -1,5 +1,6 @@
 """What every test gets."""
 
+import random
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,26 +11,57 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from tests.models import Regressor, loader, weights_of
+from tests.sweeps import left_out
 
 _FOLDER = Path(__file__).parent
-# What the tests of a folder share is costly (two processes of one group, TensorBoard servers): they share a worker, too.
+# What the tests of such a folder share is costly (two processes of one group, TensorBoard servers): one worker has it.
 _ON_ONE_WORKER = ("distributed", "tensorboard")
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seed", type=int, help="draw the cases of sweeps and of property tests by this seed again")
+    parser.addoption("--whole", action="store_true", help="run all cases of sweeps, not a share of them")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.seed is None:  # a worker of pytest-xdist is given that of its parent
+        config.option.seed = random.SystemRandom().randrange(1_000_000)
+    if config.pluginmanager.hasplugin("hypothesispytest"):
+        import hypothesis  # here, for the tests that need a GPU also run where it is not installed
+
+        config.option.hypothesis_seed = config.option.seed
+        # No example fails for being slow: the machine may be busy.
+        hypothesis.settings.register_profile(
+            "suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+        )
+        hypothesis.settings.load_profile("suite")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"seed: {config.option.seed} (draws the same cases again: --seed={config.option.seed})"
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
     if config.pluginmanager.hasplugin("xdist"):
         for item in items:
             for folder in _ON_ONE_WORKER:
                 if item.path.is_relative_to(_FOLDER / folder):
                     item.add_marker(pytest.mark.xdist_group(folder))
+    yield
+    # Last, of the tests that -k and -m have left: a case that is asked for by its name is run.
+    if not config.option.whole:
+        out = left_out(items, config.option.seed)
+        config.hook.pytest_deselected(items=[item for item in items if item in out])
+        items[:] = [item for item in items if item not in out]
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
+def _same_numbers_everywhere() -> None:
+    """Whatever ran before on the same worker, a test has one thread and these random numbers."""
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    torch.manual_seed(0)
 
 
 @pytest.fixture

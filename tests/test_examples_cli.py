@@ -1,6 +1,7 @@
 """Every recipe for LightningCLI runs and does what it says."""
 
 import importlib.util
+import json
 import math
 import re
 import runpy
@@ -9,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Callback
 
-import lightning_reg
+from lightning_reg import L1Penalty
 from lightning_reg.metrics import Sparsity
+from tests.documented import EXPORTED, documented
 from tests.event_files import scalars
+from tests.test_all_callbacks import plain
 
 FOLDER = Path(__file__).parent.parent / "examples" / "cli"
 RECIPES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -90,12 +92,21 @@ def test_every_recipe_is_here():
     assert sorted(OUTCOMES) == RECIPES
 
 
-def test_every_callback_has_a_recipe():
-    text = "".join((FOLDER / f"{recipe}.yaml").read_text() for recipe in RECIPES)
-    exported = (getattr(lightning_reg, name) for name in lightning_reg.__all__)
-    callbacks = {item.__name__ for item in exported if isinstance(item, type) and issubclass(item, Callback)}
+NAMED = set(re.findall(r"lightning_reg\.(\w+)", "".join(path.read_text() for path in FOLDER.glob("*.yaml"))))
+# A callback without a recipe of its own has the example of its docstring for one.
+DOCUMENTED = [L1Penalty, *(kind for kind in EXPORTED if kind.__name__ not in NAMED)]
 
-    assert callbacks - {"Penalty"} <= set(re.findall(r"lightning_reg\.(\w+)", text))
+
+@pytest.mark.parametrize("kind", DOCUMENTED, ids=lambda kind: kind.__name__)
+def test_the_example_in_the_docstring_is_a_recipe(main, kind, tmp_path):
+    callback = documented(kind, select=None)
+    config = tmp_path / "recipe.yaml"
+    config.write_text(json.dumps({"trainer": {"callbacks": [plain(callback)]}}))  # YAML as well
+
+    cli = main(["fit", f"--config={config}", f"--trainer.default_root_dir={tmp_path}", "--trainer.max_epochs=1"])
+
+    assert repr(callback) in map(repr, cli.trainer.callbacks)
+    assert any(tag.startswith("reg/") for tag in scalars(tmp_path))
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

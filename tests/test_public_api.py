@@ -2,103 +2,47 @@
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
 from importlib import import_module
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import lightning_reg
-from lightning_reg import ensemble, functional, metrics, schedules, tensorboard
+from lightning_reg import callbacks, ensemble, functional, metrics, schedules, tensorboard
 
-PUBLIC = [
-    "Constant",
-    "Cosine",
-    "DropoutScheduler",
-    "ElasticNetPenalty",
-    "Exponential",
-    "GroupLassoPenalty",
-    "L1Penalty",
-    "L2Penalty",
-    "Linear",
-    "LipschitzMonitor",
-    "MonteCarloDropout",
-    "Penalty",
-    "Piecewise",
-    "RegularizationMonitor",
-    "Select",
-    "Sequence",
-    "SpectralConstraint",
-    "SpectralNormalization",
-    "SpectralNormPenalty",
-    "TargetSparsity",
-    "curriculum_dropout",
-    "early_dropout",
-    "late_dropout",
-    "register_lipschitz_rule",
-    "register_step_size",
-]
-ENSEMBLE = ["BootstrapSampler", "EnsemblePrediction", "average_predictions", "summarize_predictions"]
-FUNCTIONAL = [
-    "LipschitzReport",
-    "conv_norm_bound",
-    "elastic_net",
-    "elastic_net_prox",
-    "group_lasso",
-    "group_soft_threshold",
-    "jacobian_norm",
-    "l1_norm",
-    "lipschitz_bound",
-    "matrix_norm",
-    "operator_norm_estimate",
-    "soft_threshold",
-    "sparsity",
-    "squared_l2_norm",
-]
-METRICS = ["LipschitzLowerBound", "Sparsity", "SpectralNorm", "WeightNorm"]
-SCHEDULES = [
-    "Constant",
-    "Cosine",
-    "Exponential",
-    "Linear",
-    "Piecewise",
-    "Schedule",
-    "Sequence",
-    "curriculum_dropout",
-    "early_dropout",
-    "late_dropout",
-    "resolve",
-]
+ROOMS = [lightning_reg, callbacks, ensemble, functional, metrics, schedules, tensorboard]
+CHANGELOG = Path(__file__).parent.parent / "CHANGELOG.md"
 
 
-@pytest.mark.parametrize(
-    ("module", "names"),
-    [
-        (lightning_reg, PUBLIC),
-        (ensemble, ENSEMBLE),
-        (functional, FUNCTIONAL),
-        (metrics, METRICS),
-        (schedules, SCHEDULES),
-        (tensorboard, ["layout"]),
-    ],
-)
-def test_the_public_names_change_only_on_purpose(module, names):
-    assert module.__all__ == sorted(names)
-    assert all(inspect.getdoc(getattr(module, name)) for name in names)
+def below(room):
+    """Return the path to a room from the package, to be put before a name."""
+    return f"{room.__name__}.".removeprefix("lightning_reg.")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *PUBLIC,
-        *(f"ensemble.{name}" for name in ENSEMBLE),
-        *(f"functional.{name}" for name in FUNCTIONAL),
-        *(f"metrics.{name}" for name in METRICS),
-        "tensorboard.layout",
-    ],
-)
+PUBLIC = [f"{below(room)}{name}" for room in ROOMS for name in room.__all__]
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_the_public_names_change_only_on_purpose(name):
+    assert re.search(rf"\b{name.rpartition('.')[2]}\b", CHANGELOG.read_text())
+
+
+def test_what_rooms_list_is_public_in_the_package():
+    listed = {*callbacks.__all__, *schedules.__all__} - {"Schedule", "resolve"}
+
+    assert listed <= set(lightning_reg.__all__)
+    assert set(lightning_reg.__all__) - listed == {"Select", "register_lipschitz_rule", "register_step_size"}
+    for room in ROOMS:
+        assert room.__all__ == sorted(set(room.__all__))
+        assert not any(inspect.ismodule(getattr(room, name)) for name in room.__all__)
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLIC if not name.startswith(("callbacks.", "schedules."))])
 def test_a_public_name_shows_how_to_use_it(name):
     item: Any = lightning_reg
     for part in name.split("."):
@@ -121,34 +65,44 @@ def test_importing_the_package_waits_for_neither_torch_nor_lightning(module):
     assert run_python(f"import sys, {module}; print({{'torch', 'lightning'}} & set(sys.modules))") == "set()"
 
 
-def test_names_that_are_imported_on_first_use_are_those_that_type_checkers_see():
-    tree = ast.parse(inspect.getsource(lightning_reg))
-    imports = {
-        alias.name: node.module
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and node.module.startswith("lightning_reg")
-        for alias in node.names
-    }
+def names_for_type_checkers(room):
+    """Return what type checkers take for public names of a room: `import X as X`, and `*` from where `__all__` is."""
+    names = set()
+    for node in ast.walk(ast.parse(inspect.getsource(room))):
+        if isinstance(node, ast.ImportFrom):
+            source = import_module(node.module)
+            for alias in node.names:
+                if alias.name == "*":
+                    listed = re.search(r"^__all__ = (\[.*?\])$", inspect.getsource(source), re.MULTILINE | re.DOTALL)
+                    names |= set(ast.literal_eval(listed[1])) if listed else names_for_type_checkers(source)
+                elif alias.asname == alias.name:
+                    names.add(alias.name)
+    return names
 
-    assert sorted(imports) == sorted(PUBLIC)
-    for name, module in imports.items():
-        assert getattr(lightning_reg, name) is getattr(import_module(module), name)
+
+@pytest.mark.parametrize("room", [callbacks, functional, schedules], ids=lambda room: room.__name__)
+def test_a_room_lists_for_type_checkers_what_it_lists_when_it_runs(room):
+    assert names_for_type_checkers(room) == set(room.__all__)
+
+
+def test_names_that_are_imported_on_first_use_are_those_that_type_checkers_see():
+    assert names_for_type_checkers(lightning_reg) == {*lightning_reg.__all__, "Schedule", "resolve"}
 
 
 def test_modules_are_attributes_of_the_package_and_listed_before_they_are_imported():
     # In an order in which none has been imported by the one before.
     modules = ["tensorboard", "schedules", "selection", "functional", "ensemble"]
-    modules += ["module_selection", "metrics", "callbacks"]
+    modules += ["metrics", "callbacks"]
     names = ", ".join(f"lightning_reg.{module}.__name__" for module in modules)
     assert run_python(f"import lightning_reg; print({names})").split() == [f"lightning_reg.{name}" for name in modules]
     listed = run_python("import lightning_reg; print(*dir(lightning_reg))").split()
-    assert {*modules, *PUBLIC} <= set(listed)
+    assert {*modules, *lightning_reg.__all__} <= set(listed)
 
 
 def test_a_star_import_gives_all_public_names():
     found = run_python("from lightning_reg import *; print(*(name for name in dir() if not name.startswith('_')))")
 
-    assert found.split() == sorted(PUBLIC)
+    assert found.split() == sorted(lightning_reg.__all__)
 
 
 def test_a_name_that_does_not_exist_is_an_error_that_knows_a_near_one():

@@ -47,6 +47,7 @@ class WriteWeights(KeepWeights):
     def on_train_end(self, trainer, pl_module):
         super().on_train_end(trainer, pl_module)
         torch.save(self.weights, self.folder / f"rank{trainer.global_rank}.pt")
+        trainer.strategy.barrier()  # each rank reads what the other has written
 
 
 def main(name: str, folder: Path) -> None:

@@ -148,14 +148,14 @@ for _name, (_make, _term) in PENALTIES.items():
         KINDS[f"{_name} {_mode}"] = Kind(
             lambda glob, make=_make, mode=_mode: make(select=glob, mode=mode, schedule=FALLING),
             lambda term=_term: Gradient(term),
-            per_entry=_mode == "grad" and _name != "group_lasso",
+            per_entry=_mode == "grad" and _make().elementwise,
         )
 for _name, (_make, _operator) in OPERATORS.items():
     KINDS[f"{_name} proximal"] = Kind(
         lambda glob, make=_make: make(select=glob, mode="proximal", schedule=FALLING),
         lambda operator=_operator: Operator(operator),
         alone=True,
-        per_entry=_name != "group_lasso",
+        per_entry=_make().elementwise,
     )
 for _mode in ("loss", "grad"):
     KINDS[f"own {_mode}"] = Kind(

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.parametrize import register_parametrization
 
 from lightning_reg import Select
-from lightning_reg.selection.weights import as_select, named_weights, select_weights
+from lightning_reg.selection import as_select, named_weights, select_weights
 from tests.models import Network
 
 MATRICES = ["encoder.weight", "conv.weight", "head.weight"]
@@ -316,39 +316,6 @@ def test_a_module_without_parameters_is_an_error(select):
         chosen(nn.Tanh(), select)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ({"include": []}, ValueError, "`include` must hold at least one glob, got none. Leave it out"),
-        ({"include": 5}, TypeError, "`include` must be a glob or a list of globs over parameter names, got 5"),
-        ({"include": b"head.*"}, TypeError, "`include` must be a glob or a list of globs.*got b'head"),
-        ({"include": ["a", 1]}, TypeError, r"`include` must be a glob or a list of globs.*got \['a', 1\]"),
-        ({"include": [["a"]]}, TypeError, r"`include` must be a glob or a list of globs.*got \[\['a'\]\]"),
-        ({"exclude": None}, TypeError, "`exclude` must be a glob or a list of globs.*got None"),
-        ({"module_types": None}, TypeError, "`module_types` must hold subclasses of torch.nn.Module, got None"),
-        ({"module_types": "Linear"}, TypeError, "`module_types` must hold subclasses.*got 'Linear'"),
-        ({"module_types": [nn.ReLU()]}, TypeError, r"`module_types` must hold subclasses.*got \[ReLU\(\)\]"),
-        ({"module_types": [int]}, TypeError, r"`module_types` must hold subclasses.*got \[<class 'int'>\]"),
-        ({"min_ndim": -1}, ValueError, "`min_ndim` must be an int >= 0, got -1"),
-        ({"min_ndim": True}, TypeError, "`min_ndim` must be an int >= 0, got True"),
-        ({"min_ndim": 2.0}, TypeError, r"`min_ndim` must be an int >= 0, got 2\.0"),
-    ],
-)
-def test_a_bad_argument_is_refused(arguments, error, message):
-    with pytest.raises(error, match=message):
-        Select(**arguments)
-
-
-def test_what_is_no_selection_is_refused():
-    with pytest.raises(TypeError, match="`include` must be a glob or a list of globs"):
-        as_select(nn.Linear(2, 2))
-
-
-def test_selections_are_equal_if_they_choose_the_same_way():
-    assert Select("a.*", module_types=nn.Linear) == Select(["a.*"], module_types=[nn.Linear])
-    assert len({Select("a.*"), Select(["a.*"]), Select("a.*", min_ndim=1)}) == 2
-
-
 # Properties
 
 names = st.text("abc", min_size=1, max_size=3)
@@ -395,3 +362,31 @@ def test_the_remedy_for_few_dimensions_is_given_only_where_they_are_the_reason()
         select_weights(weights, Select(include="0.*", module_types=[nn.Conv1d], min_ndim=0))
 
     assert "min_ndim=1" not in str(error.value)
+
+
+def flat():
+    """Return a network like those of e3nn: every weight has one dimension."""
+    network = nn.ModuleDict({"first": nn.Module(), "second": nn.Module()})
+    for number, part in enumerate(network.values(), start=3):
+        part.weight = nn.Parameter(torch.ones(number))
+        part.register_parameter("table", nn.Parameter(torch.ones(2, 2, dtype=torch.int8), requires_grad=False))
+    return network
+
+
+@pytest.mark.parametrize(
+    ("select", "shown", "remedy"),
+    [
+        (None, "first", r"`Select\(min_ndim=1\)` takes them"),
+        (Select(), "first", r"`Select\(min_ndim=1\)` takes them"),
+        ("second.*", "second", r"`Select\(\.\.\., min_ndim=1\)` takes them"),
+        (Select(exclude="first.*"), "first", r"`Select\(\.\.\., min_ndim=1\)` takes them"),
+    ],
+)
+def test_where_every_weight_is_flat_the_error_says_that_these_may_be_the_real_ones(select, shown, remedy):
+    message = rf"{shown}\.weight: 1 < 2 dim.*No weight of this model has 2 or more.*may be the real weights.*{remedy}"
+    with pytest.raises(ValueError, match=message):
+        chosen(flat(), select)
+
+
+def test_the_remedy_for_flat_weights_works():
+    assert chosen(flat(), Select(min_ndim=1)) == ["first.weight", "second.weight"]

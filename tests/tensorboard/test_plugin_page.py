@@ -2,7 +2,6 @@
 
 import math
 import shutil
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -48,15 +47,14 @@ def write_odd(folder: Path) -> None:
 
 
 def wait_for(server: Server, run: str, metric: str, steps: int) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
+    def loaded() -> bool:
         described = {each["name"]: each["metrics"] for each in server.get(f"plugin/{NAME}/runs")["runs"]}
-        if metric in described.get(run, []):
-            answer = server.get(f"plugin/{NAME}/heatmap", run=run, metric=metric)
-            if answer["total_steps"] >= steps:
-                return
-        time.sleep(0.2)
-    pytest.fail(f"TensorBoard did not load {run}", pytrace=False)
+        return (
+            metric in described.get(run, [])
+            and server.get(f"plugin/{NAME}/heatmap", run=run, metric=metric)["total_steps"] >= steps
+        )
+
+    server.until(loaded)
 
 
 @pytest.fixture(scope="module")
@@ -355,6 +353,7 @@ def test_a_broken_link_shows_the_default_view(page):
 
 
 def test_the_arrow_keys_move_over_the_cells_and_enter_opens_the_curve(page, folder):
+    page.load(page.address())  # anew: no click has set the cursor
     layers = logged(folder, "spectral_norm")["small"]
     rows = page.layers("small")
     page.press("\ue004")  # Tab: from here on, focus is that of the keyboard

@@ -1,7 +1,6 @@
 """The routes of the page "Regularization", as a real TensorBoard process answers them over HTTP."""
 
 import json
-import time
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -78,13 +77,12 @@ def odd_server(request, odd_logs) -> Iterator[Server]:
 
 def wait_for(server: Server, last_steps) -> None:
     """Wait until each run has been loaded up to its last step."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        loaded = {run["name"]: run["version"] for run in server.get(f"{PLUGIN}/runs")["runs"]}
-        if all(loaded.get(run, "").endswith(f"-{step}") for run, step in last_steps.items()):
-            return
-        time.sleep(0.2)
-    pytest.fail(f"TensorBoard loaded only {loaded}", pytrace=False)
+
+    def loaded() -> bool:
+        versions = {run["name"]: run["version"] for run in server.get(f"{PLUGIN}/runs")["runs"]}
+        return all(versions.get(run, "").endswith(f"-{step}") for run, step in last_steps.items())
+
+    server.until(loaded)
 
 
 def refusal(server: Server, route: str, method: str = "GET") -> tuple[int, str]:
@@ -330,9 +328,7 @@ def test_without_logs_of_ours_the_tab_stays_inactive(tmp_path):
     write_scalars(tmp_path / "run" / "events.out.tfevents.1.a", np.arange(3), {"loss": np.ones(3)})
     server = Server(tmp_path)
     try:
-        deadline = time.monotonic() + 60
-        while "run" not in server.get("plugin/scalars/tags") and time.monotonic() < deadline:
-            time.sleep(0.2)
+        server.until(lambda: "run" in server.get("plugin/scalars/tags"))
         assert server.get("plugins_listing")["lightning_reg_page"]["enabled"] is False
         assert server.get(f"{PLUGIN}/runs") == {"runs": []}
     finally:

@@ -56,7 +56,8 @@ def test_the_wheel_holds_every_file_of_the_page(wheel):
 
 
 def test_a_fresh_environment_has_the_tab_the_page_and_the_numbers(python, wheel, logs):
-    where = [str(python), "-c", "import lightning_reg; print(lightning_reg.__file__)"]
+    # -E: whatever PYTHONPATH is here.
+    where = [str(python), "-E", "-c", "import lightning_reg; print(lightning_reg.__file__)"]
     installed = subprocess.run(where, check=True, capture_output=True, text=True, cwd=logs).stdout
     assert installed.startswith(str(python.parent.parent))
 

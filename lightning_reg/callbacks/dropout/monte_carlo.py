@@ -6,7 +6,7 @@ from typing import Any, final, get_args
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
@@ -19,8 +19,8 @@ from lightning_reg.callbacks.dropout.samplable import origin_of_zeros, samplable
 from lightning_reg.callbacks.dropout.sampler import Sampler
 from lightning_reg.callbacks.dropout.sites import listed
 from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer.during_fit import DuringFit
 from lightning_reg.callbacks.trainer.nested import map_tensors, tensors_in
-from lightning_reg.callbacks.trainer.settings import call_of
 from lightning_reg.ensemble import EnsemblePrediction, summarize_predictions
 from lightning_reg.ensemble.averages import Aggregate
 from lightning_reg.tensorboard import tags
@@ -31,7 +31,7 @@ _DEAD = "Dropout by `F.dropout` stays off in evaluation, too. Use dropout module
 
 
 @final
-class MonteCarloDropout(Callback):
+class MonteCarloDropout(DuringFit[Callable[[], None]]):
     r"""Predict and test with dropout active: the mean and the spread over `num_samples` masks.
 
     The mean is :math:`\bar p = \frac1n \sum_i p_i`, the entropy :math:`H(\bar p)`, all uncertainty, and the mutual
@@ -73,6 +73,8 @@ class MonteCarloDropout(Callback):
 
     """
 
+    stages = frozenset({"predict", "test", "validate"})
+
     def __init__(
         self,
         num_samples: int = 20,
@@ -99,13 +101,8 @@ class MonteCarloDropout(Callback):
         listed(attribute)
         self.attribute = attribute
         self._runs = 0
-        self._undo: Callable[[], None] | None = None
         self._calls = 0
         self._varies = False
-
-    @override
-    def __repr__(self) -> str:
-        return call_of(self)
 
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -165,7 +162,7 @@ class MonteCarloDropout(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if self._undo is not None:
+        if self._run is not None:
             self._check_calls("validation_step")
 
     def _check_calls(self, step: str) -> None:
@@ -178,26 +175,32 @@ class MonteCarloDropout(Callback):
 
     @override
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._end()
+        self._finish(trainer)
 
     @override
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._end()
+        self._finish(trainer)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._end()
+        if trainer.state.fn == "validate":
+            self._finish(trainer)
+
+    def _finish(self, trainer: Trainer) -> None:
+        if self._calls and not self._varies:
+            rank_zero_warn(
+                "MonteCarloDropout has drawn dropout masks, but no prediction of this run varied over them: the weights"
+                " behind dropout may be 0, or its outputs may not reach the predictions."
+            )
+        self._end(trainer)
 
     @override
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._restore()
-
-    @override
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._restore()
+    def end_run(self, trainer: Trainer, run: Callable[[], None] | None) -> None:
+        if run is not None:
+            run()
 
     def _replace(self, trainer: Trainer, pl_module: LightningModule, step: str, finish: Callable[[Any], Any]) -> None:
-        """Make `predict_step`, or `forward` in another step, return `finish` of its samples, until `_restore`."""
+        """Make `predict_step`, or `forward` in another step, return `finish` of its samples during this stage."""
         name, called = (step, (step,)) if step == "predict_step" else ("forward", ())
         sites, off = samplable_sites(pl_module, listed(self.attribute), called)
         if not any(site.base for site in sites):
@@ -241,20 +244,7 @@ class MonteCarloDropout(Callback):
                 vars(pl_module)[name] = before
 
         vars(pl_module)[name] = sampled
-        self._undo = undo
-
-    def _end(self) -> None:
-        if self._undo is not None and self._calls and not self._varies:
-            rank_zero_warn(
-                "MonteCarloDropout has drawn dropout masks, but no prediction of this run varied over them: the weights"
-                " behind dropout may be 0, or its outputs may not reach the predictions."
-            )
-        self._restore()
-
-    def _restore(self) -> None:
-        if self._undo is not None:
-            self._undo()
-        self._undo = None
+        self._run = undo
 
     def _summary(self, samples: Tensor) -> EnsemblePrediction:
         if self.softmax:

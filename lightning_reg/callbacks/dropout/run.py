@@ -17,7 +17,7 @@ from lightning_reg.schedules import Schedule
 from lightning_reg.tensorboard import tags
 
 
-class DropoutRun:
+class Run:
     """The chosen rates of one model, until `restore`; nothing in it has to survive a resume.
 
     Args:
@@ -122,7 +122,7 @@ class DropoutRun:
                 raise ValueError(msg)
 
 
-def log_rates(trainer: Trainer, pl_module: LightningModule, runs: Sequence[DropoutRun]) -> None:
+def log_rates(trainer: Trainer, pl_module: LightningModule, runs: Sequence[Run]) -> None:
     """Log the mean of all rates, and each of them if they differ."""
     rates = {site.name: rate for run in runs for site, rate in zip(run.sites, run.rates, strict=True)}
     if not rates:  # the modules have been taken out of the model

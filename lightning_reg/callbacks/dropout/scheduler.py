@@ -1,25 +1,25 @@
 """Dropout rates over time."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, final, get_args
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from lightning_reg import _checks
 from lightning_reg.callbacks.dropout.rest import ask_training_step, warn_of_unreached
-from lightning_reg.callbacks.dropout.run import DropoutRun, log_rates
+from lightning_reg.callbacks.dropout.run import Run, log_rates
 from lightning_reg.callbacks.dropout.sites import Site, depths, listed, select_sites
 from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer.during_fit import DuringFit
 from lightning_reg.callbacks.trainer.plan import publish
 from lightning_reg.callbacks.trainer.refusals import refuse_unless_listed_once
-from lightning_reg.callbacks.trainer.settings import call_of
 from lightning_reg.schedules import Schedule, resolve
 from lightning_reg.schedules.base import check_schedule
+from lightning_reg.selection import Select
 from lightning_reg.selection.modules import as_module_select
-from lightning_reg.selection.weights import Select
 from lightning_reg.tensorboard import tags
 
 Interval = Literal["step", "epoch"]
@@ -28,7 +28,7 @@ _OUT_OF_REACH = "{reason}, out of reach of a schedule. Use a dropout module."
 
 
 @final
-class DropoutScheduler(Callback):
+class DropoutScheduler(DuringFit[Run]):
     r"""Set dropout rates by a schedule, :math:`p_i(t) = c_i\, s(t)` with :math:`c_i = 1` unless `scale` says otherwise.
 
     It finds the rates of `nn.Dropout` and its relatives, `nn.MultiheadAttention`, `nn.LSTM`, `GRU` and `RNN` of several
@@ -97,20 +97,22 @@ class DropoutScheduler(Callback):
             raise ValueError(msg)
         self.scale = scale
         self.interval = _checks.one_of("interval", interval, get_args(Interval))
-        self._run: DropoutRun | None = None
-
-    @override
-    def __repr__(self) -> str:
-        return call_of(self)
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         if stage == "fit":
             refuse_unless_listed_once(self, _schedulers(trainer))
 
     @override
+    def make_run(self, trainer: Trainer, pl_module: LightningModule) -> Run:
+        sites, left_out = self._sites(pl_module)
+        _refuse_shared([site for site in sites if site.name not in left_out], _runs(trainer))
+        return Run(pl_module, sites, left_out, self._shares, trainer.strategy.root_device)
+
+    @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._run = self._run_of(trainer, pl_module, *self._sites(pl_module))
+        super().on_fit_start(trainer, pl_module)
         if self is _schedulers(trainer)[-1]:
             warn_of_unreached(pl_module, _found(trainer), _STEPS, _OUT_OF_REACH)
 
@@ -124,7 +126,7 @@ class DropoutScheduler(Callback):
         if isinstance(self._run.schedule, Schedule):
             self._run.check(self._run.schedule, total)
         if self is _schedulers(trainer)[-1]:
-            plans = [run.plan(repr(item), item._action) for item in _schedulers(trainer) if (run := item._run)]  # noqa: SLF001  # of this class
+            plans = [run.plan(repr(item), item.action) for item in _schedulers(trainer) if (run := item.run)]
             publish(trainer, plans, ("module", "rate as built", "dropout"), tags.DROPOUT_SETUP)
 
     @override
@@ -150,16 +152,13 @@ class DropoutScheduler(Callback):
             log_rates(trainer, pl_module, _runs(trainer))
 
     @override
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
-            self._restore()
-
-    @override
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._restore()
+    def end_run(self, trainer: Trainer, run: Run | None) -> None:
+        if run is not None:
+            run.restore()
 
     @property
-    def _action(self) -> str:
+    def action(self) -> str:
+        """What the plan says of a rate."""
         return (
             repr(self.schedule)
             if isinstance(self.schedule, Schedule)
@@ -181,13 +180,7 @@ class DropoutScheduler(Callback):
     def _sites(self, pl_module: LightningModule) -> tuple[list[Site], dict[str, str]]:
         return select_sites(pl_module, as_module_select(self.select), listed(self.attribute), steps=_STEPS)
 
-    def _run_of(
-        self, trainer: Trainer, pl_module: LightningModule, sites: Sequence[Site], left_out: Mapping[str, str]
-    ) -> DropoutRun:
-        _refuse_shared([site for site in sites if site.name not in left_out], _runs(trainer))
-        return DropoutRun(pl_module, sites, left_out, self._shares, trainer.strategy.root_device)
-
-    def _follow_changes(self, trainer: Trainer, pl_module: LightningModule, run: DropoutRun) -> None:
+    def _follow_changes(self, trainer: Trainer, pl_module: LightningModule, run: Run) -> None:
         """Begin anew, at the same tick, if there are other rates than before: the user has replaced modules."""
         run.changes.seen = False
         try:
@@ -195,28 +188,23 @@ class DropoutScheduler(Callback):
                 return
             run.restore()
             self._run = None
-            new = self._run_of(trainer, pl_module, *self._sites(pl_module))
+            new = self.make_run(trainer, pl_module)
         except ValueError as error:
             if not run.all_sites:
                 return
             run.restore()
             rank_zero_warn(f"The model has changed, and DropoutScheduler has nothing to do any more: {error}")
-            new = DropoutRun(pl_module, [], {}, self._shares, trainer.strategy.root_device)
+            new = Run(pl_module, [], {}, self._shares, trainer.strategy.root_device)
         new.schedule, new.first_step, new.is_first_batch = run.schedule, run.first_step, False
         self._run = new
-
-    def _restore(self) -> None:
-        if self._run is not None:
-            self._run.restore()
-        self._run = None
 
 
 def _schedulers(trainer: Trainer) -> list[DropoutScheduler]:
     return state.callbacks_of(trainer, DropoutScheduler)
 
 
-def _runs(trainer: Trainer) -> list[DropoutRun]:
-    return [run for scheduler in _schedulers(trainer) if (run := scheduler._run)]  # noqa: SLF001  # of this class
+def _runs(trainer: Trainer) -> list[Run]:
+    return [run for scheduler in _schedulers(trainer) if (run := scheduler.run)]
 
 
 def _found(trainer: Trainer) -> list[Site]:
@@ -225,7 +213,7 @@ def _found(trainer: Trainer) -> list[Site]:
     return list(sites.values())
 
 
-def _refuse_shared(sites: Sequence[Site], runs: Sequence[DropoutRun]) -> None:
+def _refuse_shared(sites: Sequence[Site], runs: Sequence[Run]) -> None:
     """Raise if another scheduler sets one of the rates already."""
     taken = {(site.module, site.attribute) for run in runs for site in run.sites}
     for site in sites:

@@ -8,8 +8,8 @@ from torch import nn
 from lightning_reg.callbacks.dropout.held import give_back, is_rate, set_value, value_of
 from lightning_reg.callbacks.dropout.rates import rates_of
 from lightning_reg.callbacks.dropout.source import steps_of_parts
+from lightning_reg.selection import Select
 from lightning_reg.selection.modules import NamedModule, named_modules, select_modules
-from lightning_reg.selection.weights import Select
 
 
 @dataclass(frozen=True, eq=False)

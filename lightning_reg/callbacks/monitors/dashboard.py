@@ -4,7 +4,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.loggers import prefixed, tensorboard_writers
-from lightning_reg.callbacks.trainer.settings import _settings
+from lightning_reg.callbacks.trainer.settings import regularization_settings
 from lightning_reg.metrics.reading import layer_names
 from lightning_reg.tensorboard import events, layout, tags
 from lightning_reg.tensorboard.hparams import hyperparameters, no_experiment
@@ -32,7 +32,7 @@ def write_hyperparameters(trainer: Trainer, pl_module: LightningModule) -> None:
     To be called before Lightning writes the user's, which is right after `on_fit_start`: the first ones count.
     """
     users = state.hyperparameters(trainer, pl_module)
-    values = (users or {}) | _settings(state.callbacks_of(trainer, Callback))
+    values = (users or {}) | regularization_settings(state.callbacks_of(trainer, Callback))
     for logger, writer in tensorboard_writers(trainer):
         if users is not None and state.writes_default_metric(logger):
             events.write(writer, no_experiment(), 0)

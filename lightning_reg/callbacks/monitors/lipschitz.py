@@ -4,23 +4,23 @@ from collections.abc import Sequence
 from typing import Any, final
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
 from lightning_reg import _checks
 from lightning_reg.callbacks.monitors.dashboard import write_layout, write_network_order
-from lightning_reg.callbacks.monitors.lipschitz_run import Expansion, Found
+from lightning_reg.callbacks.monitors.lipschitz_run import Found, Run
 from lightning_reg.callbacks.monitors.lipschitz_target import InputTransform, find_target
 from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer.during_fit import DuringFit
 from lightning_reg.callbacks.trainer.loggers import log_for_callbacks, write_scalars
 from lightning_reg.callbacks.trainer.refusals import refuse_hidden_weights, refuse_missing_logger
-from lightning_reg.callbacks.trainer.settings import call_of
 from lightning_reg.tensorboard import tags
 
 
 @final
-class LipschitzMonitor(Callback):
+class LipschitzMonitor(DuringFit[Run]):
     r"""Log how much the network may stretch differences of its inputs, and how much it does stretch real ones.
 
     The Lipschitz constant, the smallest L with :math:`\|f(x) - f(y)\|_2 \le L \|x - y\|_2` for all inputs, is not
@@ -69,6 +69,8 @@ class LipschitzMonitor(Callback):
 
     """
 
+    regularizes = False
+
     def __init__(  # noqa: PLR0913  # plain settings, each for itself
         self,
         *,
@@ -94,33 +96,30 @@ class LipschitzMonitor(Callback):
         self.input_transform = input_transform
         self.prog_bar = _checks.boolean("prog_bar", prog_bar)
         self.layout = _checks.boolean("layout", layout)
-        self._run: Expansion | None = None
-
-    @override
-    def __repr__(self) -> str:
-        return call_of(self)
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         if stage == "fit" and not trainer.barebones:
             refuse_hidden_weights(trainer, type(self).__name__)
             refuse_missing_logger(trainer, type(self).__name__)
             _refuse_shared_targets(state.callbacks_of(trainer, LipschitzMonitor))
 
     @override
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def make_run(self, trainer: Trainer, pl_module: LightningModule) -> Run | None:
         if trainer.barebones:
             rank_zero_info(f"{type(self).__name__} is off: `Trainer(barebones=True)` logs nothing.")
-            return
+            return None
         others = [monitor.target for monitor in state.callbacks_of(trainer, LipschitzMonitor) if monitor is not self]
-        self._run = Expansion(
-            find_target(pl_module, self.target),
-            suffix=f"/{self.target or 'all'}" if others else "",
-            has_layers=not any(_is_inside(self.target, other) for other in others),
-        )
+        target = find_target(pl_module, self.target)
         write_network_order(trainer, pl_module)
         if self.layout:
             write_layout(trainer)
+        return Run(
+            target,
+            suffix=f"/{self.target or 'all'}" if others else "",
+            has_layers=not any(_is_inside(self.target, other) for other in others),
+        )
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -156,15 +155,6 @@ class LipschitzMonitor(Callback):
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._finish(trainer)  # for a run that was stopped later than in `on_train_epoch_end`
-
-    @override
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
-            self._run = None
-
-    @override
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._run = None
 
     def _finish(self, trainer: Trainer) -> None:
         """Write what is not known yet of the last step."""

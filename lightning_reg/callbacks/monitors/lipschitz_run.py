@@ -30,7 +30,7 @@ class Found(NamedTuple):
 
 
 @dataclass
-class Expansion:
+class Run:
     """State of the monitor between the start and the end of `fit`; nothing in it has to survive a resume."""
 
     target: Target

@@ -5,21 +5,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torchmetrics import Metric
 from typing_extensions import override
 
 from lightning_reg import _checks
 from lightning_reg.callbacks.monitors.dashboard import write_hyperparameters, write_layout, write_network_order
-from lightning_reg.callbacks.monitors.regularization_run import Record
+from lightning_reg.callbacks.monitors.regularization_run import Run
 from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer.during_fit import DuringFit
 from lightning_reg.callbacks.trainer.loggers import log_for_callbacks
 from lightning_reg.callbacks.trainer.refusals import refuse_hidden_weights, refuse_missing_logger
-from lightning_reg.callbacks.trainer.settings import call_of
 from lightning_reg.metrics import Sparsity, SpectralNorm, WeightNorm
 from lightning_reg.metrics.reading import layer_name
-from lightning_reg.selection.weights import Select, Weight, as_select, named_weights, select_weights
+from lightning_reg.selection import Select, Weight, as_select, named_weights, select_weights
 from lightning_reg.tensorboard import tags
 
 _AUTO_LAYERS = 64
@@ -27,7 +27,7 @@ _LANCZOS_ITERATIONS = 5
 
 
 @final
-class RegularizationMonitor(Callback):
+class RegularizationMonitor(DuringFit[Run]):
     r"""Log how large, how sparse and how expansive the weights are: of each layer, over layers, and of all together.
 
     For each metric these are written at the trainer's `log_every_n_steps`, on the step axis of `self.log`, with the
@@ -68,6 +68,8 @@ class RegularizationMonitor(Callback):
 
     """
 
+    regularizes = False
+
     def __init__(  # noqa: PLR0913  # plain switches, each for itself
         self,
         *,
@@ -90,70 +92,57 @@ class RegularizationMonitor(Callback):
         self.every_n_epochs = _checks.count("every_n_epochs", every_n_epochs, 1)
         self.layout = _checks.boolean("layout", layout)
         self.hparams = _checks.boolean("hparams", hparams)
-        self._record: Record | None = None
-
-    @override
-    def __repr__(self) -> str:
-        return call_of(self)
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         if stage == "fit" and not trainer.barebones:
             refuse_hidden_weights(trainer, type(self).__name__)
             refuse_missing_logger(trainer, type(self).__name__)
             _refuse_shared_names(state.callbacks_of(trainer, RegularizationMonitor))
 
     @override
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def make_run(self, trainer: Trainer, pl_module: LightningModule) -> Run | None:
         if trainer.barebones:
             rank_zero_info(f"{type(self).__name__} is off: `Trainer(barebones=True)` logs nothing.")
-            return
+            return None
         weights = select_weights(named_weights(pl_module), as_select(self.select)).chosen
         copies = {name: metric.clone().to(pl_module.device) for name, metric in self._metrics.items()}
-        self._record = Record(weights, copies, self._shown(weights))
         write_network_order(trainer, pl_module)
         if self.layout:
             write_layout(trainer)
         if self.hparams:
             write_hyperparameters(trainer, pl_module)
+        return Run(weights, copies, self._shown(weights))
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        record = self._record
-        if record is None or not state.steps_now(trainer):
+        run = self._run
+        if run is None or not state.steps_now(trainer):
             return
-        first = record.last_step is None
-        record.last_step = state.log_step(trainer)
+        first = run.last_step is None
+        run.last_step = state.log_step(trainer)
         if not state.logs_now(trainer, first_step=first):
             return
-        log_for_callbacks(pl_module, record.measure().summary)
-        if state.writes_now(trainer) or record.last_step == 0:
-            record.write(trainer)
+        log_for_callbacks(pl_module, run.measure().summary)
+        if state.writes_now(trainer) or run.last_step == 0:
+            run.write(trainer)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._record is None:
+        if self._run is None:
             return
         # A run can end in mid-epoch; in `on_train_end`, those that average weights may have put in the averages.
-        self._record.measure()
+        self._run.measure()
         if self.histograms and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-            self._record.write_histograms(trainer, state.log_step(trainer) - 1)
+            self._run.write_histograms(trainer, state.log_step(trainer) - 1)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._record:
-            self._record.write(trainer)
-
-    @override
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
-            self._record = None
-
-    @override
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._record = None
+        if self._run:
+            self._run.write(trainer)
 
     @property
     def _metrics(self) -> Mapping[str, Metric]:

@@ -31,7 +31,7 @@ class Report:
 
 
 @dataclass
-class Record:
+class Run:
     """State of the monitor between the start and the end of `fit`; nothing in it has to survive a resume."""
 
     weights: Sequence[Weight]

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -27,18 +27,20 @@ from lightning_reg.callbacks.penalties.refusals import (
 from lightning_reg.callbacks.penalties.run import Ledger, Run
 from lightning_reg.callbacks.penalties.targets import Targets, add_scaled
 from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer.during_fit import DuringFit
 from lightning_reg.callbacks.trainer.plan import publish
 from lightning_reg.callbacks.trainer.refusals import refuse_strategy, refuse_unless_listed_once
-from lightning_reg.callbacks.trainer.settings import call_of, log_name
+from lightning_reg.callbacks.trainer.settings import log_name
+from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
 from lightning_reg.functional.penalties.counts import check_dim
 from lightning_reg.schedules import Schedule, resolve
 from lightning_reg.schedules.base import check_schedule
-from lightning_reg.selection.weights import Select, as_select, named_weights, select_weights
+from lightning_reg.selection import Select, as_select, named_weights, select_weights
 
 Mode = Literal["loss", "grad", "proximal"]
 
 
-class Penalty(Callback, Formula):
+class Penalty(DuringFit[Run], Formula):
     r"""A term of the training objective, :math:`J = L + s(t)\,\lambda\,\Omega(w)`; subclass it for your own.
 
     A subclass defines `penalty`, from weights to a scalar, and has `mode="loss"` and `mode="grad"` from it; for
@@ -91,20 +93,19 @@ class Penalty(Callback, Formula):
         if schedule is not None:
             check_schedule(schedule, "from step to factor")
         self.schedule = schedule
-        self._run: Run | None = None
 
-    def aim_at(self, quota: Callable[[int], float]) -> Run | None:
+    def chosen(self) -> dict[Tensor, str]:
+        """Return the weights that the penalty acts on in the fit that is running, with their names."""
+        return {} if self._run is None else {weight.parameter: weight.name for weight in self._run.selection.chosen}
+
+    def aim_at(self, quota: Callable[[int], float]) -> None:
         """Until `fit` ends, be as strong in each step as makes a share `quota(step)` of all units zero."""
         if self._run is not None:
             self._run.quota = quota
-        return self._run
-
-    @override
-    def __repr__(self) -> str:
-        return call_of(self)
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         if stage == "fit":
             refuse_unless_listed_once(self, _penalties(trainer))
             refuse_strategy(trainer, type(self).__name__)
@@ -113,11 +114,11 @@ class Penalty(Callback, Formula):
                 refuse_missing_operator(type(self).__name__)
 
     @override
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def make_run(self, trainer: Trainer, pl_module: LightningModule) -> Run:
         # Not later: FSDP2 replaces parameters once a forward pass has run, and the sanity check runs one.
         selection = select_weights(named_weights(pl_module, state.original_shapes(trainer)), as_select(self.select))
         check_dim((weight.parameter for weight in selection.chosen), self.unit_dim)
-        self._run = Run(
+        return Run(
             log_name(self, _penalties(trainer)),
             selection,
             Targets(selection),
@@ -132,9 +133,9 @@ class Penalty(Callback, Formula):
         refuse_optimizers(trainer, type(self).__name__, self.mode)
         if self.schedule is not None:
             self._run.schedule = resolve(self.schedule, state.total_ticks(trainer, pl_module))
-        runs = [(penalty, run) for penalty in _penalties(trainer) if (run := _run_of(penalty))]
+        runs = [(penalty, run) for penalty in _penalties(trainer) if (run := penalty.run)]
         if self is runs[-1][0]:
-            begin(trainer, pl_module, runs)
+            _begin(trainer, pl_module, runs)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -224,23 +225,14 @@ class Penalty(Callback, Formula):
             refuse_unseen_steps(type(self).__name__, has_stepped=self._run.has_stepped)
 
     @override
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
-            self._end()
-
-    @override
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._end()
-
-    def _end(self) -> None:
-        if self._run is not None:
-            self._run.hooks.remove()
-        self._run = None
+    def end_run(self, trainer: Trainer, run: Run | None) -> None:
+        if run is not None and run.hooks is not None:
+            run.hooks.remove()
 
     def _ledger_if_read(self, trainer: Trainer, run: Run) -> Ledger | None:
         """Return where values go if they are read: to the first penalty, before which nothing has changed the loss."""
         is_read = state.logs_now(trainer, first_step=run.first_step)
-        return first.ledger if is_read and (first := _run_of(_penalties(trainer)[0])) else None
+        return first.ledger if is_read and (first := _penalties(trainer)[0].run) else None
 
     @torch.no_grad()
     def _record(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -261,11 +253,7 @@ def _penalties(trainer: Trainer) -> list[Penalty]:
     return state.callbacks_of(trainer, Penalty)  # type: ignore[type-abstract]  # mypy wants no abstract class here
 
 
-def _run_of(penalty: Penalty) -> Run | None:
-    return penalty._run  # noqa: SLF001  # private to those who subclass it, not to its own module
-
-
-def begin(trainer: Trainer, pl_module: LightningModule, runs: Sequence[tuple["Penalty", Run]]) -> None:
+def _begin(trainer: Trainer, pl_module: LightningModule, runs: Sequence[tuple[Penalty, Run]]) -> None:
     """Warn of doubtful settings, show the plan, and have proximal steps follow those of the optimizers."""
     optimizers = trainer.optimizers
     warn_of_weight_decay(
@@ -285,4 +273,5 @@ def begin(trainer: Trainer, pl_module: LightningModule, runs: Sequence[tuple["Pe
         {run.name: run.targets.of(optimizers) for penalty, run in proximal if not penalty.exact_in_any_company}
     )
     for penalty, run in sorted(proximal, key=lambda pair: not pair[0].exact_in_any_company):
-        run.hooks.add(optimizers, partial(penalty.after_optimizer_step, trainer, pl_module))
+        run.hooks = run.hooks or AroundSteps(partial(penalty.after_optimizer_step, trainer, pl_module))
+        run.hooks.add(optimizers)

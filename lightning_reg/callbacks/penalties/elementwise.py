@@ -12,7 +12,7 @@ from lightning_reg.functional import elastic_net, l1_norm, squared_l2_norm
 from lightning_reg.functional.penalties.elementwise import add_elementwise_gradient_
 from lightning_reg.functional.proximal.elementwise import elastic_net_prox, soft_threshold, vanishing_factors
 from lightning_reg.schedules import Schedule
-from lightning_reg.selection.weights import Select
+from lightning_reg.selection import Select
 
 
 @final

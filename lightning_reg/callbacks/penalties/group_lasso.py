@@ -12,7 +12,7 @@ from lightning_reg.functional import group_lasso, group_soft_threshold
 from lightning_reg.functional.penalties.group_lasso import add_group_gradient_
 from lightning_reg.functional.proximal.groups import group_thresholds
 from lightning_reg.schedules import Schedule
-from lightning_reg.selection.weights import Select
+from lightning_reg.selection import Select
 
 
 @final

@@ -12,7 +12,7 @@ from lightning_reg.callbacks.penalties.targets import Targets
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.loggers import log
 from lightning_reg.callbacks.trainer.plan import Plan
-from lightning_reg.callbacks.trainer.step_hooks import StepHooks
+from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
 from lightning_reg.selection.weights import Selection
 from lightning_reg.tensorboard import tags
 
@@ -73,7 +73,8 @@ class Run:
     """Which share of weights, or groups, the penalty has to make zero at a step, instead of having a strength."""
     strength: Tensor | None = None
     """What that took in the last step."""
-    hooks: StepHooks = field(default_factory=StepHooks)
+    hooks: AroundSteps | None = None
+    """What takes proximal steps after those of the optimizers."""
 
     def factor(self, tick: int) -> float:
         """Return the factor on the strength at `tick`."""

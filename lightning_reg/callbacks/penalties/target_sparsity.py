@@ -1,29 +1,41 @@
 """A share of zeros instead of a strength."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, final
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
 
 from lightning_reg import _checks
 from lightning_reg.callbacks.penalties.base import Penalty
 from lightning_reg.callbacks.penalties.formula import Formula
-from lightning_reg.callbacks.penalties.run import Run
-from lightning_reg.callbacks.penalties.targets import Targets
 from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer.during_fit import DuringFit
 from lightning_reg.callbacks.trainer.loggers import log
-from lightning_reg.callbacks.trainer.settings import call_of
 from lightning_reg.functional.penalties.counts import sparsity
 from lightning_reg.schedules import Cosine, Schedule, resolve
 from lightning_reg.schedules.base import check_schedule
-from lightning_reg.selection.weights import as_select, named_weights, select_weights
 from lightning_reg.tensorboard import tags
 
 
+@dataclass
+class Aim:
+    """The share of zeros over the steps of one fit."""
+
+    target: float
+    factor: Callable[[int], float] | None = None
+    """The schedule, with durations in steps."""
+
+    def at(self, tick: int) -> float:
+        """Return the share that is wanted at `tick`."""
+        factor = 1.0 if self.factor is None else self.factor(tick)
+        return self.target * _checks.in_range(f"schedule({tick})", factor, 0, 1)
+
+
 @final
-class TargetSparsity(Callback):
+class TargetSparsity(DuringFit[Aim]):
     r"""Train to a share of zeros: choose the strength of a proximal penalty, step by step, so that it is met.
 
     In each step the strength is the least one with which the proximal step leaves :math:`s(t)\,p` of all selected
@@ -89,16 +101,10 @@ class TargetSparsity(Callback):
         if schedule is not None:
             check_schedule(schedule, "from step to factor")
         self.schedule = schedule
-        self._targets: Targets | None = None
-        self._factor: Callable[[int], float] | None = None
-        self._run: Run | None = None
-
-    @override
-    def __repr__(self) -> str:
-        return call_of(self)
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
         if state.has_flat_shards(trainer):
@@ -107,46 +113,34 @@ class TargetSparsity(Callback):
         state.insert_callback(trainer, self.penalty, after=self)
 
     @override
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._targets = Targets(select_weights(named_weights(pl_module), as_select(self.penalty.select)))
+    def make_run(self, trainer: Trainer, pl_module: LightningModule) -> Aim:
+        return Aim(self.target)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        schedule = self.schedule or Cosine(0.0, 1.0, 0.5)
-        self._factor = resolve(schedule, state.total_ticks(trainer, pl_module))
-        self._run = self.penalty.aim_at(self._target_at)
+        if self._run is None:  # a tuner trains for a moment before `on_fit_start`
+            return
+        self._run.factor = resolve(self.schedule or Cosine(0.0, 1.0, 0.5), state.total_ticks(trainer, pl_module))
+        self.penalty.aim_at(self._run.at)
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._targets is None or not state.steps_now(trainer):
+        aim, run = self._run, self.penalty.run
+        if aim is None or run is None or not state.steps_now(trainer):
             return
         if not state.logs_now(trainer, first_step=trainer.global_step <= 1):
             return
-        weights = self._targets.of(trainer.optimizers)
+        weights = run.targets.of(trainer.optimizers)
         if weights:
-            strength = self._run.strength if self._run else None
             values = {
-                "strength": self.penalty.strength if strength is None else strength,
-                "target": self._target_at(max(state.tick(trainer, pl_module) - 1, 0)),
+                "strength": self.penalty.strength if run.strength is None else run.strength,
+                "target": aim.at(max(state.tick(trainer, pl_module) - 1, 0)),
                 "reached": sparsity(weights, dim=self.penalty.unit_dim),
             }
             log(trainer, pl_module, {f"{tags.TARGET_SPARSITY}/{name}": value for name, value in values.items()})
 
     @override
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
-            self._end(trainer)
-
-    @override
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._end(trainer)
-
-    def _end(self, trainer: Trainer) -> None:
-        self._targets = self._factor = self._run = None
+    def end_run(self, trainer: Trainer, run: Aim | None) -> None:
         state.remove_callback(trainer, self.penalty)
-
-    def _target_at(self, tick: int) -> float:
-        factor = 1.0 if self._factor is None else self._factor(tick)
-        return self.target * _checks.in_range(f"schedule({tick})", factor, 0, 1)

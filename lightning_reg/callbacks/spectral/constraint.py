@@ -14,7 +14,7 @@ from lightning_reg.callbacks.spectral.weights import WeightNorms, is_matrix, lay
 from lightning_reg.functional.spectral.matrices import clip_singular_values
 from lightning_reg.functional.tensors.precision import without_autocast
 from lightning_reg.functional.tensors.shards import local_slice
-from lightning_reg.selection.weights import Select, Weight
+from lightning_reg.selection import Select, Weight
 
 # The estimate is from below. Followed from step to step it is within a few per cent, unless a step moves a weight as
 # far as it is long.

@@ -1,11 +1,12 @@
 """What callbacks share that hold the norms of layers at a bound: when they act, on which weights, until when."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -14,11 +15,11 @@ from lightning_reg import _checks
 from lightning_reg.callbacks.penalties.base import Penalty
 from lightning_reg.callbacks.spectral.weights import refuse_weights
 from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer.during_fit import DuringFit
 from lightning_reg.callbacks.trainer.plan import Plan, publish
 from lightning_reg.callbacks.trainer.refusals import refuse_hidden_weights, refuse_strategy, refuse_unless_listed_once
-from lightning_reg.callbacks.trainer.settings import call_of
 from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
-from lightning_reg.selection.weights import Select, Selection, Weight, as_select, named_weights, select_weights
+from lightning_reg.selection import Select, Selection, Weight, as_select, named_weights, select_weights
 from lightning_reg.tensorboard import tags
 
 State = Mapping[str, Mapping[str, Tensor]]
@@ -43,7 +44,37 @@ class Engine(Protocol):
         """Return what `start` needs to go on exactly."""
 
 
-class SpectralControl(Callback, ABC):
+@dataclass
+class Run:
+    """What controls the chosen weights during one fit."""
+
+    selection: Selection
+    engine: Engine
+    steps: AroundSteps
+    waiting: list[Weight]
+    """Those that have not been trained so far."""
+
+    def plan(self, settings: str, action: Callable[[Weight], str]) -> Plan:
+        """Return what happens to each weight."""
+        return Plan(
+            settings,
+            shapes={weight.name: weight.shape for weight in self.selection.weights},
+            actions={
+                weight.name: action(weight) + ("" if weight.parameter.requires_grad else " (not trained at the moment)")
+                for weight in self.selection.chosen
+            },
+            left_out=self.selection.left_out,
+        )
+
+    def take_over(self, saved: State) -> None:
+        """Take the weights under control that are trained now, for the first time."""
+        trained = [weight for weight in self.waiting if weight.parameter.requires_grad]
+        if trained:
+            self.waiting = [weight for weight in self.waiting if not weight.parameter.requires_grad]
+            self.engine.start(trained, saved)
+
+
+class SpectralControl(DuringFit[Run], ABC):
     """Has an `Engine` act on the chosen weights, around each optimizer step."""
 
     def __init__(self, norm_bound: float, select: str | Sequence[str] | Select | None) -> None:
@@ -51,11 +82,8 @@ class SpectralControl(Callback, ABC):
         self.norm_bound = _checks.positive("norm_bound", norm_bound)
         as_select(select)
         self.select = select
-        self._engine: Engine | None = None
-        self._selection: Selection | None = None
-        self._steps: AroundSteps | None = None
-        self._waiting: list[Weight] = []
         self._saved: dict[str, Any] = {}
+        """The state of the run before, or of a checkpoint."""
 
     @abstractmethod
     def engine(self) -> Engine:
@@ -77,11 +105,8 @@ class SpectralControl(Callback, ABC):
         return f"{type(self).__qualname__}({self.select!r})"
 
     @override
-    def __repr__(self) -> str:
-        return call_of(self)
-
-    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
         refuse_unless_listed_once(self, _controls(trainer))
@@ -90,12 +115,11 @@ class SpectralControl(Callback, ABC):
         self._saved = {}  # of the run before
 
     @override
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def make_run(self, trainer: Trainer, pl_module: LightningModule) -> Run:
         # Not later: FSDP2 replaces parameters once a forward pass has run, and the sanity check runs one.
         selection = select_weights(named_weights(pl_module), as_select(self.select))
         refuse_weights(selection.chosen, type(self).__name__)
-        self._selection = selection
-        self._begin()
+        return self._run_on(selection)
 
     @override
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -104,16 +128,15 @@ class SpectralControl(Callback, ABC):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._engine is None or self._selection is None:  # a tuner trains for a moment before `on_fit_start`
+        if self._run is None:  # a tuner trains for a moment before `on_fit_start`
             return
         self._take_over()
-        self._steps = self._steps or AroundSteps(self._engine.before_step, self._engine.after_step)
-        self._steps.add(trainer.optimizers)
+        self._run.steps.add(trainer.optimizers)
         controls = _controls(trainer)
         _refuse_shared(controls)
-        _refuse_proximal(trainer, pl_module, self)
+        _refuse_proximal(trainer, self)
         if self is controls[-1]:
-            plans = [plan for control in controls if (plan := control.plan())]
+            plans = [run.plan(repr(control), control.action) for control in controls if (run := control.run)]
             publish(trainer, plans, ("weight", "shape", "spectral control"), tags.SPECTRAL_SETUP)
 
     @override
@@ -121,72 +144,39 @@ class SpectralControl(Callback, ABC):
         self._take_over()
 
     @override
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
-            self._end()
-
-    @override
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._end()
+    def end_run(self, trainer: Trainer, run: Run | None) -> None:
+        if run is not None:
+            run.steps.remove()
+            run.engine.stop()
+            self._saved = self._state_of(run)
 
     @override
     def state_dict(self) -> dict[str, Any]:
         # After `fit`, what was at its end: the trainer may save a checkpoint then.
-        return self._saved if self._engine is None else {"settings": self.settings, "weights": self._engine.state()}
+        return self._saved if self._run is None else self._state_of(self._run)
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._saved = state_dict
-        if self._engine is not None:  # a tuner puts back what was before it
-            self._begin()
+        if self._run is not None:  # a tuner puts back what was before it
+            self._run.steps.remove()
+            self._run = self._run_on(self._run.selection)
 
     def chosen(self) -> dict[Tensor, str]:
-        """Return the weights under control, with their names."""
-        return {weight.parameter: weight.name for weight in self._selection.chosen} if self._selection else {}
+        """Return the weights under control in the fit that is running, with their names."""
+        return {} if self._run is None else {weight.parameter: weight.name for weight in self._run.selection.chosen}
 
-    def plan(self) -> Plan | None:
-        """Return what happens to each weight; None before `fit`."""
-        selection = self._selection
-        if selection is None:
-            return None
-        return Plan(
-            repr(self),
-            shapes={weight.name: weight.shape for weight in selection.weights},
-            actions={
-                weight.name: self.action(weight)
-                + ("" if weight.parameter.requires_grad else " (not trained at the moment)")
-                for weight in selection.chosen
-            },
-            left_out=selection.left_out,
-        )
+    def _run_on(self, selection: Selection) -> Run:
+        engine = self.engine()
+        return Run(selection, engine, AroundSteps(engine.after_step, engine.before_step), list(selection.chosen))
 
-    def _begin(self) -> None:
-        self._remove_hooks()
-        self._engine = self.engine()
-        self._waiting = list(self._selection.chosen) if self._selection else []
+    def _state_of(self, run: Run) -> dict[str, Any]:
+        return {"settings": self.settings, "weights": run.engine.state()}
 
     def _take_over(self) -> None:
-        """Take the weights under control that are trained now, for the first time."""
-        if self._engine is None or not self._waiting:
-            return
-        trained = [weight for weight in self._waiting if weight.parameter.requires_grad]
-        if trained:
-            self._waiting = [weight for weight in self._waiting if not weight.parameter.requires_grad]
+        if self._run is not None and self._run.waiting:
             is_fit = self._saved.get("settings") == self.settings
-            self._engine.start(trained, self._saved["weights"] if is_fit else {})
-
-    def _end(self) -> None:
-        self._remove_hooks()
-        if self._engine is not None:
-            self._engine.stop()
-            self._saved = self.state_dict()
-        self._engine = self._selection = None
-        self._waiting = []
-
-    def _remove_hooks(self) -> None:
-        if self._steps is not None:
-            self._steps.remove()
-        self._steps = None
+            self._run.take_over(self._saved["weights"] if is_fit else {})
 
 
 def _controls(trainer: Trainer) -> list[SpectralControl]:
@@ -207,17 +197,16 @@ def _refuse_shared(controls: Sequence[SpectralControl]) -> None:
                 raise MisconfigurationException(msg)
 
 
-def _refuse_proximal(trainer: Trainer, pl_module: LightningModule, control: SpectralControl) -> None:
+def _refuse_proximal(trainer: Trainer, control: SpectralControl) -> None:
     """Raise if a proximal penalty acts on the same weights, which both change right after the optimizer's update."""
-    chosen = control.chosen()
-    penalties = state.callbacks_of(trainer, Penalty)  # type: ignore[type-abstract]  # mypy wants no abstract class here
-    for penalty in penalties:
+    for penalty in state.callbacks_of(trainer, Penalty):  # type: ignore[type-abstract]  # mypy wants no abstract class here
         if penalty.mode != "proximal":
             continue
-        for weight in select_weights(named_weights(pl_module), as_select(penalty.select)).chosen:
-            if weight.parameter in chosen:
+        others = penalty.chosen()
+        for parameter, name in control.chosen().items():
+            if parameter in others:
                 msg = (
-                    f"{penalty!r} and {control!r} both change {weight.name!r} after the optimizer's step: the second"
+                    f"{penalty!r} and {control!r} both change {name!r} after the optimizer's step: the second"
                     ' undoes what the first has reached. Use mode="grad", or leave the weight out of one:'
                     " `select=Select(exclude=...)`."
                 )

@@ -19,7 +19,7 @@ from lightning_reg.callbacks.spectral.control import SpectralControl
 from lightning_reg.callbacks.spectral.weights import WeightNorms, add_gradient, local
 from lightning_reg.functional.spectral.estimates import SingularPair
 from lightning_reg.functional.tensors.shards import as_placed, has_dtensors, local_part, whole
-from lightning_reg.selection.weights import Select, Weight
+from lightning_reg.selection import Select, Weight
 
 # Longer dot products in float32 are off by more than rounding.
 _DOT_ENTRIES = 1 << 20

@@ -1,6 +1,7 @@
 """Large norms of layers cost: the spectral norm penalty."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, final, get_args
 
 import torch
@@ -11,17 +12,36 @@ from typing_extensions import override
 
 from lightning_reg import _checks
 from lightning_reg.callbacks.penalties.base import Mode, Penalty
+from lightning_reg.callbacks.penalties.run import Run
 from lightning_reg.callbacks.spectral.weights import WeightNorms, add_gradient, layer_of
 from lightning_reg.functional.spectral.estimates import SingularPair
 from lightning_reg.functional.spectral.gradient import norm_at
 from lightning_reg.functional.spectral.norms import matrix_norm
 from lightning_reg.functional.tensors.shards import whole
 from lightning_reg.schedules import Schedule
-from lightning_reg.selection.weights import Select, Weight
+from lightning_reg.selection import Select, Weight
 
 Norm = Literal["operator", "matrix"]
 # From the vectors of the step before. Small matrices have exact norms with so many.
 _ITERATIONS = 5
+
+
+@dataclass
+class NormsRun(Run):
+    """What the penalty knows during one fit: besides, the norms of its weights."""
+
+    norms: WeightNorms = field(default_factory=WeightNorms)
+    pairs: dict[Tensor, SingularPair] = field(default_factory=dict)
+    """Of the weights as they are, until their optimizer steps."""
+    known: dict[Tensor, Weight] = field(default_factory=dict)
+
+    @torch.no_grad()
+    def pairs_of(self, weights: Sequence[Tensor]) -> list[SingularPair]:
+        """Return the norm of each weight, with its singular vectors."""
+        fresh = [weight for weight in weights if weight not in self.pairs]
+        found = self.norms.pairs([self.known[weight] for weight in fresh], _ITERATIONS)
+        self.pairs.update(zip(fresh, found, strict=True))
+        return [self.pairs[weight] for weight in weights]
 
 
 @final
@@ -69,11 +89,8 @@ class SpectralNormPenalty(Penalty):
     ) -> None:
         super().__init__(strength, select=select, mode=mode, schedule=schedule)
         self.norm = _checks.one_of("norm", norm, get_args(Norm))
-        self._known: dict[Tensor, Weight] = {}
-        self._norms = WeightNorms()
-        self._pairs: dict[Tensor, SingularPair] = {}
-        """Of the weights as they are, until their optimizer steps."""
         self._saved: dict[str, Any] = {}
+        """The state of the run before, or of a checkpoint."""
 
     @property
     @override
@@ -88,14 +105,15 @@ class SpectralNormPenalty(Penalty):
 
     @override
     def value(self, weights: list[Tensor]) -> Tensor:
-        pairs = self._pairs_of(weights)
-        norms = [norm_at(layer_of(self._known[weight]), pair) for weight, pair in zip(weights, pairs, strict=True)]
+        known, pairs = self._norms_run.known, self._norms_run.pairs_of(weights)
+        norms = [norm_at(layer_of(known[weight]), pair) for weight, pair in zip(weights, pairs, strict=True)]
         return torch.stack([norm.to(norms[0].device) for norm in norms]).square().sum()
 
     @override
     def add_gradient(self, grads: list[Tensor], weights: list[Tensor], factor: float) -> None:
-        for grad, weight, pair in zip(grads, weights, self._pairs_of(weights), strict=True):
-            add_gradient(grad, self._known[weight], pair, 2 * factor * pair.sigma)
+        run = self._norms_run
+        for grad, weight, pair in zip(grads, weights, run.pairs_of(weights), strict=True):
+            add_gradient(grad, run.known[weight], pair, 2 * factor * pair.sigma)
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -104,58 +122,50 @@ class SpectralNormPenalty(Penalty):
             self._saved = {}  # of the run before
 
     @override
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_fit_start(trainer, pl_module)
-        if self._run is not None:
-            self._known = {weight.parameter: weight for weight in self._run.selection.chosen}
-        self._norms, self._pairs = WeightNorms(as_matrices=self.norm == "matrix"), {}
+    def make_run(self, trainer: Trainer, pl_module: LightningModule) -> NormsRun:
+        run = super().make_run(trainer, pl_module)
+        known: dict[Tensor, Weight] = {weight.parameter: weight for weight in run.selection.chosen}
+        return NormsRun(**vars(run), norms=WeightNorms(as_matrices=self.norm == "matrix"), known=known)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        if self._saved.get("norm") == self.norm:
+        if self._run is not None and self._saved.get("norm") == self.norm:
             # Not in `on_fit_start`, after which some strategies load the checkpoint.
-            devices = {weight.name: parameter.device for parameter, weight in self._known.items()}
             vectors = self._saved["vectors"]
-            self._norms.vectors.update((name, vectors[name].to(devices[name])) for name in devices if name in vectors)
+            devices = {weight.name: parameter.device for parameter, weight in self._norms_run.known.items()}
+            self._norms_run.norms.vectors.update(
+                (name, vectors[name].to(devices[name])) for name in devices if name in vectors
+            )
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
         if self._run is not None:
             for weight in self._run.targets.of([optimizer]):
-                self._pairs.pop(weight, None)
+                self._norms_run.pairs.pop(weight, None)
 
     @override
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().teardown(trainer, pl_module, stage)
-        if stage == "fit":
-            self._forget()
-
-    @override
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        super().on_exception(trainer, pl_module, exception)
-        self._forget()
+    def end_run(self, trainer: Trainer, run: Run | None) -> None:
+        super().end_run(trainer, run)
+        if isinstance(run, NormsRun):
+            self._saved = self._state_of(run)
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        if not self._known:
-            return self._saved  # after `fit`: the trainer may save a checkpoint then
-        vectors = {name: vector.cpu().clone() for name, vector in self._norms.vectors.items()}
-        return {"norm": self.norm, "vectors": vectors}
+        # After `fit`, what was at its end: the trainer may save a checkpoint then.
+        return self._saved if self._run is None else self._state_of(self._norms_run)
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._saved = state_dict
 
-    def _forget(self) -> None:
-        """Keep nothing of the module."""
-        self._saved = self.state_dict()
-        self._known, self._pairs, self._norms = {}, {}, WeightNorms()
+    @property
+    def _norms_run(self) -> NormsRun:
+        if not isinstance(self._run, NormsRun):  # formulas are asked during `fit` only
+            raise TypeError
+        return self._run
 
-    @torch.no_grad()
-    def _pairs_of(self, weights: Sequence[Tensor]) -> list[SingularPair]:
-        fresh = [weight for weight in weights if weight not in self._pairs]
-        found = self._norms.pairs([self._known[weight] for weight in fresh], _ITERATIONS)
-        self._pairs.update(zip(fresh, found, strict=True))
-        return [self._pairs[weight] for weight in weights]
+    def _state_of(self, run: NormsRun) -> dict[str, Any]:
+        vectors = {name: vector.cpu().clone() for name, vector in run.norms.vectors.items()}
+        return {"norm": self.norm, "vectors": vectors}

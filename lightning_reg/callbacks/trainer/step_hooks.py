@@ -10,20 +10,20 @@ Act = Callable[[Optimizer], None]
 
 
 class AroundSteps:
-    """Calls of `before` and `after` around each update by an optimizer, until they are removed.
+    """Calls of `after`, and of `before` if there is one, around each update by an optimizer, until they are removed.
 
     Lightning's automatic optimization computes the gradients inside `Optimizer.step`, in the closure it passes: an
     update begins when the closure has returned, and ends when it is called again (LBFGS does) or the step is over. A
     step that the scaler of fp16 skips is none.
 
     Args:
-        before: Gets the optimizer when its gradients are complete: summed over ranks, unscaled, clipped.
         after: Gets the optimizer after its update.
+        before: Gets the optimizer when its gradients are complete: summed over ranks, unscaled, clipped.
 
     """
 
-    def __init__(self, before: Act, after: Act) -> None:
-        self._before, self._after = before, after
+    def __init__(self, after: Act, before: Act | None = None) -> None:
+        self._after, self._before = after, before
         self._handles: list[RemovableHandle] = []
         self._updating: set[Optimizer] = set()
         """Those between `before` and `after`."""
@@ -32,8 +32,11 @@ class AroundSteps:
         """Act around the steps of `optimizers` from now on, and of no others."""
         self.remove()
         for optimizer in optimizers:
-            self._handles.append(optimizer.register_step_pre_hook(self._on_step))
-            self._handles.append(optimizer.register_step_post_hook(lambda own, *_: self._end(own)))
+            if self._before is None:
+                self._handles.append(optimizer.register_step_post_hook(lambda own, *_: self._after(own)))
+            else:
+                self._handles.append(optimizer.register_step_pre_hook(self._on_step))
+                self._handles.append(optimizer.register_step_post_hook(lambda own, *_: self._end(own)))
 
     def remove(self) -> None:
         """Leave the optimizers as they were."""
@@ -44,7 +47,8 @@ class AroundSteps:
 
     def _begin(self, optimizer: Optimizer) -> None:
         self._updating.add(optimizer)
-        self._before(optimizer)
+        if self._before is not None:
+            self._before(optimizer)
 
     def _end(self, optimizer: Optimizer) -> None:
         if optimizer in self._updating:
@@ -69,24 +73,3 @@ class AroundSteps:
         if rest:
             return (owner, between_updates, *rest[1:]), kwargs
         return args, {**kwargs, "closure": between_updates}
-
-
-class StepHooks:
-    """What runs after the steps of optimizers, until it is removed."""
-
-    def __init__(self) -> None:
-        self._handles: list[RemovableHandle] = []
-
-    def add(self, optimizers: Sequence[Optimizer], function: Callable[[Optimizer], None]) -> None:
-        """Call `function(optimizer)` after each step of each; a step that the scaler of fp16 skips is none."""
-
-        def after_step(optimizer: Optimizer, _args: tuple[Any, ...], _kwargs: dict[Any, Any]) -> None:
-            function(optimizer)
-
-        self._handles += [optimizer.register_step_post_hook(after_step) for optimizer in optimizers]
-
-    def remove(self) -> None:
-        """Leave the optimizers as they were."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()

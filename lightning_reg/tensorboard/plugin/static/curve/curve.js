@@ -117,7 +117,12 @@ export function curvePanel(tip, close) {
       );
       const key = JSON.stringify([view.metric, state.layer]);
       if (key !== read.key || again) {
-        if (key !== read.key) [shown, probe] = [null, null];
+        if (key !== read.key) {
+          [shown, probe] = [null, null];
+          // No line of another layer stands under this heading until the answer is here.
+          picture.replaceChildren();
+          names.replaceChildren();
+        }
         const pending = { key, curves: key === read.key ? read.curves : [] };
         read = pending;
         try {
