@@ -18,9 +18,10 @@ from lightning_reg.functional.tensors.random import unchanged_generators
 
 _ENTRIES = 256
 _SEEDS = (1, 2)
-# Masks are made of these; other random numbers are noise that somebody wants (a variational autoencoder's).
+# Gaussian noise is what a model is about, a variational autoencoder or a diffusion, and no mask is made of it.
+_NOISE = ("randn", "randn_like", "normal", "normal_", "normal_functional")
+# Masks are made of these, and outside all modules the times of a diffusion, weights of mixtures, augmentations are not.
 _MASKS = ("bernoulli", "dropout", "attention", "lstm", "gru", "rnn")
-_UNIFORM = ("rand", "rand_like", "uniform_", "uniform")
 
 
 def random_parts(
@@ -41,7 +42,7 @@ def random_parts(
         Modules in the order of the pass; `root` if it is random, but no module called in it.
 
     """
-    kept = Kept(root)
+    kept, rates = Kept(root), [site.value for site in sites]
     traces = []
     for seed in _SEEDS:
         try:
@@ -51,6 +52,9 @@ def random_parts(
                 traces.append(_trace(root, run, device))
         finally:
             kept.put_back()
+            for site, rate in zip(sites, rates, strict=True):
+                if site.value != rate:  # it is in an object of the module's, of which `kept` knows nothing
+                    site.set(rate)
     return _origins(root, *traces)
 
 
@@ -73,20 +77,16 @@ class _SameNoise(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
 
     @override
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if torch.Tag.nondeterministic_seeded in func.tags and not self._may_be_mask(func, args):
+        if torch.Tag.nondeterministic_seeded in func.tags and not self._may_be_mask(func):
             self._draws += 1
             with unchanged_generators([self._device]):
                 _seed(self._draws, self._device)
                 return func(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
-    def _may_be_mask(self, function: Any, args: Sequence[Any]) -> bool:
+    def _may_be_mask(self, function: Any) -> bool:
         name = function.overloadpacket.__name__
-        if name in _UNIFORM:
-            # Outside all modules it is a time of a diffusion, a weight of a mixture, an augmentation.
-            is_unit = tuple(args[1:3]) in ((), (0, 1)) if name.startswith("uniform") else True
-            return self.depth > 0 and is_unit
-        return any(word in name for word in _MASKS)
+        return name not in _NOISE if self.depth else any(word in name for word in _MASKS)
 
 
 def _trace(root: nn.Module, run: Callable[[], Any], device: torch.device) -> list[_Call]:
@@ -105,6 +105,8 @@ def _trace(root: nn.Module, run: Callable[[], Any], device: torch.device) -> lis
 
         # Not global hooks, of which the compiler warns.
         for module in root.modules():
+            if isinstance(module, torch.jit.ScriptModule):  # takes none
+                continue
             hooks.callback(module.register_forward_pre_hook(begin).remove)
             hooks.callback(module.register_forward_hook(end, with_kwargs=True).remove)
         outputs = run()
@@ -113,20 +115,31 @@ def _trace(root: nn.Module, run: Callable[[], Any], device: torch.device) -> lis
 
 def _origins(root: nn.Module, first: Sequence[_Call], second: Sequence[_Call]) -> list[nn.Module]:
     found: list[_Call] = []
+    elsewhere: list[nn.Module] = []
     for index, call in enumerate(first):
         other = second[index] if index < len(second) else None
         if other is None or other.module is not call.module:
-            # The second pass has gone another way: whoever decided on it has not ended yet.
-            ends = [later for later in first[index:] if later.depth < max(call.depth, other.depth if other else 0)]
-            return [*dict.fromkeys(item.module for item in found), *([ends[0].module] if ends else [root])]
+            # The second pass has gone another way. Whoever decided on it is running in both.
+            running = [item.module for item in _running(second, index)]
+            elsewhere = [item.module for item in _running(first, index) if item.module in running][:1]
+            break
         if _equal(call.inputs, other.inputs) and not _equal(call.outputs, other.outputs):
             within = {id(part) for part in call.module.modules()}
             # A parent is random as its child is, of which it is told already.
             if not any(id(item.module) in within for item in found) and not (call.depth == 0 and found):
                 found.append(call)
-    parts = list(dict.fromkeys(item.module for item in found))
+    parts = list(dict.fromkeys(item.module for item in found)) or elsewhere
     is_by_torch = [type(part).__module__.startswith("torch.nn.") for part in parts]
     return [part for part, skip in zip(parts, is_by_torch, strict=True) if not skip]  # `nn.RReLU`: no dropout
+
+
+def _running(calls: Sequence[_Call], index: int) -> list[_Call]:
+    """Return the calls that have not ended before that at `index`, from the innermost on."""
+    found: list[_Call] = []
+    for call in calls[index:]:
+        if not found or call.depth < found[-1].depth:
+            found.append(call)
+    return found[1:] or found
 
 
 def _samples(nested: Any) -> list[Tensor]:

@@ -14,7 +14,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from lightning_reg.callbacks.dropout.behaviour import random_parts
 from lightning_reg.callbacks.dropout.held import is_rate, value_of
 from lightning_reg.callbacks.dropout.sites import Site
-from lightning_reg.callbacks.dropout.unreached import unknown_calls, unreached_dropout
+from lightning_reg.callbacks.dropout.source import source_of
+from lightning_reg.callbacks.dropout.unreached import unreached_dropout
 from lightning_reg.callbacks.trainer import state, unobserved
 from lightning_reg.selection.modules import named_modules
 
@@ -101,24 +102,15 @@ def warn_of_random(
 
 def _hint(part: nn.Module, sites: Sequence[Site]) -> str:
     known = {site.attribute for site in sites if site.module is part}
-    numbers = [key for key in vars(part) if is_rate(part, key) and 0 < value_of(part, key) <= 1 and key not in known]
-    objects = [
-        f"{key}.{name}"
-        for key, value in vars(part).items()
-        for name, number in _numbers_in(value)
-        if "drop" in name.lower() and 0 < number <= 1 and f"{key}.{name}" not in known
-    ]
-    choices = ", ".join(f"`attribute={name!r}`" for name in [*numbers, *objects])
-    calls = "; ".join(call.where for call in unknown_calls(part))
-    return (f"See {calls}. " if calls else "") + (
-        f"If one of these is the rate, name it: {choices}." if choices else "It holds no number that could be a rate."
+    source = source_of(part)
+    read = {".".join(path) for path in source.reads} if source.is_known else set(vars(part))
+    numbers = [name for name in sorted(read - known) if is_rate(part, name) and 0 < value_of(part, name) <= 1]
+    calls = [call.where for call in source.calls if call.rate is None and call.attribute is None]
+    return (f"See {'; '.join(calls)}. " if calls else "") + (
+        f"If one of these is the rate, name it: {', '.join(f'`attribute={name!r}`' for name in numbers)}."
+        if numbers
+        else "It reads no attribute that could be a rate."
     )
-
-
-def _numbers_in(value: Any) -> list[tuple[str, float]]:
-    if isinstance(value, (nn.Module, torch.Tensor, type)) or not hasattr(value, "__dict__"):
-        return []
-    return [(k, v) for k, v in vars(value).items() if type(v) in (int, float)]
 
 
 def _class_of(part: nn.Module) -> str:

@@ -88,9 +88,11 @@ class Sampler:
 
     def _start(self, seed: int, seeds: Sequence[int]) -> None:
         """Begin one pass: with its global seed, and a stream for each sample in it."""
-        torch.default_generator.manual_seed(seed)
+        # Another seed than that of a stream, or kernels would draw the masks of the modules.
+        kernels = derived_seed(seed, "kernels")
+        torch.default_generator.manual_seed(kernels)
         if self.device.type != "cpu":
-            torch.get_device_module(self.device).manual_seed(seed)
+            torch.get_device_module(self.device).manual_seed(kernels)
         self._streams = [torch.Generator(self.device).manual_seed(item) for item in seeds]
 
     @contextmanager

@@ -39,7 +39,7 @@ class Site:
         value: float | None = value_of(self.module, self.attribute)
         return value
 
-    def set(self, rate: float) -> None:
+    def set(self, rate: float | None) -> None:
         """Set the rate, for this module alone."""
         set_value(self.module, self.attribute, rate)
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_reg.callbacks.dropout.rates import scripted_rate
 from lightning_reg.callbacks.dropout.sites import Site
-from lightning_reg.callbacks.dropout.source import FunctionalDropout, child_at, source_of, steps_of_parts
+from lightning_reg.callbacks.dropout.source import child_at, source_of, steps_of_parts
 from lightning_reg.selection.modules import named_modules
 
 
@@ -36,11 +36,6 @@ def unreached_dropout(root: nn.Module, sites: Sequence[Site], steps: Sequence[st
             elif call.attribute and (module, call.attribute) not in known and _drops(module, call.attribute):
                 found.append(Unreached(module, call.where, f"the rate is `self.{call.attribute}`"))
     return found
-
-
-def unknown_calls(module: nn.Module) -> list[FunctionalDropout]:
-    """Return the calls of `module` whose rate the source does not show."""
-    return [call for call in source_of(module).calls if call.rate is None and call.attribute is None]
 
 
 def _drops(module: nn.Module, attribute: str) -> bool:

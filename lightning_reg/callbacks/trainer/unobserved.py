@@ -2,7 +2,6 @@
 
 import collections
 import copy
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,18 +9,17 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
 
 
 def training_step(trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> Callable[[], Any]:
     """Return a function that calls `training_step` with a copy of `batch`, and logs nothing."""
-    takes = inspect.signature(pl_module.training_step).parameters
-    names = [name for name in takes if name == "batch_idx"] or list(takes)[1:2]
+    rest = [batch_idx] if is_param_in_hook_signature(pl_module.training_step, "batch_idx", min_args=2) else []
 
     def run() -> Any:
-        arguments = dict.fromkeys(names, batch_idx)
         with _silent(trainer, pl_module), trainer.precision_plugin.train_step_context():
-            return pl_module.training_step(copy.deepcopy(batch), **arguments)
+            return pl_module.training_step(copy.deepcopy(batch), *rest)
 
     return run
 
