@@ -55,7 +55,7 @@ def random_parts(
             for site, rate in zip(sites, rates, strict=True):
                 if site.value != rate:  # it is in an object of the module's, of which `kept` knows nothing
                     site.set(rate)
-    return _origins(root, *traces)
+    return _origins(*traces)
 
 
 class _Call(NamedTuple):
@@ -113,7 +113,7 @@ def _trace(root: nn.Module, run: Callable[[], Any], device: torch.device) -> lis
     return [*calls, _Call(root, 0, [], _samples(outputs))]
 
 
-def _origins(root: nn.Module, first: Sequence[_Call], second: Sequence[_Call]) -> list[nn.Module]:
+def _origins(first: Sequence[_Call], second: Sequence[_Call]) -> list[nn.Module]:
     found: list[_Call] = []
     elsewhere: list[nn.Module] = []
     for index, call in enumerate(first):

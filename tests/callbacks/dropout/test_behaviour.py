@@ -140,7 +140,9 @@ class Traceable(Regressor):
         self.queue[self.count % 4] += 1
         self.queue = self.queue.clone()
         self.count += 1
-        loss = nn.functional.mse_loss(self.network(inputs), targets) + self.embedding(torch.tensor([self.count % 3])).sum()
+        loss = (
+            nn.functional.mse_loss(self.network(inputs), targets) + self.embedding(torch.tensor([self.count % 3])).sum()
+        )
         self.losses.append(loss.detach())
         self.asks.append(torch.is_grad_enabled())
         self.log("loss", loss)
