@@ -5,10 +5,12 @@ BIN := .venv/bin
 BENCHMARKS := $(filter-out benchmarks/_%, $(sort $(wildcard benchmarks/*.py)))
 
 # One worker for each core, one thread for each worker. `make test SEED=7` draws the cases of that seed again.
-SUITE := -m pytest -n logical --dist loadgroup $(if $(SEED),--seed=$(SEED))
-test coverage stress min: export OMP_NUM_THREADS := 1
+SUITE := -m pytest -n logical $(if $(SEED),--seed=$(SEED))
+# The same for the twin of Lightning, which some of the users import.
+TWIN := LIGHTNING_PACKAGE=pytorch_lightning
+test twin coverage stress min: export OMP_NUM_THREADS := 1
 
-.PHONY: help demo test coverage stress browser check format bench min clean
+.PHONY: help demo test twin coverage stress browser check format bench min clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -16,8 +18,12 @@ help: ## list the targets
 demo: .venv/installed ## train a small network with regularization callbacks
 	$(BIN)/python examples/quickstart.py
 
-test: .venv/installed ## run all tests and examples, of long sweeps a share
+test: .venv/installed ## run all tests and examples; of long sweeps, and for pytorch_lightning, a share
 	$(BIN)/python $(SUITE)
+	$(MAKE) twin
+
+twin: .venv/installed ## run a share of the tests for pytorch_lightning
+	$(TWIN) $(BIN)/python $(SUITE)
 
 coverage: .venv/installed ## run the same and measure the coverage
 	$(BIN)/coverage erase
@@ -25,8 +31,9 @@ coverage: .venv/installed ## run the same and measure the coverage
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-stress: .venv/installed ## run every case of the long sweeps
+stress: .venv/installed ## run every case of the long sweeps, and all tests for pytorch_lightning
 	$(BIN)/python $(SUITE) -m sweep --whole
+	$(TWIN) $(BIN)/python $(SUITE) --whole
 
 browser: ## install Chromium, for the tests that look at TensorBoard's pages (Debian, as root)
 	apt-get update -qq
@@ -50,6 +57,7 @@ bench: .venv/installed ## print the benchmark tables
 
 min: .venv-min/installed ## run the tests with the oldest supported dependencies
 	.venv-min/bin/python $(SUITE) -m "not gpu"
+	$(TWIN) .venv-min/bin/python $(SUITE) -m "not gpu"
 
 clean: ## remove the environments, caches and results
 	rm -rf .venv .venv-min .coverage .coverage.* htmlcov build dist lightning_logs

@@ -1,9 +1,10 @@
 """Argument checks: return the checked value, or raise with the name, the rule, the value and the remedy."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from numbers import Real
+from typing import Any, TypeGuard
 
 
 def number(name: str, value: object) -> float:
@@ -18,10 +19,15 @@ def number(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         msg = f"`{name}` must be a number, got {value!r} of type {type(value).__name__}."
         raise TypeError(msg)
-    if not math.isfinite(value):
+    try:
+        checked = float(value)
+    except OverflowError:
+        msg = f"`{name}` must be a finite number, got one that is too large for a float."
+        raise ValueError(msg) from None
+    if not math.isfinite(checked):
         msg = f"`{name}` must be a finite number, got {value}."
         raise ValueError(msg)
-    return float(value)
+    return checked
 
 
 def non_negative(name: str, value: object) -> float:
@@ -51,6 +57,10 @@ def in_range(name: str, value: object, low: float, high: float) -> float:
     return checked
 
 
+# As far as torch can count.
+LARGEST_COUNT = 2**63 - 1
+
+
 def count(name: str, value: object, low: int) -> int:
     """Return `value` if it is an int of at least `low`."""
     if isinstance(value, bool) or not isinstance(value, int):
@@ -59,6 +69,17 @@ def count(name: str, value: object, low: int) -> int:
     if value < low:
         msg = f"`{name}` must be an int >= {low}, got {value}."
         raise ValueError(msg)
+    if value > LARGEST_COUNT:
+        msg = f"`{name}` must be an int below 2**63, got a larger one."
+        raise ValueError(msg)
+    return value
+
+
+def integer(name: str, value: object) -> int:
+    """Return `value` if it is an int."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        msg = f"`{name}` must be an int, got {value!r} of type {type(value).__name__}."
+        raise TypeError(msg)
     return value
 
 
@@ -87,6 +108,19 @@ def boolean(name: str, value: object) -> bool:
         msg = f"`{name}` must be True or False, got {value!r}."
         raise TypeError(msg)
     return value
+
+
+def function(name: str, value: object, form: str) -> Callable[..., Any]:
+    """Return `value` if it can be called; `form` says as what, such as "a function of a batch"."""
+    if not callable(value):
+        msg = f"`{name}` must be {form}, got {value!r}."
+        raise TypeError(msg)
+    return value
+
+
+def is_list(value: object) -> TypeGuard[Sequence[Any]]:
+    """Tell whether `value` is a list, a tuple or the like; text and bytes are none, though their letters are."""
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray | memoryview)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -1,5 +1,6 @@
 """What every test gets."""
 
+import os
 import random
 import textwrap
 from collections.abc import Callable, Iterator
@@ -10,12 +11,35 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 
+from tests import HAS_TWIN
 from tests.models import Regressor, loader, weights_of
-from tests.sweeps import left_out
+from tests.sweeps import left_out, left_out_for_the_twin
 
 _FOLDER = Path(__file__).parent
+# No Trainer is in these: `tests/test_structure.py` holds it.
+WITHOUT_TRAINER = (
+    "ensemble",
+    "functional",
+    "metrics",
+    "schedules",
+    "selection",
+    "test_docstrings.py",
+    "test_packaging.py",
+    "test_public_api.py",
+    "test_structure.py",
+)
+# These need not run for the twin of Lightning.
+_ONE_PACKAGE = {
+    **dict.fromkeys(WITHOUT_TRAINER, "no Trainer"),
+    "tensorboard": "what a page of TensorBoard shows: log files are the same",
+    "test_examples.py": "examples are written for `lightning`",
+    "test_examples_cli.py": "examples are written for `lightning`",
+}
+_SHARE_OF_TWIN = 0.03
+
 # What the tests of such a folder share is costly (two processes of one group, TensorBoard servers): one worker has it.
-_ON_ONE_WORKER = ("distributed", "tensorboard")
+# The marker `xdist_group` would say so, but pytest-xdist 3.8 loses it under pytest 9.2.
+_ON_ONE_WORKER = ("tests/distributed/", "tests/tensorboard/")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -25,8 +49,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    if config.option.seed is None:  # a worker of pytest-xdist is given that of its parent
-        config.option.seed = random.SystemRandom().randrange(1_000_000)
+    if config.option.seed is None:
+        told = getattr(config, "workerinput", {})  # what a worker of pytest-xdist knows of its parent
+        config.option.seed = told.get("seed", random.SystemRandom().randrange(1_000_000))
     if config.pluginmanager.hasplugin("hypothesispytest"):
         import hypothesis  # here, for the tests that need a GPU also run where it is not installed
 
@@ -38,30 +63,55 @@ def pytest_configure(config: pytest.Config) -> None:
         hypothesis.settings.load_profile("suite")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    node.workerinput["seed"] = node.config.option.seed
+
+
 def pytest_report_header(config: pytest.Config) -> str:
     return f"seed: {config.option.seed} (draws the same cases again: --seed={config.option.seed})"
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            for folder in _ON_ONE_WORKER:
-                if item.path.is_relative_to(_FOLDER / folder):
-                    item.add_marker(pytest.mark.xdist_group(folder))
+    out = {item for item in items if HAS_TWIN and _needs_one_package(item)}
     yield
     # Last, of the tests that -k and -m have left: a case that is asked for by its name is run.
     if not config.option.whole:
-        out = left_out(items, config.option.seed)
-        config.hook.pytest_deselected(items=[item for item in items if item in out])
-        items[:] = [item for item in items if item not in out]
+        out |= left_out(items, config.option.seed)
+        if HAS_TWIN:
+            rest = [item for item in items if item not in out]
+            out |= left_out_for_the_twin(rest, config.option.seed, _SHARE_OF_TWIN)
+    config.hook.pytest_deselected(items=[item for item in items if item in out])
+    items[:] = [item for item in items if item not in out]
 
 
-@pytest.fixture(autouse=True)
-def _same_numbers_everywhere() -> None:
-    """Whatever ran before on the same worker, a test has one thread and these random numbers."""
+def _needs_one_package(item: pytest.Item) -> bool:
+    is_left_out = any(item.path.is_relative_to(_FOLDER / name) for name in _ONE_PACKAGE)
+    return is_left_out or not item.path.is_relative_to(_FOLDER) or bool(item.get_closest_marker("one_package"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        """Keeps a file on one worker, as `--dist loadfile` does, and some folders."""
+
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return next((folder for folder in _ON_ONE_WORKER if file.startswith(folder)), file)
+
+    return Scheduling(config, log)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Begin a test and its fixtures with one thread and the same random numbers, whatever ran before on this worker."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):  # what `seed_everything` leaves
+        os.environ.pop(name, None)
 
 
 @pytest.fixture

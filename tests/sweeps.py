@@ -1,6 +1,7 @@
-"""Long sweeps of random cases: every run of the suite takes a share of them, drawn anew; `make stress` takes all.
+"""What a run of the suite takes a share of, drawn anew each time; `make stress` takes all.
 
-A test is such a sweep by its marker: `@pytest.mark.sweep(share=0.25)` beside the cases in `parametrize`.
+Long sweeps of random cases have a marker: `@pytest.mark.sweep(share=0.25)` beside the cases in `parametrize`. For the
+twin of Lightning, whose code is the same, a share of all tests is enough, but for those with the marker `twin`.
 """
 
 import math
@@ -22,3 +23,9 @@ def left_out(items: Sequence[pytest.Item], seed: int) -> set[pytest.Item]:
         rng = random.Random(f"{seed} {name}")
         out |= set(rng.sample(cases, len(cases) - math.ceil(share * len(cases))))
     return out
+
+
+def left_out_for_the_twin(items: Sequence[pytest.Item], seed: int, share: float) -> set[pytest.Item]:
+    """Return the tests that a run for the twin does without, of those that do not need it."""
+    rest = [item for item in items if not item.get_closest_marker("twin")]
+    return set(random.Random(f"{seed} twin").sample(rest, len(rest) - math.ceil(share * len(rest))))

@@ -139,6 +139,7 @@ class WithData(Regressor):
         return loader()
 
 
+@pytest.mark.twin
 @both_modes
 def test_a_run_from_yaml_trains_with_penalty_and_schedule(tmp_path, mode):
     config = tmp_path / "config.yaml"
@@ -240,6 +241,7 @@ def printed(config, capsys):
     return capsys.readouterr().out
 
 
+@pytest.mark.twin
 def test_every_callback_and_schedule_survives_yaml_print_config_and_yaml_again(tmp_path, capsys):
     first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
     callbacks = [json.dumps(plain(callback)) for callback in CALLBACKS]  # JSON is YAML as well

@@ -84,6 +84,9 @@ OUTCOMES = {
     "lipschitz": lambda cli, path: (
         0 < logged(cli, path)["reg/lipschitz_lower"] < logged(cli, path)["reg/lipschitz_upper"] < 8
     ),
+    "weight_decay": lambda cli, path: (
+        list(scalars(path)["reg/weight_decay"].values()) == sorted(scalars(path)["reg/weight_decay"].values())
+    ),
     "monitor": lambda cli, path: {"reg/weight_norm", "reg/small", "reg/spectral_norm"} <= logged(cli, path).keys(),
 }
 

@@ -4,6 +4,8 @@ import re
 import tomllib
 from pathlib import Path
 
+import pytest
+
 import lightning_reg
 
 ROOT = Path(__file__).parent.parent
@@ -20,10 +22,19 @@ def test_the_oldest_versions_that_are_tested_are_those_that_are_declared():
     }
 
 
-def test_the_malicious_releases_of_lightning_are_excluded():
-    (lightning,) = (requirement for requirement in PROJECT["dependencies"] if requirement.startswith("lightning"))
+@pytest.mark.parametrize("package", ["lightning", "pytorch-lightning"])
+def test_the_malicious_releases_of_lightning_are_excluded(package):
+    requirements = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
+    (versions,) = re.findall(rf"^{package}(?=[<>!=])(.*)", "\n".join(requirements), flags=re.MULTILINE)
 
-    assert {"!=2.6.2", "!=2.6.3"} <= set(lightning.split(","))
+    assert {"!=2.6.2", "!=2.6.3"} <= set(versions.split(","))
+
+
+@pytest.mark.parametrize("constraints", ["constraints.txt", "constraints-min.txt"])
+def test_both_packages_of_lightning_are_tested_in_one_version(constraints):
+    pinned = dict(re.findall(r"^([\w-]+)==(\S+)", (ROOT / constraints).read_text(), flags=re.MULTILINE))
+
+    assert pinned["pytorch-lightning"] == pinned["lightning"]
 
 
 def test_the_changelog_has_a_section_for_the_next_version():

@@ -89,25 +89,34 @@ def test_names_that_are_imported_on_first_use_are_those_that_type_checkers_see()
     assert names_for_type_checkers(lightning_reg) == {*lightning_reg.__all__, "Schedule", "resolve"}
 
 
-def test_modules_are_attributes_of_the_package_and_listed_before_they_are_imported():
+def test_modules_are_attributes_of_the_package_before_they_are_imported():
     # In an order in which none has been imported by the one before.
     modules = ["tensorboard", "schedules", "selection", "functional", "ensemble"]
     modules += ["metrics", "callbacks"]
     names = ", ".join(f"lightning_reg.{module}.__name__" for module in modules)
     assert run_python(f"import lightning_reg; print({names})").split() == [f"lightning_reg.{name}" for name in modules]
-    listed = run_python("import lightning_reg; print(*dir(lightning_reg))").split()
-    assert {*modules, *lightning_reg.__all__} <= set(listed)
 
 
-def test_a_star_import_gives_all_public_names():
-    found = run_python("from lightning_reg import *; print(*(name for name in dir() if not name.startswith('_')))")
+@pytest.fixture(scope="module")
+def fresh():
+    """Return what a fresh Python lists in the package and gets by a star import, and how it tells a misspelt name."""
+    code = "import lightning_reg; print(*dir(lightning_reg)); given = {}; exec('from lightning_reg import *', given)"
+    code += "; print(*(name for name in given if not name.startswith('_'))); lightning_reg.L1Penalt"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
-    assert found.split() == sorted(lightning_reg.__all__)
+
+def test_modules_and_names_are_listed_before_they_are_imported(fresh):
+    listed = fresh.stdout.splitlines()[0].split()
+
+    assert {"tensorboard", "schedules", "selection", "functional", "ensemble", "metrics", "callbacks"} <= set(listed)
+    assert set(lightning_reg.__all__) <= set(listed)
 
 
-def test_a_name_that_does_not_exist_is_an_error_that_knows_a_near_one():
+def test_a_star_import_gives_all_public_names(fresh):
+    assert sorted(fresh.stdout.splitlines()[1].split()) == sorted(lightning_reg.__all__)
+
+
+def test_a_name_that_does_not_exist_is_an_error_that_knows_a_near_one(fresh):
     with pytest.raises(AttributeError, match="module 'lightning_reg' has no attribute 'L1Penalt'"):
         lightning_reg.L1Penalt  # noqa: B018
-    code = "import lightning_reg; lightning_reg.L1Penalt"
-    failed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "Did you mean: 'L1Penalty'?" in failed.stderr
+    assert "Did you mean: 'L1Penalty'?" in fresh.stderr

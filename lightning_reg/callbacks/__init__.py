@@ -6,6 +6,7 @@ it. A line that is added here makes a callback public everywhere.
 
 from typing import TYPE_CHECKING
 
+from lightning_reg.callbacks.decay.weight_decay import WeightDecay as WeightDecay
 from lightning_reg.callbacks.dropout.monte_carlo import MonteCarloDropout as MonteCarloDropout
 from lightning_reg.callbacks.dropout.scheduler import DropoutScheduler as DropoutScheduler
 from lightning_reg.callbacks.monitors.lipschitz import LipschitzMonitor as LipschitzMonitor

@@ -67,6 +67,7 @@ def average_predictions(
 
     """
     _checks.one_of("aggregate", aggregate, get_args(Aggregate))
+    _checks.integer("dim", dim)
     stacked = _stacked(predictions)
     if aggregate == "arithmetic":
         return stacked.mean(0)
@@ -129,20 +130,32 @@ def are_probabilities(stacked: Tensor, dim: int) -> bool:
     return bool(((stacked >= 0).all() & ((totals - 1).abs() < _TOLERANCE).all()).item())
 
 
-def _stacked(predictions: Sequence[Tensor] | Tensor) -> Tensor:
-    if not len(predictions):
+def _stacked(predictions: object) -> Tensor:
+    stacked = predictions if isinstance(predictions, Tensor) else _joined(predictions)
+    if not stacked.ndim or stacked.is_complex():
+        what = "complex" if stacked.is_complex() else "of one number"
+        msg = (
+            f"`predictions` must be real, one behind the other along the first dimension, got a tensor that is {what}."
+        )
+        raise TypeError(msg)
+    if not len(stacked):
         msg = "`predictions` must be at least one, got none."
         raise ValueError(msg)
-    if not isinstance(predictions, Tensor):
-        if not all(isinstance(item, Tensor) for item in predictions):
-            msg = f"`predictions` must be tensors, got {[type(item).__name__ for item in predictions]}."
-            raise TypeError(msg)
-        shapes = {tuple(item.shape) for item in predictions}
-        if len(shapes) > 1:
-            msg = f"`predictions` must be of one shape, got {', '.join(map(str, sorted(shapes)))}."
-            raise ValueError(msg)
-        predictions = torch.stack(list(predictions))
-    return predictions.to(torch.promote_types(predictions.dtype, torch.float32))
+    return stacked.to(torch.promote_types(stacked.dtype, torch.float32))
+
+
+def _joined(predictions: object) -> Tensor:
+    if not _checks.is_list(predictions):
+        msg = f"`predictions` must be a tensor or a list of tensors, got a {type(predictions).__name__}."
+        raise TypeError(msg)
+    if not all(isinstance(item, Tensor) for item in predictions):
+        msg = f"`predictions` must be tensors, got {[type(item).__name__ for item in predictions]}."
+        raise TypeError(msg)
+    shapes = {tuple(item.shape) for item in predictions}
+    if len(shapes) > 1:
+        msg = f"`predictions` must be of one shape, got {', '.join(map(str, sorted(shapes)))}."
+        raise ValueError(msg)
+    return torch.stack(list(predictions)) if predictions else torch.empty(0)
 
 
 def _of_stack(dim: int) -> int:

@@ -22,7 +22,7 @@ class BootstrapSampler(Sampler[int]):
         seed: Which sample, an int >= 0: one for each model.
 
     Raises:
-        TypeError: If `data` has no length, or `seed` is no int.
+        TypeError: If `data` has no length or is text, or `seed` is no int.
         ValueError: If `data` is empty or `seed` negative.
 
     Example:
@@ -36,13 +36,7 @@ class BootstrapSampler(Sampler[int]):
     """
 
     def __init__(self, data: Sized, seed: int = 0) -> None:
-        if not isinstance(data, Sized):
-            msg = f"`data` must have a length, got a {type(data).__name__}."
-            raise TypeError(msg)
-        if not len(data):
-            msg = "`data` must hold at least one row, got none."
-            raise ValueError(msg)
-        self.size = len(data)
+        self.size = _count_rows(data)
         self.seed = _checks.count("seed", seed, 0)
         self.epoch = 0
 
@@ -68,3 +62,14 @@ class BootstrapSampler(Sampler[int]):
     def _rows(self) -> torch.Tensor:
         generator = torch.Generator().manual_seed(derived_seed("rows", self.seed))
         return torch.randint(self.size, (self.size,), generator=generator)
+
+
+def _count_rows(data: object) -> int:
+    # A scalar tensor or array claims to have a length.
+    if not isinstance(data, Sized) or isinstance(data, str | bytes) or getattr(data, "shape", None) == ():
+        msg = f"`data` must have a length and be no text, got a {type(data).__name__}."
+        raise TypeError(msg)
+    if not len(data):
+        msg = "`data` must hold at least one row, got none."
+        raise ValueError(msg)
+    return len(data)

@@ -3,6 +3,7 @@
 from lightning_reg.metrics.lipschitz import LipschitzLowerBound
 from lightning_reg.metrics.sparsity import Sparsity
 from lightning_reg.metrics.spectral_norm import SpectralNorm
+from lightning_reg.metrics.stable_rank import StableRank
 from lightning_reg.metrics.weight_norm import WeightNorm
 
-__all__ = ["LipschitzLowerBound", "Sparsity", "SpectralNorm", "WeightNorm"]
+__all__ = ["LipschitzLowerBound", "Sparsity", "SpectralNorm", "StableRank", "WeightNorm"]

@@ -57,8 +57,13 @@ class LayerMetric(Metric, ABC):
         """Add weights: those of several updates count together until `reset`.
 
         Args:
-            weights: A tensor, an iterable of tensors, or a module, of which every weight of two or more dimensions
-                counts, once, as its forward pass uses it. Tensors must be the same on all ranks or `DTensor`s.
+            weights: A tensor, an iterable of tensors, of floating-point or complex numbers, or a module, of which every
+                weight of two or more dimensions counts, once, as its forward pass uses it. Tensors must be the same on
+                all ranks or `DTensor`s.
+
+        Raises:
+            TypeError: If `weights` is something else.
+            ValueError: If the module has no such weight.
 
         """
         layers = as_layers(weights)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lightning_reg.functional.spectral.layers import Layer
+from lightning_reg.functional.tensors.weights import as_weights
 from lightning_reg.selection.weights import Weight, clean_name, named_weights
 
 
@@ -55,11 +56,7 @@ def as_layers(weights: Tensor | Iterable[Tensor] | nn.Module) -> list[Layer]:
             )
             raise ValueError(msg)
         return read_layers(chosen)
-    tensors = [weights] if isinstance(weights, Tensor) else list(weights)
-    for tensor in tensors:
-        if not isinstance(tensor, Tensor):
-            msg = f"`weights` must be a tensor, an iterable of tensors or a module, got one with {tensor!r} in it."
-            raise TypeError(msg)
+    tensors = as_weights(weights, kinds="a tensor, an iterable of tensors or a module")
     return [Layer(str(position), tensor.detach()) for position, tensor in enumerate(tensors)]
 
 

@@ -9,6 +9,17 @@ from lightning_reg import _checks
 Duration = int | float
 
 
+class UnknownLengthError(ValueError):
+    """A duration is a share of a run whose length nobody knows."""
+
+    def __init__(self, share: float) -> None:
+        self.fact = f"A duration of {share:g} is a share of the run, but this run has no known length."
+        super().__init__(
+            f"{self.fact} Give the duration as an int (ticks), or limit the run: `max_epochs`, or, with automatic"
+            " optimization, `max_steps`."
+        )
+
+
 def check_duration(name: str, value: object) -> None:
     """Raise unless `value` is a count of ticks or a share of the run."""
     if isinstance(value, int) and not isinstance(value, bool):
@@ -38,12 +49,7 @@ def to_ticks(duration: Duration, total: float) -> int:
 def share_to_ticks(share: float, total: float) -> float:
     """Return a share of a run of `total` ticks, in ticks and parts of one."""
     if not math.isfinite(total):
-        msg = (
-            f"A duration of {share:g} is a share of the run, but this run has no known length."
-            " Give the duration as an int (ticks), or limit the run: `max_epochs`, or, with automatic optimization,"
-            " `max_steps`."
-        )
-        raise ValueError(msg)
+        raise UnknownLengthError(share)
     return share * total
 
 
@@ -88,8 +94,25 @@ class Schedule(ABC):
 
 
 def resolve(schedule: Callable[[int], float], total: float) -> Callable[[int], float]:
-    """Return `schedule` with its durations in ticks; a callable that is no `Schedule` is returned as it is."""
+    """Return `schedule` with its durations in ticks; a callable that is no `Schedule` is returned as it is.
+
+    Args:
+        schedule: A schedule, or any callable from ticks to values.
+        total: Length of the run in ticks; infinite if unknown.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If `total` is negative, or if a duration is a share of the run and `total` is infinite.
+
+    """
+    check_schedule(schedule, "from tick to value")
+    _check_total(total)
     return schedule.resolve(total) if isinstance(schedule, Schedule) else schedule
+
+
+def _check_total(total: object) -> None:
+    if not isinstance(total, float) or math.isfinite(total):
+        _checks.non_negative("total", total)
 
 
 def ticks(duration: Duration) -> int:

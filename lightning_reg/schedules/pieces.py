@@ -87,7 +87,7 @@ class Sequence(Schedule):
         """Check the fields."""
         _freeze(self, "schedules", self.schedules)
         for schedule in self.schedules:
-            if not callable(schedule):
+            if isinstance(schedule, type) or not callable(schedule):
                 msg = f"`schedules` must hold schedules, got {schedule!r}."
                 raise TypeError(msg)
         _check_durations(self, len(self.schedules), "schedules")
@@ -119,7 +119,7 @@ class Sequence(Schedule):
 
 def _freeze(schedule: Schedule, name: str, value: object) -> None:
     """Store a sequence (YAML gives lists) as a tuple, so that the schedule stays hashable."""
-    if not isinstance(value, AbstractSequence) or isinstance(value, str):
+    if not _checks.is_list(value):
         msg = f"`{name}` must be a list or tuple, got {value!r}."
         raise TypeError(msg)
     object.__setattr__(schedule, name, tuple(value))

@@ -48,7 +48,7 @@ class _Ramp(Schedule):
 
     start: float
     end: float
-    duration: Duration
+    duration: Duration = 1.0
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -84,7 +84,7 @@ class Linear(_Ramp):
     Args:
         start: Value at tick 0.
         end: Value from tick `duration` on.
-        duration: Length :math:`T` of the ramp: ticks (int) or share of the run (float).
+        duration: Length :math:`T` of the ramp: ticks (int) or share of the run (float); by default the whole run.
 
     Raises:
         TypeError: If an argument is no number.
@@ -109,7 +109,7 @@ class Cosine(_Ramp):
     Args:
         start: Value at tick 0.
         end: Value from tick `duration` on.
-        duration: Length :math:`T` of the ramp: ticks (int) or share of the run (float).
+        duration: Length :math:`T` of the ramp: ticks (int) or share of the run (float); by default the whole run.
 
     Raises:
         TypeError: If an argument is no number.
@@ -136,7 +136,7 @@ class Exponential(_Ramp):
     Args:
         start: Value at tick 0, not 0.
         end: Value from tick `duration` on, not 0, of the same sign as `start`.
-        duration: Length :math:`T` of the ramp: ticks (int) or share of the run (float).
+        duration: Length :math:`T` of the ramp: ticks (int) or share of the run (float); by default the whole run.
 
     Raises:
         TypeError: If an argument is no number.

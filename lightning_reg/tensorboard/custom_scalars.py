@@ -21,11 +21,17 @@ def layout(prefix: str = "") -> Layout:
         Categories of charts, each `[kind, tags]`: `"Multiline"` with regular expressions, or `"Margin"` with the tags
         of a value and of its lower and upper bound.
 
+    Raises:
+        TypeError: If `prefix` is no string.
+
     Example:
         >>> list(layout()["Regularization"])[:4]
         ['Loss and penalties', 'Penalty share', 'Sparsity', 'Norms']
 
     """
+    if not isinstance(prefix, str):
+        msg = f"`prefix` must be a string, got {prefix!r}."
+        raise TypeError(msg)
     start = f"{prefix}-" if prefix else ""
 
     def lines(*patterns: str) -> list[str | list[str]]:
@@ -40,7 +46,7 @@ def layout(prefix: str = "") -> Layout:
             "Loss and penalties": lines("(train(ing)?[/_.])?loss(_step)?", f"{tags.PENALTY}(/.*)?"),
             "Penalty share": lines(tags.PENALTY_RATIO),
             "Sparsity": lines(
-                tags.overall("sparsity"), tags.over_layers("sparsity", "max"), f"{tags.TARGET_SPARSITY}/target"
+                tags.overall("sparsity"), tags.over_layers("sparsity", "max"), rf"{tags.TARGET_SPARSITY}(-\d+)?/target"
             ),
             "Norms": lines(tags.overall("weight_norm"), tags.over_layers("spectral_norm", "max")),
             "Dropout": lines(tags.DROPOUT),

@@ -6,6 +6,9 @@ TensorBoard groups tags by what stands before the first slash: `reg/` holds the 
 
 import re
 
+DECAY_RATIO = "decay_ratio"
+DECAYS = "reg/setup_decayed_by"
+DECAY_SETUP = "reg/setup_decay"
 DROPOUT = "reg/dropout"
 DROPOUT_SETUP = "reg/setup_dropout"
 LAYERS = "reg.layers"
@@ -19,8 +22,11 @@ PENALTY_RATIO = "reg/penalty_ratio"
 SETUP = "reg/setup"
 SPECTRAL_SETUP = "reg/setup_spectral"
 TARGET_SPARSITY = "reg/target_sparsity"
+UPDATE_RATIO = "update_ratio"
+WEIGHT_DECAY = "reg/weight_decay"
 
 TAKEN = (
+    "decay_ratio",
     "dropout",
     "lipschitz",
     "lipschitz_gap",
@@ -31,9 +37,13 @@ TAKEN = (
     "penalty",
     "penalty_ratio",
     "setup",
+    "setup_decay",
+    "setup_decayed_by",
     "setup_dropout",
     "setup_spectral",
     "target_sparsity",
+    "update_ratio",
+    "weight_decay",
     "weights",
 )
 """Names that no metric of a user may have: two kinds of data under one tag make TensorBoard show neither."""

@@ -161,6 +161,7 @@ def predict_sharded(tensor_parallel):
     return str(error.value)
 
 
+@pytest.mark.twin
 def test_sharded_models_predict_and_tensor_parallelism_is_refused(pool):
     for batches in pool.run(predict_sharded, 1):
         for batch in batches:

@@ -22,7 +22,7 @@ def test_both_processes_end_in_the_weights_of_the_loop_in_one_process(name, tmp_
     modules = [*TORCHRUN, SCRIPT] if name == "torchrun" else [SCRIPT]
 
     run = subprocess.run(
-        [sys.executable, "-m", *modules, name, str(tmp_path)], capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-m", *modules, name, str(tmp_path)], capture_output=True, text=True, timeout=900, check=False
     )
 
     assert run.returncode == 0, run.stderr

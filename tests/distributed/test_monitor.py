@@ -54,6 +54,7 @@ def train(strategy, folder, settings):
     return {key: float(value) for key, value in trainer.callback_metrics.items()}
 
 
+@pytest.mark.twin
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_ranks_log_the_numbers_of_one_process(pool, trainer_of, tmp_path, strategy):
     ranks = pool.run(train, strategy, str(tmp_path / "two"), {"accumulate_grad_batches": 3})
@@ -130,6 +131,7 @@ def refuse_fsdp1(folder):
     return str(error.value)
 
 
+@pytest.mark.twin
 def test_flat_shards_are_refused_with_the_remedy(pool, tmp_path):
     for message in pool.run(refuse_fsdp1, str(tmp_path)):
         assert "keeps the weights in pieces of its own. Use a single device, 'ddp' or FSDP2" in message

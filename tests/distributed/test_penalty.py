@@ -9,6 +9,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero
 from torch import distributed, nn
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor
@@ -175,6 +176,7 @@ def test_fp16_under_ddp(pool, mode):
         assert_same_weights(weights, expected, rtol=1e-3)
 
 
+@pytest.mark.twin
 @pytest.mark.parametrize(
     ("strategy", "mode"), [("ddp", "loss"), ("ddp", "grad"), ("fsdp2", "loss"), ("fsdp2", "grad"), ("fsdp1", "grad")]
 )
@@ -291,7 +293,7 @@ def written_by(folder):
     messages = []
     handler = logging.Handler()
     handler.emit = lambda record: messages.append(record.getMessage())
-    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    logger = logging.getLogger(rank_zero.__name__)
     logger.addHandler(handler)
     trainer = Trainer(
         accelerator="cpu",

@@ -10,6 +10,7 @@ from tests.reference import assert_same_weights
 pytestmark = pytest.mark.distributed
 
 
+@pytest.mark.sweep(share=0.25)
 @pytest.mark.parametrize("seed", [seed for seed in SEEDS if draw(seed).strategy in runs.TOGETHER])
 def test_a_random_run_on_two_ranks_ends_in_the_weights_of_the_loop_in_one_process(seed, tmp_path, pool):
     case = draw(seed)

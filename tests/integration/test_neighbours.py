@@ -403,6 +403,7 @@ def test_the_objective_beside_a_learning_rate_finder_is_the_one_written_by_hand(
     assert_same_weights(weights_of(module), weights_of(by_hand))
 
 
+@pytest.mark.twin
 @pytest.mark.parametrize("averaging", AVERAGES.values(), ids=AVERAGES)
 def test_the_last_numbers_of_a_monitor_are_those_of_the_last_step_not_of_an_average(averaging, tmp_path):
     neighbour, kind, _ = averaging
@@ -424,6 +425,7 @@ def wide(batch):
     return batch[0].repeat(1, 5)[:, :21]
 
 
+@pytest.mark.twin
 @pytest.mark.parametrize("in_mid_epoch", [True, False], ids=["in mid-epoch", "at the end of an epoch"])
 @pytest.mark.parametrize("averaging", AVERAGES.values(), ids=AVERAGES)
 def test_the_last_bounds_of_a_lipschitz_monitor_are_those_of_the_last_step_not_of_an_average(averaging, in_mid_epoch):

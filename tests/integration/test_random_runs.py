@@ -1,7 +1,7 @@
 """Runs drawn at random, of callbacks, precisions and interruptions: each ends in the weights of the loop by hand.
 
-They are a hundred with those on two ranks, in `tests/distributed/test_random_runs.py`. A run that fails shows its
-settings; the seed is in the name of the test:
+They are a hundred with those on two ranks, in `tests/distributed/test_random_runs.py`, of which the suite draws a
+quarter each time. A run that fails shows its settings; the seed is in the name of the test:
 `pytest 'tests/integration/test_random_runs.py::test_a_random_run_ends_in_the_weights_of_the_loop[17]'`
 """
 
@@ -16,6 +16,7 @@ from tests.integration.runs import SEEDS, draw, expected, interrupt, stopped_and
 from tests.reference import assert_same_weights
 
 
+@pytest.mark.sweep(share=0.25)
 @pytest.mark.parametrize("seed", [seed for seed in SEEDS if draw(seed).strategy in runs.ALONE])
 @pytest.mark.filterwarnings("ignore:.*both shrink the same weights")
 def test_a_random_run_ends_in_the_weights_of_the_loop(seed, tmp_path):

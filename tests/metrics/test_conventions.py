@@ -9,12 +9,14 @@ from torch import nn
 from torchmetrics import MetricCollection
 
 from lightning_reg import metrics
-from lightning_reg.metrics import Sparsity, SpectralNorm, WeightNorm
+from lightning_reg.metrics import Sparsity, SpectralNorm, StableRank, WeightNorm
 
 METRICS = {
     "weight_norm": WeightNorm,
     "sparsity": lambda: Sparsity(0.3),
     "sparsity_of_units": lambda: Sparsity(0.9, dim=0),
+    "stable_rank": StableRank,
+    "stable_rank_estimate": lambda: StableRank(iterations=8),
     "spectral_norm": SpectralNorm,
     "spectral_norm_estimate": lambda: SpectralNorm(iterations=8),
 }

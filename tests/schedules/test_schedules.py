@@ -74,6 +74,19 @@ def test_a_ramp_of_one_tick_is_a_jump():
     assert [Linear(1.0, 2.0, 1)(tick) for tick in range(3)] == [1.0, 2.0, 2.0]
 
 
+@pytest.mark.parametrize(
+    ("ramp", "formula"),
+    [
+        (Linear(0.1, 0.5), lambda t: np.interp(t, [0, 50], [0.1, 0.5])),
+        (Cosine(0.1, 0.5), lambda t: 0.1 + 0.4 * np.sin(np.pi * np.minimum(t, 50) / 100) ** 2),
+        (Exponential(0.1, 0.5), lambda t: np.geomspace(0.1, 0.5, 51)[np.minimum(t, 50)]),
+    ],
+    ids=["linear", "cosine", "exponential"],
+)
+def test_a_ramp_takes_the_whole_run_by_default(ramp, formula):
+    np.testing.assert_allclose(curve(ramp.resolve(50)), formula(TICKS), rtol=1e-12)
+
+
 def test_early_and_late_dropout_take_the_papers_50_of_300_epochs():
     early, late = early_dropout(0.1).resolve(300), late_dropout(0.4).resolve(300)
 

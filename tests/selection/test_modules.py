@@ -51,7 +51,7 @@ def test_every_module_left_out_that_fits_has_its_reason():
 @pytest.mark.parametrize(
     ("select", "message"),
     [
-        ("blocks.erly", r"`select` pattern 'blocks\.erly' matches no dropout\. Nearest names: blocks\.early"),
+        ("blocks.earl", r"`select` pattern 'blocks\.earl' matches no dropout\. Nearest names: blocks\.early"),
         ("blocks.plain", r"'blocks\.plain' matches 1 modules, but no dropout\. Nearest names: blocks\."),
         (Select(exclude="*.plain"), r"'\*\.plain' matches 1 modules, but no dropout"),
         (["head.0", "_orig_mod.*"], r"'_orig_mod\.\*' matches no dropout"),

@@ -362,6 +362,7 @@ def test_the_remedy_for_few_dimensions_is_given_only_where_they_are_the_reason()
         select_weights(weights, Select(include="0.*", module_types=[nn.Conv1d], min_ndim=0))
 
     assert "min_ndim=1" not in str(error.value)
+    assert "takes them" not in str(error.value)
 
 
 def flat():
@@ -386,6 +387,16 @@ def test_where_every_weight_is_flat_the_error_says_that_these_may_be_the_real_on
     message = rf"{shown}\.weight: 1 < 2 dim.*No weight of this model has 2 or more.*may be the real weights.*{remedy}"
     with pytest.raises(ValueError, match=message):
         chosen(flat(), select)
+
+
+@pytest.mark.parametrize(("min_ndim", "said"), [(2, False), (3, False), (4, True)])
+def test_that_weights_may_be_the_real_ones_is_said_only_where_no_others_have_the_dimensions(min_ndim, said):
+    # The largest weight is the kernel of a convolution: three dimensions.
+    with pytest.raises(ValueError, match="right kind") as error:
+        chosen(Network(), Select("*.bias", min_ndim=min_ndim))
+
+    assert ("real weights" in str(error.value)) == said
+    assert "`Select(..., min_ndim=1)` takes them." in str(error.value)
 
 
 def test_the_remedy_for_flat_weights_works():

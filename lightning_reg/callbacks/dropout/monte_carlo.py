@@ -5,11 +5,6 @@ from functools import partial, wraps
 from typing import Any, final, get_args
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 from typing_extensions import override
 
@@ -21,6 +16,14 @@ from lightning_reg.callbacks.dropout.sites import listed
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
 from lightning_reg.callbacks.trainer.nested import map_tensors, tensors_in
+from lightning_reg.callbacks.trainer.packages import (
+    LightningModule,
+    MisconfigurationException,
+    Trainer,
+    is_a,
+    is_param_in_hook_signature,
+    rank_zero_warn,
+)
 from lightning_reg.ensemble import EnsemblePrediction, summarize_predictions
 from lightning_reg.ensemble.averages import Aggregate
 from lightning_reg.tensorboard import tags
@@ -32,7 +35,7 @@ _DEAD = "Dropout by `F.dropout` stays off in evaluation, too. Use dropout module
 
 @final
 class MonteCarloDropout(DuringFit[Callable[[], None]]):
-    r"""Predict and test with dropout active: the mean and the spread over `num_samples` masks.
+    r"""Predict, test and validate with dropout active: the mean and the spread over `num_samples` masks.
 
     The mean is :math:`\bar p = \frac1n \sum_i p_i`, the entropy :math:`H(\bar p)`, all uncertainty, and the mutual
     information :math:`H(\bar p) - \frac1n \sum_i H(p_i)`, that about the model.
@@ -41,12 +44,16 @@ class MonteCarloDropout(DuringFit[Callable[[], None]]):
     `lightning_reg.ensemble.EnsemblePrediction`: `mean`, `std` and, for class probabilities, `entropy` and
     `mutual_information` in nats. Other values have to be the same for all masks.
 
-    In `trainer.test`, `self(...)` returns the mean, so that `test_step` measures the ensemble. Logged over the epoch,
+    In `trainer.test` and `trainer.validate`, `self(...)` returns the mean, so that `test_step` and `validation_step`
+    measure the ensemble; validation during `fit` is as ever. Logged over the epoch,
     where `self(...)` returns one tensor: `reg/mc_dropout_std` (the mean spread, in the unit of the output) and, for
     class probabilities, `reg/mc_dropout_entropy` and `reg/mc_dropout_mutual_information`.
 
-    Dropout modules alone are in training mode, only while they compute. All samples go through the model as one batch
-    where that gives the same as one by one, which the first batch shows. Compiled models run without their graphs.
+    Dropout modules alone are in training mode, only while they compute, and modules that ask `self.training` for
+    dropout only. All samples go through the model as one batch where that gives the same as one by one, which the
+    first batch shows. Compiled models run without their graphs. Two passes over the first batch, in training mode with
+    all rates at 0, tell what drops besides, and a warning names it; not where weights are spread over ranks. If no
+    prediction varies in a whole run though masks were drawn, a warning says so at its end.
 
     Args:
         num_samples: Number of masks, at least 2.
@@ -56,16 +63,18 @@ class MonteCarloDropout(DuringFit[Callable[[], None]]):
         softmax: Whether the model returns logits, of which the probabilities are to be taken first. `test_step` then
             gets the logarithm of the mean, which are logits of it.
         dim: Where the classes are in an output.
+        attribute: An attribute, or a list of attributes, that hold rates besides those that are found: modules that
+            have it as a number are in training mode while they compute, with all that this means for them.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
         ValueError: If an argument is out of range, or with `"geometric"` if outputs are no probabilities.
-        MisconfigurationException: If the model has no dropout, predictions do not vary over masks, `test_step` does not
+        MisconfigurationException: If the model has no dropout, no mask is drawn for the first batch, the step does not
             call `self(...)`, or weights are spread by tensor parallelism.
 
     Example:
         >>> MonteCarloDropout(50, softmax=True, seed=0)
-        MonteCarloDropout(num_samples=50, aggregate='arithmetic', seed=0, softmax=True, dim=1)
+        MonteCarloDropout(num_samples=50, aggregate='arithmetic', seed=0, softmax=True, dim=1, attribute=None)
 
     Reference:
         Gal & Ghahramani, Dropout as a Bayesian Approximation, 2016, arXiv:1506.02142; for the geometric mean: Hinton et
@@ -90,14 +99,8 @@ class MonteCarloDropout(DuringFit[Callable[[], None]]):
         self.aggregate: Aggregate = aggregate
         _checks.one_of("aggregate", aggregate, get_args(Aggregate))
         self.seed = seed if seed is None else _checks.count("seed", seed, 0)
-        if not isinstance(softmax, bool):
-            msg = f"`softmax` must be True or False, got {softmax!r}."
-            raise TypeError(msg)
-        self.softmax = softmax
-        if isinstance(dim, bool) or not isinstance(dim, int):
-            msg = f"`dim` must be an int, got {dim!r}."
-            raise TypeError(msg)
-        self.dim = dim
+        self.softmax = _checks.boolean("softmax", softmax)
+        self.dim = _checks.integer("dim", dim)
         listed(attribute)
         self.attribute = attribute
         self._runs = 0
@@ -219,7 +222,7 @@ class MonteCarloDropout(DuringFit[Callable[[], None]]):
             self.num_samples,
             trainer.strategy.root_device,
             # Where a pass gathers weights, every rank must make as many.
-            one_by_one=isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy)),
+            one_by_one=is_a(trainer.strategy, "FSDPStrategy", "ModelParallelStrategy"),
         )
         seed = f"{torch.initial_seed()}/{self._runs}" if self.seed is None else self.seed
         self._runs, self._calls, self._varies = self._runs + 1, 0, False

@@ -6,8 +6,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
@@ -17,6 +15,7 @@ from lightning_reg.callbacks.dropout.sites import Site
 from lightning_reg.callbacks.dropout.source import source_of
 from lightning_reg.callbacks.dropout.unreached import unreached_dropout
 from lightning_reg.callbacks.trainer import state, unobserved
+from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer, rank_zero_info, rank_zero_warn
 from lightning_reg.selection.modules import named_modules
 
 

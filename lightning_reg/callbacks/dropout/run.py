@@ -3,8 +3,6 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from lightning_reg import _checks
@@ -12,6 +10,7 @@ from lightning_reg.callbacks.dropout.changes import ModuleChanges
 from lightning_reg.callbacks.dropout.compile import CompilableRates
 from lightning_reg.callbacks.dropout.sites import Site
 from lightning_reg.callbacks.trainer.loggers import log
+from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer, rank_zero_warn
 from lightning_reg.callbacks.trainer.plan import Plan
 from lightning_reg.schedules import Schedule
 from lightning_reg.tensorboard import tags

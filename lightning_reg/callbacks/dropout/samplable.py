@@ -3,13 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from lightning_reg.callbacks.dropout.rates import is_dropout, scripted_rate
 from lightning_reg.callbacks.dropout.sites import Site, all_sites
 from lightning_reg.callbacks.dropout.source import source_of
+from lightning_reg.callbacks.trainer.packages import LightningModule, rank_zero_warn
 from lightning_reg.selection.modules import named_modules
 
 

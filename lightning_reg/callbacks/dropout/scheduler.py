@@ -3,9 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, final, get_args
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from lightning_reg import _checks
@@ -14,9 +11,11 @@ from lightning_reg.callbacks.dropout.run import Run, log_rates
 from lightning_reg.callbacks.dropout.sites import Site, depths, listed, select_sites
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
+from lightning_reg.callbacks.trainer.packages import LightningModule, MisconfigurationException, Trainer, rank_zero_warn
 from lightning_reg.callbacks.trainer.plan import publish
 from lightning_reg.callbacks.trainer.refusals import refuse_unless_listed_once
-from lightning_reg.schedules import Schedule, resolve
+from lightning_reg.callbacks.trainer.timetable import Timetable
+from lightning_reg.schedules import Schedule
 from lightning_reg.schedules.base import check_schedule
 from lightning_reg.selection import Select
 from lightning_reg.selection.modules import as_module_select
@@ -31,15 +30,22 @@ _OUT_OF_REACH = "{reason}, out of reach of a schedule. Use a dropout module."
 class DropoutScheduler(DuringFit[Run]):
     r"""Set dropout rates by a schedule, :math:`p_i(t) = c_i\, s(t)` with :math:`c_i = 1` unless `scale` says otherwise.
 
-    It finds the rates of `nn.Dropout` and its relatives, `nn.MultiheadAttention`, `nn.LSTM`, `GRU` and `RNN` of several
-    layers, stochastic depth (`drop_prob`, torchvision's `StochasticDepth`), and of attention modules that keep a number
-    (`dropout`, `attention_dropout`). The rate is a function of the tick, so a resumed run goes on exactly. Evaluation
-    is as ever; after training, or an exception, every module has the rate that it was built with.
+    It finds the rates of `nn.Dropout` and its relatives, `nn.MultiheadAttention`, `nn.LSTM`, `GRU` and `RNN` of
+    several layers, stochastic depth (`drop_prob`, torchvision's `StochasticDepth`), classes that are called dropout,
+    and the numbers that a module passes to `F.dropout`, also in helpers, or to attention, also those of `self.config`.
+    The rate is a function of the tick, so a resumed run goes on exactly. Evaluation is as ever; after training, or an
+    exception, every module has the rate that it was built with. Modules that are replaced while training goes on are
+    found: those that torch's own means put in at the next batch, others in the next epoch.
+
+    In the first batch, two passes of `training_step` with all rates at 0 and two seeds tell what is random besides: a
+    warning names it, and the `attribute=` that may reach it. Gaussian noise is left out. The passes have no gradients
+    and log nothing; the module, the gradients and the random state are put back, what the step does elsewhere (files,
+    iterators) is not. They are left out in manual optimization and where weights are spread over ranks.
 
     Under `torch.compile` a new rate compiles nothing again. Modules that do nothing but dropout (`nn.Dropout` and its
     relatives, stochastic depth) are compiled with the rate in a tensor. Other holders of a rate (attention, recurrent
-    layers, `attribute=`) run outside the graph, with their own fused kernels; `fullgraph=True` refuses them. Without
-    `torch.compile` every kernel stays as it is.
+    layers, modules that call `F.dropout`, `attribute=`) run outside the graph with all that is in them, with their own
+    fused kernels; `fullgraph=True` refuses them. Without `torch.compile` every kernel stays as it is.
 
     Logged at the trainer's `log_every_n_steps`: `reg/dropout` (the mean over all scheduled rates, in [0, 1)), and
     `reg.dropout/<layer>` to the loggers when they differ.
@@ -48,8 +54,8 @@ class DropoutScheduler(DuringFit[Run]):
         schedule: :math:`s(t)`, a schedule or any callable from tick to rate in [0, 1).
         select: Which modules: a glob over module names, a list of globs, or a `Select`. Default: all that hold a rate.
             Different schedules for different layers are two callbacks.
-        attribute: The attribute, or list of attributes, that holds the rate, for modules that are not found by
-            themselves.
+        attribute: An attribute, or a list of attributes, that hold rates besides those that are found, by name
+            (`"noise_rate"`) or dotted (`"config.noise_rate"`); in all modules that have it as a number.
         scale: `False`: every rate is :math:`s(t)`. `True`: :math:`s(t)` times the rate that the module was built with.
             `"depth"`: :math:`s(t)` times :math:`l / L` in block :math:`l` of :math:`L`, in the order of the model; the
             linear rule of stochastic depth. A block is one parent module; numbered modules are a block each.
@@ -118,13 +124,13 @@ class DropoutScheduler(DuringFit[Run]):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
         if self._run is None:  # a tuner trains for a moment before `on_fit_start` of the callbacks after it
             return
-        of_run = state.total_ticks if self.interval == "step" else state.total_epochs
-        total = of_run(trainer, pl_module)
-        self._run.schedule = resolve(self.schedule, total)
-        if isinstance(self._run.schedule, Schedule):
-            self._run.check(self._run.schedule, total)
+        timetable = Timetable(self.schedule, trainer, pl_module, in_epochs=self.interval == "epoch")
+        self._run.schedule = timetable
+        if isinstance(timetable.resolved, Schedule):
+            self._run.check(timetable.resolved, timetable.total)
         if self is _schedulers(trainer)[-1]:
             plans = [run.plan(repr(item), item.action) for item in _schedulers(trainer) if (run := item.run)]
             publish(trainer, plans, ("module", "rate as built", "dropout"), tags.DROPOUT_SETUP)

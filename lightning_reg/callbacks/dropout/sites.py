@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from lightning_reg import _checks
 from lightning_reg.callbacks.dropout.held import give_back, is_rate, set_value, value_of
 from lightning_reg.callbacks.dropout.rates import rates_of
 from lightning_reg.callbacks.dropout.source import steps_of_parts
@@ -126,7 +127,7 @@ def listed(attribute: str | Sequence[str] | None) -> Sequence[str]:
 
     """
     names = [] if attribute is None else [attribute] if isinstance(attribute, str) else attribute
-    if not all(isinstance(name, str) for name in names):
+    if not _checks.is_list(names) or not all(isinstance(name, str) for name in names):
         msg = f"`attribute` must be the name of an attribute, or a list of names, got {attribute!r}."
         raise TypeError(msg)
     return names

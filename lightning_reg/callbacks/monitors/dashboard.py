@@ -1,9 +1,8 @@
 """What TensorBoard is told once, before training: charts, the order of the layers, a run's hyperparameters."""
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.loggers import prefixed, tensorboard_writers
+from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
 from lightning_reg.callbacks.trainer.settings import regularization_settings
 from lightning_reg.metrics.reading import layer_names
 from lightning_reg.tensorboard import events, layout, tags
@@ -32,7 +31,7 @@ def write_hyperparameters(trainer: Trainer, pl_module: LightningModule) -> None:
     To be called before Lightning writes the user's, which is right after `on_fit_start`: the first ones count.
     """
     users = state.hyperparameters(trainer, pl_module)
-    values = (users or {}) | regularization_settings(state.callbacks_of(trainer, Callback))
+    values = (users or {}) | regularization_settings(state.callbacks_of(trainer, object))
     for logger, writer in tensorboard_writers(trainer):
         if users is not None and state.writes_default_metric(logger):
             events.write(writer, no_experiment(), 0)

@@ -1,26 +1,22 @@
 """How expansive the network is: bounds of its Lipschitz constant from both sides."""
 
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, Self, final
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
 from lightning_reg import _checks
-from lightning_reg.callbacks.monitors.dashboard import write_layout, write_network_order
+from lightning_reg.callbacks.monitors.base import Monitor
 from lightning_reg.callbacks.monitors.lipschitz_run import Found, Run
 from lightning_reg.callbacks.monitors.lipschitz_target import InputTransform, find_target
 from lightning_reg.callbacks.trainer import state
-from lightning_reg.callbacks.trainer.during_fit import DuringFit
 from lightning_reg.callbacks.trainer.loggers import log_for_callbacks, write_scalars
-from lightning_reg.callbacks.trainer.refusals import refuse_hidden_weights, refuse_missing_logger
+from lightning_reg.callbacks.trainer.packages import LightningModule, MisconfigurationException, Trainer
 from lightning_reg.tensorboard import tags
 
 
 @final
-class LipschitzMonitor(DuringFit[Run]):
+class LipschitzMonitor(Monitor[Run]):
     r"""Log how much the network may stretch differences of its inputs, and how much it does stretch real ones.
 
     The Lipschitz constant, the smallest L with :math:`\|f(x) - f(y)\|_2 \le L \|x - y\|_2` for all inputs, is not
@@ -69,8 +65,6 @@ class LipschitzMonitor(DuringFit[Run]):
 
     """
 
-    regularizes = False
-
     def __init__(  # noqa: PLR0913  # plain settings, each for itself
         self,
         *,
@@ -90,33 +84,25 @@ class LipschitzMonitor(DuringFit[Run]):
         self.every_n_epochs = _checks.count("every_n_epochs", every_n_epochs, 1)
         self.every_n_steps = _checks.count("every_n_steps", every_n_steps, 1)
         self.samples = _checks.count("samples", samples, 1)
-        if input_transform is not None and not callable(input_transform):
-            msg = f"`input_transform` must be a function of a batch or None, got {input_transform!r}."
-            raise TypeError(msg)
+        if input_transform is not None:
+            _checks.function("input_transform", input_transform, "a function of a batch or None")
         self.input_transform = input_transform
         self.prog_bar = _checks.boolean("prog_bar", prog_bar)
         self.layout = _checks.boolean("layout", layout)
 
     @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        if stage == "fit" and not trainer.barebones:
-            refuse_hidden_weights(trainer, type(self).__name__)
-            refuse_missing_logger(trainer, type(self).__name__)
-            _refuse_shared_targets(state.callbacks_of(trainer, LipschitzMonitor))
+    def refuse_shared_tags(self, monitors: Sequence[Self]) -> None:
+        targets = [monitor.target for monitor in monitors]
+        for target in targets:
+            if targets.count(target) > 1:
+                msg = f"Two LipschitzMonitors have target={target!r}, and would log under the same tags. Leave one out."
+                raise MisconfigurationException(msg)
 
     @override
-    def make_run(self, trainer: Trainer, pl_module: LightningModule) -> Run | None:
-        if trainer.barebones:
-            rank_zero_info(f"{type(self).__name__} is off: `Trainer(barebones=True)` logs nothing.")
-            return None
+    def watch(self, trainer: Trainer, pl_module: LightningModule) -> Run:
         others = [monitor.target for monitor in state.callbacks_of(trainer, LipschitzMonitor) if monitor is not self]
-        target = find_target(pl_module, self.target)
-        write_network_order(trainer, pl_module)
-        if self.layout:
-            write_layout(trainer)
         return Run(
-            target,
+            find_target(pl_module, self.target),
             suffix=f"/{self.target or 'all'}" if others else "",
             has_layers=not any(_is_inside(self.target, other) for other in others),
         )
@@ -181,12 +167,3 @@ class LipschitzMonitor(DuringFit[Run]):
 def _is_inside(target: str | None, other: str | None) -> bool:
     """Tell whether the monitor of another target writes the numbers of these layers."""
     return target is not None and (other is None or target.startswith(f"{other}."))
-
-
-def _refuse_shared_targets(monitors: Sequence[LipschitzMonitor]) -> None:
-    """Raise if two monitors would write under the same tags."""
-    targets = [monitor.target for monitor in monitors]
-    for target in targets:
-        if targets.count(target) > 1:
-            msg = f"Two LipschitzMonitors have target={target!r}, and would log under the same tags. Leave one out."
-            raise MisconfigurationException(msg)

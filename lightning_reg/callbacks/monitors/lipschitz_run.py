@@ -6,14 +6,11 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import ModelParallelStrategy
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_reg.callbacks.monitors.lipschitz_target import Target
 from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer.packages import MisconfigurationException, Trainer, is_a, rank_zero_warn
 from lightning_reg.functional.lipschitz.bound import lipschitz_bound
 from lightning_reg.functional.lipschitz.jacobian import jacobian_norm
 from lightning_reg.functional.lipschitz.stand_in import stand_in
@@ -86,7 +83,7 @@ class Run:
         """Return the norm of the Jacobian at each of this rank's samples."""
         module = self.target.module
         # The hooks of FSDP2 take the first module that is called for the root.
-        fn = stand_in(module) if isinstance(trainer.strategy, ModelParallelStrategy) else module
+        fn = stand_in(module) if is_a(trainer.strategy, "ModelParallelStrategy") else module
         # In true half precision, modules may rely on the default type.
         with trainer.precision_plugin.forward_context():
             return jacobian_norm(fn, self.inputs)

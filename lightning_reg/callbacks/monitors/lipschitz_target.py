@@ -8,12 +8,11 @@ from itertools import chain
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_reg import _checks
 from lightning_reg.callbacks.trainer.nested import tensors_in
+from lightning_reg.callbacks.trainer.packages import LightningModule, MisconfigurationException, has_forward
 from lightning_reg.selection.weights import clean_name
 
 InputTransform = Callable[[Any], Tensor]
@@ -77,7 +76,7 @@ def find_target(pl_module: LightningModule, name: str | None) -> Target:
 
 def _refuse_other_signatures(module: nn.Module, names: list[str]) -> None:
     title = type(module).__name__
-    if type(module).forward in {nn.Module.forward, LightningModule.forward}:
+    if not has_forward(module):
         msg = f"LipschitzMonitor needs a function, but {title} has no `forward`. {_REMEDY}, e.g. one of {names}."
         raise MisconfigurationException(msg)
     with suppress(ValueError):  # a builtin shows no signature

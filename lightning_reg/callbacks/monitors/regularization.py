@@ -2,21 +2,23 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, final
+from typing import Any, Self, final
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 from torchmetrics import Metric
 from typing_extensions import override
 
 from lightning_reg import _checks
-from lightning_reg.callbacks.monitors.dashboard import write_hyperparameters, write_layout, write_network_order
+from lightning_reg.callbacks.monitors.base import Monitor
+from lightning_reg.callbacks.monitors.dashboard import write_hyperparameters
 from lightning_reg.callbacks.monitors.regularization_run import Run
+from lightning_reg.callbacks.monitors.updates import Updates
 from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer.decays import shares_by_optimizers
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
 from lightning_reg.callbacks.trainer.loggers import log_for_callbacks
-from lightning_reg.callbacks.trainer.refusals import refuse_hidden_weights, refuse_missing_logger
+from lightning_reg.callbacks.trainer.packages import LightningModule, MisconfigurationException, Trainer, rank_zero_info
+from lightning_reg.functional.tensors.chunks import NumberOrTensor
 from lightning_reg.metrics import Sparsity, SpectralNorm, WeightNorm
 from lightning_reg.metrics.reading import layer_name
 from lightning_reg.selection import Select, Weight, as_select, named_weights, select_weights
@@ -27,7 +29,7 @@ _LANCZOS_ITERATIONS = 5
 
 
 @final
-class RegularizationMonitor(DuringFit[Run]):
+class RegularizationMonitor(Monitor[Run]):
     r"""Log how large, how sparse and how expansive the weights are: of each layer, over layers, and of all together.
 
     For each metric these are written at the trainer's `log_every_n_steps`, on the step axis of `self.log`, with the
@@ -37,6 +39,10 @@ class RegularizationMonitor(DuringFit[Run]):
       `trainer.callback_metrics`, too, so `EarlyStopping(monitor="reg/sparsity")` and `ModelCheckpoint` can use them.
     - `reg.<metric>/<layer>`: each layer, a weight by its name without `.weight`. One TensorBoard event for all.
     - `reg/<metric>_over_layers`: a histogram over the layers (TensorBoard only).
+    - With `updates`, :math:`\|\Delta w\|_2 / \|w\|_2` of the whole optimizer step, w before it: `reg/update_ratio_min`,
+      `_median`, `_max`, and `reg.update_ratio/<layer>`. 0 where a step was skipped. Beside them, `reg/decay_ratio_...`:
+      the share of w that decay alone takes in that step, by `WeightDecay` or by an optimizer whose decay goes past the
+      gradient or is that of SGD.
     - `reg.weights/<layer>`: a histogram of the layer's weights at the end of epochs, if asked for (TensorBoard only).
 
     Weights are those that the forward pass uses (parametrized, pruned), whole ones of FSDP2. Nothing is changed:
@@ -52,6 +58,7 @@ class RegularizationMonitor(DuringFit[Run]):
         per_layer: Whether to write numbers for each layer: `"auto"` up to 64 layers, or a selection of those to write.
         histograms: Whether to write histograms of the weights.
         every_n_epochs: Epochs between two histograms of the weights, >= 1.
+        updates: Whether to log how far optimizer steps move the weights: a copy of them, in the steps that are logged.
         layout: Whether to write the charts of TensorBoard's page "Custom Scalars". `False` leaves yours alone;
             `lightning_reg.tensorboard.layout()` returns the charts for merging.
         hparams: Whether the settings of this package's callbacks appear on TensorBoard's page "HPARAMS", beside the
@@ -68,8 +75,6 @@ class RegularizationMonitor(DuringFit[Run]):
 
     """
 
-    regularizes = False
-
     def __init__(  # noqa: PLR0913  # plain switches, each for itself
         self,
         *,
@@ -78,6 +83,7 @@ class RegularizationMonitor(DuringFit[Run]):
         per_layer: bool | str | Sequence[str] | Select = "auto",
         histograms: bool = False,
         every_n_epochs: int = 1,
+        updates: bool = False,
         layout: bool = True,
         hparams: bool = True,
     ) -> None:
@@ -85,35 +91,47 @@ class RegularizationMonitor(DuringFit[Run]):
         self.metrics = None if metrics is None else _checked(metrics)
         as_select(select)
         self.select = select
+        if per_layer is None:
+            msg = "`per_layer` must be True, False, 'auto' or a selection, got None."
+            raise TypeError(msg)
         if not isinstance(per_layer, bool):
             as_select(per_layer)
         self.per_layer = per_layer
         self.histograms = _checks.boolean("histograms", histograms)
         self.every_n_epochs = _checks.count("every_n_epochs", every_n_epochs, 1)
+        self.updates = _checks.boolean("updates", updates)
         self.layout = _checks.boolean("layout", layout)
         self.hparams = _checks.boolean("hparams", hparams)
 
     @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        if stage == "fit" and not trainer.barebones:
-            refuse_hidden_weights(trainer, type(self).__name__)
-            refuse_missing_logger(trainer, type(self).__name__)
-            _refuse_shared_names(state.callbacks_of(trainer, RegularizationMonitor))
+    def refuse_shared_tags(self, monitors: Sequence[Self]) -> None:
+        names = [name for monitor in monitors for name in monitor._metrics]  # noqa: SLF001  # of this class
+        for name in names:
+            if names.count(name) > 1:
+                msg = (
+                    f"Two RegularizationMonitors log a metric {name!r} under the same tags. Give one of them other"
+                    f" names, as in `metrics={{'head_{name}': ...}}`, or join their selections."
+                )
+                raise MisconfigurationException(msg)
 
     @override
-    def make_run(self, trainer: Trainer, pl_module: LightningModule) -> Run | None:
-        if trainer.barebones:
-            rank_zero_info(f"{type(self).__name__} is off: `Trainer(barebones=True)` logs nothing.")
-            return None
+    def watch(self, trainer: Trainer, pl_module: LightningModule) -> Run:
         weights = select_weights(named_weights(pl_module), as_select(self.select)).chosen
         copies = {name: metric.clone().to(pl_module.device) for name, metric in self._metrics.items()}
-        write_network_order(trainer, pl_module)
-        if self.layout:
-            write_layout(trainer)
         if self.hparams:
             write_hyperparameters(trainer, pl_module)
-        return Run(weights, copies, self._shown(weights))
+        return Run(weights, copies, Updates(weights) if self.updates else None, self._shown(weights))
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        run = self._run
+        if run is None or run.updates is None or not state.steps_now(trainer):
+            return
+        if state.logs_now(trainer, first_step=run.last_step is None):
+            decay: dict[Tensor, NumberOrTensor] = {**shares_by_optimizers(trainer.optimizers)}
+            for callback in state.callbacks_of(trainer, DuringFit):
+                decay.update(callback.decay_shares(trainer, pl_module))
+            run.updates.begin(decay)
 
     @override
     def on_train_batch_end(
@@ -162,18 +180,6 @@ class RegularizationMonitor(DuringFit[Run]):
         if self.per_layer is True or self.per_layer == "auto":
             return names
         return frozenset(map(layer_name, select_weights(weights, as_select(self.per_layer)).chosen))
-
-
-def _refuse_shared_names(monitors: Sequence[RegularizationMonitor]) -> None:
-    """Raise if two monitors would write under the same tags."""
-    names = [name for monitor in monitors for name in monitor._metrics]  # noqa: SLF001  # of this class
-    for name in names:
-        if names.count(name) > 1:
-            msg = (
-                f"Two RegularizationMonitors log a metric {name!r} under the same tags. Give one of them other names,"
-                f" as in `metrics={{'head_{name}': ...}}`, or join their selections."
-            )
-            raise MisconfigurationException(msg)
 
 
 def _checked(metrics: object) -> dict[str, Metric]:

@@ -6,15 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from lightning.pytorch import Trainer
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_reg.callbacks.monitors.updates import Moved, Updates
 from lightning_reg.callbacks.trainer.loggers import prefixed, tensorboard_writers, write_scalars
+from lightning_reg.callbacks.trainer.packages import Trainer
 from lightning_reg.functional.spectral.layers import Layer
 from lightning_reg.functional.tensors.shards import whole
 from lightning_reg.metrics.base import measure
-from lightning_reg.metrics.reading import read_layers
+from lightning_reg.metrics.reading import layer_name, read_layers
 from lightning_reg.selection.weights import Weight
 from lightning_reg.tensorboard import events, tags
 
@@ -36,6 +37,8 @@ class Run:
 
     weights: Sequence[Weight]
     metrics: Mapping[str, Metric]
+    updates: Updates | None
+    """How far steps move the layers, if that is wanted."""
     shown: frozenset[str]
     """The layers whose numbers are written one by one."""
     last_step: int | None = None
@@ -55,6 +58,7 @@ class Run:
         report, layers = Report(), self._layers()
         if not layers:
             return report
+        self._add_updates(report)
         measured = [measure(metric, layers) for metric in self.metrics.values()]
         numbers = torch.cat([part for each, overall in measured for part in (each, overall.reshape(1))]).cpu()
         for name, row in zip(self.metrics, torch.split(numbers, len(layers) + 1), strict=True):
@@ -67,6 +71,19 @@ class Run:
                 if layer.name in self.shown:
                     report.layers[tags.per_layer(name, layer.name)] = value
         return report
+
+    def _add_updates(self, report: Report) -> None:
+        moved = self.updates.end() if self.updates is not None else Moved({}, {})
+        shown = {weight.name: layer_name(weight) for weight in self.weights if layer_name(weight) in self.shown}
+        for metric, found in ((tags.UPDATE_RATIO, moved.update), (tags.DECAY_RATIO, moved.decay)):
+            if not found:
+                continue
+            values = dict(zip(found, torch.stack(list(found.values())).tolist(), strict=True))
+            for statistic, over_all in _over_layers(list(values.values())).items():
+                report.summary[tags.over_layers(metric, statistic)] = over_all
+            report.layers.update(
+                {tags.per_layer(metric, shown[name]): values[name] for name in values if name in shown}
+            )
 
     def write(self, trainer: Trainer) -> None:
         """Write the report on the last step to the loggers, once."""

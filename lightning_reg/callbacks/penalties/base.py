@@ -1,39 +1,39 @@
 """The abstract penalty: how a term of the objective reaches the weights, with one strength in every way of training."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_reg import _checks
+from lightning_reg.callbacks.penalties.company import begin_together, follow_steps
+from lightning_reg.callbacks.penalties.dropped import reaches
 from lightning_reg.callbacks.penalties.formula import Formula
 from lightning_reg.callbacks.penalties.proximal_step import fill_gradients, shrink
 from lightning_reg.callbacks.penalties.quota import strength_for
 from lightning_reg.callbacks.penalties.refusals import (
+    refuse_large_strength,
     refuse_missing_operator,
     refuse_mode,
     refuse_optimizers,
     refuse_sharded_loss,
-    refuse_shared_weights,
-    refuse_unseen_steps,
-    warn_of_averaging,
-    warn_of_weight_decay,
 )
 from lightning_reg.callbacks.penalties.run import Ledger, Run
 from lightning_reg.callbacks.penalties.targets import Targets, add_scaled
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
-from lightning_reg.callbacks.trainer.plan import publish
+from lightning_reg.callbacks.trainer.held_weights import HeldWeights, has_gradient
+from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
 from lightning_reg.callbacks.trainer.refusals import refuse_strategy, refuse_unless_listed_once
 from lightning_reg.callbacks.trainer.settings import log_name
-from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
+from lightning_reg.callbacks.trainer.timetable import Timetable
+from lightning_reg.callbacks.trainer.unseen_steps import UnseenSteps
 from lightning_reg.functional.penalties.counts import check_dim
-from lightning_reg.schedules import Schedule, resolve
+from lightning_reg.functional.tensors.shards import has_dtensors
+from lightning_reg.schedules import Schedule
 from lightning_reg.schedules.base import check_schedule
 from lightning_reg.selection import Select, as_select, named_weights, select_weights
 
@@ -64,8 +64,8 @@ class Penalty(DuringFit[Run], Formula):
 
     Raises:
         TypeError: If an argument is of the wrong kind.
-        ValueError: If an argument is out of range; when training starts, if a pattern of `select` matches nothing, or a
-            share is asked for of a run without a known length.
+        ValueError: If an argument is out of range; when training starts, if a pattern of `select` matches nothing,
+            `strength` is infinite in the precision of a weight, or a share is asked for of a run of unknown length.
         MisconfigurationException: When training starts, if the penalty can't work with this way of training.
 
     Example:
@@ -98,6 +98,12 @@ class Penalty(DuringFit[Run], Formula):
         """Return the weights that the penalty acts on in the fit that is running, with their names."""
         return {} if self._run is None else {weight.parameter: weight.name for weight in self._run.selection.chosen}
 
+    @override
+    def decays(self, trainer: Trainer, pl_module: LightningModule) -> dict[Tensor, str]:
+        if not (self._run and self.overlaps_weight_decay and self.strength):
+            return {}
+        return dict.fromkeys(self.chosen(), f"{self._run.name} {self.strength:g}")
+
     def aim_at(self, quota: Callable[[int], float]) -> None:
         """Until `fit` ends, be as strong in each step as makes a share `quota(step)` of all units zero."""
         if self._run is not None:
@@ -118,27 +124,40 @@ class Penalty(DuringFit[Run], Formula):
         # Not later: FSDP2 replaces parameters once a forward pass has run, and the sanity check runs one.
         selection = select_weights(named_weights(pl_module, state.original_shapes(trainer)), as_select(self.select))
         check_dim((weight.parameter for weight in selection.chosen), self.unit_dim)
+        name, parameters = type(self).__name__, [weight.parameter for weight in selection.weights]
         return Run(
             log_name(self, _penalties(trainer)),
             selection,
-            Targets(selection),
+            Targets(selection, HeldWeights(parameters, f"penalized by {name}")),
             # Through the loss, a gradient would reach DDP a second time for weights that it has marked as unused.
             acts_at_step=self.mode != "loss" or state.marks_unused_parameters(trainer),
+            shows_gradients=not (state.has_flat_shards(trainer) or has_dtensors(parameters)),
+            unseen=UnseenSteps(name),
         )
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
         if self._run is None:  # a tuner trains for a moment before `on_fit_start` of the callbacks after it
             return
         refuse_optimizers(trainer, type(self).__name__, self.mode)
+        refuse_large_strength(type(self).__name__, self.strength, self._run.targets.of(trainer.optimizers))
         if self.schedule is not None:
-            self._run.schedule = resolve(self.schedule, state.total_ticks(trainer, pl_module))
-        runs = [(penalty, run) for penalty in _penalties(trainer) if (run := penalty.run)]
-        if self is runs[-1][0]:
-            _begin(trainer, pl_module, runs)
+            self._run.schedule = Timetable(self.schedule, trainer, pl_module)
+        penalties = [penalty for penalty in _penalties(trainer) if penalty.run]
+        if self is penalties[-1]:
+            begin_together(trainer, penalties)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        run = self._run
+        if run is None:
+            return
+        if run.unseen.meets(trainer.optimizers):
+            refuse_optimizers(trainer, type(self).__name__, self.mode)
+            run.unseen.remember(run.targets.of(trainer.optimizers))
+            if self.mode == "proximal":
+                follow_steps(trainer, pl_module, _penalties(trainer))
         # Now, because manual optimization then freezes one network after the other (`toggle_optimizer`).
         if not pl_module.automatic_optimization:
             self._record(trainer, pl_module)
@@ -147,16 +166,20 @@ class Penalty(DuringFit[Run], Formula):
     def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         # An optimizer that evaluates its closure many times (LBFGS) starts anew with each evaluation.
         if self._run is not None:
-            self._run.pending = 0.0
-            self._run.ledger.clear()
+            self._run.forget()
 
     @override
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         run = self._run
         if run is None or not loss.requires_grad:  # without a gradient, backward is about to raise: let it
             return
+        run.unseen.backward()
+        if not reaches(loss, run.targets.held.of(trainer.optimizers)):
+            return
+        if run.pending and run.shows_gradients and not has_gradient(trainer.optimizers):
+            run.forget()
         share = state.share_of_step(trainer, pl_module)
-        run.pending, run.has_run_backward = run.pending + share, True
+        run.pending += share
         ledger = self._ledger_if_read(trainer, run)
         if ledger is run.ledger and pl_module.automatic_optimization:
             ledger.add_loss(state.unscaled_loss(trainer, loss), share)
@@ -182,31 +205,42 @@ class Penalty(DuringFit[Run], Formula):
             return
         # No share: `training_step` returned None, so no backward pass ran and there is no step to take part in.
         share = run.pending if pl_module.automatic_optimization else 1.0
-        run.pending, run.share, run.has_stepped = 0.0, share, True
+        run.pending, run.share = 0.0, share
+        if self.mode != "proximal" or state.may_skip_steps(trainer):
+            run.unseen.see(optimizer)
         if not share or not run.acts_at_step:
             return
         if pl_module.automatic_optimization:
             self._record(trainer, pl_module)
-        weights = run.targets.of([optimizer])
-        if self.mode == "proximal":
-            fill_gradients(weights)
+        if self.mode == "proximal" or not has_gradient([optimizer]):
             return
+        weights = run.targets.of([optimizer])
         strength = self.strength * run.factor(state.tick(trainer, pl_module))
         if strength and weights:
             add_scaled(self.add_gradient, weights, strength * share, state.gradient_scale(trainer, optimizer))
 
-    def after_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+    def before_update(self, optimizer: Optimizer) -> None:
+        """Have `optimizer` keep a step size for weights that no loss has reached, too, in a step that happens."""
+        if self._run is not None and has_gradient([optimizer]):
+            fill_gradients(self._run.targets.of([optimizer]))
+
+    def after_update(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Take the proximal step that belongs to the step of `optimizer`."""
         run = self._run
         if run is None:
             return
-        share = run.share if pl_module.automatic_optimization else 1.0
-        run.share, run.has_stepped = 0.0, True
+        run.unseen.see(optimizer)
+        share = run.take_share(automatic=pl_module.automatic_optimization)
+        if not has_gradient([optimizer]):
+            return
         tick, weights = state.tick(trainer, pl_module), run.targets.of([optimizer])
         strength: float | Tensor = self.strength * run.factor(tick)
         if run.quota and share and weights:
             needed = strength_for(run.quota(tick), self.vanishing_strengths, optimizer, weights, self.unit_dim)
             run.strength = strength = (needed / share).clamp(min=strength)
+        else:
+            strongest = self.strength * run.largest_factor(tick)
+            run.rounded_away.measure(self.proximal, optimizer, weights, strongest, elementwise=self.elementwise)
         if share and weights and (isinstance(strength, Tensor) or strength):  # reading a tensor would wait for it
             shrink(self.proximal, optimizer, weights, strength * share, elementwise=self.elementwise)
 
@@ -221,8 +255,11 @@ class Penalty(DuringFit[Run], Formula):
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._run and self._run.acts_at_step and self._run.has_run_backward:
-            refuse_unseen_steps(type(self).__name__, has_stepped=self._run.has_stepped)
+        run = self._run
+        if run:
+            run.rounded_away.warn(type(self).__name__)
+        if run and run.acts_at_step:
+            run.unseen.refuse({optimizer: run.targets.of([optimizer]) for optimizer in trainer.optimizers})
 
     @override
     def end_run(self, trainer: Trainer, run: Run | None) -> None:
@@ -251,27 +288,3 @@ class Penalty(DuringFit[Run], Formula):
 
 def _penalties(trainer: Trainer) -> list[Penalty]:
     return state.callbacks_of(trainer, Penalty)  # type: ignore[type-abstract]  # mypy wants no abstract class here
-
-
-def _begin(trainer: Trainer, pl_module: LightningModule, runs: Sequence[tuple[Penalty, Run]]) -> None:
-    """Warn of doubtful settings, show the plan, and have proximal steps follow those of the optimizers."""
-    optimizers = trainer.optimizers
-    warn_of_weight_decay(
-        {
-            type(penalty).__name__: run.targets.settings(optimizers, "weight_decay")
-            for penalty, run in runs
-            if penalty.overlaps_weight_decay and penalty.strength
-        }
-    )
-    plans = [run.plan(repr(penalty), f"{run.name} {penalty.strength:g}", optimizers) for penalty, run in runs]
-    publish(trainer, plans)
-    proximal = [(penalty, run) for penalty, run in runs if penalty.mode == "proximal"]
-    if not proximal:
-        return
-    warn_of_averaging(trainer)
-    refuse_shared_weights(
-        {run.name: run.targets.of(optimizers) for penalty, run in proximal if not penalty.exact_in_any_company}
-    )
-    for penalty, run in sorted(proximal, key=lambda pair: not pair[0].exact_in_any_company):
-        run.hooks = run.hooks or AroundSteps(partial(penalty.after_optimizer_step, trainer, pl_module))
-        run.hooks.add(optimizers)

@@ -1,4 +1,4 @@
-"""The penalties. Each is a formula; how it reaches the weights is the matter of `Penalty`."""
+"""The penalties that are sums over single entries. Each is a formula; `Penalty` brings it to the weights."""
 
 from collections.abc import Callable, Sequence
 from typing import final

@@ -6,9 +6,9 @@ from functools import partial
 from typing import ClassVar
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lightning_reg.callbacks.trainer.packages import rank_zero_warn
 from lightning_reg.functional.tensors.shards import local_parts, sum_over_shards, whole
 
 

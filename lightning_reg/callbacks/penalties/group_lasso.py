@@ -1,4 +1,4 @@
-"""The penalties. Each is a formula; how it reaches the weights is the matter of `Penalty`."""
+"""The group lasso as a penalty: whole units go to zero together."""
 
 from collections.abc import Callable, Sequence
 from typing import final
@@ -55,10 +55,7 @@ class GroupLassoPenalty(Penalty):
         schedule: Schedule | Callable[[int], float] | None = None,
     ) -> None:
         super().__init__(strength, select=select, mode=mode, schedule=schedule)
-        if _checks.dimension("dim", dim) is None:
-            msg = "`dim` must be an int, got None."
-            raise TypeError(msg)
-        self.dim = dim
+        self.dim = _checks.integer("dim", dim)
 
     @override
     def penalty(self, weights: Sequence[Tensor]) -> Tensor:

@@ -3,14 +3,19 @@
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer.packages import (
+    LightningModule,
+    MisconfigurationException,
+    Trainer,
+    is_a,
+    rank_zero_warn,
+)
 from lightning_reg.functional.proximal.step_size import find_rule, known_optimizers
 from lightning_reg.functional.tensors.shards import has_dtensors
+from lightning_reg.functional.tensors.weights import check_fits
 
 
 def refuse_mode(trainer: Trainer, pl_module: LightningModule, name: str, mode: str, *, elementwise: bool) -> None:
@@ -68,6 +73,11 @@ def _refuse_unknown_step_sizes(trainer: Trainer, name: str) -> None:
             raise MisconfigurationException(msg)
 
 
+def refuse_large_strength(name: str, strength: float, weights: Sequence[Tensor]) -> None:
+    """Raise if `strength` is infinite in the precision of the weights, and the term of a zero weight no number."""
+    check_fits(f"{name}.strength", strength, weights)
+
+
 def refuse_shared_weights(weights: Mapping[str, Sequence[Tensor]]) -> None:
     """Raise if two proximal penalties act on one weight: one operator after the other is not that of the sum.
 
@@ -87,11 +97,10 @@ def refuse_shared_weights(weights: Mapping[str, Sequence[Tensor]]) -> None:
 
 def warn_of_averaging(trainer: Trainer) -> None:
     """Warn if a callback averages weights over steps, which are then exactly zero only where all of them were."""
-    # By name: `WeightAveraging` came after the oldest Lightning that is supported.
     averaging = [
         type(callback).__name__
-        for callback in state.callbacks_of(trainer, Callback)
-        if {"StochasticWeightAveraging", "WeightAveraging"} & {ancestor.__name__ for ancestor in type(callback).__mro__}
+        for callback in state.callbacks_of(trainer, object)
+        if is_a(callback, "StochasticWeightAveraging", "WeightAveraging")
     ]
     if averaging:
         rank_zero_warn(
@@ -105,16 +114,6 @@ def refuse_sharded_loss(loss: Tensor, name: str) -> None:
     """Raise if the loss is a `DTensor`, as of `loss_parallel`."""
     if has_dtensors([loss]):
         msg = f'{name} with mode="loss" does not work with a loss that is a DTensor. Use mode="grad".'
-        raise MisconfigurationException(msg)
-
-
-def refuse_unseen_steps(name: str, *, has_stepped: bool) -> None:
-    """Raise if backward passes have run, but Lightning has announced no optimizer step."""
-    if not has_stepped:
-        msg = (
-            f"{name} has seen no optimizer step, so it had no effect. Step through Lightning's optimizers:"
-            " `self.optimizers()`, not `self.optimizers(use_pl_optimizer=False)` or `optimizer.optimizer`."
-        )
         raise MisconfigurationException(msg)
 
 

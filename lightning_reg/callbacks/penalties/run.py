@@ -3,16 +3,19 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_reg import _checks
+from lightning_reg.callbacks.penalties.rounding import RoundedAway
 from lightning_reg.callbacks.penalties.targets import Targets
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.loggers import log
+from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
 from lightning_reg.callbacks.trainer.plan import Plan
 from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
+from lightning_reg.callbacks.trainer.timetable import Timetable
+from lightning_reg.callbacks.trainer.unseen_steps import UnseenSteps
 from lightning_reg.selection.weights import Selection
 from lightning_reg.tensorboard import tags
 
@@ -59,26 +62,46 @@ class Run:
     acts_at_step: bool
     """Whether the term acts at the optimizer step (its gradient right before, or its operator right after), instead of
     through the loss."""
-    schedule: Callable[[int], float] | None = None
+    shows_gradients: bool
+    """Whether `.grad` holds the gradient of the batches so far between two batches of one step, too."""
+    unseen: UnseenSteps
+    schedule: Timetable | None = None
     """The user's, with durations in ticks."""
     pending: float = 0.0
     """Share of the coming optimizer step whose backward passes have run, but whose gradient is not yet added."""
     share: float = 0.0
     """Share of the optimizer step that is about to be taken."""
     first_step: bool = True
-    has_run_backward: bool = False
-    has_stepped: bool = False
     ledger: Ledger = field(default_factory=Ledger)
     quota: Callable[[int], float] | None = None
     """Which share of weights, or groups, the penalty has to make zero at a step, instead of having a strength."""
     strength: Tensor | None = None
     """What that took in the last step."""
+    rounded_away: RoundedAway = field(default_factory=RoundedAway)
     hooks: AroundSteps | None = None
     """What takes proximal steps after those of the optimizers."""
+
+    def forget(self) -> None:
+        """Begin the coming step anew: the gradients of its batches so far are gone."""
+        self.pending = 0.0
+        self.ledger.clear()
+
+    def take_share(self, *, automatic: bool) -> float:
+        """Return, once, which share of a full gradient the step has that has just been taken.
+
+        A step that Lightning has not announced has the shares of the backward passes before it.
+        """
+        share = (self.share or self.pending) if automatic else 1.0
+        self.share = self.pending = 0.0
+        return share
 
     def factor(self, tick: int) -> float:
         """Return the factor on the strength at `tick`."""
         return 1.0 if self.schedule is None else _checks.non_negative(f"schedule({tick})", self.schedule(tick))
+
+    def largest_factor(self, tick: int) -> float:
+        """Return the largest factor on the strength, as far as it can be known at `tick`."""
+        return self.factor(tick) if self.schedule is None else max(self.factor(tick), self.schedule.peak)
 
     def plan(self, settings: str, action: str, optimizers: Sequence[Optimizer]) -> Plan:
         """Return what happens to each weight: `action` if it is chosen."""

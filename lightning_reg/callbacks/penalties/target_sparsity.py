@@ -4,8 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
 
 from lightning_reg import _checks
@@ -14,16 +12,19 @@ from lightning_reg.callbacks.penalties.formula import Formula
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
 from lightning_reg.callbacks.trainer.loggers import log
+from lightning_reg.callbacks.trainer.packages import LightningModule, MisconfigurationException, Trainer
+from lightning_reg.callbacks.trainer.timetable import Timetable
 from lightning_reg.functional.penalties.counts import sparsity
-from lightning_reg.schedules import Cosine, Schedule, resolve
+from lightning_reg.schedules import Cosine, Schedule
 from lightning_reg.schedules.base import check_schedule
 from lightning_reg.tensorboard import tags
 
 
 @dataclass
 class Aim:
-    """The share of zeros over the steps of one fit."""
+    """The share of zeros over the steps of one fit, and the tag under which it is logged."""
 
+    tag: str
     target: float
     factor: Callable[[int], float] | None = None
     """The schedule, with durations in steps."""
@@ -50,7 +51,7 @@ class TargetSparsity(DuringFit[Aim]):
 
     Logged at the trainer's `log_every_n_steps`, beside what the penalty logs: `reg/target_sparsity/strength` (that of
     the last step), `reg/target_sparsity/target` (:math:`s(t)\,p`) and `reg/target_sparsity/reached` (the share of
-    zeros).
+    zeros); a second callback logs `reg/target_sparsity-1/strength` and so on.
 
     Args:
         penalty: An `L1Penalty`, `ElasticNetPenalty` or `GroupLassoPenalty` with `mode="proximal"` and no schedule, not
@@ -114,13 +115,15 @@ class TargetSparsity(DuringFit[Aim]):
 
     @override
     def make_run(self, trainer: Trainer, pl_module: LightningModule) -> Aim:
-        return Aim(self.target)
+        position = state.callbacks_of(trainer, TargetSparsity).index(self)
+        return Aim(f"{tags.TARGET_SPARSITY}-{position}" if position else tags.TARGET_SPARSITY, self.target)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
         if self._run is None:  # a tuner trains for a moment before `on_fit_start`
             return
-        self._run.factor = resolve(self.schedule or Cosine(0.0, 1.0, 0.5), state.total_ticks(trainer, pl_module))
+        self._run.factor = Timetable(self.schedule or Cosine(0.0, 1.0, 0.5), trainer, pl_module)
         self.penalty.aim_at(self._run.at)
 
     @override
@@ -139,7 +142,7 @@ class TargetSparsity(DuringFit[Aim]):
                 "target": aim.at(max(state.tick(trainer, pl_module) - 1, 0)),
                 "reached": sparsity(weights, dim=self.penalty.unit_dim),
             }
-            log(trainer, pl_module, {f"{tags.TARGET_SPARSITY}/{name}": value for name, value in values.items()})
+            log(trainer, pl_module, {f"{aim.tag}/{name}": value for name, value in values.items()})
 
     @override
     def end_run(self, trainer: Trainer, run: Aim | None) -> None:

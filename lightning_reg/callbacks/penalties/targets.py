@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_reg.callbacks.trainer.held_weights import HeldWeights
 from lightning_reg.functional.tensors.shards import as_placed, has_dtensors
 from lightning_reg.selection.weights import Selection
 
@@ -17,23 +17,18 @@ class Targets:
     Both can change during training, as with `BaseFinetuning`.
     """
 
-    def __init__(self, selection: Selection) -> None:
-        self._known = frozenset(weight.parameter for weight in selection.weights)
+    def __init__(self, selection: Selection, held: HeldWeights) -> None:
+        self.held = held
         self._chosen = [weight.parameter for weight in selection.chosen]
-        self._found: dict[tuple[int, ...], tuple[list[Tensor], list[Tensor]]] = {}
+        self._found: dict[tuple[int, ...], tuple[frozenset[Tensor], list[Tensor]]] = {}
 
     def of(self, optimizers: Sequence[Optimizer]) -> list[Tensor]:
         """Return the targets among the parameters of `optimizers`, once each, in the order of the model."""
-        held = [tensor for optimizer in optimizers for group in optimizer.param_groups for tensor in group["params"]]
-        key = tuple(map(id, optimizers))
-        before, targets = self._found.get(key, ([], []))
-        # Looking all of them up takes long, so it is done again only when the optimizer holds others than before.
-        if len(held) != len(before) or any(tensor is not other for tensor, other in zip(held, before, strict=True)):
-            members = set(held)
-            if not members <= self._known:
-                rank_zero_warn("Parameters that join an optimizer after training has begun are not penalized.")
+        members, key = self.held.of(optimizers), tuple(map(id, optimizers))
+        before, targets = self._found.get(key, (None, []))
+        if members is not before:
             targets = [parameter for parameter in self._chosen if parameter in members]
-            self._found[key] = (held, targets)
+            self._found[key] = (members, targets)
         return [parameter for parameter in targets if parameter.requires_grad]
 
     def settings(self, optimizers: Sequence[Optimizer], name: str) -> list[float]:

@@ -2,11 +2,10 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -15,7 +14,8 @@ from lightning_reg import _checks
 from lightning_reg.callbacks.penalties.base import Penalty
 from lightning_reg.callbacks.spectral.weights import refuse_weights
 from lightning_reg.callbacks.trainer import state
-from lightning_reg.callbacks.trainer.during_fit import DuringFit
+from lightning_reg.callbacks.trainer.guarded_steps import ActsInSteps, Guard
+from lightning_reg.callbacks.trainer.packages import LightningModule, MisconfigurationException, Trainer
 from lightning_reg.callbacks.trainer.plan import Plan, publish
 from lightning_reg.callbacks.trainer.refusals import refuse_hidden_weights, refuse_strategy, refuse_unless_listed_once
 from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
@@ -51,30 +51,37 @@ class Run:
     selection: Selection
     engine: Engine
     steps: AroundSteps
+    guard: Guard
     waiting: list[Weight]
     """Those that have not been trained so far."""
 
-    def plan(self, settings: str, action: Callable[[Weight], str]) -> Plan:
+    def plan(self, settings: str, action: Callable[[Weight], str], optimizers: Sequence[Optimizer]) -> Plan:
         """Return what happens to each weight."""
+        held = self.guard.held.of(optimizers)
         return Plan(
             settings,
             shapes={weight.name: weight.shape for weight in self.selection.weights},
             actions={
-                weight.name: action(weight) + ("" if weight.parameter.requires_grad else " (not trained at the moment)")
+                weight.name: action(weight) + ("" if _is_trained(weight, held) else " (not trained at the moment)")
                 for weight in self.selection.chosen
             },
             left_out=self.selection.left_out,
         )
 
-    def take_over(self, saved: State) -> None:
+    def take_over(self, saved: State, optimizers: Sequence[Optimizer]) -> None:
         """Take the weights under control that are trained now, for the first time."""
-        trained = [weight for weight in self.waiting if weight.parameter.requires_grad]
+        held = self.guard.held.of(optimizers)
+        trained = [weight for weight in self.waiting if _is_trained(weight, held)]
         if trained:
-            self.waiting = [weight for weight in self.waiting if not weight.parameter.requires_grad]
+            self.waiting = [weight for weight in self.waiting if not _is_trained(weight, held)]
             self.engine.start(trained, saved)
 
 
-class SpectralControl(DuringFit[Run], ABC):
+def _is_trained(weight: Weight, held: AbstractSet[Tensor]) -> bool:
+    return weight.parameter.requires_grad and weight.parameter in held
+
+
+class SpectralControl(ActsInSteps[Run], ABC):
     """Has an `Engine` act on the chosen weights, around each optimizer step."""
 
     def __init__(self, norm_bound: float, select: str | Sequence[str] | Select | None) -> None:
@@ -118,30 +125,41 @@ class SpectralControl(DuringFit[Run], ABC):
     def make_run(self, trainer: Trainer, pl_module: LightningModule) -> Run:
         # Not later: FSDP2 replaces parameters once a forward pass has run, and the sanity check runs one.
         selection = select_weights(named_weights(pl_module), as_select(self.select))
-        refuse_weights(selection.chosen, type(self).__name__)
-        return self._run_on(selection)
+        run = self._run_on(selection)
+        held = run.guard.held.of(trainer.optimizers)
+        refuse_weights([weight for weight in selection.chosen if weight.parameter in held], type(self).__name__)
+        return run
 
     @override
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Not in `on_fit_start`: some strategies load the checkpoint after it, and callbacks freeze weights there.
-        self._take_over()
+        self._take_over(trainer)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
         if self._run is None:  # a tuner trains for a moment before `on_fit_start`
             return
-        self._take_over()
-        self._run.steps.add(trainer.optimizers)
+        self._take_over(trainer)
         controls = _controls(trainer)
         _refuse_shared(controls)
         _refuse_proximal(trainer, self)
         if self is controls[-1]:
-            plans = [run.plan(repr(control), control.action) for control in controls if (run := control.run)]
+            optimizers = trainer.optimizers
+            plans = [
+                run.plan(repr(control), control.action, optimizers) for control in controls if (run := control.run)
+            ]
             publish(trainer, plans, ("weight", "shape", "spectral control"), tags.SPECTRAL_SETUP)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._take_over()
+        self._take_over(trainer)
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+
+    @override
+    def follow(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._run is not None:
+            self._run.steps.add(trainer.optimizers)
 
     @override
     def end_run(self, trainer: Trainer, run: Run | None) -> None:
@@ -167,16 +185,21 @@ class SpectralControl(DuringFit[Run], ABC):
         return {} if self._run is None else {weight.parameter: weight.name for weight in self._run.selection.chosen}
 
     def _run_on(self, selection: Selection) -> Run:
-        engine = self.engine()
-        return Run(selection, engine, AroundSteps(engine.after_step, engine.before_step), list(selection.chosen))
+        engine, guard = self.engine(), Guard(selection, type(self).__name__, "controlled")
+
+        def after_step(optimizer: Optimizer) -> None:
+            guard.unseen.see(optimizer)
+            engine.after_step(optimizer)
+
+        return Run(selection, engine, AroundSteps(after_step, engine.before_step), guard, list(selection.chosen))
 
     def _state_of(self, run: Run) -> dict[str, Any]:
         return {"settings": self.settings, "weights": run.engine.state()}
 
-    def _take_over(self) -> None:
-        if self._run is not None and self._run.waiting:
+    def _take_over(self, trainer: Trainer) -> None:
+        if self._run is not None:
             is_fit = self._saved.get("settings") == self.settings
-            self._run.take_over(self._saved["weights"] if is_fit else {})
+            self._run.take_over(self._saved["weights"] if is_fit else {}, trainer.optimizers)
 
 
 def _controls(trainer: Trainer) -> list[SpectralControl]:

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, final, get_args
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -14,6 +13,7 @@ from lightning_reg import _checks
 from lightning_reg.callbacks.penalties.base import Mode, Penalty
 from lightning_reg.callbacks.penalties.run import Run
 from lightning_reg.callbacks.spectral.weights import WeightNorms, add_gradient, layer_of
+from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
 from lightning_reg.functional.spectral.estimates import SingularPair
 from lightning_reg.functional.spectral.gradient import norm_at
 from lightning_reg.functional.spectral.norms import matrix_norm

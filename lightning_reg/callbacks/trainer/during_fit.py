@@ -1,14 +1,17 @@
 """What a callback knows during one fit: made at its start, dropped at its end, in no pickle, one at a time."""
 
 import weakref
+from collections.abc import Mapping
 from typing import Any, ClassVar, Generic, TypeVar
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.trainer.states import TrainerStatus
+from torch import Tensor
 from typing_extensions import override
 
+from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer.decays import show_decays
+from lightning_reg.callbacks.trainer.packages import Callback, LightningModule, MisconfigurationException, Trainer
 from lightning_reg.callbacks.trainer.settings import call_of
+from lightning_reg.functional.tensors.chunks import NumberOrTensor
 
 RunT = TypeVar("RunT")
 
@@ -60,7 +63,7 @@ class DuringFit(Callback, Generic[RunT]):
             return
         other = self._trainer() if self._trainer is not None else None
         # Another one whose hooks never ran, because those of a callback before had raised, is running no more.
-        if other is not None and other is not trainer and other.state.status == TrainerStatus.RUNNING:
+        if other is not None and other is not trainer and other.state.status == "running":
             msg = (
                 f"{self!r} is in another Trainer that is running, and what it knows of that run would be lost."
                 " Make one callback for each Trainer, or copy it: `copy.deepcopy(callback)`."
@@ -72,6 +75,21 @@ class DuringFit(Callback, Generic[RunT]):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if "fit" in self.stages:
             self._run = self.make_run(trainer, pl_module)
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Once for all, and when all have begun.
+        callbacks = [other for other in state.callbacks_of(trainer, DuringFit) if "fit" in other.stages]
+        if callbacks and self is callbacks[-1]:
+            show_decays(trainer, pl_module, [other.decays(trainer, pl_module) for other in callbacks])
+
+    def decays(self, trainer: Trainer, pl_module: LightningModule) -> Mapping[Tensor, str]:
+        """Return which weights shrink by themselves because of this callback, with words on how much."""
+        return {}
+
+    def decay_shares(self, trainer: Trainer, pl_module: LightningModule) -> Mapping[Tensor, NumberOrTensor]:
+        """Return the share of itself that the coming step takes from each of these weights."""
+        return {}
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -2,19 +2,18 @@
 
 from collections.abc import Iterator, Mapping
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers import Logger
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer.packages import LightningModule, Logger, Trainer, is_a
 from lightning_reg.tensorboard import events
 
 
 def tensorboard_writers(trainer: Trainer) -> Iterator[tuple[Logger, SummaryWriter]]:
     """Yield the TensorBoard loggers with what they write through; none but on rank 0."""
     for logger in trainer.loggers:
-        if trainer.is_global_zero and _is_tensorboard(logger):
+        if trainer.is_global_zero and is_a(logger, "TensorBoardLogger"):
             writer: SummaryWriter = logger.experiment  # type: ignore[attr-defined]
             yield logger, writer
 
@@ -33,7 +32,7 @@ def write_scalars(trainer: Trainer, values: Mapping[str, float], step: int) -> N
         tagged = {prefixed(logger, tag): value for tag, value in values.items()}
         events.write(writer, events.scalars(tagged), step)
     for logger in trainer.loggers:
-        if not _is_tensorboard(logger):
+        if not is_a(logger, "TensorBoardLogger"):
             logger.log_metrics(dict(values), step=step)
 
 
@@ -59,8 +58,3 @@ def log(
     if state.writes_now(trainer):
         numbers = {tag: float(value) for tag, value in values.items()}
         write_scalars(trainer, numbers | dict(per_layer or {}), state.log_step(trainer))
-
-
-def _is_tensorboard(logger: Logger) -> bool:
-    # By name: the packages `lightning` and `pytorch_lightning` have a class each.
-    return any(ancestor.__name__ == "TensorBoardLogger" for ancestor in type(logger).__mro__)

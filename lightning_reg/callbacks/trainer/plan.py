@@ -3,10 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lightning.pytorch import Trainer
-from lightning.pytorch.utilities import rank_zero_info
-
 from lightning_reg.callbacks.trainer.loggers import tensorboard_writers
+from lightning_reg.callbacks.trainer.packages import Trainer, rank_zero_info
 from lightning_reg.tensorboard import tags
 
 _CONSOLE_ROWS = 60

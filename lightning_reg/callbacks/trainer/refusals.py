@@ -1,21 +1,16 @@
-"""What a penalty cannot work with, and what it should not be used beside: refused or warned of before training."""
+"""What no callback can work with, refused before training with the remedy."""
 
 from collections.abc import Sequence
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy
-from lightning.pytorch.strategies.single_xla import SingleDeviceXLAStrategy
-from lightning.pytorch.strategies.xla import XLAStrategy
-
 from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer.packages import MisconfigurationException, Trainer, is_a
 
 
 def refuse_strategy(trainer: Trainer, name: str) -> None:
     """Raise if the strategy takes the backward pass or the optimizer step out of Lightning's hands."""
     strategy = trainer.strategy
     if (
-        isinstance(strategy, (DeepSpeedStrategy, XLAStrategy, SingleDeviceXLAStrategy))
+        is_a(strategy, "DeepSpeedStrategy", "XLAStrategy", "SingleDeviceXLAStrategy")
         or strategy.handles_gradient_accumulation
     ):
         msg = (
@@ -28,20 +23,10 @@ def refuse_strategy(trainer: Trainer, name: str) -> None:
 def refuse_hidden_weights(trainer: Trainer, name: str) -> None:
     """Raise if the strategy keeps the weights where a monitor cannot read them whole."""
     strategy = trainer.strategy
-    if state.has_flat_shards(trainer) or isinstance(strategy, (DeepSpeedStrategy, XLAStrategy)):
+    if state.has_flat_shards(trainer) or is_a(strategy, "DeepSpeedStrategy", "XLAStrategy"):
         msg = (
             f"{name} does not support {type(strategy).__name__}, which keeps the weights in pieces of its own."
             " Use a single device, 'ddp' or FSDP2 (ModelParallelStrategy)."
-        )
-        raise MisconfigurationException(msg)
-
-
-def refuse_missing_logger(trainer: Trainer, name: str) -> None:
-    """Raise if nothing keeps what a monitor finds."""
-    if not trainer.loggers:
-        msg = (
-            f"{name} needs a logger to write to, but the trainer has none."
-            " Leave `Trainer(logger=...)` at its default, or pass a logger."
         )
         raise MisconfigurationException(msg)
 

@@ -4,8 +4,6 @@ import inspect
 import re
 from collections.abc import Sequence
 
-from lightning.pytorch import Callback
-
 
 def settings_of(callback: object) -> dict[str, object]:
     """Return the arguments of the constructor that the callback keeps under their names."""
@@ -26,7 +24,7 @@ def log_name(callback: object, callbacks: Sequence[object]) -> str:
     return f"{name}-{position}" if position else name
 
 
-def regularization_settings(callbacks: Sequence[Callback]) -> dict[str, bool | float | str]:
+def regularization_settings(callbacks: Sequence[object]) -> dict[str, bool | float | str]:
     """Return every setting of the callbacks that regularize, as `<name of the callback>.<name of the setting>`."""
     ours = [callback for callback in callbacks if getattr(callback, "regularizes", False)]
     return {

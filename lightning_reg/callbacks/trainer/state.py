@@ -5,16 +5,21 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
-from lightning.fabric.utilities.logger import _flatten_dict, _sanitize_params
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
-from lightning.pytorch.loggers import Logger
-from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from lightning_reg.callbacks.trainer.packages import (
+    Callback,
+    Kind,
+    LightningModule,
+    Logger,
+    Trainer,
+    flatten_dict,
+    is_a,
+    sanitize_params,
+)
 from lightning_reg.functional.tensors.shards import has_dtensors, whole
 
 _Kind = TypeVar("_Kind")
@@ -23,6 +28,10 @@ _Kind = TypeVar("_Kind")
 def callbacks_of(trainer: Trainer, kind: type[_Kind]) -> list[_Kind]:
     """Return the trainer's callbacks of one kind, in their order."""
     return [callback for callback in trainer.callbacks if isinstance(callback, kind)]  # type: ignore[attr-defined]  # set by a connector
+
+
+def _of_lightning(trainer: Trainer, kind: Kind) -> list[Any]:
+    return [callback for callback in callbacks_of(trainer, object) if is_a(callback, kind)]
 
 
 def insert_callback(trainer: Trainer, new: Callback, after: Callback) -> None:
@@ -39,7 +48,7 @@ def remove_callback(trainer: Trainer, callback: Callback) -> None:
 
 def has_flat_shards(trainer: Trainer) -> bool:
     """Tell whether parameters are flat pieces of themselves (FSDP1) during training."""
-    return isinstance(trainer.strategy, FSDPStrategy)
+    return is_a(trainer.strategy, "FSDPStrategy")
 
 
 def has_whole_weights(trainer: Trainer, pl_module: LightningModule) -> bool:
@@ -93,6 +102,11 @@ def unscaled_loss(trainer: Trainer, loss: Tensor) -> Tensor:
     return data_loss / scale_loss(trainer, torch.ones_like(data_loss))
 
 
+def may_skip_steps(trainer: Trainer) -> bool:
+    """Tell whether a step that Lightning announces may not come, because gradients are not finite (fp16)."""
+    return getattr(trainer.precision_plugin, "scaler", None) is not None
+
+
 def gradient_scale(trainer: Trainer, optimizer: Optimizer) -> Tensor | None:
     """Return the factor that this optimizer's gradients still carry before its step; `None` for none.
 
@@ -126,7 +140,7 @@ def total_ticks(trainer: Trainer, pl_module: LightningModule) -> float:
     if not pl_module.automatic_optimization:
         # `max_steps` counts the steps of all optimizers, and how many a batch makes is up to the user.
         return _epochs(trainer) * trainer.num_training_batches if trainer.max_steps == -1 else math.inf
-    for callback in callbacks_of(trainer, GradientAccumulationScheduler):
+    for callback in _of_lightning(trainer, "GradientAccumulationScheduler"):
         return _total_by_epoch(trainer, callback.get_accumulate_grad_batches)
     if _has_epoch_without_steps(trainer):
         return _total_by_epoch(trainer, lambda _epoch: trainer.accumulate_grad_batches)
@@ -140,13 +154,19 @@ def total_epochs(trainer: Trainer, pl_module: LightningModule) -> float:
     # In manual optimization, and in a stream, nobody knows how many steps an epoch has.
     if trainer.max_steps == -1 or math.isinf(batches) or not pl_module.automatic_optimization:
         return epochs
-    windows = callbacks_of(trainer, GradientAccumulationScheduler)
+    windows = _of_lightning(trainer, "GradientAccumulationScheduler")
     steps, epoch = 0, 0
     while windows and epoch <= max(windows[0].epochs) and steps < trainer.max_steps:
         steps += math.ceil(batches / windows[0].get_accumulate_grad_batches(epoch))
         epoch += 1
     window = windows[0].get_accumulate_grad_batches(epoch) if windows else trainer.accumulate_grad_batches
     return min(epochs, epoch + max(0, math.ceil((trainer.max_steps - steps) / math.ceil(batches / window))))
+
+
+def steps_in_epoch(trainer: Trainer, pl_module: LightningModule) -> float | None:
+    """Return how many ticks an epoch has on average; None if nothing tells."""
+    ticks, epochs = total_ticks(trainer, pl_module), total_epochs(trainer, pl_module)
+    return ticks / epochs if math.isfinite(ticks) and math.isfinite(epochs) and epochs else None
 
 
 def _total_by_epoch(trainer: Trainer, window_of: Callable[[int], int]) -> float:
@@ -165,7 +185,7 @@ def _epochs(trainer: Trainer) -> float:
 
 def _has_epoch_without_steps(trainer: Trainer) -> bool:
     """Tell whether SWA has added an epoch, in which it only measures what batch norm needs."""
-    averages = callbacks_of(trainer, StochasticWeightAveraging)
+    averages = _of_lightning(trainer, "StochasticWeightAveraging")
     return trainer.max_epochs != -1 and any(callback._model_contains_batch_norm for callback in averages)
 
 
@@ -224,7 +244,7 @@ def hyperparameters(trainer: Trainer, pl_module: LightningModule) -> dict[str, A
     if not logged:
         return None
     merged = {key: value for values in logged for key, value in values.items() if key != "_class_path"}
-    return _sanitize_params(_flatten_dict(merged))
+    return sanitize_params(flatten_dict(merged))
 
 
 def writes_default_metric(logger: Logger) -> bool:

@@ -19,11 +19,12 @@ class AroundSteps:
     Args:
         after: Gets the optimizer after its update.
         before: Gets the optimizer when its gradients are complete: summed over ranks, unscaled, clipped.
+        innermost: Whether to act right beside the update, after all others before it, and before all others after it.
 
     """
 
-    def __init__(self, after: Act, before: Act | None = None) -> None:
-        self._after, self._before = after, before
+    def __init__(self, after: Act, before: Act | None = None, *, innermost: bool = False) -> None:
+        self._after, self._before, self._innermost = after, before, innermost
         self._handles: list[RemovableHandle] = []
         self._updating: set[Optimizer] = set()
         """Those between `before` and `after`."""
@@ -34,9 +35,11 @@ class AroundSteps:
         for optimizer in optimizers:
             if self._before is None:
                 self._handles.append(optimizer.register_step_post_hook(lambda own, *_: self._after(own)))
-            else:
-                self._handles.append(optimizer.register_step_pre_hook(self._on_step))
-                self._handles.append(optimizer.register_step_post_hook(lambda own, *_: self._end(own)))
+                continue
+            before = optimizer.register_step_pre_hook(self._on_step)
+            after = optimizer.register_step_post_hook(lambda own, *_: self._end(own))
+            _move_to_front(after if self._innermost else before)
+            self._handles += [before, after]
 
     def remove(self) -> None:
         """Leave the optimizers as they were."""
@@ -73,3 +76,10 @@ class AroundSteps:
         if rest:
             return (owner, between_updates, *rest[1:]), kwargs
         return args, {**kwargs, "closure": between_updates}
+
+
+def _move_to_front(handle: RemovableHandle) -> None:
+    """Have a hook called before those that are there, and those that come later behind it."""
+    hooks = handle.hooks_dict_ref()
+    if hooks is not None:
+        hooks.move_to_end(handle.id, last=False)

@@ -141,9 +141,7 @@ def register_lipschitz_rule(target: type[nn.Module] | Callable[..., Any], rule: 
     if isinstance(target, nn.Module) or (isinstance(target, type) and not is_module) or not callable(target):
         msg = f"`target` must be a subclass of torch.nn.Module or a function, got {target!r}."
         raise TypeError(msg)
-    if not callable(rule):
-        msg = f"`rule` must be callable as rule(module, *inputs) or, for a function, rule(*inputs), got {rule!r}."
-        raise TypeError(msg)
+    _checks.function("rule", rule, "callable as rule(module, *inputs) or, for a function, rule(*inputs)")
     register(target, UserRule(rule))
 
 

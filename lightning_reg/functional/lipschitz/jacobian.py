@@ -82,7 +82,8 @@ def jacobian_norm(fn: Callable[[Tensor], Tensor], x: Tensor, *, iterations: int 
         One norm for each sample, shape (batch,), float32 or float64, without a graph. NaN where J is not finite.
 
     Raises:
-        TypeError: If `x` or what `fn` returns is no tensor of real floating-point numbers.
+        TypeError: If `x` or what `fn` returns is no tensor of real floating-point numbers, `fn` is not callable, or
+            `iterations` no int.
         ValueError: If they are not one row for each sample, if autograd cannot look through `fn`, or if `iterations` is
             below 1.
 
@@ -99,6 +100,7 @@ def jacobian_norm(fn: Callable[[Tensor], Tensor], x: Tensor, *, iterations: int 
         products with J by differentiating twice.
 
     """
+    _checks.function("fn", fn, "a function from samples to their outputs")
     iterations = _checks.count("iterations", iterations, 1)
     _check_rows("x", x)
     if not x.numel():

@@ -1,16 +1,4 @@
-r"""ECLipsE-Fast: what chains of matrices and monotone activations do together, less than each does by itself.
-
-What is known of differences at one place in a chain, caused by a difference :math:`\delta_0` of its input, is
-
-.. math:: \delta^T R^{-1} \delta \le g^2 \|\delta_0\|^2, \qquad 0 \preceq R \preceq 1,
-
-with :math:`R = 1` at the input. A matrix W makes it :math:`W R W^T`, exactly. An activation of slopes in [0, 1] has
-:math:`\delta_y^T (\delta_x - \delta_y) \ge 0`; with the multiplier of Xu & Sivaranjani, 2, it follows that
-R becomes :math:`(2 - R)^{-1}`, which is below 1 in all directions but the largest of R.
-
-Reference: Xu & Sivaranjani, ECLipsE: Efficient Compositional Lipschitz Constant Estimation for Deep Neural Networks,
-2024, arXiv:2404.04375.
-"""
+"""Norms and products rounded upwards, so that rounding puts no bound below the truth."""
 
 import math
 

@@ -11,19 +11,20 @@ from torch import Tensor
 from lightning_reg import _checks
 from lightning_reg.functional.tensors.chunks import chunk_size, in_memory_order, short_rows
 from lightning_reg.functional.tensors.shards import sum_each_over_shards, whole
+from lightning_reg.functional.tensors.weights import as_weights
 
 __all__ = ["sparsity"]
 
 
-def sparsity(weights: Iterable[Tensor], *, threshold: float = 0.0, dim: int | None = None) -> Tensor:
+def sparsity(weights: Tensor | Iterable[Tensor], *, threshold: float = 0.0, dim: int | None = None) -> Tensor:
     r"""Return the share of all entries with :math:`|w| \le t`, or of all slices that consist of such entries alone.
 
     The zero slices are those that can be removed from a network: with `dim=0` its dead output units or filters, with
     `dim=1` its unused input units or channels. Exact: entries are counted, and a NaN is no zero.
 
     Args:
-        weights: Floating-point or complex tensors of any shapes; `DTensor`s count once over all ranks (a collective
-            call).
+        weights: Floating-point or complex tensors of any shapes, or a single one; `DTensor`s count once over all ranks
+            (a collective call).
         threshold: :math:`t`, >= 0; 0 counts exact zeros.
         dim: If given, count the slices along this dimension instead of the entries.
 
@@ -31,7 +32,7 @@ def sparsity(weights: Iterable[Tensor], *, threshold: float = 0.0, dim: int | No
         The share in [0, 1], shape (), without gradient; NaN if there is nothing to count.
 
     Raises:
-        TypeError: If `threshold` is no number or `dim` no int.
+        TypeError: If `weights` holds anything but such tensors, `threshold` is no number or `dim` no int.
         ValueError: If `threshold` is negative, or a weight has no dimension `dim`.
 
     Example:
@@ -43,7 +44,7 @@ def sparsity(weights: Iterable[Tensor], *, threshold: float = 0.0, dim: int | No
         tensor(0.2500)
 
     """
-    weights, threshold = list(weights), _checks.non_negative("threshold", threshold)
+    weights, threshold = as_weights(weights), _checks.non_negative("threshold", threshold)
     if not weights:
         return torch.full((), torch.nan)
     zeros = zero_counts(weights, threshold, check_dim(weights, dim))

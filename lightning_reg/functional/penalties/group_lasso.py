@@ -10,11 +10,12 @@ from lightning_reg.functional.penalties.counts import check_dim
 from lightning_reg.functional.penalties.group_sums import group_entries, group_sums, other_dims
 from lightning_reg.functional.tensors.chunks import chunk_size, chunks
 from lightning_reg.functional.tensors.shards import local_part, local_parts, whole
+from lightning_reg.functional.tensors.weights import as_weights, check_fits
 
 __all__ = ["group_lasso"]
 
 
-def group_lasso(weights: Iterable[Tensor], strength: float = 1.0, *, dim: int = 0) -> Tensor:
+def group_lasso(weights: Tensor | Iterable[Tensor], strength: float = 1.0, *, dim: int = 0) -> Tensor:
     r"""Return the group lasso of all weights, :math:`\lambda \sum_g \sqrt{n_g}\, \|w_g\|_2`.
 
     A group is what one index along `dim` holds, with :math:`n_g` entries: for `dim=0` the weights into one output unit
@@ -23,8 +24,8 @@ def group_lasso(weights: Iterable[Tensor], strength: float = 1.0, *, dim: int = 
     group that is zero. Exact up to rounding; sums run in float32 at least.
 
     Args:
-        weights: Floating-point or complex tensors with a dimension `dim`. `DTensor`s are gathered (a collective call)
-            and count once. None at all, or empty ones, give 0.
+        weights: Floating-point or complex tensors with a dimension `dim`, or a single one. `DTensor`s are gathered (a
+            collective call) and count once. None at all, or empty ones, give 0.
         strength: :math:`\lambda`, >= 0.
         dim: The dimension along which the groups lie.
 
@@ -32,8 +33,9 @@ def group_lasso(weights: Iterable[Tensor], strength: float = 1.0, *, dim: int = 
         The penalty, shape (), differentiable.
 
     Raises:
-        TypeError: If `strength` is no number or `dim` no int.
-        ValueError: If `strength` is out of range, or a weight has no dimension `dim`.
+        TypeError: If `weights` holds anything but such tensors, `strength` is no number or `dim` no int.
+        ValueError: If `strength` is out of range or infinite in the precision of a weight, or a weight has no dimension
+            `dim`.
 
     Example:
         >>> import torch
@@ -46,8 +48,9 @@ def group_lasso(weights: Iterable[Tensor], strength: float = 1.0, *, dim: int = 
 
     """
     strength = _checks.non_negative("strength", strength)
-    weights = list(weights)
-    check_dim(weights, dim)
+    weights = as_weights(weights)
+    check_dim(weights, _checks.integer("dim", dim))
+    check_fits("strength", strength, weights)
     terms = []
     for weight in map(whole, weights):
         others = other_dims(weight, dim)

@@ -6,22 +6,26 @@ from torch import Tensor
 
 from lightning_reg import _checks
 from lightning_reg.functional.penalties.elementwise import elementwise_penalty
+from lightning_reg.functional.tensors.weights import as_weights, check_fits
 
 __all__ = ["elastic_net", "l1_norm", "squared_l2_norm"]
 
 
-def l1_norm(weights: Iterable[Tensor]) -> Tensor:
+def l1_norm(weights: Tensor | Iterable[Tensor]) -> Tensor:
     r"""Return the 1-norm of all weights together, :math:`\sum |w|`.
 
     As a penalty it is the negative logarithm of a Laplace prior: it selects features. Its gradient is
     :math:`\operatorname{sign}(w)`, with the subgradient 0 at 0. Exact up to rounding; sums run in float32 at least.
 
     Args:
-        weights: Floating-point or complex tensors of any shapes; `DTensor`s count once over all ranks (a collective
-            call). None at all, or empty ones, give 0.
+        weights: Floating-point or complex tensors of any shapes, or a single one; `DTensor`s count once over all ranks
+            (a collective call). None at all, or empty ones, give 0.
 
     Returns:
         The norm, shape (), differentiable.
+
+    Raises:
+        TypeError: If `weights` holds anything but such tensors.
 
     Example:
         >>> import torch
@@ -32,21 +36,24 @@ def l1_norm(weights: Iterable[Tensor]) -> Tensor:
         Tibshirani, Regression Shrinkage and Selection via the Lasso, 1996, doi:10.1111/j.2517-6161.1996.tb02080.x.
 
     """
-    return elementwise_penalty(weights, l1=1.0)
+    return elementwise_penalty(as_weights(weights), l1=1.0)
 
 
-def squared_l2_norm(weights: Iterable[Tensor]) -> Tensor:
+def squared_l2_norm(weights: Tensor | Iterable[Tensor]) -> Tensor:
     r"""Return the squared 2-norm of all weights together, :math:`\sum w^2`.
 
     For one matrix this is the squared Frobenius norm. As a penalty it is the negative logarithm of a Gaussian prior: it
     shrinks without zeros. Its gradient is :math:`2 w`. Exact up to rounding; sums run in float32 at least.
 
     Args:
-        weights: Floating-point or complex tensors of any shapes; `DTensor`s count once over all ranks (a collective
-            call). None at all, or empty ones, give 0.
+        weights: Floating-point or complex tensors of any shapes, or a single one; `DTensor`s count once over all ranks
+            (a collective call). None at all, or empty ones, give 0.
 
     Returns:
         The squared norm, shape (), differentiable.
+
+    Raises:
+        TypeError: If `weights` holds anything but such tensors.
 
     Example:
         >>> import torch
@@ -57,18 +64,18 @@ def squared_l2_norm(weights: Iterable[Tensor]) -> Tensor:
         Hoerl & Kennard, Ridge Regression, 1970, doi:10.1080/00401706.1970.10488634.
 
     """
-    return elementwise_penalty(weights, l2=1.0)
+    return elementwise_penalty(as_weights(weights), l2=1.0)
 
 
-def elastic_net(weights: Iterable[Tensor], alpha: float = 1.0, l1_ratio: float = 0.5) -> Tensor:
+def elastic_net(weights: Tensor | Iterable[Tensor], alpha: float = 1.0, l1_ratio: float = 0.5) -> Tensor:
     r"""Return the elastic net of all weights, :math:`\alpha (\rho \sum |w| + \frac{1 - \rho}{2} \sum w^2)`.
 
     The same `alpha` and `l1_ratio` as in `sklearn.linear_model.ElasticNet`. Its gradient is
     :math:`\alpha (\rho \operatorname{sign}(w) + (1 - \rho) w)`, with sign(0) = 0.
 
     Args:
-        weights: Floating-point or complex tensors of any shapes; `DTensor`s count once over all ranks (a collective
-            call). None at all, or empty ones, give 0.
+        weights: Floating-point or complex tensors of any shapes, or a single one; `DTensor`s count once over all ranks
+            (a collective call). None at all, or empty ones, give 0.
         alpha: Strength :math:`\alpha` of the whole term, >= 0.
         l1_ratio: Share :math:`\rho` of the 1-norm, in [0, 1].
 
@@ -76,8 +83,8 @@ def elastic_net(weights: Iterable[Tensor], alpha: float = 1.0, l1_ratio: float =
         The penalty, shape (), differentiable.
 
     Raises:
-        TypeError: If `alpha` or `l1_ratio` is no number.
-        ValueError: If `alpha` or `l1_ratio` is out of range.
+        TypeError: If `weights` holds anything but such tensors, or `alpha` or `l1_ratio` is no number.
+        ValueError: If `alpha` or `l1_ratio` is out of range, or `alpha` infinite in the precision of a weight.
 
     Example:
         >>> import torch
@@ -91,4 +98,6 @@ def elastic_net(weights: Iterable[Tensor], alpha: float = 1.0, l1_ratio: float =
     """
     alpha = _checks.non_negative("alpha", alpha)
     l1_ratio = _checks.in_range("l1_ratio", l1_ratio, 0, 1)
+    weights = as_weights(weights)
+    check_fits("alpha", alpha, weights)
     return elementwise_penalty(weights, l1=alpha * l1_ratio, l2=alpha * (1 - l1_ratio) / 2)

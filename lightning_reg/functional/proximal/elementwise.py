@@ -1,7 +1,7 @@
 """Proximal operators that work entry by entry: what makes weights exactly zero."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -9,14 +9,23 @@ from torch import Tensor
 from lightning_reg import _checks
 from lightning_reg.functional.tensors.chunks import NumberOrTensor, alike
 from lightning_reg.functional.tensors.shards import local_part, local_parts
+from lightning_reg.functional.tensors.weights import as_weights, check_fits
 
 __all__ = ["elastic_net_prox", "soft_threshold"]
 
 
+Factors = NumberOrTensor | Sequence[NumberOrTensor]
+"""For all weights, or one for each."""
+
+
+@overload
+def soft_threshold(weights: Tensor, threshold: Factors, *, inplace: bool = False) -> Tensor: ...
+@overload
+def soft_threshold(weights: Iterable[Tensor], threshold: Factors, *, inplace: bool = False) -> list[Tensor]: ...
 @torch.no_grad()
 def soft_threshold(
-    weights: Iterable[Tensor], threshold: NumberOrTensor | Sequence[NumberOrTensor], *, inplace: bool = False
-) -> list[Tensor]:
+    weights: Tensor | Iterable[Tensor], threshold: Factors, *, inplace: bool = False
+) -> Tensor | list[Tensor]:
     r"""Return each entry nearer to 0 by the threshold, and 0 if it is no further away than that.
 
     The proximal operator of :math:`\tau \sum |w|`:
@@ -24,17 +33,19 @@ def soft_threshold(
     :math:`|w| = \tau` becomes 0, and no entry becomes -0.0.
 
     Args:
-        weights: Real floating-point tensors of any shapes; of `DTensor`s each rank does its own part.
+        weights: Real floating-point tensors of any shapes, or a single one; of `DTensor`s each rank does its own part.
         threshold: :math:`\tau \ge 0` for all weights, or one for each: a number, or a tensor that broadcasts to the
             weight (for a `DTensor`, to its local part). Entries of tensors are not checked.
         inplace: Whether to change `weights` themselves.
 
     Returns:
-        The results, in the shapes of `weights`, without gradient.
+        A list of the results, in the shapes of `weights`, or a tensor for a tensor; without gradient.
 
     Raises:
-        TypeError: If a weight is complex or no tensor of floating-point numbers, or a threshold no number.
-        ValueError: If a threshold is negative, or there are more or fewer of them than weights.
+        TypeError: If a weight is complex or no tensor of floating-point numbers, a threshold no number, or `inplace` no
+            bool.
+        ValueError: If a threshold is negative or infinite in the precision of its weight, or there are more or fewer of
+            them than weights.
 
     Example:
         >>> soft_threshold([torch.tensor([3.0, -1.0, 0.5])], 1.0)
@@ -47,17 +58,21 @@ def soft_threshold(
     """
     results = outputs(weights, inplace=inplace)
     _soften_(local_parts(results), factors("threshold", threshold, results))
-    return results
+    return results[0] if isinstance(weights, Tensor) else results
 
 
+@overload
+def elastic_net_prox(
+    weights: Tensor, alpha: Factors = 1.0, l1_ratio: float = 0.5, *, inplace: bool = False
+) -> Tensor: ...
+@overload
+def elastic_net_prox(
+    weights: Iterable[Tensor], alpha: Factors = 1.0, l1_ratio: float = 0.5, *, inplace: bool = False
+) -> list[Tensor]: ...
 @torch.no_grad()
 def elastic_net_prox(
-    weights: Iterable[Tensor],
-    alpha: NumberOrTensor | Sequence[NumberOrTensor] = 1.0,
-    l1_ratio: float = 0.5,
-    *,
-    inplace: bool = False,
-) -> list[Tensor]:
+    weights: Tensor | Iterable[Tensor], alpha: Factors = 1.0, l1_ratio: float = 0.5, *, inplace: bool = False
+) -> Tensor | list[Tensor]:
     r"""Return the proximal operator of `elastic_net`: a soft threshold, then a division.
 
     :math:`\arg\min_u \frac12 (u - w)^2 + \alpha (\rho |u| + \frac{1 - \rho}{2} u^2)
@@ -65,18 +80,20 @@ def elastic_net_prox(
     shrinkage, which makes no zeros.
 
     Args:
-        weights: Real floating-point tensors of any shapes; of `DTensor`s each rank does its own part.
+        weights: Real floating-point tensors of any shapes, or a single one; of `DTensor`s each rank does its own part.
         alpha: :math:`\alpha \ge 0` for all weights, or one for each: a number, or a tensor that broadcasts to the
             weight (for a `DTensor`, to its local part). Entries of tensors are not checked.
         l1_ratio: Share :math:`\rho` of the 1-norm, in [0, 1].
         inplace: Whether to change `weights` themselves.
 
     Returns:
-        The results, in the shapes of `weights`, without gradient.
+        A list of the results, in the shapes of `weights`, or a tensor for a tensor; without gradient.
 
     Raises:
-        TypeError: If a weight is complex or no tensor of floating-point numbers, or a factor no number.
-        ValueError: If `alpha` is negative, there are more or fewer than weights, or `l1_ratio` is out of range.
+        TypeError: If a weight is complex or no tensor of floating-point numbers, a factor no number, or `inplace` no
+            bool.
+        ValueError: If `alpha` is negative or infinite in the precision of its weight, there are more or fewer than
+            weights, or `l1_ratio` is out of range.
 
     Example:
         >>> elastic_net_prox([torch.tensor([3.0, -1.0, 0.5])], 2.0, 0.5)
@@ -96,7 +113,7 @@ def elastic_net_prox(
         _soften_(parts, [alpha * l1_ratio for alpha in alphas])
     if l1_ratio < 1 and parts:
         torch._foreach_div_(parts, alike([1 + alpha * (1 - l1_ratio) for alpha in alphas]))
-    return results
+    return results[0] if isinstance(weights, Tensor) else results
 
 
 @torch.no_grad()
@@ -122,26 +139,31 @@ def _soften_(weights: list[Tensor], thresholds: list[NumberOrTensor]) -> None:
     torch._foreach_sub_(weights, inner)
 
 
-def outputs(weights: Iterable[Tensor], *, inplace: bool) -> list[Tensor]:
+def outputs(weights: Tensor | Iterable[Tensor], *, inplace: bool) -> list[Tensor]:
     """Return what to work on in place: `weights` themselves, or copies."""
-    weights = list(weights)
-    for weight in weights:
-        if not (isinstance(weight, Tensor) and weight.is_floating_point()):  # type: ignore[redundant-expr]  # users may be untyped
-            kind = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__  # type: ignore[redundant-expr]
-            msg = (
-                f"`weights` must be real floating-point tensors, got {kind}. Of complex ones take `torch.view_as_real`."
-            )
+    tensors = as_weights(weights)
+    for tensor in tensors:
+        if tensor.is_complex():
+            msg = f"`weights` must be real, got {tensor.dtype}. Of complex ones take `torch.view_as_real`."
             raise TypeError(msg)
-    return weights if inplace else [weight.detach().clone() for weight in weights]
+    return tensors if _checks.boolean("inplace", inplace) else [tensor.detach().clone() for tensor in tensors]
 
 
-def factors(
-    name: str, values: NumberOrTensor | Sequence[NumberOrTensor], weights: Sequence[Tensor]
-) -> list[NumberOrTensor]:
+def factors(name: str, values: Factors, weights: Sequence[Tensor]) -> list[NumberOrTensor]:
     """Return one factor for each weight, checked where that needs no look at a tensor."""
-    several = isinstance(values, Sequence) and not isinstance(values, str)
-    each: list[NumberOrTensor] = list(values) if several else [values] * len(weights)  # type: ignore[arg-type, list-item]
+    each = list(values) if _checks.is_list(values) else [values] * len(weights)
     if len(each) != len(weights):
         msg = f"`{name}` must be one value, or one for each of {len(weights)} weights, got {len(each)}."
         raise ValueError(msg)
-    return [local_part(value) if isinstance(value, Tensor) else _checks.non_negative(name, value) for value in each]
+    return [_factor(name, value, weight) for value, weight in zip(each, weights, strict=True)]
+
+
+def _factor(name: str, value: object, weight: Tensor) -> NumberOrTensor:
+    if not isinstance(value, Tensor):
+        number = _checks.non_negative(name, value)
+        check_fits(name, number, [weight])
+        return number
+    if value.is_complex() or value.dtype == torch.bool:
+        msg = f"`{name}` must be real numbers, got a tensor of {value.dtype}."
+        raise TypeError(msg)
+    return local_part(value)

@@ -1,27 +1,31 @@
 """The proximal operator of the group lasso: a closed form, or Newton's method where thresholds differ in a group."""
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import overload
 
 import torch
 from torch import Tensor
 
+from lightning_reg import _checks
 from lightning_reg.functional.penalties.counts import check_dim
 from lightning_reg.functional.penalties.group_sums import group_entries, group_sum, group_sums
-from lightning_reg.functional.proximal.elementwise import factors, outputs
+from lightning_reg.functional.proximal.elementwise import Factors, factors, outputs
 from lightning_reg.functional.tensors.chunks import NumberOrTensor, chunk_size, chunks
 from lightning_reg.functional.tensors.shards import local_part, local_parts, shard_groups, sum_over_split_groups
 
 __all__ = ["group_soft_threshold"]
 
 
+@overload
+def group_soft_threshold(weights: Tensor, threshold: Factors, *, dim: int = 0, inplace: bool = False) -> Tensor: ...
+@overload
+def group_soft_threshold(
+    weights: Iterable[Tensor], threshold: Factors, *, dim: int = 0, inplace: bool = False
+) -> list[Tensor]: ...
 @torch.no_grad()
 def group_soft_threshold(
-    weights: Iterable[Tensor],
-    threshold: NumberOrTensor | Sequence[NumberOrTensor],
-    *,
-    dim: int = 0,
-    inplace: bool = False,
-) -> list[Tensor]:
+    weights: Tensor | Iterable[Tensor], threshold: Factors, *, dim: int = 0, inplace: bool = False
+) -> Tensor | list[Tensor]:
     r"""Return the proximal operator of `group_lasso`: each group shrinks as a whole, or becomes exactly zero.
 
     With one threshold :math:`\tau` for a weight, and :math:`c = \tau \sqrt{n_g}`, the closed form is
@@ -32,21 +36,21 @@ def group_soft_threshold(
     No entry becomes -0.0.
 
     Args:
-        weights: Real floating-point tensors with a dimension `dim`. Of `DTensor`s each rank does its own part; where
-            groups are spread over ranks, this is a collective call.
+        weights: Real floating-point tensors with a dimension `dim`, or a single one. Of `DTensor`s each rank does its
+            own part; where groups are spread over ranks, this is a collective call.
         threshold: :math:`\tau \ge 0` for all weights, or one for each: a number, a tensor of one entry, or a tensor
             of the shape of the weight (for a `DTensor`, of its local part). Entries of tensors are not checked.
         dim: The dimension along which the groups lie, see `group_lasso`.
         inplace: Whether to change `weights` themselves.
 
     Returns:
-        The results, in the shapes of `weights`, without gradient.
+        A list of the results, in the shapes of `weights`, or a tensor for a tensor; without gradient.
 
     Raises:
-        TypeError: If a weight is complex or no tensor of floating-point numbers, a threshold no number, or `dim` no
-            int.
-        ValueError: If a threshold is negative, there are more or fewer than weights, or a weight has no dimension
-            `dim`.
+        TypeError: If a weight is complex or no tensor of floating-point numbers, a threshold no number, `dim` no int,
+            or `inplace` no bool.
+        ValueError: If a threshold is negative or infinite in the precision of its weight, there are more or fewer than
+            weights, or a weight has no dimension `dim`.
 
     Example:
         >>> import torch
@@ -62,7 +66,7 @@ def group_soft_threshold(
     """
     results = outputs(weights, inplace=inplace)
     thresholds = factors("threshold", threshold, results)
-    check_dim(results, dim)
+    check_dim(results, _checks.integer("dim", dim))
     index = 0
     for (some,) in chunks(results, size=chunk_size(results), split=False) if results else ():
         norms = [
@@ -71,7 +75,7 @@ def group_soft_threshold(
         ]
         index += len(some)
         shrink_groups_(some, norms, dim)
-    return results
+    return results[0] if isinstance(weights, Tensor) else results
 
 
 @torch.no_grad()

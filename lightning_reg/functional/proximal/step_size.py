@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
+from lightning_reg import _checks
 from lightning_reg.functional.tensors.chunks import NumberOrTensor, alike
 
 States = Sequence[Mapping[str, Any]]
@@ -60,7 +61,7 @@ def register_step_size(optimizer_type: type[Optimizer], function: StepSize, *, e
             flat parts of weight and state. Else it gets them as the optimizer holds them.
 
     Raises:
-        TypeError: If `optimizer_type` is no optimizer class or `function` is not callable.
+        TypeError: If `optimizer_type` is no optimizer class, `function` is not callable or `elementwise` no bool.
 
     Example:
         >>> import torch
@@ -77,10 +78,8 @@ def register_step_size(optimizer_type: type[Optimizer], function: StepSize, *, e
     if not (isinstance(optimizer_type, type) and issubclass(optimizer_type, Optimizer)):  # type: ignore[redundant-expr]  # users may be untyped
         msg = f"`optimizer_type` must be a subclass of torch.optim.Optimizer, got {optimizer_type!r}."
         raise TypeError(msg)
-    if not callable(function):
-        msg = f"`function` must be callable as function(weights, states, group), got {function!r}."
-        raise TypeError(msg)
-    _RULES[optimizer_type] = Rule(function, elementwise)
+    _checks.function("function", function, "callable as function(weights, states, group)")
+    _RULES[optimizer_type] = Rule(function, _checks.boolean("elementwise", elementwise))
 
 
 def find_rule(optimizer_type: type[Optimizer]) -> Rule | None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_reg import _checks
+from lightning_reg.functional.tensors.weights import as_weight
 
 PADDING_MODES = ("zeros", "circular", "reflect", "replicate")
 Sizes = tuple[int, ...]
@@ -169,7 +170,7 @@ def convolution(  # noqa: PLR0913  # what a convolution is made of
     output_padding: int | Sequence[int] = 0,
 ) -> Convolution:
     """Return the checked description; `padding` may be "valid" or "same", as torch's layers have it."""
-    dims = weight.ndim - 2
+    dims = as_weight(weight).ndim - 2
     if dims not in _DOWN:
         msg = f"`weight` must be that of a 1d, 2d or 3d convolution, with 3 to 5 dimensions, got {weight.ndim}."
         raise ValueError(msg)
@@ -184,6 +185,7 @@ def convolution(  # noqa: PLR0913  # what a convolution is made of
         msg = f"`groups` must divide the {weight.shape[0]} rows of `weight`, got {groups}."
         raise ValueError(msg)
     _checks.one_of("padding_mode", padding_mode, PADDING_MODES)
+    _checks.boolean("transposed", transposed)
     if transposed and padding_mode != "zeros":
         msg = f"`padding_mode` must be 'zeros' for a transposed convolution, got {padding_mode!r}."
         raise ValueError(msg)
@@ -214,12 +216,12 @@ def convolution_of(module: nn.Module, weight: Tensor) -> Convolution | None:
 
 def sizes(name: str, value: object, dims: int, *, least: int = 1) -> Sizes:
     """Return `value`, a whole number or one for each dimension, as a tuple of whole numbers >= `least`."""
-    values = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,) * dims
+    values = tuple(value) if _checks.is_list(value) else (value,) * dims
     checked = tuple(number for number in values if isinstance(number, int) and not isinstance(number, bool))
     if len(checked) < len(values):
         msg = f"`{name}` must be a whole number, or one for each of {dims} dimensions, got {value!r}."
         raise TypeError(msg)
-    if len(checked) != dims or min(checked) < least:
+    if len(checked) != dims or min(checked) < least or max(checked) > _checks.LARGEST_COUNT:
         msg = f"`{name}` must be a whole number >= {least}, or {dims} of them, got {value!r}."
         raise ValueError(msg)
     return checked

@@ -1,4 +1,4 @@
-"""The largest singular value of dense matrices, and the precision in which spectral norms are computed."""
+"""The largest singular value of dense matrices, and matrices without the singular values above a bound."""
 
 import torch
 from torch import Tensor

@@ -11,6 +11,7 @@ from lightning_reg.functional.spectral.frequencies import certified_bound
 from lightning_reg.functional.spectral.lanczos import adjoint_of, singular_pairs, start_vectors
 from lightning_reg.functional.spectral.matrices import largest_singular_value
 from lightning_reg.functional.tensors.precision import reported, wide, without_autocast
+from lightning_reg.functional.tensors.weights import as_weight
 
 __all__ = ["conv_norm_bound", "matrix_norm", "operator_norm_estimate"]
 
@@ -32,6 +33,7 @@ def matrix_norm(weight: Tensor) -> Tensor:
         entry that is NaN or infinite has norm NaN.
 
     Raises:
+        TypeError: If `weight` is no such tensor.
         ValueError: If `weight` has fewer than two dimensions.
 
     Example:
@@ -43,6 +45,7 @@ def matrix_norm(weight: Tensor) -> Tensor:
         Golub & Van Loan, Matrix Computations, 4th edition, 2013, section 2.4.
 
     """
+    as_weight(weight)
     if weight.ndim < 2:  # noqa: PLR2004  # a matrix
         msg = f"`weight` must have two dimensions or more, got shape {tuple(weight.shape)}."
         raise ValueError(msg)
@@ -172,9 +175,9 @@ def operator_norm_estimate(  # noqa: PLR0913  # the map, the method, and where i
         is 0 for the zero map, NaN for one that gives NaN, and the state stays usable.
 
     Raises:
-        TypeError: If `iterations` is no whole number.
-        ValueError: If `iterations` is below 1, `method` is unknown, `state` has another shape than `input_shape`, or
-            autograd cannot look through `apply`.
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If `iterations` is below 1, `method` or `device` is unknown, `state` has another shape than
+            `input_shape`, or autograd cannot look through `apply`.
 
     Example:
         >>> import torch
@@ -189,19 +192,22 @@ def operator_norm_estimate(  # noqa: PLR0913  # the map, the method, and where i
         Miyato et al., Spectral Normalization for Generative Adversarial Networks, 2018, arXiv:1802.05957.
 
     """
+    _checks.function("apply", apply, "a linear map from tensors to tensors")
+    if adjoint is not None:
+        _checks.function("adjoint", adjoint, "a linear map from tensors to tensors, or None")
     (iterations,) = sizes("iterations", iterations, 1)
     _checks.one_of("method", method, ("lanczos", "power"))
-    shape = tuple(input_shape)
+    shape = _as_shape(input_shape)
     if state is not None:
-        if state.shape != shape:
-            msg = f"`state` must have the shape {shape} of the input, got {tuple(state.shape)}."
-            raise ValueError(msg)
-        dtype, device = dtype or state.dtype, device or state.device
-    device = torch.device(device or "cpu")
+        _check_state(state, shape)
+        dtype = state.dtype if dtype is None else dtype
+        device = state.device if device is None else device
+    dtype = _as_dtype(torch.get_default_dtype() if dtype is None else dtype)
+    device = _as_device("cpu" if device is None else device)
     # Lightning validates in inference mode, where autograd finds no adjoint.
     with torch.inference_mode(False), torch.no_grad(), without_autocast(device):  # noqa: FBT003  # torch's
         states = None if state is None else state[None]
-        starts = start_vectors((1, *shape), states, dtype or torch.get_default_dtype(), device)
+        starts = start_vectors((1, *shape), states, dtype, device)
         back = adjoint or adjoint_of(apply, starts[0])
         estimates, _, vectors = singular_pairs(
             lambda batch: apply(batch[0])[None],
@@ -211,3 +217,37 @@ def operator_norm_estimate(  # noqa: PLR0913  # the map, the method, and where i
             krylov=method == "lanczos",
         )
     return estimates[0], vectors[0]
+
+
+def _as_shape(input_shape: object) -> tuple[int, ...]:
+    if not _checks.is_list(input_shape) or not input_shape:
+        msg = f"`input_shape` must be a list or tuple of sizes, at least one, got {input_shape!r}."
+        raise TypeError(msg)
+    return tuple(_checks.count("input_shape", size, 0) for size in input_shape)
+
+
+def _check_state(state: object, shape: tuple[int, ...]) -> None:
+    if not isinstance(state, Tensor) or not state.is_floating_point():
+        msg = f"`state` must be a tensor of real floating-point numbers or None, got {state!r}."
+        raise TypeError(msg)
+    if state.shape != shape:
+        msg = f"`state` must have the shape {shape} of the input, got {tuple(state.shape)}."
+        raise ValueError(msg)
+
+
+def _as_dtype(dtype: object) -> torch.dtype:
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        msg = f"`dtype` must be a torch.dtype of real floating-point numbers or None, got {dtype!r}."
+        raise TypeError(msg)
+    return dtype
+
+
+def _as_device(device: object) -> torch.device:
+    if not isinstance(device, torch.device | str):
+        msg = f"`device` must be a torch.device, the name of one or None, got {device!r}."
+        raise TypeError(msg)
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        msg = f"`device` must be one that torch knows, got {device!r}. {error}"
+        raise ValueError(msg) from error

@@ -1,1 +1,4 @@
-"""Lists of tensors: `chunks` that fit a cache, `shards` over ranks, `precision`, and `random` generators."""
+"""Lists of tensors: `weights` as users pass them, `chunks` that fit a cache, `shards` over ranks, `precision`.
+
+And `random` generators.
+"""

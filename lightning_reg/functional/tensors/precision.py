@@ -1,4 +1,4 @@
-"""The largest singular value of dense matrices, and the precision in which spectral norms are computed."""
+"""The precision in which norms are computed, and the one in which they are given."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -270,7 +270,13 @@ def wrong_shape(batch):
     ("module", "settings", "error", "message"),
     [
         (Never, {"target": "netwrk"}, ValueError, "`target` 'netwrk' is no module of Never. Nearest names: network, "),
-        (Untrainable, {}, MisconfigurationException, r"Untrainable has no `forward`. .* `target=`, e.g. .*'network'"),
+        pytest.param(
+            Untrainable,
+            {},
+            MisconfigurationException,
+            r"Untrainable has no `forward`. .* `target=`, e.g. .*'network'",
+            marks=pytest.mark.twin,
+        ),
         (TwoInputs, {}, MisconfigurationException, r"TwoInputs.forward takes \['inputs', 'mask'\]. Name the part"),
         (Distribution, {}, MisconfigurationException, "cannot look at 'Distribution' .* got Normal"),
         (Never, {"input_transform": integers}, TypeError, "`input_transform` must return .* got one of torch.int64"),

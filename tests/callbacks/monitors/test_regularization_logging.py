@@ -98,6 +98,7 @@ def test_two_fits_of_one_monitor_are_two_runs(trainer_of, tmp_path):
         assert list(scalars(tmp_path / "lightning_logs" / f"version_{version}")["reg/weight_norm"]) == [0, 13]
 
 
+@pytest.mark.twin
 def test_summary_numbers_are_for_callbacks_and_those_of_layers_are_not(trainer_of, tmp_path):
     checkpoint = ModelCheckpoint(tmp_path, monitor="reg/weight_norm", filename="{epoch}")
     stopping = EarlyStopping("reg/sparsity", patience=2, check_on_train_epoch_end=True)
@@ -122,6 +123,7 @@ def test_summary_numbers_are_for_callbacks_and_those_of_layers_are_not(trainer_o
     assert checkpoint.best_model_path
 
 
+@pytest.mark.twin
 def test_every_other_logger_gets_the_numbers_through_log_metrics(fit, tmp_path):
     class Own(Logger):
         name, version, written = "own", 0, []
@@ -243,7 +245,7 @@ def test_numbers_that_nobody_reads_are_not_computed(fit, tmp_path):
         ({"metrics": {"norm": len}}, TypeError, "`metrics` must be a mapping from names to torchmetrics.Metric"),
         ({"metrics": {}}, ValueError, "`metrics` must hold at least one metric"),
         ({"metrics": {"a/b": WeightNorm()}}, ValueError, "`metrics` must have names of letters, .* got 'a/b'"),
-        ({"metrics": {"penalty": WeightNorm()}}, ValueError, "none of dropout, .* got 'penalty'"),
+        ({"metrics": {"penalty": WeightNorm()}}, ValueError, "none of decay_ratio, .* got 'penalty'"),
         ({"metrics": {1: WeightNorm()}}, ValueError, "`metrics` must have names of letters, .* got 1"),
         ({"select": 3}, TypeError, "`include` must be a glob or a list of globs"),
         ({"per_layer": 3}, TypeError, "`include` must be a glob or a list of globs"),

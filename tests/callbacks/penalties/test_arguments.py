@@ -30,6 +30,16 @@ def test_any_real_number_will_do(penalty, value):
     assert penalty(value).strength == float(value)
 
 
+@every_class
+@pytest.mark.parametrize("mode", ["loss", "grad", "proximal"])
+@pytest.mark.parametrize(("precision", "dtype"), [("32-true", "float32"), ("16-true", "float16")])
+def test_a_strength_beyond_the_precision_of_the_weights_is_refused_before_the_first_step(
+    fit, penalty, mode, precision, dtype
+):
+    with pytest.raises(ValueError, match=rf"`\w+\.strength` must be at most .* the largest number of torch\.{dtype}"):
+        fit(penalty(1e39, mode=mode), module=Untrainable(), precision=precision)
+
+
 @pytest.mark.parametrize(
     ("value", "error"), [(1.5, ValueError), (-0.1, ValueError), (True, TypeError), ("1", TypeError)]
 )

@@ -119,6 +119,7 @@ def test_a_hook_that_stops_training_leaves_no_old_value_at_the_last_step(fit, tm
     assert list(logged["reg/penalty"]) == [2]
 
 
+@pytest.mark.twin
 def test_any_logger_gets_the_values(fit, tmp_path):
     fit(L1Penalty(0.1), logger=CSVLogger(tmp_path))
 
@@ -126,6 +127,7 @@ def test_any_logger_gets_the_values(fit, tmp_path):
     assert {"reg/penalty", "reg/penalty/l1", "reg/penalty_ratio"} <= set(header)
 
 
+@pytest.mark.twin
 @both_modes
 def test_checkpoints_and_early_stopping_can_monitor_a_penalty_from_the_first_epoch_on(fit, tmp_path, mode):
     checkpoint = ModelCheckpoint(tmp_path, monitor="reg/penalty", filename="{epoch}")

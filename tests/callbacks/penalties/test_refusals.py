@@ -31,6 +31,7 @@ def pretend(monkeypatch):
     return to_have
 
 
+@pytest.mark.twin
 @pytest.mark.parametrize("strategy", [DeepSpeedStrategy, XLAStrategy, SingleDeviceXLAStrategy])
 def test_strategies_that_step_by_themselves_are_refused_by_name(trainer_of, pretend, strategy):
     penalty = L1Penalty(0.1)
@@ -41,6 +42,7 @@ def test_strategies_that_step_by_themselves_are_refused_by_name(trainer_of, pret
         penalty.setup(trainer, Regressor(), "fit")
 
 
+@pytest.mark.twin
 @both_modes
 def test_a_strategy_that_accumulates_by_itself_is_refused_by_name(fit, mode):
     class Accumulating(SingleDeviceStrategy):
@@ -50,6 +52,7 @@ def test_a_strategy_that_accumulates_by_itself_is_refused_by_name(fit, mode):
         fit(L1Penalty(0.1, mode=mode), module=Untrainable(), strategy=Accumulating("cpu"))
 
 
+@pytest.mark.twin
 @pytest.mark.parametrize(
     ("penalty", "remedy"),
     [

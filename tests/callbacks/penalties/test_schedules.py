@@ -35,6 +35,7 @@ def test_a_schedule_multiplies_the_strength(fit, mode, schedule, factor):
     assert_same_weights(actual, weights_of(train_by_hand(Regressor(), loader(), term, factor=factor)))
 
 
+@pytest.mark.twin
 @both_modes
 def test_a_share_of_the_run_under_changing_accumulation(fit, mode):
     make, term = PENALTIES["elastic_net"]

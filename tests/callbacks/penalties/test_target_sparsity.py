@@ -8,7 +8,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from lightning_reg import (
     Constant,
@@ -38,8 +38,9 @@ def zero_share(weights, dim=None):
 
 
 class Digits(LightningModule):
-    def __init__(self):
+    def __init__(self, lr=3e-3):
         super().__init__()
+        self.lr = lr
         torch.manual_seed(0)
         self.network = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10))
 
@@ -48,7 +49,7 @@ class Digits(LightningModule):
         return nn.functional.cross_entropy(self.network(images), digits)
 
     def configure_optimizers(self):
-        return torch.optim.Adam(self.parameters(), lr=3e-3)
+        return torch.optim.Adam(self.parameters(), lr=self.lr)
 
 
 def digits():
@@ -62,10 +63,12 @@ def test_a_small_network_loses_little_accuracy_at_targets_up_to_95_percent(train
     training, (images, labels) = digits()
     accuracy = {}
     for target in (None, 0.5, 0.8, 0.9, 0.95):
-        module = Digits()
+        module = Digits(lr=6e-3)
         callbacks = [] if target is None else [TargetSparsity(L1Penalty(0.0, mode="proximal"), target)]
-        data = DataLoader(training, 64, shuffle=True, generator=torch.Generator().manual_seed(0))
-        trainer_of(*callbacks, max_epochs=60, log_every_n_steps=100).fit(module, data)
+        # The rows of a batch all at once, as the data set can: collating them would take longer than training.
+        shuffled = RandomSampler(training, generator=torch.Generator().manual_seed(0))
+        data = DataLoader(training, sampler=BatchSampler(shuffled, 128, drop_last=False), batch_size=None)
+        trainer_of(*callbacks, max_epochs=40, log_every_n_steps=100).fit(module, data)
 
         accuracy[target] = (module.network(images).argmax(1) == labels).float().mean().item()
         assert zero_share(matrices(module)) == pytest.approx(target or 0, abs=0.01)
@@ -173,6 +176,24 @@ def test_strength_target_and_what_is_reached_are_logged(trainer_of):
     assert logged["reg/target_sparsity/reached"] == pytest.approx(zero_share(matrices(module)))
     assert logged["reg/target_sparsity/strength"] > 0
     assert logged["reg/penalty/l1"] > 0
+
+
+def test_each_of_several_targets_is_logged_under_keys_of_its_own(trainer_of):
+    def target(layer, share):
+        penalty = L1Penalty(0.0, mode="proximal", select=f"network.{layer}.weight")
+        return TargetSparsity(penalty, share, schedule=Constant(1.0))
+
+    module = Regressor(adam)
+    trainer = trainer_of(target("encoder", 0.8), target("head", 0.5), target("conv", 1 / 3))
+    trainer.fit(module, loader())
+
+    logged = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    layers = {"": module.network.encoder, "-1": module.network.head, "-2": module.network.conv}
+    for (suffix, layer), share in zip(layers.items(), (0.8, 0.5, 1 / 3), strict=True):
+        assert logged[f"reg/target_sparsity{suffix}/target"] == pytest.approx(share)
+        assert logged[f"reg/target_sparsity{suffix}/reached"] == pytest.approx(zero_share([layer.weight]))
+        assert logged[f"reg/target_sparsity{suffix}/reached"] == pytest.approx(share, abs=0.02)
+        assert logged[f"reg/target_sparsity{suffix}/strength"] > 0
 
 
 def test_it_leaves_the_trainer_as_it_was(trainer_of):

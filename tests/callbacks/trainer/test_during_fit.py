@@ -55,6 +55,7 @@ def run_beside(trainer_of, callback, other_run):
     return weights_of(module)
 
 
+@pytest.mark.twin
 @pytest.mark.parametrize(
     "callback",
     [

@@ -118,7 +118,7 @@ def test_with_an_identity_as_data_it_solves_scikit_learns_elastic_net():
         ([torch.ones(2)], ([0.1, 0.1],), ValueError, "one value, or one for each of 1 weights, got 2"),
         ([torch.ones(2, dtype=torch.complex64)], (0.1,), TypeError, "got torch.complex64.*view_as_real"),
         ([torch.ones(2, dtype=torch.int64)], (0.1,), TypeError, "got torch.int64"),
-        ([[1.0]], (0.1,), TypeError, "got list"),
+        ([[1.0]], (0.1,), TypeError, "got one with .* of type list in it"),
     ],
 )
 @pytest.mark.parametrize("operator", [soft_threshold, elastic_net_prox])

@@ -77,6 +77,7 @@ def random_layer(draw):
     return layer, size
 
 
+@pytest.mark.sweep(share=0.25)
 @pytest.mark.parametrize("seed", range(12))
 def test_bounds_and_estimates_hold_for_one_hundred_random_layers(seed, monkeypatch):
     draw = random.Random(seed)

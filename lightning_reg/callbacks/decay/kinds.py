@@ -1,0 +1,79 @@
+"""By which share a step shrinks weights, from the strength of the decay and the learning rate."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_reg.functional.tensors.chunks import NumberOrTensor, alike, chunk_size, chunks
+
+Kind = Literal["decoupled", "independent", "corrected", "cautious"]
+
+
+@dataclass
+class Rates:
+    """What has to be remembered of the learning rate of one parameter group."""
+
+    first: NumberOrTensor
+    """The rate that `"independent"` decay is relative to."""
+    largest: NumberOrTensor
+    """The largest one so far."""
+
+    def note(self, rate: NumberOrTensor) -> None:
+        """Take in the rate of the coming step."""
+        if isinstance(rate, Tensor) or isinstance(self.largest, Tensor):
+            # Comparing would wait for the device.
+            self.largest = torch.maximum(*alike([rate, self.largest]))
+        else:
+            self.largest = max(rate, self.largest)
+
+
+def share_of(kind: Kind, value: float, rate: NumberOrTensor, rates: Rates) -> NumberOrTensor:
+    """Return the share of itself that a weight loses in one step.
+
+    Args:
+        kind: How the share depends on the rate.
+        value: Strength of the decay times its schedule.
+        rate: The learning rate of this step.
+        rates: Of the weight's parameter group, this step's rate included.
+
+    """
+    if kind == "independent":
+        return _ratio(rate, rates.first) * value
+    if kind == "corrected":
+        return rate * _ratio(rate, rates.largest) * value
+    return rate * value
+
+
+def _ratio(rate: NumberOrTensor, reference: NumberOrTensor) -> NumberOrTensor:
+    """Return the quotient; 0 for 0 / 0, at the start of a warm-up from 0."""
+    if isinstance(rate, Tensor) or isinstance(reference, Tensor):
+        return torch.nan_to_num(torch.div(*alike([rate, reference])), nan=0.0)
+    return rate / reference if reference else 0.0
+
+
+def shrink_(weights: list[Tensor], share: NumberOrTensor) -> None:
+    """Take `share` of each weight away, in place."""
+    torch._foreach_mul_(weights, 1 - share)
+
+
+def shrink_cautiously_(weights: list[Tensor], before: list[Tensor], share: NumberOrTensor) -> None:
+    """Take `share` of what a weight was before the step away, in place, but where the step has led away from zero.
+
+    Args:
+        weights: After the step.
+        before: The same weights before it; used up.
+        share: The share.
+
+    """
+    for some, some_before in chunks(weights, before, size=chunk_size(weights)):
+        # 1 where step and weight have one sign, else 0. Masks would take several times as long on a CPU.
+        away = torch._foreach_sub(some, some_before)
+        torch._foreach_mul_(away, some_before)
+        torch._foreach_sign_(away)
+        torch._foreach_clamp_min_(away, 0)
+        torch._foreach_mul_(away, some_before)
+        torch._foreach_sub_(some_before, away)
+        torch._foreach_mul_(some_before, share)
+        torch._foreach_sub_(some, some_before)

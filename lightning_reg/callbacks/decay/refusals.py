@@ -1,0 +1,48 @@
+"""What weight decay cannot work beside: refused before the first step, with the remedy."""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+
+from torch import nn
+from torch.optim import LBFGS, Optimizer
+
+from lightning_reg.callbacks.trainer.packages import MisconfigurationException
+from lightning_reg.selection import Selection
+
+
+def refuse_lbfgs(optimizers: Sequence[Optimizer]) -> None:
+    """Raise for an optimizer whose step searches along the loss, from which a decay would lead it astray."""
+    if any(isinstance(optimizer, LBFGS) for optimizer in optimizers):
+        msg = (
+            "WeightDecay does not work with LBFGS, which updates several times in a step, from differences of gradients"
+            " that a decay in between would falsify. Use L2Penalty, or another optimizer."
+        )
+        raise MisconfigurationException(msg)
+
+
+def refuse_second_decay(optimizers: Sequence[Optimizer], names: Mapping[nn.Parameter, str]) -> None:
+    """Raise if an optimizer decays a weight of `names` itself."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            shared = [names[weight] for weight in group["params"] if weight in names]
+            if group.get("weight_decay") and shared:
+                kind = type(optimizer).__name__
+                msg = (
+                    f"{kind} has weight_decay={group['weight_decay']:g} for {shared[0]!r}, which WeightDecay shrinks"
+                    f" too: it would be decayed twice. Pass `weight_decay=0` to {kind}, or leave the weight out:"
+                    " `select=Select(exclude=...)`."
+                )
+                raise MisconfigurationException(msg)
+
+
+def refuse_shared_weights(decays: Sequence[tuple[object, Selection]]) -> None:
+    """Raise if two callbacks decay one weight."""
+    for (first, one), (second, other) in combinations(decays, 2):
+        chosen = {weight.parameter for weight in one.chosen}
+        for weight in other.chosen:
+            if weight.parameter in chosen:
+                msg = (
+                    f"{weight.name!r} is decayed by both {first!r} and {second!r}."
+                    " Leave it out of one: `select=Select(exclude=...)`."
+                )
+                raise MisconfigurationException(msg)

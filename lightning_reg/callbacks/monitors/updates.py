@@ -1,0 +1,54 @@
+"""How far an optimizer step moves each layer, relative to the layer, and how far decay alone does."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_reg.functional.penalties.counts import power_sums
+from lightning_reg.functional.tensors.chunks import NumberOrTensor, alike
+from lightning_reg.selection import Weight
+
+
+class Moved(NamedTuple):
+    """Of each weight, by name; both are shares of its length."""
+
+    update: dict[str, Tensor]
+    decay: dict[str, Tensor]
+
+
+class Updates:
+    """Copies weights before a step that is looked at, and tells how far it has moved them.
+
+    A step is the whole of it: with what callbacks do right before and after the optimizer's update.
+    """
+
+    def __init__(self, weights: Sequence[Weight]) -> None:
+        self._weights = weights
+        self._before: dict[str, Tensor] = {}
+        self._decay: Mapping[Tensor, NumberOrTensor] = {}
+
+    @torch.no_grad()
+    def begin(self, decay: Mapping[Tensor, NumberOrTensor]) -> None:
+        """Remember the weights that are trained now, and what the coming step takes from them by decay."""
+        self._decay = decay
+        trained = [weight for weight in self._weights if weight.parameter.requires_grad]
+        self._before = {weight.name: weight.parameter.detach().clone() for weight in trained}
+
+    @torch.no_grad()
+    def end(self) -> Moved:
+        r"""Return :math:`\|\Delta w\|_2 / \|w\|_2` of each weight, w before the step; nothing without `begin`.
+
+        0 where nothing has moved, infinity where a weight of zeros has. A collective call for sharded weights.
+        """
+        before, self._before = self._before, {}
+        pairs = [(weight, before[weight.name]) for weight in self._weights if weight.name in before]
+        if not pairs:
+            return Moved({}, {})
+        moved = power_sums([weight.parameter.detach() - old for weight, old in pairs], 2)
+        lengths = power_sums([old for _, old in pairs], 2)
+        ratios = torch.where(moved == 0, 0, (moved / lengths).sqrt())
+        decay = alike([ratios[0], *(self._decay.get(weight.parameter, 0.0) for weight, _ in pairs)])[1:]
+        names = [weight.name for weight, _ in pairs]
+        return Moved(dict(zip(names, ratios.unbind(), strict=True)), dict(zip(names, decay, strict=True)))

@@ -1,0 +1,70 @@
+"""What the penalties of one trainer do together: warnings that name several, one plan, the order of proximal steps."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Protocol
+
+from torch.optim import Optimizer
+
+from lightning_reg.callbacks.penalties.refusals import (
+    refuse_shared_weights,
+    warn_of_averaging,
+    warn_of_weight_decay,
+)
+from lightning_reg.callbacks.penalties.run import Run
+from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
+from lightning_reg.callbacks.trainer.plan import publish
+from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
+
+
+class Member(Protocol):
+    """A penalty in the eyes of the others."""
+
+    strength: float
+    mode: str
+
+    @property
+    def run(self) -> Run | None:
+        """What it knows during the fit that is running."""
+
+    @property
+    def exact_in_any_company(self) -> bool:
+        """Whether its operator, before one other, gives that of the sum."""
+
+    @property
+    def overlaps_weight_decay(self) -> bool:
+        """Whether it shrinks weights as the decay of an optimizer does."""
+
+    def before_update(self, optimizer: Optimizer) -> None:
+        """Act when the gradients of `optimizer` are complete."""
+
+    def after_update(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Act when `optimizer` has made an update."""
+
+
+def begin_together(trainer: Trainer, penalties: Sequence[Member]) -> None:
+    """Warn of doubtful settings, refuse operators that do not go together, and show the plan."""
+    optimizers = trainer.optimizers
+    runs = [(penalty, run) for penalty in penalties if (run := penalty.run)]
+    warn_of_weight_decay(
+        {
+            type(penalty).__name__: run.targets.settings(optimizers, "weight_decay")
+            for penalty, run in runs
+            if penalty.overlaps_weight_decay and penalty.strength
+        }
+    )
+    publish(trainer, [run.plan(repr(penalty), f"{run.name} {penalty.strength:g}", optimizers) for penalty, run in runs])
+    proximal = [(penalty, run) for penalty, run in runs if penalty.mode == "proximal"]
+    if proximal:
+        warn_of_averaging(trainer)
+        refuse_shared_weights(
+            {run.name: run.targets.of(optimizers) for penalty, run in proximal if not penalty.exact_in_any_company}
+        )
+
+
+def follow_steps(trainer: Trainer, pl_module: LightningModule, penalties: Sequence[Member]) -> None:
+    """Have the proximal steps of all penalties follow those of the optimizers, in the order that is exact."""
+    proximal = [(penalty, run) for penalty in penalties if (run := penalty.run) and penalty.mode == "proximal"]
+    for penalty, run in sorted(proximal, key=lambda pair: not pair[0].exact_in_any_company):
+        run.hooks = run.hooks or AroundSteps(partial(penalty.after_update, trainer, pl_module), penalty.before_update)
+        run.hooks.add(trainer.optimizers)

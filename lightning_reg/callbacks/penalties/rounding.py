@@ -1,0 +1,65 @@
+"""Proximal steps that rounding undoes: a weight of 0.5 in bfloat16 has no neighbour nearer than 0.002."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_reg.callbacks.penalties.proximal_step import Proximal, with_step_sizes
+from lightning_reg.callbacks.trainer.packages import rank_zero_warn
+from lightning_reg.functional.tensors.shards import local_parts
+
+# Of the entries that are to move. Some always stay: the largest, of which a step is a small share.
+_TOLERATED = 0.5
+
+
+class RoundedAway:
+    """Counts, once an epoch, the entries that a proximal step does not move because their dtype is too coarse."""
+
+    def __init__(self) -> None:
+        self._counts: Tensor | None = None
+        self._dtype = torch.float32
+        self._has_warned = False
+
+    @torch.no_grad()
+    def measure(
+        self, proximal: Proximal, optimizer: Optimizer, weights: Sequence[Tensor], strength: float, *, elementwise: bool
+    ) -> None:
+        """Count, in the first step of an epoch, what a proximal step of `strength` moves; nothing waits for the device.
+
+        Args:
+            proximal: Replaces weights, in place.
+            optimizer: Has just taken a step.
+            weights: The weights, among those of the optimizer.
+            strength: Factor on the penalty.
+            elementwise: Whether `proximal` works on flat parts of weights.
+
+        """
+        coarse = [weight for weight in weights if torch.finfo(weight.dtype).bits < torch.finfo(torch.float32).bits]
+        if self._has_warned or self._counts is not None or not coarse:
+            return
+        self._dtype = coarse[0].dtype
+        self._counts = torch.zeros(2, dtype=torch.long, device=coarse[0].device)
+        for parts, factors in with_step_sizes(optimizer, coarse, strength, elementwise=elementwise):
+            exact = [part.float() for part in parts]
+            proximal(exact, [factor.float() if isinstance(factor, Tensor) else factor for factor in factors])
+            for before, after in zip(local_parts(parts), local_parts(exact), strict=True):
+                moves = after != before
+                stays = moves & (after.to(before.dtype) == before)
+                self._counts += torch.stack([stays.sum(), moves.sum()]).to(self._counts.device)
+
+    def warn(self, name: str) -> None:
+        """Warn, once, if rounding undoes most of the steps; waits for the device."""
+        if self._counts is None:
+            return
+        stay, move = self._counts.tolist()
+        self._counts = None
+        if stay > _TOLERATED * move:
+            self._has_warned = True
+            rank_zero_warn(
+                f'{name} with mode="proximal" moves {move} entries by so little that rounding to'
+                f" {str(self._dtype).removeprefix('torch.')} puts {stay} of them back: they will never become zero."
+                " Keep weights in float32 (precision='bf16-mixed', '16-mixed' or '32-true'), or raise the strength or"
+                " the learning rate."
+            )

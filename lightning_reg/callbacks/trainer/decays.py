@@ -1,0 +1,102 @@
+"""Who decays which weight: the optimizer, a callback, twice, or nobody; and in which time."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
+from lightning_reg.callbacks.trainer.plan import Plan, publish
+from lightning_reg.selection import Weight, named_weights
+from lightning_reg.tensorboard import tags
+
+_MATRIX_NDIM = 2
+# Their decay goes past the gradient, and is by the learning rate.
+_DECOUPLED = ("AdamW", "Muon", "Adafactor")
+
+
+def show_decays(trainer: Trainer, pl_module: LightningModule, others: Sequence[Mapping[Tensor, str]]) -> None:
+    """Print once who decays which weight, and write it to TensorBoard; nothing where nobody decays any.
+
+    Args:
+        trainer: The trainer.
+        pl_module: The module.
+        others: For each callback that decays, what it does to which weight.
+
+    """
+    weights = named_weights(pl_module, state.original_shapes(trainer))
+    steps = state.steps_in_epoch(trainer, pl_module)
+    by_optimizers = dict(_by_optimizers(trainer.optimizers, steps))
+    actions, left_out = {}, {}
+    for weight in weights:
+        found = [each[weight.parameter] for each in (by_optimizers, *others) if weight.parameter in each]
+        if not found:
+            left_out[weight.name] = "nobody decays it"
+            continue
+        text = " + ".join(found)
+        if len(found) > 1:
+            text = f"twice: {text}"
+        if weight.parameter in by_optimizers and len(weight.shape) < _MATRIX_NDIM:
+            text += f" (a {_small_kind(weight)}, which is mostly left alone)"
+        actions[weight.name] = text
+    if actions:
+        shapes = {weight.name: weight.shape for weight in weights}
+        plan = Plan("Weight decay, by whomever", shapes=shapes, actions=actions, left_out=left_out)
+        publish(trainer, [plan], ("weight", "shape", "decayed by"), tags.DECAYS)
+
+
+def _by_optimizers(optimizers: Sequence[Optimizer], steps_in_epoch: float | None) -> Iterator[tuple[Tensor, str]]:
+    for position, optimizer in enumerate(optimizers):
+        for index, group in enumerate(optimizer.param_groups):
+            if not group.get("weight_decay"):
+                continue
+            name = type(optimizer).__name__
+            which = f", optimizer {position}" if len(optimizers) > 1 else ""
+            which += f", group {index}" if len(optimizer.param_groups) > 1 else ""
+            share = _share_per_step(optimizer, group, group.get("initial_lr", group["lr"]))
+            text = f"{name} {group['weight_decay']:g}{which}{time_scale(share, steps_in_epoch)}"
+            for weight in group["params"]:
+                yield weight, text
+
+
+def shares_by_optimizers(optimizers: Sequence[Optimizer]) -> dict[Tensor, float]:
+    """Return the share of itself that each weight loses in the coming step to its optimizer's decay, if known."""
+    shares: dict[Tensor, float] = {}
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            share = _share_per_step(optimizer, group, group["lr"])
+            if share:
+                shares |= dict.fromkeys(group["params"], share)
+    return shares
+
+
+def _share_per_step(optimizer: Optimizer, group: Mapping[str, Any], rate: float | Tensor) -> float | None:
+    """Return the share of itself that a weight loses in a step at such a rate to the optimizer's own decay.
+
+    None where the decay is in the gradient, and what becomes of it depends on the other gradients.
+    """
+    decay = group.get("weight_decay") or 0.0
+    if isinstance(rate, Tensor) or isinstance(decay, Tensor):  # reading it would wait for the device
+        return None
+    names = {ancestor.__name__ for ancestor in type(optimizer).__mro__}
+    if group.get("decoupled_weight_decay") or names & set(_DECOUPLED):
+        return float(rate * decay)
+    if "SGD" in names:
+        momentum = group.get("momentum", 0.0)
+        lasting = (1 - group.get("dampening", 0.0)) / (1 - momentum) if momentum else 1.0
+        return float(rate * decay * lasting)
+    return None
+
+
+def time_scale(share: float | None, steps_in_epoch: float | None) -> str:
+    """Return in how many epochs steps of such a share shrink a weight to 1/e, as words behind a comma."""
+    return f", time scale {1 / (share * steps_in_epoch):.3g} epochs" if share and steps_in_epoch else ""
+
+
+def _small_kind(weight: Weight) -> str:
+    is_norm = any("norm" in type(module).__name__.lower() for module in weight.modules)
+    if weight.plain_name.endswith("bias"):
+        return "bias"
+    return "norm scale" if is_norm else "vector"

@@ -1,0 +1,81 @@
+"""The base of callbacks that act inside optimizer steps: they follow the optimizers, and say what they would miss."""
+
+from typing import Any, Protocol, TypeVar
+
+from torch import Tensor
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer.during_fit import DuringFit
+from lightning_reg.callbacks.trainer.held_weights import HeldWeights
+from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
+from lightning_reg.callbacks.trainer.unseen_steps import UnseenSteps
+from lightning_reg.selection import Selection
+
+
+class Guard:
+    """What a callback must know of optimizers during one fit, not to miss a step or a weight without a word.
+
+    Args:
+        selection: Its weights.
+        name: The callback.
+        treatment: What it does to them, such as "controlled".
+
+    """
+
+    def __init__(self, selection: Selection, name: str, treatment: str) -> None:
+        self._chosen = [weight.parameter for weight in selection.chosen]
+        self.held = HeldWeights((weight.parameter for weight in selection.weights), f"{treatment} by {name}")
+        self.unseen = UnseenSteps(name)
+
+    def of(self, optimizer: Optimizer) -> list[Tensor]:
+        """Return the chosen weights that `optimizer` holds."""
+        held = self.held.of([optimizer])
+        return [weight for weight in self._chosen if weight in held]
+
+
+class Guarded(Protocol):
+    """A run that has a guard."""
+
+    guard: Guard
+
+
+GuardedT = TypeVar("GuardedT", bound=Guarded)
+
+
+class ActsInSteps(DuringFit[GuardedT]):
+    """A callback that acts inside each `Optimizer.step`, and refuses a run whose steps it does not see.
+
+    A subclass acts from `follow` on, and tells `run.guard.unseen` of each step.
+    """
+
+    def follow(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Act in the steps of `trainer.optimizers` from now on, and of no others: they are new."""
+        raise NotImplementedError
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._run is None:
+            return
+        guard, optimizers = self._run.guard, trainer.optimizers
+        guard.held.of(optimizers)  # warns of those that have joined
+        if guard.unseen.meets(optimizers):
+            self.follow(trainer, pl_module)
+            guard.unseen.remember(weight for optimizer in optimizers for weight in guard.of(optimizer))
+
+    @override
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        if self._run is not None:
+            self._run.guard.unseen.backward()
+
+    @override
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if self._run is not None and state.may_skip_steps(trainer):
+            self._run.guard.unseen.see(optimizer)
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._run is not None:
+            guard = self._run.guard
+            guard.unseen.refuse({optimizer: guard.of(optimizer) for optimizer in trainer.optimizers})

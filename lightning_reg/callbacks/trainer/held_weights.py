@@ -1,0 +1,46 @@
+"""The parameters that optimizers hold: callbacks that change weights act on these, and on no others."""
+
+from collections.abc import Iterable, Sequence
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_reg.callbacks.trainer.packages import rank_zero_warn
+
+
+class HeldWeights:
+    """What optimizers hold, which can change while they train; parameters that have joined since are warned of.
+
+    Args:
+        known: The parameters that the model had when `fit` began.
+        treatment: What is not done to others, and by whom, such as "penalized by L1Penalty".
+
+    """
+
+    def __init__(self, known: Iterable[Tensor], treatment: str) -> None:
+        self._known = frozenset(known)
+        self._treatment = treatment
+        self._found: dict[tuple[int, ...], tuple[list[Tensor], frozenset[Tensor]]] = {}
+
+    def of(self, optimizers: Sequence[Optimizer]) -> frozenset[Tensor]:
+        """Return the parameters of `optimizers`: the same object for as long as they hold the same ones."""
+        held = [tensor for optimizer in optimizers for group in optimizer.param_groups for tensor in group["params"]]
+        key = tuple(map(id, optimizers))
+        before, members = self._found.get(key, ([], frozenset()))
+        # Hashing all of them takes long, so it is done again only when the optimizers hold others than before.
+        if len(held) != len(before) or any(tensor is not other for tensor, other in zip(held, before, strict=True)):
+            members = frozenset(held)
+            if not members <= self._known:
+                rank_zero_warn(
+                    f"Parameters that join an optimizer after training has begun are not {self._treatment}."
+                    " Create them before `Trainer.fit`: until they are trained, freeze them or keep them out of the"
+                    " optimizer."
+                )
+            self._found[key] = (held, members)
+        return members
+
+
+def has_gradient(optimizers: Sequence[Optimizer]) -> bool:
+    """Tell whether anything is asked of the weights of `optimizers`: else a step leaves all of them as they are."""
+    groups = (group for optimizer in optimizers for group in optimizer.param_groups)
+    return any(weight.grad is not None for group in groups for weight in group["params"])

@@ -1,0 +1,114 @@
+"""Lightning comes in two packages: `lightning.pytorch`, and its twin `pytorch_lightning`, with classes of its own.
+
+The one file that imports Lightning and asks which of its classes something is. What it gives to the other files means
+both packages. The twin is looked at where users have imported it, and never imported here.
+"""
+
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from types import ModuleType
+from typing import Literal
+
+from lightning_utilities.core import rank_zero
+from torch import nn
+from typing_extensions import override
+
+# Both packages print through this module, and the one that was imported last has its settings there.
+_settings = {name: getattr(rank_zero, name) for name in ("log", "rank_zero_deprecation_category")}
+
+import lightning.fabric.utilities.exceptions
+import lightning.pytorch
+from lightning.fabric.utilities.logger import _flatten_dict as flatten_dict
+from lightning.fabric.utilities.logger import _sanitize_params as sanitize_params
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+
+if "pytorch_lightning" in sys.modules:
+    # The twin's users have chosen the level of its logger, and have not imported the other one.
+    vars(rank_zero).update(_settings)
+
+__all__ = [
+    "Callback",
+    "DummyLogger",
+    "Kind",
+    "LightningModule",
+    "Logger",
+    "MisconfigurationException",
+    "Trainer",
+    "flatten_dict",
+    "has_forward",
+    "is_a",
+    "is_param_in_hook_signature",
+    "rank_zero_info",
+    "rank_zero_warn",
+    "sanitize_params",
+]
+
+Kind = Literal[
+    "DeepSpeedStrategy",
+    "FSDPStrategy",
+    "GradientAccumulationScheduler",
+    "LightningModule",
+    "ModelParallelStrategy",
+    "SingleDeviceXLAStrategy",
+    "StochasticWeightAveraging",
+    "TensorBoardLogger",
+    "WeightAveraging",  # not in the oldest Lightning that is supported
+    "XLAStrategy",
+]
+
+
+def is_a(thing: object, *kinds: Kind) -> bool:
+    """Tell whether `thing` is an instance of one of these classes, of either package."""
+    return any(_is_lightnings(ancestor, kinds) for ancestor in type(thing).__mro__)
+
+
+def has_forward(module: nn.Module) -> bool:
+    """Tell whether a module has a `forward` of its own, not the one of torch or Lightning that only raises."""
+    owner = next(ancestor for ancestor in type(module).__mro__ if "forward" in vars(ancestor))
+    return owner is not nn.Module and not _is_lightnings(owner, ["LightningModule"])
+
+
+def _is_lightnings(kind: type, names: Sequence[Kind]) -> bool:
+    return kind.__name__ in names and kind.__module__.startswith(("lightning.pytorch.", "pytorch_lightning."))
+
+
+class Callback(lightning.pytorch.Callback):
+    """A callback of both packages: the twin's LightningCLI, and `Trainer(callbacks=callback)`, take only the twin's."""
+
+
+class MisconfigurationException(lightning.fabric.utilities.exceptions.MisconfigurationException):
+    """What both packages raise when they are misused: `except` with the class of either catches it."""
+
+
+class _Join(MetaPathFinder):
+    """Makes the two classes above subclasses of the twin's as soon as these are there; finds no modules itself.
+
+    The twin is often imported after this package, and its LightningCLI looks at classes before they have instances.
+    """
+
+    _is_done = False
+
+    @override
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> None:
+        if not self._is_done and fullname.startswith("pytorch_lightning."):
+            self.join()
+
+    def join(self) -> None:
+        """Add the twin's classes to the bases, if it has been imported so far."""
+        callback = getattr(sys.modules.get("pytorch_lightning.callbacks.callback"), "Callback", None)
+        exceptions = sys.modules.get("lightning_fabric.utilities.exceptions")
+        exception = getattr(exceptions, "MisconfigurationException", None)
+        if callback and exception:
+            Callback.__bases__ += (callback,)
+            MisconfigurationException.__bases__ += (exception,)
+            self._is_done = True
+
+
+_twin = _Join()
+_twin.join()
+sys.meta_path.insert(0, _twin)

@@ -1,0 +1,84 @@
+"""A schedule within a run: how long the run is, what to do where nobody knows, and what if that changes."""
+
+import math
+from collections.abc import Callable
+
+from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer, rank_zero_warn
+from lightning_reg.schedules import Schedule, resolve
+from lightning_reg.schedules.base import UnknownLengthError
+
+
+class Timetable:
+    """A schedule of the user's with its durations in ticks of one run, which it is called with.
+
+    Args:
+        schedule: A schedule, or any callable from tick to value.
+        trainer: Is about to train.
+        pl_module: What it trains.
+        in_epochs: Whether a tick is an epoch; else it is an optimizer step.
+
+    Raises:
+        ValueError: If a duration is a share of a run whose length nothing tells.
+
+    """
+
+    def __init__(
+        self,
+        schedule: Callable[[int], float],
+        trainer: Trainer,
+        pl_module: LightningModule,
+        *,
+        in_epochs: bool = False,
+    ) -> None:
+        self._schedule, self._trainer, self._module = schedule, trainer, pl_module
+        self._length = state.total_epochs if in_epochs else state.total_ticks
+        self._batches = trainer.num_training_batches
+        self._has_warned = False
+        self.total = self._length(trainer, pl_module)
+        """The length of the run in ticks; infinite if nothing tells."""
+        try:
+            self.resolved = resolve(schedule, self.total)
+        except UnknownLengthError as error:
+            remedy = _remedy(trainer, pl_module, in_epochs=in_epochs)
+            msg = f"{error.fact} Give the duration as an int (ticks), or {remedy}."
+            raise ValueError(msg) from None
+
+    def __call__(self, tick: int) -> float:
+        """Return the value at `tick`."""
+        if self._trainer.num_training_batches != self._batches:
+            self._follow_length()
+        return self.resolved(tick)
+
+    @property
+    def peak(self) -> float:
+        """The largest value of the run, as far as can be known beforehand; else 0."""
+        bounds = self.resolved.bounds(self.total) if isinstance(self.resolved, Schedule) else None
+        return 0.0 if bounds is None else bounds[1]
+
+    def _follow_length(self) -> None:
+        """Warn, once, if the data have grown so that shares of the run would be other ticks."""
+        before, self._batches = self._batches, self._trainer.num_training_batches
+        total = self._length(self._trainer, self._module)
+        if self._has_warned or not math.isfinite(total) or resolve(self._schedule, total) == self.resolved:
+            return
+        self._has_warned = True
+        rank_zero_warn(
+            f"An epoch has {self._batches} batches now and had {before} before, but the durations in {self._schedule!r}"
+            f" stay shares of a run of {self.total:g} ticks, its length when it began, and not of {total:g}."
+            " Where the data grow, give durations as ints (ticks)."
+        )
+
+
+def _remedy(trainer: Trainer, pl_module: LightningModule, *, in_epochs: bool) -> str:
+    """Return what would make the length of the run known, and has not been done."""
+    automatic = pl_module.automatic_optimization
+    missing = []
+    if trainer.max_epochs in (None, -1):
+        missing.append("`max_epochs`")
+    if math.isinf(trainer.num_training_batches) and not in_epochs:
+        missing.append("`limit_train_batches` (an int, for the data are a stream)")
+    if not automatic and trainer.max_steps != -1:
+        missing.append("no `max_steps`, which counts the steps of all optimizers")
+    remedy = f"set {' and '.join(missing)}"
+    return f"{remedy}; or `max_steps`" if automatic and not in_epochs else remedy

@@ -1,0 +1,76 @@
+"""How many directions of a layer matter."""
+
+from collections.abc import Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_reg import _checks
+from lightning_reg.functional.penalties.counts import power_sums
+from lightning_reg.functional.spectral.estimates import NormEstimates
+from lightning_reg.functional.spectral.layers import Layer
+from lightning_reg.functional.tensors.precision import without_autocast
+from lightning_reg.functional.tensors.shards import whole
+from lightning_reg.metrics.base import LayerMetric
+
+
+@final
+class StableRank(LayerMetric):
+    r"""The least stable rank of the layers, :math:`\min_l \|W_l\|_F^2 / \sigma(W_l)^2`.
+
+    A number from 1, for a matrix of rank one, to its rank, for one whose singular values are all equal; unlike the rank
+    it does not jump with small singular values. Kernels count as the matrices that they are behind their first
+    dimension. 0 for a layer of zeros, NaN for one that is not finite, and before the first update.
+
+    Exact up to rounding; with `iterations` an upper estimate, for :math:`\sigma` is then one from below.
+
+    Args:
+        iterations: Lanczos iterations for each layer and update, >= 1, see `SpectralNorm`. Default `None`: exact.
+        **kwargs: Those of `torchmetrics.Metric`.
+
+    Raises:
+        TypeError: If `iterations` is no int.
+        ValueError: If `iterations` is below 1.
+
+    Example:
+        >>> import torch
+        >>> rank = StableRank()
+        >>> rank(torch.diag(torch.tensor([2.0, 2.0, 1.0])))
+        tensor(2.2500)
+
+    Reference:
+        Rudelson & Vershynin, Sampling from Large Matrices, 2007, doi:10.1145/1255443.1255449.
+
+    """
+
+    def __init__(self, *, iterations: int | None = None, **kwargs: Any) -> None:
+        super().__init__(torch.full((1,), torch.inf), **kwargs)
+        self.iterations = None if iterations is None else _checks.count("iterations", iterations, 1)
+        self._estimates = NormEstimates(1)
+
+    @override
+    @torch.no_grad()
+    def statistics(self, layers: Sequence[Layer]) -> Tensor:
+        tensors = [whole(layer.tensor) for layer in layers]
+        matrices = [
+            Layer(layer.name, Layer(layer.name, tensor).matrix()) for layer, tensor in zip(layers, tensors, strict=True)
+        ]
+        with without_autocast(matrices[0].tensor.device):
+            if self.iterations is None:
+                norms = [matrix.norm_bound() for matrix in matrices]
+            else:
+                norms = self._estimates.advance(matrices, self.iterations)
+        squares = power_sums(tensors, 2)
+        ranks = squares / torch.stack([norm.to(squares) for norm in norms]).square()
+        return torch.where(squares == 0, 0, ranks).unsqueeze(-1)
+
+    @override
+    def value(self, statistics: Tensor) -> Tensor:
+        # Infinity is what there is before the first update.
+        return statistics.squeeze(-1).nan_to_num(nan=torch.nan, posinf=torch.nan)
+
+    @override
+    def combine(self, statistics: Tensor) -> Tensor:
+        return statistics.amin(0)
