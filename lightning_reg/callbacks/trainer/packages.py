@@ -23,6 +23,7 @@ from lightning.fabric.utilities.logger import _flatten_dict as flatten_dict
 from lightning.fabric.utilities.logger import _sanitize_params as sanitize_params
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
@@ -32,6 +33,7 @@ if "pytorch_lightning" in sys.modules:
 
 __all__ = [
     "Callback",
+    "DummyLogger",
     "Kind",
     "LightningModule",
     "Logger",
