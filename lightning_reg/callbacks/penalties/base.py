@@ -26,7 +26,7 @@ from lightning_reg.callbacks.penalties.targets import Targets, add_scaled
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
 from lightning_reg.callbacks.trainer.held_weights import HeldWeights, has_gradient
-from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
+from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer, has_backward
 from lightning_reg.callbacks.trainer.refusals import refuse_strategy, refuse_unless_listed_once
 from lightning_reg.callbacks.trainer.settings import log_name
 from lightning_reg.callbacks.trainer.timetable import Timetable
@@ -142,7 +142,7 @@ class Penalty(DuringFit[Run], Formula):
             {} if unit is None else {weight.parameter: weight.dims[unit] for weight in selection.chosen},
             # Through the loss, a gradient would reach DDP a second time for weights that it has marked as unused.
             acts_at_step=self.mode != "loss" or state.marks_unused_parameters(trainer),
-            shows_gradients=not (state.has_flat_shards(trainer) or has_dtensors(parameters)),
+            are_sharded=state.has_flat_shards(trainer) or has_dtensors(parameters),
             unseen=UnseenSteps(name),
         )
 
@@ -185,9 +185,11 @@ class Penalty(DuringFit[Run], Formula):
         if run is None or not loss.requires_grad:  # without a gradient, backward is about to raise: let it
             return
         run.unseen.backward()
-        if not reaches(loss, run.targets.held.of(trainer.optimizers)):
+        held = run.targets.held.of(trainer.optimizers)
+        if not reaches(loss, held, are_sharded=run.are_sharded) and not has_backward(pl_module):
             return
-        if run.pending and run.shows_gradients and not has_gradient(trainer.optimizers):
+        # Of shards, `.grad` holds nothing before the last batch of a step.
+        if run.pending and not run.are_sharded and not has_gradient(trainer.optimizers):
             run.forget()
         share = state.share_of_step(trainer, pl_module)
         run.pending += share

@@ -64,8 +64,8 @@ class Run:
     acts_at_step: bool
     """Whether the term acts at the optimizer step (its gradient right before, or its operator right after), instead of
     through the loss."""
-    shows_gradients: bool
-    """Whether `.grad` holds the gradient of the batches so far between two batches of one step, too."""
+    are_sharded: bool
+    """Whether the optimizers hold parts of weights, as FSDP leaves them on each rank."""
     unseen: UnseenSteps
     schedule: Timetable | None = None
     """The user's, with durations in ticks."""

@@ -40,6 +40,7 @@ __all__ = [
     "MisconfigurationException",
     "Trainer",
     "flatten_dict",
+    "has_backward",
     "has_forward",
     "is_a",
     "is_param_in_hook_signature",
@@ -71,6 +72,12 @@ def has_forward(module: nn.Module) -> bool:
     """Tell whether a module has a `forward` of its own, not the one of torch or Lightning that only raises."""
     owner = next(ancestor for ancestor in type(module).__mro__ if "forward" in vars(ancestor))
     return owner is not nn.Module and not _is_lightnings(owner, ["LightningModule"])
+
+
+def has_backward(pl_module: LightningModule) -> bool:
+    """Tell whether a module has a `backward` of its own, which may make gradients in ways that no graph shows."""
+    owner = next(ancestor for ancestor in type(pl_module).__mro__ if "backward" in vars(ancestor))
+    return not _is_lightnings(owner, ["LightningModule"])
 
 
 def _is_lightnings(kind: type, names: Sequence[Kind]) -> bool:
