@@ -89,7 +89,8 @@ class AutomaticSharpness(Regressor):
 @every_callback
 @pytest.mark.parametrize("kind", [ManualSharpness, PlainBackward, AutomaticSharpness])
 def test_steps_beside_step_are_refused_with_the_remedy(fit, make, kind):
-    with pytest.raises(MisconfigurationException, match=r"has seen no optimizer step.*SAM's `first_step`.*`step\(clos"):
+    message = r"has seen no optimizer step.*SAM's `first_step`.*`step\(closure"
+    with pytest.raises(MisconfigurationException, match=message):
         fit(make(), module=kind())
 
 
