@@ -10,12 +10,14 @@ if TYPE_CHECKING:
     from lightning_reg.functional.proximal.step_size import register_step_size as register_step_size
     from lightning_reg.schedules import *
     from lightning_reg.selection import Select as Select
+    from lightning_reg.selection.layers import register_layer as register_layer
 else:
     # Names are imported on first use: TensorBoard looks into this package for its plugin, and must not wait for torch.
     # Each of these rooms says itself what is public.
     _LISTS = ("callbacks", "schedules")
     _OTHERS = {
         "Select": "selection",
+        "register_layer": "selection.layers",
         "register_lipschitz_rule": "functional.lipschitz.bound",
         "register_step_size": "functional.proximal.step_size",
     }

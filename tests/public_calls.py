@@ -188,6 +188,14 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Argument]]] = {
             "min_ndim": good(1),
         },
     ),
+    "register_layer": (
+        lightning_reg.register_layer,
+        {
+            "module_type": good(OwnLayer),
+            "output_dim": good(1, "None", "-1", "10**400"),
+            "weight": good("kernel", "'False'"),
+        },
+    ),
     "register_lipschitz_rule": (
         lightning_reg.register_lipschitz_rule,
         {"target": good(OwnLayer, "lambda"), "rule": good(lambda module, x: 1.0, "lambda", "module")},

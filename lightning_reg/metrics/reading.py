@@ -34,7 +34,10 @@ def read_layers(weights: Iterable[Weight]) -> list[Layer]:
     for weight in weights:
         name = layer_name(weight)
         if name not in layers:
-            layers[name] = Layer(name, _effective(weight), weight.modules[0])
+            tensor = _effective(weight)
+            # What a parametrization makes a weight of can have any shape.
+            dims = weight.dims if tensor.ndim == len(weight.shape) else None
+            layers[name] = Layer(name, tensor, weight.modules[0], dims)
     return list(layers.values())
 
 

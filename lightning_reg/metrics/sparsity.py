@@ -22,8 +22,9 @@ class Sparsity(LayerMetric):
 
     Args:
         threshold: :math:`t`, >= 0; 0 counts exact zeros.
-        dim: If given, count the slices along this dimension instead of the entries: with 0 output units and filters,
-            with 1 input units and channels. Those are what can be removed from a network.
+        dim: If given, count the slices along this dimension instead of the entries. Those are what can be removed from
+            a network. In the layers of a module, 0 is for output units and filters, 1 for input units and channels,
+            whatever the layout of their weights, see `GroupLassoPenalty`.
         **kwargs: Those of `torchmetrics.Metric`.
 
     Raises:
@@ -48,8 +49,10 @@ class Sparsity(LayerMetric):
     @override
     def statistics(self, layers: Sequence[Layer]) -> Tensor:
         weights = tensors_of(layers)
-        zeros = zero_counts(weights, self.threshold, check_dim(weights, self.dim))
-        entries = torch.tensor(entry_counts(weights, self.dim)).to(zeros.device, non_blocking=True)
+        check_dim(weights, self.dim)
+        dims = None if self.dim is None else [layer.dims[self.dim] if layer.dims else self.dim for layer in layers]
+        zeros = zero_counts(weights, self.threshold, dims)
+        entries = torch.tensor(entry_counts(weights, dims)).to(zeros.device, non_blocking=True)
         return torch.stack([zeros, entries], dim=-1)
 
     @override

@@ -1,6 +1,7 @@
 """How expansive the layers are."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, final
 
 import torch
@@ -62,7 +63,7 @@ class SpectralNorm(LayerMetric):
     @override
     @torch.no_grad()
     def statistics(self, layers: Sequence[Layer]) -> Tensor:
-        layers = [Layer(layer.name, whole(layer.tensor), layer.module) for layer in layers]
+        layers = [replace(layer, tensor=whole(layer.tensor)) for layer in layers]
         with without_autocast(layers[0].tensor.device):
             if self.iterations is None:
                 norms = [layer.norm_bound() for layer in layers]

@@ -20,7 +20,8 @@ class Select:
     Biases and the scales of most norm layers have one dimension, so the default `min_ndim` leaves them out. A tied
     weight has several names and counts once: it is chosen if one of its names is, and excluded if one of its names is.
     The two parts of a weight under `weight_norm` are two weights, `<name>.original0` and `<name>.original1`, and both
-    answer to `<name>`, too.
+    answer to `<name>`, too. What sits in no layer (class tokens, position tables, layer scales; the plan marks it) is a
+    weight as others are: `Select(module_types=[nn.Linear])` and `Select("*.weight")` leave it out.
 
     Args:
         include: Glob or globs; a weight must match one.

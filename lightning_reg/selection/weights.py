@@ -6,13 +6,14 @@ checkpointing and FSDP insert path segments, parametrizations and pruning rename
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
 from typing_extensions import override
 
 from lightning_reg.selection.choice import Choice, Named, Words, choose
+from lightning_reg.selection.layers import is_torchs, output_dim
 from lightning_reg.selection.select import Select
 
 _WORDS = Words("weight", named="parameter", things="parameters", has="has")
@@ -28,8 +29,29 @@ class Weight(Named):
     shape: torch.Size
     plain_name: str
     """Name of the tensor that its module uses; its parts under `weight_norm` share it."""
+    leaves: list[str] = field(default_factory=list)
+    """What it is called in each of its modules."""
 
     of_type = "in a"
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Its dimensions, beginning with that of the output units if it is the weight of a layer."""
+        first = self._output_dim or 0
+        return tuple(sorted(range(len(self.shape)), key=lambda dim: dim != first))
+
+    @property
+    def outside(self) -> str:
+        """Why it is no matrix or kernel of a layer though it has two dimensions; "" if it is, or has fewer."""
+        if len(self.shape) < Select.min_ndim or self._output_dim is not None:
+            return ""
+        module = self.modules[0]
+        return f"no matrix of its {type(module).__name__}" if is_torchs(module) else "in no layer"
+
+    @property
+    def _output_dim(self) -> int | None:
+        found = (output_dim(module, leaf, self.shape) for module, leaf in zip(self.modules, self.leaves, strict=True))
+        return next((dim for dim in found if dim is not None), None)
 
     @override
     def misfit(self, select: Select) -> str:
@@ -82,6 +104,7 @@ def named_weights(module: nn.Module, shapes: Mapping[nn.Parameter, torch.Size] |
             names = _clean_names(path, leaf, owner)
             weight = weights.setdefault(parameter, Weight(parameter, shape, names[-1]))
             weight.modules.append(_user_module(module, path))
+            weight.leaves.append(names[-1].rpartition(".")[2])
             weight.names.extend(names)
     return list(weights.values())
 

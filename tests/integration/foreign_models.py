@@ -158,7 +158,7 @@ class Case:
     """A model, and what callbacks must find in it.
 
     `normalized`, `constrained`, `grouped` and `sparse` are matrices of their own for the callbacks that change weights
-    after a step; `units` is the dimension along which the units of `grouped` lie.
+    after a step; `units` is the dimension of the weight `grouped` along which its output units lie.
     """
 
     build: Callable[[], nn.Module]

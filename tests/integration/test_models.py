@@ -79,7 +79,7 @@ def test_every_callback_at_once(case, trainer_of, tmp_path):
         L1Penalty(1e-3),
         L2Penalty(1e-3, mode="grad"),
         ElasticNetPenalty(1e-3),
-        GroupLassoPenalty(1e-3, case.units, select=only["grouped"], mode="proximal"),
+        GroupLassoPenalty(1e-3, select=only["grouped"], mode="proximal"),
         SpectralNormPenalty(1e-3, norm="matrix", mode="grad"),
         TargetSparsity(L1Penalty(0.0, select=only["sparse"], mode="proximal"), 0.5, schedule=Constant(1.0)),
         SpectralNormalization(BOUND, select=only["normalized"], norm="matrix", power_iterations=10),
@@ -173,7 +173,7 @@ def penalties(case):
     return (
         L1Penalty(0.01),
         L2Penalty(0.02, mode="grad"),
-        GroupLassoPenalty(0.03, case.units, select=f"*{case.grouped}"),
+        GroupLassoPenalty(0.03, select=f"*{case.grouped}"),
     )
 
 

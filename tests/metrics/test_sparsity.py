@@ -26,11 +26,12 @@ def test_units_that_are_zero_are_those_one_can_remove():
         module["conv2"].weight[1] = 0
         module["conv2"].weight[:, 1] = 0
         module["head"].weight[:5] = 0
+        module["up"].weight[:, 0] = 0
 
-    rows = sum(weight.shape[0] for weight in weights_by_name(module).values())
-    columns = sum(weight.shape[1] for weight in weights_by_name(module).values())
-    assert Sparsity(dim=0)(module).item() == pytest.approx(6 / rows)
-    assert Sparsity(dim=1)(module).item() == pytest.approx(1 / columns)
+    # Transposed convolutions have a row for each input.
+    shapes = [w.shape[1::-1] if name == "up" else w.shape[:2] for name, w in weights_by_name(module).items()]
+    assert Sparsity(dim=0)(module).item() == pytest.approx(7 / sum(units for units, _ in shapes))
+    assert Sparsity(dim=1)(module).item() == pytest.approx(1 / sum(inputs for _, inputs in shapes))
 
 
 @every_layout

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_reg.callbacks.dropout.sites import Site, rates_of
+from lightning_reg.callbacks.dropout.rates import rates_of
+from lightning_reg.callbacks.dropout.sites import Site
 from lightning_reg.callbacks.dropout.source import children_whose_rate_is_read
 from lightning_reg.functional.dropout import drop, has_formula, mask_shape
 

@@ -1,7 +1,7 @@
 """Predictions under many dropout masks."""
 
-from collections.abc import Callable
-from functools import wraps
+from collections.abc import Callable, Sequence
+from functools import partial, wraps
 from typing import Any, final, get_args
 
 import torch
@@ -9,9 +9,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_reg import _checks
+from lightning_reg.callbacks.dropout.rest import ask_evaluation, warn_of_unreached
+from lightning_reg.callbacks.dropout.samplable import origin_of_zeros, samplable_sites, warn_of_those_left_off
 from lightning_reg.callbacks.dropout.sampler import Sampler
-from lightning_reg.callbacks.dropout.sites import all_sites
-from lightning_reg.callbacks.dropout.source import functional_dropouts
+from lightning_reg.callbacks.dropout.sites import listed
+from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
 from lightning_reg.callbacks.trainer.nested import map_tensors, tensors_in
 from lightning_reg.callbacks.trainer.packages import (
@@ -27,12 +29,13 @@ from lightning_reg.ensemble.averages import Aggregate
 from lightning_reg.tensorboard import tags
 
 _FEWEST = 2
+_OFF = "this dropout stays off in MonteCarloDropout, for {reason}. Use a dropout module."
 _DEAD = "Dropout by `F.dropout` stays off in evaluation, too. Use dropout modules with rates above 0."
 
 
 @final
 class MonteCarloDropout(DuringFit[Callable[[], None]]):
-    r"""Predict and test with dropout active: the mean and the spread over `num_samples` masks.
+    r"""Predict, test and validate with dropout active: the mean and the spread over `num_samples` masks.
 
     The mean is :math:`\bar p = \frac1n \sum_i p_i`, the entropy :math:`H(\bar p)`, all uncertainty, and the mutual
     information :math:`H(\bar p) - \frac1n \sum_i H(p_i)`, that about the model.
@@ -41,12 +44,16 @@ class MonteCarloDropout(DuringFit[Callable[[], None]]):
     `lightning_reg.ensemble.EnsemblePrediction`: `mean`, `std` and, for class probabilities, `entropy` and
     `mutual_information` in nats. Other values have to be the same for all masks.
 
-    In `trainer.test`, `self(...)` returns the mean, so that `test_step` measures the ensemble. Logged over the epoch,
+    In `trainer.test` and `trainer.validate`, `self(...)` returns the mean, so that `test_step` and `validation_step`
+    measure the ensemble; validation during `fit` is as ever. Logged over the epoch,
     where `self(...)` returns one tensor: `reg/mc_dropout_std` (the mean spread, in the unit of the output) and, for
     class probabilities, `reg/mc_dropout_entropy` and `reg/mc_dropout_mutual_information`.
 
-    Dropout modules alone are in training mode, only while they compute. All samples go through the model as one batch
-    where that gives the same as one by one, which the first batch shows. Compiled models run without their graphs.
+    Dropout modules alone are in training mode, only while they compute, and modules that ask `self.training` for
+    dropout only. All samples go through the model as one batch where that gives the same as one by one, which the
+    first batch shows. Compiled models run without their graphs. Two passes over the first batch, in training mode with
+    all rates at 0, tell what drops besides, and a warning names it; not where weights are spread over ranks. If no
+    prediction varies in a whole run though masks were drawn, a warning says so at its end.
 
     Args:
         num_samples: Number of masks, at least 2.
@@ -56,16 +63,18 @@ class MonteCarloDropout(DuringFit[Callable[[], None]]):
         softmax: Whether the model returns logits, of which the probabilities are to be taken first. `test_step` then
             gets the logarithm of the mean, which are logits of it.
         dim: Where the classes are in an output.
+        attribute: An attribute, or a list of attributes, that hold rates besides those that are found: modules that
+            have it as a number are in training mode while they compute, with all that this means for them.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
         ValueError: If an argument is out of range, or with `"geometric"` if outputs are no probabilities.
-        MisconfigurationException: If the model has no dropout, predictions do not vary over masks, `test_step` does not
+        MisconfigurationException: If the model has no dropout, no mask is drawn for the first batch, the step does not
             call `self(...)`, or weights are spread by tensor parallelism.
 
     Example:
         >>> MonteCarloDropout(50, softmax=True, seed=0)
-        MonteCarloDropout(num_samples=50, aggregate='arithmetic', seed=0, softmax=True, dim=1)
+        MonteCarloDropout(num_samples=50, aggregate='arithmetic', seed=0, softmax=True, dim=1, attribute=None)
 
     Reference:
         Gal & Ghahramani, Dropout as a Bayesian Approximation, 2016, arXiv:1506.02142; for the geometric mean: Hinton et
@@ -73,7 +82,7 @@ class MonteCarloDropout(DuringFit[Callable[[], None]]):
 
     """
 
-    stages = frozenset({"predict", "test"})
+    stages = frozenset({"predict", "test", "validate"})
 
     def __init__(
         self,
@@ -83,6 +92,7 @@ class MonteCarloDropout(DuringFit[Callable[[], None]]):
         seed: int | None = None,
         softmax: bool = False,
         dim: int = 1,
+        attribute: str | Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         self.num_samples = _checks.count("num_samples", num_samples, _FEWEST)
@@ -91,8 +101,11 @@ class MonteCarloDropout(DuringFit[Callable[[], None]]):
         self.seed = seed if seed is None else _checks.count("seed", seed, 0)
         self.softmax = _checks.boolean("softmax", softmax)
         self.dim = _checks.integer("dim", dim)
+        listed(attribute)
+        self.attribute = attribute
         self._runs = 0
         self._calls = 0
+        self._varies = False
 
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -107,6 +120,16 @@ class MonteCarloDropout(DuringFit[Callable[[], None]]):
 
     @override
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._average(trainer, pl_module, "test_step")
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "validate":  # and not during `fit`
+            self._average(trainer, pl_module, "validation_step")
+
+    def _average(self, trainer: Trainer, pl_module: LightningModule, step: str) -> None:
+        """Make `self(...)` in `step` return the mean."""
+
         def average(samples: Tensor, *, log: bool = False) -> Tensor:
             if not samples.is_floating_point():
                 return _same_for_all(samples)
@@ -118,7 +141,7 @@ class MonteCarloDropout(DuringFit[Callable[[], None]]):
         def average_all(samples: Any) -> Any:
             return average(samples, log=True) if isinstance(samples, Tensor) else map_tensors(average, samples)
 
-        self._replace(trainer, pl_module, "forward", average_all)
+        self._replace(trainer, pl_module, step, average_all)
 
     @override
     def on_test_batch_end(
@@ -130,19 +153,48 @@ class MonteCarloDropout(DuringFit[Callable[[], None]]):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        self._check_calls("test_step")
+
+    @override
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if self._run is not None:
+            self._check_calls("validation_step")
+
+    def _check_calls(self, step: str) -> None:
         if not self._calls:
             msg = (
-                "MonteCarloDropout averages what `self(...)` returns, but `test_step` did not call it. Define `forward`"
-                " and call `self(inputs)` in `test_step`, or use `trainer.predict`."
+                f"MonteCarloDropout averages what `self(...)` returns, but `{step}` did not call it. Define `forward`"
+                f" and call `self(inputs)` in `{step}`, or use `trainer.predict`."
             )
             raise MisconfigurationException(msg)
 
     @override
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._end(trainer)
+        self._finish(trainer)
 
     @override
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._finish(trainer)
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "validate":
+            self._finish(trainer)
+
+    def _finish(self, trainer: Trainer) -> None:
+        if self._calls and not self._varies:
+            rank_zero_warn(
+                "MonteCarloDropout has drawn dropout masks, but no prediction of this run varied over them: the weights"
+                " behind dropout may be 0, or its outputs may not reach the predictions."
+            )
         self._end(trainer)
 
     @override
@@ -150,37 +202,42 @@ class MonteCarloDropout(DuringFit[Callable[[], None]]):
         if run is not None:
             run()
 
-    def _replace(self, trainer: Trainer, pl_module: LightningModule, name: str, finish: Callable[[Any], Any]) -> None:
-        """Make the method `name` of the module return `finish` of its samples during this stage."""
-        sites = all_sites(pl_module)
+    def _replace(self, trainer: Trainer, pl_module: LightningModule, step: str, finish: Callable[[Any], Any]) -> None:
+        """Make `predict_step`, or `forward` in another step, return `finish` of its samples during this stage."""
+        name, called = (step, (step,)) if step == "predict_step" else ("forward", ())
+        sites, off = samplable_sites(pl_module, listed(self.attribute), called)
         if not any(site.base for site in sites):
-            msg = (
-                f"MonteCarloDropout finds no dropout in {type(pl_module).__name__}:"
-                f" {'all rates are 0' if sites else 'no module has a rate'}. {_DEAD}"
-            )
+            found = f"all rates are 0{origin_of_zeros(pl_module, sites)}" if sites else "no module has a rate"
+            msg = f"MonteCarloDropout finds no dropout in {type(pl_module).__name__}: {found}. {_DEAD}"
             raise MisconfigurationException(msg)
         mesh = pl_module.device_mesh
         if mesh is not None and mesh["tensor_parallel"].size() > 1:
             msg = "MonteCarloDropout does not work with tensor parallelism, whose ranks need common masks."
             raise MisconfigurationException(msg)
-        _warn_of_functional_dropout(pl_module)
+        warn_of_unreached(pl_module, [*sites, *off], (step,), _OFF)
+        warn_of_those_left_off(off)
         sampler = Sampler(
             pl_module,
-            sites,
+            [site for site in sites if site.base],
             self.num_samples,
             trainer.strategy.root_device,
             # Where a pass gathers weights, every rank must make as many.
             one_by_one=is_a(trainer.strategy, "FSDPStrategy", "ModelParallelStrategy"),
         )
         seed = f"{torch.initial_seed()}/{self._runs}" if self.seed is None else self.seed
-        self._runs, self._calls = self._runs + 1, 0
+        self._runs, self._calls, self._varies = self._runs + 1, 0, False
         before, method = vars(pl_module).get(name), getattr(pl_module, name)
 
         @wraps(method)  # Lightning looks at the signature
         def sampled(*args: Any, **kwargs: Any) -> Any:
+            is_first = not self._calls
+            if is_first and state.has_whole_weights(trainer, pl_module):
+                ask_evaluation(pl_module, partial(method, *args, **kwargs), [*sites, *off], sampler.device, called)
             samples = sampler(method, args, kwargs, f"{seed}/{trainer.global_rank}/{self._calls}")
-            if not self._calls:
-                _refuse_dead(samples)
+            self._varies = self._varies or any((tensor != tensor[:1]).any() for tensor in tensors_in(samples))
+            if is_first and not self._varies and not sampler.has_drawn:
+                msg = f"Predictions do not vary over dropout masks: no dropout module acts on them. {_DEAD}"
+                raise MisconfigurationException(msg)
             self._calls += 1
             return finish(samples)
 
@@ -207,19 +264,6 @@ def _same_for_all(samples: Tensor) -> Tensor:
         )
         raise MisconfigurationException(msg)
     return samples[0]
-
-
-def _refuse_dead(samples: Any) -> None:
-    """Raise if no mask makes a difference."""
-    if not any((tensor != tensor[:1]).any() for tensor in tensors_in(samples)):
-        msg = f"Predictions do not vary over dropout masks: no dropout module acts on them. {_DEAD}"
-        raise MisconfigurationException(msg)
-
-
-def _warn_of_functional_dropout(pl_module: LightningModule) -> None:
-    calls = [call for _, call in functional_dropouts(pl_module, "predict_step", "test_step")]
-    for where in dict.fromkeys(call.where for call in calls):
-        rank_zero_warn(f"{where}: this dropout stays off in MonteCarloDropout. Use a dropout module.")
 
 
 def _log_spread(trainer: Trainer, pl_module: LightningModule, summary: EnsemblePrediction) -> None:

@@ -1,15 +1,16 @@
 """What a dropout scheduler knows during one fit, and does to the modules."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
 
 from lightning_reg import _checks
+from lightning_reg.callbacks.dropout.changes import ModuleChanges
 from lightning_reg.callbacks.dropout.compile import CompilableRates
 from lightning_reg.callbacks.dropout.sites import Site
 from lightning_reg.callbacks.trainer.loggers import log
-from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
+from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer, rank_zero_warn
 from lightning_reg.callbacks.trainer.plan import Plan
 from lightning_reg.schedules import Schedule
 from lightning_reg.tensorboard import tags
@@ -35,22 +36,27 @@ class Run:
         share_of: Callable[[Sequence[Site]], Sequence[float]],
         device: torch.device,
     ) -> None:
+        self.all_sites = list(sites)
+        """Those that are not chosen, too."""
         self.sites = [site for site in sites if site.name not in left_out]
-        self.shares = share_of(self.sites)
+        self.shares = share_of(self.sites) if self.sites else ()
         self._shapes = {site.name: f"{type(site.module).__name__}.{site.attribute} {site.base:g}" for site in sites}
         self._left_out = left_out
         self.schedule: Callable[[int], float] | None = None
         """The user's, with durations in ticks."""
         self.first_step = True
+        self.is_first_batch = True
+        self.changes = ModuleChanges()
         self.is_read = False
         """Whether somebody reads what is logged for the current step."""
         self._factor: float | None = None
+        self._has_warned = False
         self._compilable = CompilableRates(root, self.sites, self.shares, device)
 
     @property
     def rates(self) -> list[float]:
-        """The rates of the current step."""
-        return [(self._factor or 0.0) * share for share in self.shares]
+        """The rates of the current step: what the modules hold, whoever has set it."""
+        return [float(site.value or 0.0) for site in self.sites]
 
     def check(self, schedule: Schedule, total: float) -> None:
         """Raise if `schedule` leaves the rates that there are within `total` ticks, where it can tell beforehand."""
@@ -62,19 +68,27 @@ class Run:
         if self.schedule is None:
             return
         factor = _checks.number(f"schedule({tick})", self.schedule(tick))
-        if factor == self._factor:
-            return
-        self._check(factor, f"`schedule({tick})`", f"at tick {tick}")
+        self._warn_of_changed()
+        if factor != self._factor:
+            self._check(factor, f"`schedule({tick})`", f"at tick {tick}")
+            self._compilable.set(factor)
+            self._factor = factor
         for site, share in zip(self.sites, self.shares, strict=True):
-            setattr(site.module, site.attribute, factor * share)
-        self._compilable.set(factor)
-        self._factor = factor
+            if site.value != factor * share:
+                site.set(factor * share)
+
+    def is_of(self, sites: Iterable[Site]) -> bool:
+        """Tell whether these are the rates that it knows."""
+        return {(site.module, site.attribute) for site in sites} == {
+            (site.module, site.attribute) for site in self.all_sites
+        }
 
     def restore(self) -> None:
         """Give every module back what it had."""
+        self.changes.end()
         self._compilable.restore()
         for site in self.sites:
-            setattr(site.module, site.attribute, site.built)
+            site.restore()
 
     def plan(self, settings: str, action: str) -> Plan:
         """Return what happens to each rate."""
@@ -86,6 +100,20 @@ class Run:
             left_out=self._left_out,
         )
 
+    def _warn_of_changed(self) -> None:
+        """Warn, once, of rates that other code has set since they were set here."""
+        if self._factor is None or self._has_warned:
+            return
+        for site, share in zip(self.sites, self.shares, strict=True):
+            if site.value != self._factor * share:
+                self._has_warned = True
+                rank_zero_warn(
+                    f"Other code has set the dropout rate of {site.name!r} to {site.value}. DropoutScheduler sets what"
+                    f" its schedule says at every step ({self._factor * share:g} in the last one). To leave the rate"
+                    " to the other code, exclude the module by `select=`."
+                )
+                return
+
     def _check(self, factor: float, what: str, when: str) -> None:
         for site, share in zip(self.sites, self.shares, strict=True):
             if not 0 <= factor * share < 1:
@@ -96,6 +124,8 @@ class Run:
 def log_rates(trainer: Trainer, pl_module: LightningModule, runs: Sequence[Run]) -> None:
     """Log the mean of all rates, and each of them if they differ."""
     rates = {site.name: rate for run in runs for site, rate in zip(run.sites, run.rates, strict=True)}
+    if not rates:  # the modules have been taken out of the model
+        return
     mean = sum(rates.values()) / len(rates)
     # Filled on the device: `log` would copy a number there, and wait.
     value = torch.full((), mean, device=pl_module.device)

@@ -38,7 +38,9 @@ class Sampler:
         self, root: nn.Module, sites: Sequence[Site], count: int, device: torch.device, *, one_by_one: bool
     ) -> None:
         self.count = count
-        self._device = device
+        self.device = device
+        self.has_drawn = False
+        """Whether a module has dropped with a rate above 0, whatever its mask has let through."""
         self._drops = {site.module: site.base for site in sites if has_formula(site.module)}
         holders = {site.module for site in sites}
         # Those draw inside a kernel, from the global generator: one sample at a time.
@@ -86,23 +88,29 @@ class Sampler:
 
     def _start(self, seed: int, seeds: Sequence[int]) -> None:
         """Begin one pass: with its global seed, and a stream for each sample in it."""
-        torch.default_generator.manual_seed(seed)
-        if self._device.type != "cpu":
-            torch.get_device_module(self._device).manual_seed(seed)
-        self._streams = [torch.Generator(self._device).manual_seed(item) for item in seeds]
+        # Another seed than that of a stream, or kernels would draw the masks of the modules.
+        kernels = derived_seed(seed, "kernels")
+        torch.default_generator.manual_seed(kernels)
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).manual_seed(kernels)
+        self._streams = [torch.Generator(self.device).manual_seed(item) for item in seeds]
 
     @contextmanager
     def _active(self) -> Iterator[None]:
         """Switch dropout on and everything off that would go past it; undo all of it at the end."""
         with ExitStack() as undo:
-            devices = [] if self._device.type == "cpu" else [self._device]
-            kind = "cuda" if self._device.type == "cpu" else self._device.type
+            devices = [] if self.device.type == "cpu" else [self.device]
+            kind = "cuda" if self.device.type == "cpu" else self.device.type
             undo.enter_context(torch.random.fork_rng(devices, device_type=kind))
             # Compiled code has the masks of evaluation baked in; the fast path of transformers has none at all.
             undo.enter_context(torch.compiler.set_stance("force_eager"))
             undo.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
             torch.backends.mha.set_fastpath_enabled(False)
             for module in self._others:
+                if type(module).__module__.startswith("torch.nn."):
+                    undo.callback(module.register_forward_pre_hook(self._note).remove)
+                else:  # methods other than `forward` may be what drops
+                    self._note()
                 undo.callback(setattr, module, "training", module.training)
                 module.training = True
             for module, rate in self._drops.items():
@@ -112,7 +120,11 @@ class Sampler:
                 module.training = True
             yield
 
+    def _note(self, *_: object) -> None:
+        self.has_drawn = True
+
     def _drop(self, module: nn.Module, rate: float, inputs: Tensor) -> Tensor:
+        self._note()
         samples = len(self._streams)
         if rate == 1:
             return inputs * 0

@@ -6,9 +6,9 @@ from typing import Any, Literal, final, get_args
 from typing_extensions import override
 
 from lightning_reg import _checks
+from lightning_reg.callbacks.dropout.rest import ask_training_step, warn_of_unreached
 from lightning_reg.callbacks.dropout.run import Run, log_rates
-from lightning_reg.callbacks.dropout.sites import Site, depths, select_sites
-from lightning_reg.callbacks.dropout.source import functional_dropouts
+from lightning_reg.callbacks.dropout.sites import Site, depths, listed, select_sites
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
 from lightning_reg.callbacks.trainer.packages import LightningModule, MisconfigurationException, Trainer, rank_zero_warn
@@ -22,21 +22,30 @@ from lightning_reg.selection.modules import as_module_select
 from lightning_reg.tensorboard import tags
 
 Interval = Literal["step", "epoch"]
+_STEPS = ("training_step",)
+_OUT_OF_REACH = "{reason}, out of reach of a schedule. Use a dropout module."
 
 
 @final
 class DropoutScheduler(DuringFit[Run]):
     r"""Set dropout rates by a schedule, :math:`p_i(t) = c_i\, s(t)` with :math:`c_i = 1` unless `scale` says otherwise.
 
-    It finds the rates of `nn.Dropout` and its relatives, `nn.MultiheadAttention`, `nn.LSTM`, `GRU` and `RNN` of several
-    layers, stochastic depth (`drop_prob`, torchvision's `StochasticDepth`), and of attention modules that keep a number
-    (`dropout`, `attention_dropout`). The rate is a function of the tick, so a resumed run goes on exactly. Evaluation
-    is as ever; after training, or an exception, every module has the rate that it was built with.
+    It finds the rates of `nn.Dropout` and its relatives, `nn.MultiheadAttention`, `nn.LSTM`, `GRU` and `RNN` of
+    several layers, stochastic depth (`drop_prob`, torchvision's `StochasticDepth`), classes that are called dropout,
+    and the numbers that a module passes to `F.dropout`, also in helpers, or to attention, also those of `self.config`.
+    The rate is a function of the tick, so a resumed run goes on exactly. Evaluation is as ever; after training, or an
+    exception, every module has the rate that it was built with. Modules that are replaced while training goes on are
+    found: those that torch's own means put in at the next batch, others in the next epoch.
+
+    In the first batch, two passes of `training_step` with all rates at 0 and two seeds tell what is random besides: a
+    warning names it, and the `attribute=` that may reach it. Gaussian noise is left out. The passes have no gradients
+    and log nothing; the module, the gradients and the random state are put back, what the step does elsewhere (files,
+    iterators) is not. They are left out in manual optimization and where weights are spread over ranks.
 
     Under `torch.compile` a new rate compiles nothing again. Modules that do nothing but dropout (`nn.Dropout` and its
     relatives, stochastic depth) are compiled with the rate in a tensor. Other holders of a rate (attention, recurrent
-    layers, `attribute=`) run outside the graph, with their own fused kernels; `fullgraph=True` refuses them. Without
-    `torch.compile` every kernel stays as it is.
+    layers, modules that call `F.dropout`, `attribute=`) run outside the graph with all that is in them, with their own
+    fused kernels; `fullgraph=True` refuses them. Without `torch.compile` every kernel stays as it is.
 
     Logged at the trainer's `log_every_n_steps`: `reg/dropout` (the mean over all scheduled rates, in [0, 1)), and
     `reg.dropout/<layer>` to the loggers when they differ.
@@ -45,8 +54,8 @@ class DropoutScheduler(DuringFit[Run]):
         schedule: :math:`s(t)`, a schedule or any callable from tick to rate in [0, 1).
         select: Which modules: a glob over module names, a list of globs, or a `Select`. Default: all that hold a rate.
             Different schedules for different layers are two callbacks.
-        attribute: The attribute, or list of attributes, that holds the rate, for modules that are not found by
-            themselves.
+        attribute: An attribute, or a list of attributes, that hold rates besides those that are found, by name
+            (`"noise_rate"`) or dotted (`"config.noise_rate"`); in all modules that have it as a number.
         scale: `False`: every rate is :math:`s(t)`. `True`: :math:`s(t)` times the rate that the module was built with.
             `"depth"`: :math:`s(t)` times :math:`l / L` in block :math:`l` of :math:`L`, in the order of the model; the
             linear rule of stochastic depth. A block is one parent module; numbered modules are a block each.
@@ -87,10 +96,7 @@ class DropoutScheduler(DuringFit[Run]):
         self.schedule = schedule
         as_module_select(select)
         self.select = select
-        names = _listed(attribute)
-        if not _checks.is_list(names) or not all(isinstance(name, str) for name in names):
-            msg = f"`attribute` must be the name of an attribute, or a list of names, got {attribute!r}."
-            raise TypeError(msg)
+        listed(attribute)
         self.attribute = attribute
         if not isinstance(scale, bool) and scale != "depth":
             msg = f"`scale` must be True, False or 'depth', got {scale!r}."
@@ -106,7 +112,7 @@ class DropoutScheduler(DuringFit[Run]):
 
     @override
     def make_run(self, trainer: Trainer, pl_module: LightningModule) -> Run:
-        sites, left_out = select_sites(pl_module, as_module_select(self.select), _listed(self.attribute))
+        sites, left_out = self._sites(pl_module)
         _refuse_shared([site for site in sites if site.name not in left_out], _runs(trainer))
         return Run(pl_module, sites, left_out, self._shares, trainer.strategy.root_device)
 
@@ -114,7 +120,7 @@ class DropoutScheduler(DuringFit[Run]):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_fit_start(trainer, pl_module)
         if self is _schedulers(trainer)[-1]:
-            _warn_of_functional_dropout(pl_module, _runs(trainer))
+            warn_of_unreached(pl_module, _found(trainer), _STEPS, _OUT_OF_REACH)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -131,10 +137,15 @@ class DropoutScheduler(DuringFit[Run]):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._run is not None and (batch_idx == 0 or self._run.changes.seen):
+            self._follow_changes(trainer, pl_module, self._run)
         if self._run is not None:
             tick = state.tick(trainer, pl_module) if self.interval == "step" else trainer.current_epoch
             self._run.set(tick)
             self._run.is_read = state.logs_now(trainer, first_step=self._run.first_step)
+            if self._run.is_first_batch and self is _schedulers(trainer)[-1]:
+                ask_training_step(trainer, pl_module, _found(trainer), (batch, batch_idx))
+            self._run.is_first_batch = False
 
     @override
     def on_train_batch_end(
@@ -172,11 +183,26 @@ class DropoutScheduler(DuringFit[Run]):
             raise ValueError(msg)
         return shares
 
+    def _sites(self, pl_module: LightningModule) -> tuple[list[Site], dict[str, str]]:
+        return select_sites(pl_module, as_module_select(self.select), listed(self.attribute), steps=_STEPS)
 
-def _listed(attribute: str | Sequence[str] | None) -> Sequence[str]:
-    if attribute is None:
-        return ()
-    return (attribute,) if isinstance(attribute, str) else attribute
+    def _follow_changes(self, trainer: Trainer, pl_module: LightningModule, run: Run) -> None:
+        """Begin anew, at the same tick, if there are other rates than before: the user has replaced modules."""
+        run.changes.seen = False
+        try:
+            if run.is_of(self._sites(pl_module)[0]):
+                return
+            run.restore()
+            self._run = None
+            new = self.make_run(trainer, pl_module)
+        except ValueError as error:
+            if not run.all_sites:
+                return
+            run.restore()
+            rank_zero_warn(f"The model has changed, and DropoutScheduler has nothing to do any more: {error}")
+            new = Run(pl_module, [], {}, self._shares, trainer.strategy.root_device)
+        new.schedule, new.first_step, new.is_first_batch = run.schedule, run.first_step, False
+        self._run = new
 
 
 def _schedulers(trainer: Trainer) -> list[DropoutScheduler]:
@@ -185,6 +211,12 @@ def _schedulers(trainer: Trainer) -> list[DropoutScheduler]:
 
 def _runs(trainer: Trainer) -> list[Run]:
     return [run for scheduler in _schedulers(trainer) if (run := scheduler.run)]
+
+
+def _found(trainer: Trainer) -> list[Site]:
+    """Return all rates that are known, chosen or not."""
+    sites = {(site.module, site.attribute): site for run in _runs(trainer) for site in run.all_sites}
+    return list(sites.values())
 
 
 def _refuse_shared(sites: Sequence[Site], runs: Sequence[Run]) -> None:
@@ -197,16 +229,3 @@ def _refuse_shared(sites: Sequence[Site], runs: Sequence[Run]) -> None:
                 " join the schedules by Sequence."
             )
             raise MisconfigurationException(msg)
-
-
-def _warn_of_functional_dropout(pl_module: LightningModule, runs: Sequence[Run]) -> None:
-    """Warn of dropout that goes past the schedules, as far as the source shows it."""
-    taken = {(site.module, site.attribute) for run in runs for site in run.sites}
-    messages = {}
-    for module, call in functional_dropouts(pl_module, "training_step"):
-        if call.attribute is None:
-            messages[call.where] = "the rate is in the code, out of reach of a schedule. Use a dropout module"
-        elif (module, call.attribute) not in taken and isinstance(vars(module).get(call.attribute), float):
-            messages[call.where] = f"no schedule sets this rate. To choose it: `attribute={call.attribute!r}`"
-    for where, message in messages.items():
-        rank_zero_warn(f"{where}: {message}.")

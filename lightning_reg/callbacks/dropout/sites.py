@@ -1,17 +1,16 @@
-"""Which modules hold a dropout rate, and under which attribute."""
+"""All dropout rates of a model, and which of them a callback acts on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
 
 from torch import nn
 
-from lightning_reg.functional.dropout import is_drop_path
+from lightning_reg import _checks
+from lightning_reg.callbacks.dropout.held import give_back, is_rate, set_value, value_of
+from lightning_reg.callbacks.dropout.rates import rates_of
+from lightning_reg.callbacks.dropout.source import steps_of_parts
 from lightning_reg.selection import Select
 from lightning_reg.selection.modules import NamedModule, named_modules, select_modules
-
-_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-_IN_ATTENTION = ("dropout", "attention_dropout")
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,36 +34,52 @@ class Site:
         """The rate it was built with."""
         return float(self.built or 0.0)
 
+    @property
+    def value(self) -> float | None:
+        """What is there now."""
+        value: float | None = value_of(self.module, self.attribute)
+        return value
 
-def rates_of(module: nn.Module) -> list[str]:
-    """Return the attributes of `module` that are dropout rates, by its type or by what such modules have in common."""
-    if isinstance(module, _DROPOUTS):
-        return ["p"]
-    if isinstance(module, nn.MultiheadAttention):
-        return ["dropout"]
-    if isinstance(module, nn.RNNBase):
-        # Between layers only: with one layer there is nothing to drop.
-        return ["dropout"] if module.num_layers > 1 else []
-    if is_drop_path(module) and _is_rate(module, "p"):
-        return ["p"]
-    names = _IN_ATTENTION if "attention" in type(module).__name__.lower() else ()
-    # `None`: no stochastic depth for the moment, in timm and Hugging Face.
-    has_drop_prob = _is_rate(module, "drop_prob") or vars(module).get("drop_prob", 0) is None
-    return [*(["drop_prob"] if has_drop_prob else []), *(name for name in names if _is_rate(module, name))]
+    def set(self, rate: float | None) -> None:
+        """Set the rate, for this module alone."""
+        set_value(self.module, self.attribute, rate)
+
+    def restore(self) -> None:
+        """Set what the module was built with."""
+        give_back(self.module, self.attribute, self.built)
 
 
-def all_sites(module: nn.Module) -> list[Site]:
-    """Return every rate that `rates_of` finds, in the order of the model."""
-    return [site for part in named_modules(module) for site in _sites(part, rates_of(part.module))]
+def all_sites(module: nn.Module, attribute: Sequence[str] = (), *, steps: Sequence[str] = ()) -> list[Site]:
+    """Return every rate, in the order of the model.
+
+    Args:
+        module: The module to search.
+        attribute: Attributes that are rates, besides those that `rates_of` finds.
+        steps: The methods of `module` that are called besides `forward`.
+
+    Raises:
+        ValueError: If a name in `attribute` is a number in no module.
+
+    """
+    modules = named_modules(module)
+    for name in attribute:
+        _check_attribute(modules, name)
+    methods = steps_of_parts(module, *steps)
+    return [
+        site for part in modules for site in _sites(part, _rates(part.module, attribute, methods.get(part.module, ())))
+    ]
 
 
-def select_sites(module: nn.Module, select: Select, attribute: Sequence[str]) -> tuple[list[Site], dict[str, str]]:
-    """Choose rates.
+def select_sites(
+    module: nn.Module, select: Select, attribute: Sequence[str], *, steps: Sequence[str] = ()
+) -> tuple[list[Site], dict[str, str]]:
+    """Choose among the rates that `all_sites` returns.
 
     Args:
         module: The module to search.
         select: Globs over the names of modules, and types.
-        attribute: The attributes that are rates; empty for those that `rates_of` finds.
+        attribute: Attributes that are rates, besides those that `rates_of` finds.
+        steps: The methods of `module` that are called besides `forward`.
 
     Returns:
         All rates in the order of the model, and for the names of those that are not chosen the reason.
@@ -73,30 +88,27 @@ def select_sites(module: nn.Module, select: Select, attribute: Sequence[str]) ->
         ValueError: If nothing is chosen, or a part of `select` or `attribute` matches nothing.
 
     """
-    modules = named_modules(module)
-    for name in attribute:
-        _check_attribute(modules, name)
-
-    def rates(part: nn.Module) -> list[str]:
-        return [name for name in attribute if _is_rate(part, name)] if attribute else rates_of(part)
-
-    if not any(rates(part.module) for part in modules):
+    sites = all_sites(module, attribute, steps=steps)
+    if not sites:
         msg = (
             f"{type(module).__name__} has no dropout that can be scheduled: no nn.Dropout or other dropout module, no"
-            " nn.MultiheadAttention, no nn.LSTM, GRU or RNN of several layers, no stochastic depth, no attention module"
-            " with a rate. Add an nn.Dropout, or name the attribute that holds a rate by `attribute=`. Dropout by"
-            " `F.dropout` with a number in the code can't be scheduled."
+            " nn.MultiheadAttention, no nn.LSTM, GRU or RNN of several layers, no stochastic depth, no `F.dropout` with"
+            " a rate that a module holds. Add an nn.Dropout, or name the attribute that holds a rate by `attribute=`."
+            " Dropout by `F.dropout` with a number in the code can't be scheduled."
         )
         raise ValueError(msg)
-    selection = select_modules(modules, select, fits=lambda part: bool(rates(part)), kind="module with a dropout rate")
-    sites: list[Site] = []
-    left_out: dict[str, str] = {}
-    for part in modules:
-        found = _sites(part, rates(part.module))
-        sites += found
-        if part not in selection.chosen:
-            left_out.update((site.name, selection.left_out[part.name]) for site in found)
-    return sites, left_out
+    holders = {site.module for site in sites}
+    selection = select_modules(
+        named_modules(module), select, fits=holders.__contains__, kind="module with a dropout rate"
+    )
+    chosen = {part.module for part in selection.chosen}
+    reasons = {part.module: selection.left_out.get(part.name, "") for part in named_modules(module)}
+    return sites, {site.name: reasons[site.module] for site in sites if site.module not in chosen}
+
+
+def _rates(module: nn.Module, attribute: Sequence[str], methods: Sequence[str]) -> list[str]:
+    named = [name for name in attribute if is_rate(module, name)]
+    return list(dict.fromkeys([*rates_of(module, *methods), *named]))
 
 
 def _sites(part: NamedModule, attributes: Sequence[str]) -> list[Site]:
@@ -104,7 +116,21 @@ def _sites(part: NamedModule, attributes: Sequence[str]) -> list[Site]:
         is_only = len(attributes) == 1
         return tuple(path if path and is_only else f"{path}.{attribute}".lstrip(".") for path in part.names)
 
-    return [Site(part.module, name, named(name), vars(part.module)[name]) for name in attributes]
+    return [Site(part.module, name, named(name), value_of(part.module, name)) for name in attributes]
+
+
+def listed(attribute: str | Sequence[str] | None) -> Sequence[str]:
+    """Return what a user passed as `attribute` as a list.
+
+    Raises:
+        TypeError: If there is something else than strings.
+
+    """
+    names = [] if attribute is None else [attribute] if isinstance(attribute, str) else attribute
+    if not _checks.is_list(names) or not all(isinstance(name, str) for name in names):
+        msg = f"`attribute` must be the name of an attribute, or a list of names, got {attribute!r}."
+        raise TypeError(msg)
+    return names
 
 
 def depths(sites: Sequence[Site]) -> list[float]:
@@ -121,14 +147,9 @@ def depths(sites: Sequence[Site]) -> list[float]:
     return [order[block] / len(order) for block in blocks]
 
 
-def _is_rate(module: nn.Module, name: str) -> bool:
-    value = vars(module).get(name)
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
 def _check_attribute(modules: Sequence[NamedModule], name: str) -> None:
-    if not any(_is_rate(part.module, name) for part in modules):
-        others = {key for part in modules for key in vars(part.module) if _is_rate(part.module, key)}
+    if not any(is_rate(part.module, name) for part in modules):
+        others = {key for part in modules for key in vars(part.module) if is_rate(part.module, key)}
         present = ", ".join(sorted(others - set(vars(nn.Module())))) or "none"
         msg = f"`attribute` {name!r} is a number in no module of this model. Attributes that are numbers: {present}."
         raise ValueError(msg)

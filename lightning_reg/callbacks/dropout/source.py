@@ -1,104 +1,222 @@
 """What the source of `forward` tells about dropout that no module shows: functions, and rates read from children."""
 
 import ast
-import inspect
-import textwrap
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Iterator
 from functools import cache
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-_FUNCTIONS: tuple[Callable[..., Any], ...] = (
-    functional.dropout,
-    functional.dropout1d,
-    functional.dropout2d,
-    functional.dropout3d,
-    functional.alpha_dropout,
-    functional.feature_alpha_dropout,
-    torch.dropout,
-)
-_ATTENTION_RATE_POSITION = 4
+from lightning_reg.callbacks.dropout.dataflow import Frame, Value, plain_function, tree_of
+
+# Where each of them takes its rate.
+_RATE_OF: dict[Any, tuple[str, int, float]] = {
+    functional.scaled_dot_product_attention: ("dropout_p", 4, 0.0),
+    functional.multi_head_attention_forward: ("dropout_p", 10, 0.0),
+    torch.dropout: ("p", 1, 0.5),
+    torch.alpha_dropout: ("p", 1, 0.5),
+    torch.feature_dropout: ("p", 1, 0.5),
+    functional.dropout: ("p", 1, 0.5),
+    functional.dropout1d: ("p", 1, 0.5),
+    functional.dropout2d: ("p", 1, 0.5),
+    functional.dropout3d: ("p", 1, 0.5),
+    functional.alpha_dropout: ("p", 1, 0.5),
+    functional.feature_alpha_dropout: ("p", 1, 0.5),
+    nn.Dropout: ("p", 0, 0.5),  # one that is built anew in every call
+    nn.Dropout1d: ("p", 0, 0.5),
+    nn.Dropout2d: ("p", 0, 0.5),
+    nn.Dropout3d: ("p", 0, 0.5),
+    nn.AlphaDropout: ("p", 0, 0.5),
+    nn.FeatureAlphaDropout: ("p", 0, 0.5),
+}
+_OTHERS_CODE = ("torch.", "lightning.", "pytorch_lightning.", "torchmetrics.")
+_MOST_FUNCTIONS = 300
+_RATES_OF_CHILDREN = ("p", "drop_prob", "dropout")
 
 
 class FunctionalDropout(NamedTuple):
-    """A call of a dropout function."""
+    """A call that drops."""
 
     where: str
     rate: float | None
     """The rate, if it is a number in the code."""
     attribute: str | None
-    """The attribute of `self` that is the rate, if it is one."""
+    """The attribute of `self` that is the rate, dotted for one of an object that `self` holds, if it is one."""
 
 
-def functional_dropouts(module: nn.Module, *steps: str) -> list[tuple[nn.Module, FunctionalDropout]]:
-    """Return the calls of dropout functions in `forward` and the methods `steps` of `module` and all within it."""
-    return [
-        (part, call)
-        for part in module.modules()
-        for function in _functions(part, "forward", *steps)
-        for call in _calls(function)
-        if call.rate is None or call.rate > 0
-    ]
+class Source(NamedTuple):
+    """What the methods of a class do, with all methods and functions that they call."""
+
+    is_known: bool
+    """Whether there is any source at all."""
+    calls: tuple[FunctionalDropout, ...] = ()
+    reads: frozenset[tuple[str, ...]] = frozenset()
+    """All paths from `self` that are read."""
+    children_methods: frozenset[tuple[str, ...]] = frozenset()
+    """Paths of methods that are called of what `self` holds."""
+    asks_training: bool = False
+    """Whether `self.training` decides on something else than dropout."""
+
+
+def source_of(module: nn.Module, *steps: str) -> Source:
+    """Return what the source of `forward` and of the methods `steps` tells; of torch's own modules, nothing."""
+    return _source_of(type(module), ("forward", *steps))  # type: ignore[arg-type]  # torch's `__hash__` has no types
+
+
+def steps_of_parts(module: nn.Module, *steps: str) -> dict[nn.Module, tuple[str, ...]]:
+    """Return for all modules within which methods are called besides `forward`: `steps` of `module`, and by parents."""
+    found: dict[nn.Module, tuple[str, ...]] = {module: steps}
+    for part in module.modules():
+        for path in sorted(source_of(part, *found.get(part, ())).children_methods):
+            child = child_at(part, path[:-1])
+            if child is not None and path[-1] not in found.get(child, ()):
+                found[child] = (*found.get(child, ()), path[-1])
+    return found
 
 
 def children_whose_rate_is_read(module: nn.Module) -> Iterator[nn.Module]:
     """Yield the children of which `module` reads `self.<child>.p` itself, as fused attention does."""
-    for function in _functions(module, "forward"):
-        for path in _rate_reads(function):
-            child = module._modules.get(path)  # noqa: SLF001  # getattr would run properties
-            if child is not None:
-                yield child
+    for path in sorted(source_of(module).reads):
+        child = child_at(module, path[:-1]) if len(path) > 1 and path[-1] in _RATES_OF_CHILDREN else None
+        if child is not None:
+            yield child
 
 
-def _functions(module: nn.Module, *names: str) -> Iterator[Callable[..., Any]]:
-    if type(module).__module__.startswith("torch."):
-        return
+def child_at(module: nn.Module, path: tuple[str, ...]) -> nn.Module | None:
+    """Return the module at `path` within `module`, but not itself."""
+    part: nn.Module | None = module
+    for name in path:
+        part = None if part is None else part._modules.get(name)  # noqa: SLF001  # getattr would run properties
+    return part if path else None
+
+
+@cache
+def _source_of(kind: type, names: tuple[str, ...]) -> Source:
+    if kind.__module__.startswith("torch."):
+        return Source(is_known=False)
+    reader = _Reader(kind)
     for name in names:
-        function = getattr(type(module), name, None)
-        if inspect.isfunction(function) and not function.__module__.startswith(("torch.", "lightning.")):
-            yield function
+        function = plain_function(getattr(kind, name, None))
+        if function is not None and not _is_others(function):
+            reader.read(Frame(function, _bound_to_self(function)))
+    return reader.source()
 
 
-@cache
-def _tree(function: Callable[..., Any]) -> ast.AST:
-    try:
-        return ast.parse(textwrap.dedent(inspect.getsource(function)))
-    except (OSError, SyntaxError, TypeError):  # defined in a prompt, or in no file at all
-        return ast.Module(body=[], type_ignores=[])
+class _Reader:
+    """Follows calls from method to method of one class, and into functions."""
+
+    def __init__(self, kind: type) -> None:
+        self._kind = kind
+        self._frames: deque[Frame] = deque()
+        self._seen: set[tuple[FunctionType, frozenset[tuple[str, frozenset[Value]]]]] = set()
+        self._read_frames: list[Frame] = []
+        self._calls: dict[str, FunctionalDropout] = {}
+        self._drops: set[ast.AST] = set()
+        self._reads: set[tuple[str, ...]] = set()
+        self._children_methods: set[tuple[str, ...]] = set()
+
+    def read(self, frame: Frame) -> None:
+        self._add(frame)
+        while self._frames:
+            self._read(self._frames.popleft())
+
+    def source(self) -> Source:
+        return Source(
+            any(tree_of(frame.function) is not None for frame in self._read_frames),
+            tuple(self._calls.values()),
+            frozenset(self._reads),
+            frozenset(self._children_methods),
+            any(self._asks_training(frame) for frame in self._read_frames),
+        )
+
+    def _add(self, frame: Frame) -> None:
+        key = (frame.function, frozenset(frame.bindings.items()))
+        if key not in self._seen and len(self._seen) < _MOST_FUNCTIONS and not _is_others(frame.function):
+            self._seen.add(key)
+            self._frames.append(frame)
+
+    def _read(self, frame: Frame) -> None:
+        self._read_frames.append(frame)
+        for node in ast.walk(frame.tree):
+            if isinstance(node, ast.Call):
+                self._read_call(frame, node)
+            elif isinstance(node, ast.Attribute):
+                self._reads |= _paths(frame, node)
+
+    def _asks_training(self, frame: Frame) -> bool:
+        """Tell whether `self.training` decides on something in which nothing is dropped."""
+        nodes = list(ast.walk(frame.tree))
+        rates = {tuple(call.attribute.split(".")) for call in self._calls.values() if call.attribute}
+        drops = {
+            node
+            for node in nodes
+            if node in self._drops or (isinstance(node, ast.expr) and not rates.isdisjoint(_paths(frame, node)))
+        }
+        about_dropout: set[ast.AST] = set()
+        for node in nodes:
+            if isinstance(node, (ast.If, ast.IfExp, ast.Call)) and not drops.isdisjoint(ast.walk(node)):
+                about_dropout.update(ast.walk(node) if isinstance(node, ast.Call) else ast.walk(node.test))
+        return any(
+            isinstance(node, ast.Attribute) and node not in about_dropout and ("training",) in _paths(frame, node)
+            for node in nodes
+        )
+
+    def _read_call(self, frame: Frame, call: ast.Call) -> None:
+        """Follow a call, or note that it drops."""
+        called = frame.resolve(call.func)
+        takes = _RATE_OF.get(called) if callable(called) and _is_hashable(called) else None
+        if takes is not None:
+            self._record(frame, call, _argument(call, *takes))
+            return
+        method = self._method(frame, call)
+        function = method or (None if isinstance(called, type) else plain_function(called))
+        if function is None:
+            # Into what can't be read: other attention kernels, children that take the rate.
+            for word in call.keywords:
+                if word.arg and "drop" in word.arg and _paths(frame, word.value):
+                    self._record(frame, call, word.value)
+            return
+        inner = frame.bind(call, function, first=() if method else None)
+        # Without `self`, or something of it, among the arguments nothing of this module is dropped there.
+        if method or any(isinstance(value, tuple) for values in inner.bindings.values() for value in values):
+            self._add(inner)
+
+    def _method(self, frame: Frame, call: ast.Call) -> FunctionType | None:
+        match call.func:
+            case ast.Attribute(value=ast.Call(func=ast.Name(id="super")), attr=name):
+                order = self._kind.__mro__
+                own = [k for k in order if plain_function(vars(k).get(frame.function.__name__)) is frame.function]
+                for ancestor in order[order.index(own[0]) + 1 :] if own else ():
+                    if name in vars(ancestor):
+                        return plain_function(vars(ancestor)[name])
+            case ast.Attribute():
+                for path in _paths(frame, call.func):
+                    if len(path) == 1:
+                        static = isinstance(vars(self._kind).get(path[0]), (staticmethod, classmethod))
+                        return None if static else plain_function(getattr(self._kind, path[0], None))
+                    self._children_methods.add(path)
+        return None
+
+    def _record(self, frame: Frame, call: ast.Call, rate: ast.expr) -> None:
+        values = frame.values(rate)
+        where = f"{frame.function.__qualname__}: {ast.unparse(call)}"
+        paths = sorted(path for path in values if isinstance(path, tuple) and path)
+        for path in paths:
+            attribute = ".".join(path)
+            self._calls.setdefault(attribute, FunctionalDropout(where, None, attribute))
+        numbers = [value for value in values if isinstance(value, float)]
+        if not paths and (not numbers or max(numbers) > 0):
+            self._calls.setdefault(where, FunctionalDropout(where, max(numbers, default=None), None))
+        if paths or not numbers or max(numbers) > 0:
+            self._drops.add(call)
 
 
-@cache
-def _calls(function: Callable[..., Any]) -> tuple[FunctionalDropout, ...]:
-    found = []
-    for node in ast.walk(_tree(function)):
-        if not isinstance(node, ast.Call):
-            continue
-        called = _resolve(node.func, function)
-        if called is functional.scaled_dot_product_attention:
-            rate = _argument(node, "dropout_p", _ATTENTION_RATE_POSITION, default=0.0)
-        elif any(called is item for item in _FUNCTIONS):
-            rate = _argument(node, "p", 1, default=0.5)
-        else:
-            continue
-        literal = float(rate.value) if isinstance(rate, ast.Constant) and isinstance(rate.value, (int, float)) else None
-        attribute = _attribute_of_self(rate)
-        if literal is not None or attribute is not None:
-            where = f"{function.__qualname__}: {ast.unparse(node)}"
-            found.append(FunctionalDropout(where, literal, attribute))
-    return tuple(found)
-
-
-@cache
-def _rate_reads(function: Callable[..., Any]) -> tuple[str, ...]:
-    return tuple(
-        child
-        for node in ast.walk(_tree(function))
-        if isinstance(node, ast.Attribute) and node.attr in ("p", "drop_prob")
-        if (child := _attribute_of_self(node.value)) is not None
-    )
+def _paths(frame: Frame, node: ast.expr) -> set[tuple[str, ...]]:
+    return {path for path in frame.values(node) if isinstance(path, tuple) and path}
 
 
 def _argument(call: ast.Call, name: str, position: int, default: float) -> ast.expr:
@@ -108,17 +226,14 @@ def _argument(call: ast.Call, name: str, position: int, default: float) -> ast.e
     return call.args[position] if len(call.args) > position else ast.Constant(default)
 
 
-def _attribute_of_self(node: ast.expr) -> str | None:
-    # `self.rate if self.training else 0.0` is the rate, too.
-    node = node.body if isinstance(node, ast.IfExp) else node
-    is_attribute = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"
-    return node.attr if is_attribute and isinstance(node, ast.Attribute) else None
+def _bound_to_self(function: FunctionType) -> dict[str, frozenset[Value]]:
+    names = function.__code__.co_varnames[: function.__code__.co_argcount]
+    return {name: frozenset([()]) if index == 0 else frozenset() for index, name in enumerate(names)}
 
 
-def _resolve(node: ast.expr, function: Callable[..., Any]) -> object:
-    """Return what a dotted name in the code of `function` stands for; `None` if it is not found."""
-    if isinstance(node, ast.Name):
-        return function.__globals__.get(node.id)
-    if isinstance(node, ast.Attribute):
-        return getattr(_resolve(node.value, function), node.attr, None)
-    return None
+def _is_others(function: FunctionType) -> bool:
+    return f"{function.__module__}.".startswith(_OTHERS_CODE)
+
+
+def _is_hashable(value: object) -> bool:
+    return getattr(type(value), "__hash__", None) is not None

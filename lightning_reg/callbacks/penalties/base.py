@@ -26,7 +26,7 @@ from lightning_reg.callbacks.penalties.targets import Targets, add_scaled
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
 from lightning_reg.callbacks.trainer.held_weights import HeldWeights, has_gradient
-from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
+from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer, has_backward
 from lightning_reg.callbacks.trainer.refusals import refuse_strategy, refuse_unless_listed_once
 from lightning_reg.callbacks.trainer.settings import log_name
 from lightning_reg.callbacks.trainer.timetable import Timetable
@@ -98,6 +98,15 @@ class Penalty(DuringFit[Run], Formula):
         """Return the weights that the penalty acts on in the fit that is running, with their names."""
         return {} if self._run is None else {weight.parameter: weight.name for weight in self._run.selection.chosen}
 
+    def unit_dims(self, weights: Sequence[Tensor]) -> dict[Tensor, int] | None:
+        """Return for each weight the dimension along which its units lie; `None` if each entry is one.
+
+        Layers have their output units along different dimensions. Outside of a fit, nothing is known of layers.
+        """
+        if self.unit_dim is None:
+            return None
+        return {weight: self.unit_dim if self._run is None else self._run.unit_dims[weight] for weight in weights}
+
     @override
     def decays(self, trainer: Trainer, pl_module: LightningModule) -> dict[Tensor, str]:
         if not (self._run and self.overlaps_weight_decay and self.strength):
@@ -125,13 +134,15 @@ class Penalty(DuringFit[Run], Formula):
         selection = select_weights(named_weights(pl_module, state.original_shapes(trainer)), as_select(self.select))
         check_dim((weight.parameter for weight in selection.chosen), self.unit_dim)
         name, parameters = type(self).__name__, [weight.parameter for weight in selection.weights]
+        unit = self.unit_dim
         return Run(
             log_name(self, _penalties(trainer)),
             selection,
             Targets(selection, HeldWeights(parameters, f"penalized by {name}")),
+            {} if unit is None else {weight.parameter: weight.dims[unit] for weight in selection.chosen},
             # Through the loss, a gradient would reach DDP a second time for weights that it has marked as unused.
             acts_at_step=self.mode != "loss" or state.marks_unused_parameters(trainer),
-            shows_gradients=not (state.has_flat_shards(trainer) or has_dtensors(parameters)),
+            are_sharded=state.has_flat_shards(trainer) or has_dtensors(parameters),
             unseen=UnseenSteps(name),
         )
 
@@ -174,9 +185,11 @@ class Penalty(DuringFit[Run], Formula):
         if run is None or not loss.requires_grad:  # without a gradient, backward is about to raise: let it
             return
         run.unseen.backward()
-        if not reaches(loss, run.targets.held.of(trainer.optimizers)):
+        held = run.targets.held.of(trainer.optimizers)
+        if not reaches(loss, held, are_sharded=run.are_sharded) and not has_backward(pl_module):
             return
-        if run.pending and run.shows_gradients and not has_gradient(trainer.optimizers):
+        # Of shards, `.grad` holds nothing before the last batch of a step.
+        if run.pending and not run.are_sharded and not has_gradient(trainer.optimizers):
             run.forget()
         share = state.share_of_step(trainer, pl_module)
         run.pending += share
@@ -236,11 +249,12 @@ class Penalty(DuringFit[Run], Formula):
         tick, weights = state.tick(trainer, pl_module), run.targets.of([optimizer])
         strength: float | Tensor = self.strength * run.factor(tick)
         if run.quota and share and weights:
-            needed = strength_for(run.quota(tick), self.vanishing_strengths, optimizer, weights, self.unit_dim)
+            dims = self.unit_dims(weights)
+            needed = strength_for(run.quota(tick), self.vanishing_strengths, optimizer, weights, dims)
             run.strength = strength = (needed / share).clamp(min=strength)
         else:
             strongest = self.strength * run.largest_factor(tick)
-            run.rounded_away.measure(self.proximal, optimizer, weights, strongest, elementwise=self.elementwise)
+            run.rounded_away.measure(self.proximal_of, optimizer, weights, strongest, elementwise=self.elementwise)
         if share and weights and (isinstance(strength, Tensor) or strength):  # reading a tensor would wait for it
             shrink(self.proximal, optimizer, weights, strength * share, elementwise=self.elementwise)
 

@@ -48,6 +48,10 @@ class Formula(ABC):
         """
         raise NotImplementedError
 
+    def proximal_of(self, weights: list[Tensor]) -> Callable[[list[Tensor], list[float | Tensor]], None]:
+        """Return `proximal` for copies of `weights`: what it has to know of weights cannot be told from copies."""
+        return self.proximal
+
     def vanishing_strengths(self, weights: list[Tensor], step_sizes: Sequence[float | Tensor]) -> list[Tensor]:
         """Return for each weight the least strength at which `proximal` makes its entries, or groups, zero.
 
@@ -65,7 +69,7 @@ class Formula(ABC):
 
     @property
     def unit_dim(self) -> int | None:
-        """The dimension of weights along which what becomes zero together lies; `None` for single entries."""
+        """The dimension along which what becomes zero together lies, as `register_layer` counts; `None` for entries."""
         return None
 
     @property

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import final
 
+import torch
 from torch import Tensor
 from typing_extensions import override
 
@@ -24,8 +25,10 @@ class GroupLassoPenalty(Penalty):
 
     Args:
         strength: :math:`\lambda`, >= 0.
-        dim: 0 for the weights into each output unit or filter, 1 for those out of each input unit or channel; the other
-            way round for transposed convolutions.
+        dim: 0 for the weights into each output unit or filter, 1 for those out of each input unit or channel, whatever
+            the layout: of transposed convolutions and of `Conv1D` of transformers, too, and of layers of your own that
+            `register_layer` knows. The output units of an embedding are its rows. Where channels come in groups, one
+            slice has a channel of each group. Of a parameter that sits in no layer it is the dimension of the tensor.
         select: Which weights, see `Penalty`.
         mode: `"loss"`, `"grad"` or `"proximal"`, see `Penalty`.
         schedule: Factor on the strength over the optimizer steps, see `Penalty`.
@@ -62,16 +65,44 @@ class GroupLassoPenalty(Penalty):
         return group_lasso(weights, dim=self.dim)
 
     @override
+    def value(self, weights: list[Tensor]) -> Tensor:
+        terms = [group_lasso([weights[i] for i in own], dim=dim) for dim, own in self._by_dim(weights).items()]
+        return torch.stack([term.to(terms[0].device) for term in terms]).sum()
+
+    @override
     def add_gradient(self, grads: list[Tensor], weights: list[Tensor], factor: float) -> None:
-        add_group_gradient_(grads, weights, factor, dim=self.dim)
+        for dim, own in self._by_dim(weights).items():
+            add_group_gradient_([grads[i] for i in own], [weights[i] for i in own], factor, dim=dim)
 
     @override
     def proximal(self, weights: list[Tensor], factors: list[float | Tensor]) -> None:
-        group_soft_threshold(weights, factors, dim=self.dim, inplace=True)
+        self.proximal_of(weights)(weights, factors)
+
+    @override
+    def proximal_of(self, weights: list[Tensor]) -> Callable[[list[Tensor], list[float | Tensor]], None]:
+        positions = self._by_dim(weights)
+
+        def shrink(copies: list[Tensor], factors: list[float | Tensor]) -> None:
+            for dim, own in positions.items():
+                group_soft_threshold([copies[i] for i in own], [factors[i] for i in own], dim=dim, inplace=True)
+
+        return shrink
 
     @override
     def vanishing_strengths(self, weights: list[Tensor], step_sizes: Sequence[float | Tensor]) -> list[Tensor]:
-        return group_thresholds(weights, step_sizes, dim=self.dim)
+        found: dict[int, Tensor] = {}
+        for dim, own in self._by_dim(weights).items():
+            some = group_thresholds([weights[i] for i in own], [step_sizes[i] for i in own], dim=dim)
+            found.update(zip(own, some, strict=True))
+        return [found[i] for i in range(len(weights))]
+
+    def _by_dim(self, weights: Sequence[Tensor]) -> dict[int, list[int]]:
+        """Return the positions of the weights whose units lie along one dimension, for each such dimension."""
+        positions: dict[int, list[int]] = {}
+        dims = self.unit_dims(weights) or {}
+        for position, weight in enumerate(weights):
+            positions.setdefault(dims[weight], []).append(position)
+        return positions
 
     @property
     @override

@@ -1,6 +1,6 @@
 """How strong a penalty must be in this step to make a given share of the weights, or of their groups, zero."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -23,7 +23,11 @@ _ROUNDING = 1 + 2.0**-20
 
 @torch.no_grad()
 def strength_for(
-    share: float, vanishing: Vanishing, optimizer: Optimizer, weights: Sequence[Tensor], dim: int | None
+    share: float,
+    vanishing: Vanishing,
+    optimizer: Optimizer,
+    weights: Sequence[Tensor],
+    dims: Mapping[Tensor, int] | None,
 ) -> Tensor:
     """Return the least strength with which the coming proximal step leaves `share` of all units zero, shape ().
 
@@ -34,16 +38,17 @@ def strength_for(
         vanishing: From weights and step sizes to the least strength at which each unit becomes zero.
         optimizer: Has just taken a step.
         weights: The weights, among those of the optimizer, at least one.
-        dim: The dimension along which units lie; `None` if each entry is one.
+        dims: For each weight the dimension along which units lie; `None` if each entry is one.
 
     """
     entries = sum(weight.numel() for weight in weights)
-    stride = next((stride for stride in _STRIDES if entries <= stride * _SAMPLE), _STRIDES[-1]) if dim is None else 1
+    stride = next((stride for stride in _STRIDES if entries <= stride * _SAMPLE), _STRIDES[-1]) if dims is None else 1
     samples: dict[tuple[ProcessGroup, ...], list[Tensor]] = {}
     # Whole weights, whose ranks are known; only a sample of what is computed stays.
     for parts, step_sizes in with_step_sizes(optimizer, weights, elementwise=False):
         for part, strengths in zip(parts, vanishing(parts, step_sizes), strict=True):
-            ranks = shard_groups(part, lambda sharded: dim is None or sharded == dim)
+            own = None if dims is None else dims[part]
+            ranks = shard_groups(part, lambda sharded, own=own: own in (None, sharded))  # type: ignore[misc]
             # In the bits of floats >= 0, order is that of integers. 0/0, of an entry that is 0 and does not move, is 0.
             bits = strengths.reshape(-1)[::stride].float().nan_to_num(0.0, torch.inf).view(torch.int32)
             samples.setdefault(ranks, []).append(bits.to(weights[0].device))

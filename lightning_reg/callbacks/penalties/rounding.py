@@ -1,6 +1,6 @@
 """Proximal steps that rounding undoes: a weight of 0.5 in bfloat16 has no neighbour nearer than 0.002."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -24,16 +24,22 @@ class RoundedAway:
 
     @torch.no_grad()
     def measure(
-        self, proximal: Proximal, optimizer: Optimizer, weights: Sequence[Tensor], strength: float, *, elementwise: bool
+        self,
+        proximal_of: Callable[[list[Tensor]], Proximal],
+        optimizer: Optimizer,
+        weights: Sequence[Tensor],
+        strength: float,
+        *,
+        elementwise: bool,
     ) -> None:
         """Count, in the first step of an epoch, what a proximal step of `strength` moves; nothing waits for the device.
 
         Args:
-            proximal: Replaces weights, in place.
+            proximal_of: From weights to what replaces copies of them, in place.
             optimizer: Has just taken a step.
             weights: The weights, among those of the optimizer.
             strength: Factor on the penalty.
-            elementwise: Whether `proximal` works on flat parts of weights.
+            elementwise: Whether that works on flat parts of weights.
 
         """
         coarse = [weight for weight in weights if torch.finfo(weight.dtype).bits < torch.finfo(torch.float32).bits]
@@ -43,7 +49,7 @@ class RoundedAway:
         self._counts = torch.zeros(2, dtype=torch.long, device=coarse[0].device)
         for parts, factors in with_step_sizes(optimizer, coarse, strength, elementwise=elementwise):
             exact = [part.float() for part in parts]
-            proximal(exact, [factor.float() if isinstance(factor, Tensor) else factor for factor in factors])
+            proximal_of(parts)(exact, [factor.float() if isinstance(factor, Tensor) else factor for factor in factors])
             for before, after in zip(local_parts(parts), local_parts(exact), strict=True):
                 moves = after != before
                 stays = moves & (after.to(before.dtype) == before)

@@ -1,6 +1,6 @@
 """What a penalty knows during one fit, and what its term and the data loss were in the step at hand."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -12,7 +12,7 @@ from lightning_reg.callbacks.penalties.targets import Targets
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.loggers import log
 from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
-from lightning_reg.callbacks.trainer.plan import Plan
+from lightning_reg.callbacks.trainer.plan import Plan, describe
 from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
 from lightning_reg.callbacks.trainer.timetable import Timetable
 from lightning_reg.callbacks.trainer.unseen_steps import UnseenSteps
@@ -59,11 +59,13 @@ class Run:
     name: str
     selection: Selection
     targets: Targets
+    unit_dims: Mapping[Tensor, int]
+    """For each chosen weight the dimension of the tensor along which units lie; empty if each entry is one."""
     acts_at_step: bool
     """Whether the term acts at the optimizer step (its gradient right before, or its operator right after), instead of
     through the loss."""
-    shows_gradients: bool
-    """Whether `.grad` holds the gradient of the batches so far between two batches of one step, too."""
+    are_sharded: bool
+    """Whether the optimizers hold parts of weights, as FSDP leaves them on each rank."""
     unseen: UnseenSteps
     schedule: Timetable | None = None
     """The user's, with durations in ticks."""
@@ -108,7 +110,7 @@ class Run:
         trained = set(self.targets.of(optimizers))
         return Plan(
             settings,
-            shapes={weight.name: weight.shape for weight in self.selection.weights},
+            shapes={weight.name: describe(weight) for weight in self.selection.weights},
             actions={
                 weight.name: action if weight.parameter in trained else f"{action} (not trained at the moment)"
                 for weight in self.selection.chosen

@@ -14,7 +14,7 @@ from lightning_reg.callbacks.trainer.during_fit import DuringFit
 from lightning_reg.callbacks.trainer.loggers import log
 from lightning_reg.callbacks.trainer.packages import LightningModule, MisconfigurationException, Trainer
 from lightning_reg.callbacks.trainer.timetable import Timetable
-from lightning_reg.functional.penalties.counts import sparsity
+from lightning_reg.functional.penalties.counts import zero_share
 from lightning_reg.schedules import Cosine, Schedule
 from lightning_reg.schedules.base import check_schedule
 from lightning_reg.tensorboard import tags
@@ -137,10 +137,11 @@ class TargetSparsity(DuringFit[Aim]):
             return
         weights = run.targets.of(trainer.optimizers)
         if weights:
+            dims = self.penalty.unit_dims(weights)
             values = {
                 "strength": self.penalty.strength if run.strength is None else run.strength,
                 "target": aim.at(max(state.tick(trainer, pl_module) - 1, 0)),
-                "reached": sparsity(weights, dim=self.penalty.unit_dim),
+                "reached": zero_share(weights, 0.0, None if dims is None else list(dims.values())),
             }
             log(trainer, pl_module, {f"{aim.tag}/{name}": value for name, value in values.items()})
 

@@ -109,7 +109,7 @@ class Projection:
             bound = self._bound * (1 - torch.finfo(values.dtype).eps)
             if self._clips and is_matrix(weight) and mask_of(weight) is None:
                 clipped = clip_singular_values(layer.matrix(), bound, is_far=excess > _FAR)
-                values.copy_(local_slice(clipped.view(weight.shape), weight.parameter))
+                values.copy_(local_slice(layer.from_matrix(clipped), weight.parameter))
             else:
                 values.copy_(values * (bound / norm))
 
@@ -151,7 +151,8 @@ class SpectralConstraint(SpectralControl):
     Args:
         norm_bound: c, > 0.
         select: Which weights: a glob, a list of globs, or a `Select`. Default: every trainable weight of two or more
-            dimensions.
+            dimensions. Those that sit in no layer (class tokens, position tables, layer scales; see `register_layer`)
+            are left alone, unless a pattern matches nothing else.
         method: Of matrices: `"clip"` or `"rescale"`. Pruned ones are rescaled.
 
     Raises:

@@ -12,11 +12,11 @@ from typing_extensions import override
 
 from lightning_reg import _checks
 from lightning_reg.callbacks.penalties.base import Penalty
-from lightning_reg.callbacks.spectral.weights import refuse_weights
+from lightning_reg.callbacks.spectral.weights import refuse_weights, weights_of_layers
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.guarded_steps import ActsInSteps, Guard
 from lightning_reg.callbacks.trainer.packages import LightningModule, MisconfigurationException, Trainer
-from lightning_reg.callbacks.trainer.plan import Plan, publish
+from lightning_reg.callbacks.trainer.plan import Plan, describe, publish
 from lightning_reg.callbacks.trainer.refusals import refuse_hidden_weights, refuse_strategy, refuse_unless_listed_once
 from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
 from lightning_reg.selection import Select, Selection, Weight, as_select, named_weights, select_weights
@@ -60,7 +60,7 @@ class Run:
         held = self.guard.held.of(optimizers)
         return Plan(
             settings,
-            shapes={weight.name: weight.shape for weight in self.selection.weights},
+            shapes={weight.name: describe(weight) for weight in self.selection.weights},
             actions={
                 weight.name: action(weight) + ("" if _is_trained(weight, held) else " (not trained at the moment)")
                 for weight in self.selection.chosen
@@ -124,7 +124,7 @@ class SpectralControl(ActsInSteps[Run], ABC):
     @override
     def make_run(self, trainer: Trainer, pl_module: LightningModule) -> Run:
         # Not later: FSDP2 replaces parameters once a forward pass has run, and the sanity check runs one.
-        selection = select_weights(named_weights(pl_module), as_select(self.select))
+        selection = weights_of_layers(select_weights(named_weights(pl_module), as_select(self.select)), self.select)
         run = self._run_on(selection)
         held = run.guard.held.of(trainer.optimizers)
         refuse_weights([weight for weight in selection.chosen if weight.parameter in held], type(self).__name__)

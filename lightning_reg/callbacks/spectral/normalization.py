@@ -193,7 +193,8 @@ class SpectralNormalization(SpectralControl):
     Args:
         norm_bound: c, > 0: the norm of each layer, and so the factor by which it stretches its input at most.
         select: Which weights: a glob, a list of globs, or a `Select`. Default: every trainable weight of two or more
-            dimensions.
+            dimensions. Those that sit in no layer (class tokens, position tables, layer scales; see `register_layer`)
+            are left alone, unless a pattern matches nothing else.
         norm: Of convolutions: `"operator"` is the norm of the map between images (of 16 pixels a side, or more where
             the kernel asks for it); `"matrix"` that of the kernel reshaped to a matrix, as Miyato et al. and torch have
             it: cheaper, but the convolution stretches its input by up to :math:`\prod \sqrt{\lceil k / s \rceil}` more.

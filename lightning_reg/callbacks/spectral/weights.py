@@ -1,6 +1,7 @@
 """The weights that spectral callbacks control, as layers: what of a weight acts, and what cannot be controlled."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -9,13 +10,30 @@ from lightning_reg.functional.spectral.gradient import add_norm_gradient_, norm_
 from lightning_reg.functional.spectral.layers import Layer
 from lightning_reg.functional.tensors.precision import without_autocast
 from lightning_reg.functional.tensors.shards import has_dtensors, local_part, local_slice, whole
-from lightning_reg.selection.weights import Weight
+from lightning_reg.selection.select import Selector, as_select
+from lightning_reg.selection.weights import Selection, Weight
 
 # Pixels along each dimension of the images on which convolutions are estimated; the monitor has the same.
 _IMAGE_SIZE = 16
 # From a random start: Lanczos iterations, and how often to go on from what they have found.
 _START_ITERATIONS = 10
 _START_ROUNDS = 2
+
+
+def weights_of_layers(selection: Selection, select: Selector) -> Selection:
+    """Return a selection without parameters that are no matrix or kernel of a layer, such as scales, tokens and tables.
+
+    Where a pattern of `select` has chosen nothing else, they are what is meant, and stay.
+    """
+    layers = [weight for weight in selection.chosen if not weight.outside]
+    patterns = [glob for glob in as_select(select).include if not any(weight.matches(glob) for weight in layers)]
+    left_out = {
+        weight.name: weight.outside
+        for weight in selection.chosen
+        if weight.outside and not any(map(weight.matches, patterns))
+    }
+    chosen = tuple(weight for weight in selection.chosen if weight.name not in left_out)
+    return replace(selection, chosen=chosen, left_out={**selection.left_out, **left_out})
 
 
 def refuse_weights(weights: Sequence[Weight], name: str) -> None:
@@ -58,7 +76,7 @@ def layer_of(weight: Weight) -> Layer:
     A collective call for sharded weights.
     """
     tensor, mask = whole(weight.parameter), mask_of(weight)
-    return Layer(weight.name, tensor if mask is None else tensor * mask, weight.modules[0])
+    return Layer(weight.name, tensor if mask is None else tensor * mask, weight.modules[0], weight.dims)
 
 
 def is_matrix(weight: Weight) -> bool:

@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
-from lightning_reg.callbacks.trainer.plan import Plan, publish
+from lightning_reg.callbacks.trainer.plan import Plan, describe, publish
 from lightning_reg.selection import Weight, named_weights
 from lightning_reg.tensorboard import tags
 
@@ -42,7 +42,7 @@ def show_decays(trainer: Trainer, pl_module: LightningModule, others: Sequence[M
             text += f" (a {_small_kind(weight)}, which is mostly left alone)"
         actions[weight.name] = text
     if actions:
-        shapes = {weight.name: weight.shape for weight in weights}
+        shapes = {weight.name: describe(weight) for weight in weights}
         plan = Plan("Weight decay, by whomever", shapes=shapes, actions=actions, left_out=left_out)
         publish(trainer, [plan], ("weight", "shape", "decayed by"), tags.DECAYS)
 

@@ -23,6 +23,7 @@ from lightning.fabric.utilities.logger import _flatten_dict as flatten_dict
 from lightning.fabric.utilities.logger import _sanitize_params as sanitize_params
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
@@ -32,12 +33,14 @@ if "pytorch_lightning" in sys.modules:
 
 __all__ = [
     "Callback",
+    "DummyLogger",
     "Kind",
     "LightningModule",
     "Logger",
     "MisconfigurationException",
     "Trainer",
     "flatten_dict",
+    "has_backward",
     "has_forward",
     "is_a",
     "is_param_in_hook_signature",
@@ -69,6 +72,12 @@ def has_forward(module: nn.Module) -> bool:
     """Tell whether a module has a `forward` of its own, not the one of torch or Lightning that only raises."""
     owner = next(ancestor for ancestor in type(module).__mro__ if "forward" in vars(ancestor))
     return owner is not nn.Module and not _is_lightnings(owner, ["LightningModule"])
+
+
+def has_backward(pl_module: LightningModule) -> bool:
+    """Tell whether a module has a `backward` of its own, which may make gradients in ways that no graph shows."""
+    owner = next(ancestor for ancestor in type(pl_module).__mro__ if "backward" in vars(ancestor))
+    return not _is_lightnings(owner, ["LightningModule"])
 
 
 def _is_lightnings(kind: type, names: Sequence[Kind]) -> bool:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from lightning_reg.callbacks.trainer.loggers import tensorboard_writers
 from lightning_reg.callbacks.trainer.packages import Trainer, rank_zero_info
+from lightning_reg.selection.weights import Weight
 from lightning_reg.tensorboard import tags
 
 _CONSOLE_ROWS = 60
@@ -18,16 +19,22 @@ class Plan:
 
     Args:
         settings: The callback and its settings.
-        shapes: Every weight of the model with its shape, in order; or every module, with what describes it.
+        shapes: Every weight of the model with its shape, in order; or every module; each with what describes it.
         actions: For each of them the callback acts on, what it does.
         left_out: For each other one, why it does nothing.
 
     """
 
     settings: str
-    shapes: Mapping[str, Sequence[int] | str]
+    shapes: Mapping[str, str]
     actions: Mapping[str, str]
     left_out: Mapping[str, str]
+
+
+def describe(weight: Weight) -> str:
+    """Return the shape of a weight, and whether it is none of a layer's."""
+    shape = " x ".join(map(str, weight.shape)) or "scalar"
+    return f"{shape}, {weight.outside}" if weight.outside else shape
 
 
 def publish(
@@ -35,7 +42,7 @@ def publish(
 ) -> None:
     """Print one table for all `plans` on rank 0, and write it to every logger that takes text."""
     shapes = {name: shape for plan in plans for name, shape in plan.shapes.items()}
-    rows = [(name, _shape(shape), _action(name, plans)) for name, shape in shapes.items()]
+    rows = [(name, shape, _action(name, plans)) for name, shape in shapes.items()]
     settings = [plan.settings for plan in plans]
     hidden = len(rows) - _CONSOLE_ROWS
     rest = [f"  ... and {hidden} more {columns[0]}s; TensorBoard's text {tag!r} has them all."] if hidden > 0 else []
@@ -49,10 +56,6 @@ def _action(name: str, plans: Sequence[Plan]) -> str:
     return " + ".join(actions) or "none: " + "; ".join(
         dict.fromkeys(plan.left_out[name] for plan in plans if name in plan.left_out)
     )
-
-
-def _shape(shape: Sequence[int] | str) -> str:
-    return shape if isinstance(shape, str) else " x ".join(map(str, shape)) or "scalar"
 
 
 def _aligned(rows: Sequence[Columns]) -> list[str]:

@@ -20,7 +20,7 @@ from lightning_reg.callbacks.trainer.packages import (
     is_a,
     sanitize_params,
 )
-from lightning_reg.functional.tensors.shards import whole
+from lightning_reg.functional.tensors.shards import has_dtensors, whole
 
 _Kind = TypeVar("_Kind")
 
@@ -49,6 +49,13 @@ def remove_callback(trainer: Trainer, callback: Callback) -> None:
 def has_flat_shards(trainer: Trainer) -> bool:
     """Tell whether parameters are flat pieces of themselves (FSDP1) during training."""
     return is_a(trainer.strategy, "FSDPStrategy")
+
+
+def has_whole_weights(trainer: Trainer, pl_module: LightningModule) -> bool:
+    """Tell whether every rank has all weights, so that it can make a pass of its own."""
+    model = getattr(trainer.strategy.model, "_orig_mod", trainer.strategy.model)
+    is_plain = model is pl_module or isinstance(model, DistributedDataParallel)
+    return is_plain and not has_dtensors(pl_module.parameters())
 
 
 def original_shapes(trainer: Trainer) -> Mapping[nn.Parameter, torch.Size]:

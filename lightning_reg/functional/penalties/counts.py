@@ -3,7 +3,7 @@
 Few kernel calls for many weights, and nothing waits for the device.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -47,17 +47,24 @@ def sparsity(weights: Tensor | Iterable[Tensor], *, threshold: float = 0.0, dim:
     weights, threshold = as_weights(weights), _checks.non_negative("threshold", threshold)
     if not weights:
         return torch.full((), torch.nan)
-    zeros = zero_counts(weights, threshold, check_dim(weights, dim))
-    return zeros.sum() / sum(entry_counts(weights, dim))
+    check_dim(weights, dim)
+    return zero_share(weights, threshold, None if dim is None else [dim] * len(weights))
 
 
-def entry_counts(weights: Iterable[Tensor], dim: int | None) -> list[int]:
-    """Return how many entries, or slices along `dim`, each weight has."""
-    return [weight.numel() if dim is None else weight.shape[dim] for weight in weights]
+def zero_share(weights: list[Tensor], threshold: float, dims: Sequence[int] | None) -> Tensor:
+    """Return the share of entries, or of slices along the dimension in `dims` for each weight, that are zero."""
+    return zero_counts(weights, threshold, dims).sum() / sum(entry_counts(weights, dims))
 
 
-def check_dim(weights: Iterable[Tensor], dim: int | None) -> int | None:
-    """Return `dim` if every weight has that dimension."""
+def entry_counts(weights: Sequence[Tensor], dims: Sequence[int] | None) -> list[int]:
+    """Return how many entries, or slices along its dimension in `dims`, each weight has."""
+    if dims is None:
+        return [weight.numel() for weight in weights]
+    return [weight.shape[dim] for weight, dim in zip(weights, dims, strict=True)]
+
+
+def check_dim(weights: Iterable[Tensor], dim: int | None) -> None:
+    """Raise if a weight has no dimension `dim`."""
     _checks.dimension("dim", dim)
     for weight in weights:
         if dim is not None and not -weight.ndim <= dim < weight.ndim:
@@ -66,7 +73,6 @@ def check_dim(weights: Iterable[Tensor], dim: int | None) -> int | None:
                 " Select weights that have it."
             )
             raise ValueError(msg)
-    return dim
 
 
 # Below this, summing in float64 costs less than the calls that do without.
@@ -79,14 +85,15 @@ def power_sums(weights: list[Tensor], p: float) -> Tensor:
     return sum_each_over_shards(lambda parts: _power_sums(parts, p), weights)
 
 
-def zero_counts(weights: list[Tensor], threshold: float, dim: int | None) -> Tensor:
+def zero_counts(weights: list[Tensor], threshold: float, dims: Sequence[int] | None) -> Tensor:
     """Return for each weight how many entries have abs(w) <= `threshold`, shape (weights,), in int64.
 
-    With `dim`, how many slices along that dimension consist of such entries alone. NaN is no zero.
+    With `dims`, how many slices along that dimension of it consist of such entries alone. NaN is no zero.
     """
-    if dim is None:
+    if dims is None:
         return sum_each_over_shards(lambda parts: _zeros(parts, threshold), weights)
-    return torch.stack([_zero_slices(weight, threshold, dim).to(weights[0].device) for weight in weights])
+    slices = [_zero_slices(weight, threshold, dim) for weight, dim in zip(weights, dims, strict=True)]
+    return torch.stack([count.to(weights[0].device) for count in slices])
 
 
 def _power_sums(weights: list[Tensor], p: float) -> Tensor:

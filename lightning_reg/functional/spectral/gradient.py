@@ -1,7 +1,9 @@
 """The norm of a layer as a function of its weight, with the singular vectors held constant, and its gradient."""
 
+from dataclasses import replace
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_reg.functional.spectral.estimates import SingularPair
 from lightning_reg.functional.spectral.layers import Layer
@@ -28,28 +30,19 @@ def norm_gradient(layer: Layer, pair: SingularPair, factor: Tensor | float = 1.0
     For a matrix it is u v^T, for a convolution the gradient of its kernel at the image v for the output u.
     """
     if pair.v.ndim == 1 and not layer.tensor.is_complex():
-        matrix = torch.outer(pair.u * factor, pair.v)
-        if not _has_transposed_rows(layer):
-            return matrix.view(layer.tensor.shape)
-        inputs, outputs, *kernel = layer.tensor.shape
-        return matrix.view(outputs, inputs, *kernel).transpose(0, 1)
+        return layer.from_matrix(torch.outer(pair.u * factor, pair.v))
     with torch.inference_mode(False), torch.enable_grad():  # noqa: FBT003  # torch's
         weight = layer.tensor.detach().requires_grad_()
-        norm = norm_at(Layer(layer.name, weight, layer.module), pair)
+        norm = norm_at(replace(layer, tensor=weight), pair)
         (gradient,) = torch.autograd.grad(norm, weight)
     return gradient * factor
 
 
 def add_norm_gradient_(grad: Tensor, layer: Layer, pair: SingularPair, factor: Tensor | float) -> None:
     """Add `norm_gradient` to `grad`, in place."""
-    is_matrix = pair.v.ndim == 1 and not _has_transposed_rows(layer)
+    is_matrix = pair.v.ndim == 1 and not layer.is_reordered
     if is_matrix and grad.ndim > 1 and grad.is_contiguous() and grad.dtype == pair.u.dtype:
         # A matrix of rank one, as large as the weight, need not be written first.
         grad.flatten(1).addr_(pair.u * factor, pair.v)
     else:
         grad.add_(norm_gradient(layer, pair, factor))
-
-
-def _has_transposed_rows(layer: Layer) -> bool:
-    """Tell whether the first dimension of the weight is that of the inputs."""
-    return isinstance(layer.module, nn.modules.conv._ConvTransposeNd)  # noqa: SLF001  # has no public name

@@ -24,6 +24,8 @@ class Layer:
     tensor: Tensor
     module: nn.Module | None = None
     """The one it sits in, if that is known."""
+    dims: tuple[int, ...] | None = None
+    """The dimensions of the tensor, beginning with that of the outputs; `None` if they are in this order."""
 
     def convolution(self) -> Convolution | None:
         """Return the convolution whose kernel the weight is, if it is one."""
@@ -40,12 +42,31 @@ class Layer:
         weight = self.tensor
         if weight.ndim < _MATRIX_NDIM:
             weight = weight.reshape(-1, 1)
-        transposed = isinstance(self.module, nn.modules.conv._ConvTransposeNd)  # noqa: SLF001  # has no public name
-        matrix = (weight.transpose(0, 1) if transposed else weight).flatten(1) if weight.ndim > _MATRIX_NDIM else weight
+        matrix = weight.permute(self._rows_first()).flatten(1) if weight.ndim > _MATRIX_NDIM else weight
         if matrix.is_complex():
             rows = torch.cat([matrix.real, -matrix.imag], 1), torch.cat([matrix.imag, matrix.real], 1)
             matrix = torch.cat(rows)
         return matrix.to(reported(matrix))
+
+    def from_matrix(self, matrix: Tensor) -> Tensor:
+        """Return a matrix like `matrix()`, but for its dtype, in the shape of the weight."""
+        shape, order = self.tensor.shape, self._rows_first()
+        if not self.is_reordered:
+            return matrix.view(shape)
+        inverse = sorted(range(len(order)), key=order.__getitem__)
+        return matrix.view([shape[dim] for dim in order]).permute(inverse)
+
+    @property
+    def is_reordered(self) -> bool:
+        """Whether `matrix()` is no view of the weight: its rows lie along a dimension other than the first."""
+        return self.tensor.ndim > _MATRIX_NDIM and self._rows_first()[0] != 0
+
+    def _rows_first(self) -> tuple[int, ...]:
+        """Return the dimensions of the tensor, beginning with that of the rows of its matrix."""
+        order = tuple(range(self.tensor.ndim))
+        if isinstance(self.module, nn.modules.conv._ConvTransposeNd):  # noqa: SLF001  # has no public name
+            return 1, 0, *order[2:]
+        return self.dims or order
 
     def norm_bound(self, input_size: Sizes | None = None) -> Tensor:
         """Return the norm of a matrix (exact), or `conv_norm_bound` of a convolution, shape ()."""

@@ -1,6 +1,7 @@
 """Monte Carlo dropout: masks are drawn as the rates say, means and spreads are right, and no trace is left."""
 
 import dataclasses
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -423,6 +424,71 @@ def test_a_compiled_model_has_active_dropout_too(trainer_of, part):
     torch.testing.assert_close(prediction(compiled=True), prediction(compiled=False))
 
 
+@pytest.mark.parametrize("step", ["test", "validate"])
+def test_validation_measures_the_ensemble_as_testing_does(trainer_of, predict, step):
+    class Both(Model):
+        def validation_step(self, batch, batch_idx):
+            self.test_step(batch, batch_idx)
+
+    model = Both()
+    callback = MonteCarloDropout(5, softmax=True, seed=0)
+    prediction = joined(predict(callback, model))
+
+    (metrics,) = getattr(trainer_of(callback), step)(model, data(), verbose=False)
+
+    likelihood = prediction.mean[torch.arange(8), torch.arange(8) % 2]
+    assert metrics["loss"] == pytest.approx(-likelihood.log().mean().item(), rel=1e-5)
+    assert metrics["reg/mc_dropout_std"] == pytest.approx(prediction.std.mean().item(), rel=1e-4)
+    assert "forward" not in vars(model)
+
+
+def test_validation_during_training_is_as_ever(trainer_of):
+    class Trains(Model):
+        def training_step(self, batch, batch_idx):
+            return self(batch[0]).sum()
+
+        def validation_step(self, batch, batch_idx):
+            assert "forward" not in vars(self)
+            torch.testing.assert_close(self(batch[0]), self.linear(batch[0]), rtol=0, atol=0)
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    trainer_of(MonteCarloDropout(3, seed=0), max_epochs=1).fit(Trains(), data(), data())
+
+
+def test_a_validation_step_that_goes_past_forward_is_refused(trainer_of):
+    class Past(Model):
+        def validation_step(self, batch, batch_idx):
+            self.linear(self.dropout(batch[0]))
+
+    with pytest.raises(MisconfigurationException, match="`validation_step` did not call it"):
+        trainer_of(MonteCarloDropout(3, seed=0)).validate(Past(), data(), verbose=False)
+
+
+# What chance does is no proof
+
+
+def test_masks_that_let_everything_through_are_no_reason_to_refuse(predict):
+    rows = DataLoader(TensorDataset(torch.ones(20, 5), torch.zeros(20)), batch_size=1)
+
+    runs = [predict(MonteCarloDropout(3, seed=seed), Model(rate=0.01), rows) for seed in range(4)]
+
+    # Three masks of five entries lose nothing with a probability of 0.99^15 = 0.86.
+    assert any((first.std == 0).all() for first, *_ in runs)
+    assert all(any((prediction.std > 0).any() for prediction in predictions) for predictions in runs)
+
+
+def test_a_head_that_is_zero_is_told_of_at_the_end_and_not_refused(trainer_of):
+    model = Model()
+    nn.init.zeros_(model.linear.weight)
+
+    with pytest.warns(UserWarning, match="has drawn dropout masks, but no prediction of this run varied"):
+        predictions = trainer_of(MonteCarloDropout(3, seed=0)).predict(model, data())
+
+    assert all((prediction.std == 0).all() for prediction in predictions)
+
+
 # What is refused
 
 
@@ -441,6 +507,31 @@ def test_dead_dropout_is_an_error_and_not_a_spread_of_zero(predict):
 def test_rates_of_zero_are_refused(predict):
     with pytest.raises(MisconfigurationException, match="finds no dropout in Model: all rates are 0"):
         predict(MonteCarloDropout(3), Model(rate=0.0))
+
+
+def test_the_message_says_that_hyperparameters_set_a_rate_to_0(trainer_of, tmp_path):
+    class Saves(Model):
+        def __init__(self, width=2, drop=0.4, net=None):
+            super().__init__(width, drop)
+            self.save_hyperparameters()
+
+    trainer = trainer_of()
+    trainer.strategy.connect(Saves(drop=0.0, net={"attn_dropout": 0}))
+    trainer.save_checkpoint(tmp_path / "model.ckpt")
+
+    with pytest.raises(
+        MisconfigurationException,
+        match=r"all rates are 0 by its hyperparameters `drop=0\.0`, `net\.attn_dropout=0`.*load_from_checkpoint",
+    ):
+        trainer_of(MonteCarloDropout(3)).predict(Saves.load_from_checkpoint(tmp_path / "model.ckpt"), data())
+
+
+def test_the_message_says_that_a_configuration_sets_a_rate_to_0(predict):
+    model = Model(rate=0.0)
+    model.linear.config = SimpleNamespace(hidden_dropout=0.0, width=0)
+
+    with pytest.raises(MisconfigurationException, match=r"all rates are 0 by `linear\.config\.hidden_dropout=0\.0`\. "):
+        predict(MonteCarloDropout(3), model)
 
 
 def test_a_model_without_dropout_is_refused(predict):
@@ -485,6 +576,7 @@ def test_a_step_that_takes_the_iterator_is_refused(predict):
         ({"seed": -1}, ValueError, "`seed` must be an int >= 0"),
         ({"softmax": 1}, TypeError, "`softmax` must be True or False"),
         ({"dim": 1.0}, TypeError, "`dim` must be an int"),
+        ({"attribute": [3]}, TypeError, "`attribute` must be the name of an attribute"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, error, message):

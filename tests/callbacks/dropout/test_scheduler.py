@@ -401,26 +401,28 @@ def test_a_share_of_an_endless_run_is_refused(seen):
 # Dropout that no module shows
 
 
-def test_dropout_in_code_is_warned_of(fit):
+def test_dropout_in_code_is_warned_of_and_that_of_an_attribute_is_set(fit):
     class Functional(Regressor):
         def __init__(self):
             super().__init__()
             self.dropout = nn.Dropout(0.1)
             self.rate = 0.1
+            self.seen = []
 
         def training_step(self, batch, batch_idx):
+            self.seen.append(self.rate)
             nn.functional.dropout(batch[0], 0.0)
             nn.functional.dropout(batch[0], self.rate, self.training)
             self.dropout(nn.functional.dropout(batch[0]))
             return super().training_step(batch, batch_idx)
 
     with pytest.warns(UserWarning, match="functional.dropout") as warnings:
-        fit(DropoutScheduler(Constant(0.5)), module=Functional())
+        fit(DropoutScheduler(Constant(0.5)), module=(module := Functional()))
 
-    messages = sorted(text for warning in warnings if "functional.dropout(" in (text := str(warning.message)))
-    assert len(messages) == 2
-    assert "self.rate, self.training): no schedule sets this rate. To choose it: `attribute='rate'`" in messages[1]
-    assert "nn.functional.dropout(batch[0]): the rate is in the code, out of reach of a schedule" in messages[0]
+    (message,) = [text for warning in warnings if "functional.dropout(" in (text := str(warning.message))]
+    assert "nn.functional.dropout(batch[0]): the rate is in the code, out of reach of a schedule" in message
+    assert module.seen == [0.5] * 14
+    assert module.rate == 0.1
 
 
 # What is logged and said

@@ -184,3 +184,22 @@ def test_a_weight_that_no_loss_reaches_has_its_penalty_in_a_manual_step(trainer_
 
     # Seven steps of the critic's SGD, each of lr * strength.
     torch.testing.assert_close(module.spare.weight, torch.full((2, 3), 0.5 - 7 * 0.05 * 0.1))
+
+
+@pytest.mark.parametrize("mode", ["loss", "grad", "proximal"])
+@pytest.mark.parametrize("window", [1, 2])
+def test_gradients_that_a_backward_of_the_users_own_makes_are_no_drop(fit, mode, window):
+    class OwnBackward(Dropping):
+        """Its loss leads nowhere, but `backward` brings the gradients of the network by another way."""
+
+        def training_step(self, batch, batch_idx):
+            self.hidden = self.loss(batch) / window
+            return self.hidden.detach().requires_grad_() * window
+
+        def backward(self, loss):
+            loss.backward()
+            self.hidden.backward()
+
+    actual = fit(L1Penalty(STRENGTH, mode=mode), module=OwnBackward(sgd, ()), accumulate_grad_batches=window)
+
+    assert_same_weights(actual, train_by_hand(Dropping(sgd, ()), window, mode, wipes=False), rtol=1e-5)

@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from lightning_reg import Constant, GroupLassoPenalty, L1Penalty, L2Penalty, Linear, TargetSparsity
 from tests.models import Gan, Regressor, loader, weights_of
@@ -104,3 +105,25 @@ def test_manual_optimization_is_looked_at_although_its_gradients_are_gone(traine
     with pytest.warns(UserWarning, match="rounding to bfloat16"):
         trainer.fit(module, loader(dtype=torch.bfloat16))
     assert weights_of(module)["critic.0.weight"].dtype == torch.bfloat16
+
+
+@both_dtypes
+def test_units_are_those_of_the_layer_whatever_its_layout(trainer_of, dtype):
+    class Alone(Still):
+        def __init__(self):
+            super().__init__()
+            self.network = Conv1D(9, 4)
+            nn.init.constant_(self.network.weight, 0.5)
+            with torch.no_grad():
+                self.network.weight[0] = 0  # one of the four inputs of each unit
+
+        def loss(self, batch):
+            return 0.0 * self.network.weight.sum()
+
+    module, settings = Alone(), {"precision": {torch.bfloat16: "bf16-true", torch.float16: "16-true"}[dtype]}
+    # Of a unit of four entries, three of which are 0.5, each moves 4**0.5 / 3**0.5 times as far as one of nine alike.
+    strength = 0.95 * half_a_unit(dtype) / RATE
+
+    trainer_of(GroupLassoPenalty(strength, mode="proximal"), max_steps=1, **settings).fit(module, loader(dtype=dtype))
+
+    assert (module.network.weight[1:] < 0.5).all()  # and no warning, which would be an error

@@ -1,0 +1,188 @@
+"""What is random in a pass through a model with all dropout rates at 0: two passes under two seeds tell."""
+
+import random
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from typing_extensions import override
+
+from lightning_reg.callbacks.dropout.sites import Site
+from lightning_reg.callbacks.trainer.nested import tensors_in
+from lightning_reg.callbacks.trainer.unobserved import Kept
+from lightning_reg.functional.tensors.random import unchanged_generators
+
+_ENTRIES = 256
+_SEEDS = (1, 2)
+# Gaussian noise is what a model is about, a variational autoencoder or a diffusion, and no mask is made of it.
+_NOISE = ("randn", "randn_like", "normal", "normal_", "normal_functional")
+# Masks are made of these, and outside all modules the times of a diffusion, weights of mixtures, augmentations are not.
+_MASKS = ("bernoulli", "dropout", "attention", "lstm", "gru", "rnn")
+
+
+def random_parts(
+    root: nn.Module, run: Callable[[], Any], sites: Sequence[Site], device: torch.device
+) -> list[nn.Module]:
+    """Return the modules that answer the same input in two ways, though all rates are 0.
+
+    Nothing of the model, of the random generators and of the gradients is changed in the end. Only the first such
+    module of a chain is found: those behind it do not get the same input.
+
+    Args:
+        root: The model.
+        run: Makes a pass; it is called twice.
+        sites: All rates that have been found.
+        device: Where the model computes.
+
+    Returns:
+        Modules in the order of the pass; `root` if it is random, but no module called in it.
+
+    """
+    kept, rates = Kept(root), [site.value for site in sites]
+    traces = []
+    for seed in _SEEDS:
+        try:
+            with torch.no_grad(), torch.compiler.set_stance("force_eager"), _seeded(seed, device):
+                for site in sites:
+                    site.set(0.0)
+                traces.append(_trace(root, run, device))
+        finally:
+            kept.put_back()
+            for site, rate in zip(sites, rates, strict=True):
+                if site.value != rate:  # it is in an object of the module's, of which `kept` knows nothing
+                    site.set(rate)
+    return _origins(*traces)
+
+
+class _Call(NamedTuple):
+    module: nn.Module
+    depth: int
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+
+
+class _SameNoise(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's has no types
+    """In every pass, random numbers that no mask is made of are the same ones."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.depth = 0
+        """How many modules are being called."""
+        self._device = device
+        self._draws = 0
+
+    @override
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags and not self._may_be_mask(func):
+            self._draws += 1
+            with unchanged_generators([self._device]):
+                _seed(self._draws, self._device)
+                return func(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def _may_be_mask(self, function: Any) -> bool:
+        name = function.overloadpacket.__name__
+        return name not in _NOISE if self.depth else any(word in name for word in _MASKS)
+
+
+def _trace(root: nn.Module, run: Callable[[], Any], device: torch.device) -> list[_Call]:
+    """Return the calls of modules in a pass, in the order in which they end, and last the pass itself."""
+    calls: list[_Call] = []
+    inputs: list[list[Tensor]] = []
+    with _SameNoise(device) as noise, ExitStack() as hooks:
+
+        def begin(_: nn.Module, args: Any) -> None:
+            noise.depth += 1
+            inputs.append(_samples(args))
+
+        def end(module: nn.Module, _: Any, kwargs: Any, outputs: Any) -> None:
+            calls.append(_Call(module, noise.depth, [*inputs.pop(), *_samples(kwargs)], _samples(outputs)))
+            noise.depth -= 1
+
+        # Not global hooks, of which the compiler warns.
+        for module in root.modules():
+            if isinstance(module, torch.jit.ScriptModule):  # takes none
+                continue
+            hooks.callback(module.register_forward_pre_hook(begin).remove)
+            hooks.callback(module.register_forward_hook(end, with_kwargs=True).remove)
+        outputs = run()
+    return [*calls, _Call(root, 0, [], _samples(outputs))]
+
+
+def _origins(first: Sequence[_Call], second: Sequence[_Call]) -> list[nn.Module]:
+    found: list[_Call] = []
+    elsewhere: list[nn.Module] = []
+    for index, call in enumerate(first):
+        other = second[index] if index < len(second) else None
+        if other is None or other.module is not call.module:
+            # The second pass has gone another way. Whoever decided on it is running in both.
+            running = [item.module for item in _running(second, index)]
+            elsewhere = [item.module for item in _running(first, index) if item.module in running][:1]
+            break
+        if _equal(call.inputs, other.inputs) and not _equal(call.outputs, other.outputs):
+            within = {id(part) for part in call.module.modules()}
+            # A parent is random as its child is, of which it is told already.
+            if not any(id(item.module) in within for item in found) and not (call.depth == 0 and found):
+                found.append(call)
+    parts = list(dict.fromkeys(item.module for item in found)) or elsewhere
+    is_by_torch = [type(part).__module__.startswith("torch.nn.") for part in parts]
+    return [part for part, skip in zip(parts, is_by_torch, strict=True) if not skip]  # `nn.RReLU`: no dropout
+
+
+def _running(calls: Sequence[_Call], index: int) -> list[_Call]:
+    """Return the calls that have not ended before that at `index`, from the innermost on."""
+    found: list[_Call] = []
+    for call in calls[index:]:
+        if not found or call.depth < found[-1].depth:
+            found.append(call)
+    return found[1:] or found
+
+
+def _samples(nested: Any) -> list[Tensor]:
+    """Return some entries of each tensor."""
+    return [
+        tensor.detach().flatten()[:: max(1, tensor.numel() // _ENTRIES)].clone()
+        for tensor in tensors_in(nested)
+        if tensor.is_floating_point() and tensor.numel()
+    ]
+
+
+def _equal(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    # Sums on a GPU may come in another order.
+    return len(some) == len(others) and all(
+        one.shape == other.shape and torch.allclose(one, other, rtol=1e-3, atol=_rounding(other), equal_nan=True)
+        for one, other in zip(some, others, strict=True)
+    )
+
+
+def _rounding(tensor: Tensor) -> float:
+    return 10 * torch.finfo(tensor.dtype).eps * tensor.abs().max().item()
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed all generators that a model may draw from, torch's, Python's and NumPy's, and put them back."""
+    state = random.getstate()
+    numpy = sys.modules.get("numpy")
+    numpy_state = numpy.random.get_state() if numpy else None
+    try:
+        with unchanged_generators([device]):
+            _seed(seed, device)
+            random.seed(seed)
+            if numpy:
+                numpy.random.seed(seed)
+            yield
+    finally:
+        random.setstate(state)
+        if numpy:
+            numpy.random.set_state(numpy_state)
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)

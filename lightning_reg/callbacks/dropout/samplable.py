@@ -1,0 +1,82 @@
+"""Which dropout can be active in evaluation, and where rates of 0 come from."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from lightning_reg.callbacks.dropout.rates import is_dropout, scripted_rate
+from lightning_reg.callbacks.dropout.sites import Site, all_sites
+from lightning_reg.callbacks.dropout.source import source_of
+from lightning_reg.callbacks.trainer.packages import LightningModule, rank_zero_warn
+from lightning_reg.selection.modules import named_modules
+
+
+def samplable_sites(root: nn.Module, attribute: Sequence[str], steps: Sequence[str]) -> tuple[list[Site], list[Site]]:
+    """Return the rates of modules that can be in training mode for dropout's sake, and those of modules that can't.
+
+    The latter do something else, too, if they are in training mode, unless the user has named them.
+
+    Args:
+        root: The model.
+        attribute: What the user has named.
+        steps: The methods of `root` that are called besides `forward`.
+
+    """
+    on: list[Site] = []
+    off: list[Site] = []
+    for site in all_sites(root, attribute, steps=steps):
+        is_safe = site.attribute in attribute or _does_dropout_only(site.module, steps if site.module is root else ())
+        (on if is_safe or not site.base else off).append(site)
+    scripted = [Site(part.module, "p", tuple(part.names), scripted_rate(part.module)) for part in named_modules(root)]
+    return on + [site for site in scripted if site.base], off
+
+
+def warn_of_those_left_off(sites: Sequence[Site]) -> None:
+    """Warn of each rate that stays off, and how to have it on."""
+    for kind, attribute in dict.fromkeys((type(site.module), site.attribute) for site in sites):
+        name = next(site.name for site in sites if (type(site.module), site.attribute) == (kind, attribute))
+        rank_zero_warn(
+            f"{name!r} ({kind.__name__}): this dropout stays off in MonteCarloDropout, for the module does more than"
+            f" dropout when it is in training mode. To switch training mode on there: `attribute={attribute!r}`."
+        )
+
+
+def origin_of_zeros(pl_module: LightningModule, sites: Sequence[Site]) -> str:
+    """Return what set the rates to 0, where that can be seen, for a message."""
+    hyperparameters = [f"`{name}={value!r}`" for name, value in _zeros(dict(pl_module.hparams))]
+    if hyperparameters:
+        return (
+            f" by its hyperparameters {', '.join(hyperparameters)}, which a checkpoint brings along: give the rate of"
+            " training to `load_from_checkpoint(path, ...)` by the same names"
+        )
+    configured = [
+        f"`{part.name}.{key}.{name}={number!r}`".replace("`.", "`")
+        for part in named_modules(pl_module)
+        for key, value in vars(part.module).items()
+        if not isinstance(value, (nn.Module, dict, str)) and hasattr(value, "__dict__") and "config" in key
+        for name, number in _zeros(vars(value))
+    ]
+    if configured:
+        return f" by {', '.join(configured[:5])}"
+    return f", as {', '.join(repr(site.name) for site in sites[:5])} {'was' if len(sites) == 1 else 'were'} built"
+
+
+def _does_dropout_only(module: nn.Module, steps: Sequence[str]) -> bool:
+    if (
+        type(module).__module__.startswith("torch.")
+        or is_dropout(module)
+        or "attention" in type(module).__name__.lower()
+    ):
+        return True
+    return not source_of(module, *steps).asks_training
+
+
+def _zeros(values: Mapping[str, Any], prefix: str = "", depth: int = 4) -> Iterator[tuple[str, float]]:
+    """Yield the numbers that are 0 and have to do with dropout by their names, also in what `values` hold."""
+    for name, value in values.items():
+        inner = value if isinstance(value, Mapping) else getattr(value, "__dict__", None)
+        if inner is not None and depth and not isinstance(value, (nn.Module, type)):
+            yield from _zeros(inner, f"{prefix}{name}.", depth - 1)
+        elif type(value) in (int, float) and value == 0 and "drop" in f"{prefix}{name}".lower():
+            yield f"{prefix}{name}", value
