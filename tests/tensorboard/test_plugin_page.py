@@ -310,6 +310,18 @@ def test_a_click_on_a_row_shows_the_layers_curve_over_all_runs(page, folder):
     page.until("return document.querySelector('.curve-panel').hidden")
 
 
+def test_the_curve_of_a_layer_is_gone_as_soon_as_another_is_chosen(page):
+    page.click(".status button:nth-of-type(2)")  # Pause: the page asks for nothing by itself
+    page.point("small", 0, 3, (3, STEPS), click=True)
+    page.until("return document.querySelectorAll('.curve g').length")
+    page.run("window.fetch = () => new Promise(() => {})")  # a server that takes its time
+    page.point("small", 1, 3, (3, STEPS), click=True)
+
+    assert page.text(".curve-panel h2 .strong") == page.layers("small")[1]
+    assert not page.run("return document.querySelectorAll('.curve g, .curve-names li').length")
+    page.load(page.address())
+
+
 def test_a_link_reproduces_the_view(page):
     page.choose("metric", "weight_norm")
     page.choose("scale", "log")
