@@ -10,7 +10,7 @@ SUITE := -m pytest -n logical $(if $(SEED),--seed=$(SEED))
 TWIN := LIGHTNING_PACKAGE=pytorch_lightning
 test twin coverage stress min: export OMP_NUM_THREADS := 1
 
-.PHONY: help demo test twin coverage stress browser check format bench min clean
+.PHONY: help demo test twin coverage stress browser check format bench min packages clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -59,8 +59,11 @@ min: .venv-min/installed ## run the tests with the oldest supported dependencies
 	.venv-min/bin/python $(SUITE) -m "not gpu"
 	$(TWIN) .venv-min/bin/python $(SUITE) -m "not gpu"
 
+packages: .venv-packages/installed ## run what tests models of other packages
+	OMP_NUM_THREADS=1 .venv-packages/bin/python -m pytest tests/integration/test_packages.py
+
 clean: ## remove the environments, caches and results
-	rm -rf .venv .venv-min .coverage .coverage.* htmlcov build dist lightning_logs
+	rm -rf .venv .venv-min .venv-packages .coverage .coverage.* htmlcov build dist lightning_logs
 	rm -rf test-results
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 
@@ -73,4 +76,9 @@ clean: ## remove the environments, caches and results
 .venv-min/installed: pyproject.toml constraints-min.txt
 	$(PYTHON) -m venv .venv-min
 	.venv-min/bin/pip install --constraint constraints-min.txt --editable '.[dev]'
+	touch $@
+
+.venv-packages/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-packages
+	.venv-packages/bin/pip install --constraint constraints.txt --editable '.[dev,packages]'
 	touch $@
