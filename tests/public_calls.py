@@ -151,6 +151,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Argument]]] = {
             "seed": good(0, "None"),
             "softmax": boolean(False),
             "dim": good(1, "-1", "10**400"),
+            "attribute": good(["p"], "None", "'False'", "list"),
         },
     ),
     "RegularizationMonitor": (

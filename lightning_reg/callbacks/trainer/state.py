@@ -189,6 +189,12 @@ def _has_epoch_without_steps(trainer: Trainer) -> bool:
     return trainer.max_epochs != -1 and any(callback._model_contains_batch_norm for callback in averages)
 
 
+def only_measures(trainer: Trainer) -> bool:
+    """Tell whether this is the epoch that SWA has added, whose batches are others by Lightning's count."""
+    averages = _of_lightning(trainer, "StochasticWeightAveraging")
+    return _has_epoch_without_steps(trainer) and any(trainer.current_epoch > callback.swa_end for callback in averages)
+
+
 def mean_over_ranks(trainer: Trainer, value: Tensor) -> Tensor:
     """Return the mean of `value` over all ranks; a collective call."""
     mean: Tensor = trainer.strategy.reduce(value, reduce_op="mean") if trainer.world_size > 1 else value

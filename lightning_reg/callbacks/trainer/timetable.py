@@ -46,7 +46,7 @@ class Timetable:
 
     def __call__(self, tick: int) -> float:
         """Return the value at `tick`."""
-        if self._trainer.num_training_batches != self._batches:
+        if self._trainer.num_training_batches != self._batches and not state.only_measures(self._trainer):
             self._follow_length()
         return self.resolved(tick)
 

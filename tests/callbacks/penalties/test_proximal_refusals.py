@@ -108,7 +108,7 @@ def test_a_group_dimension_that_a_weight_lacks_is_refused_before_training(fit):
     ("arguments", "error", "message"),
     [
         ({"dim": None}, TypeError, "`dim` must be an int, got None"),
-        ({"dim": 0.5}, TypeError, "`dim` must be an int or None, got 0.5"),
+        ({"dim": 0.5}, TypeError, "`dim` must be an int, got 0.5 of type float"),
         ({"mode": "prox"}, ValueError, "`mode` must be one of 'loss', 'grad', 'proximal', got 'prox'"),
     ],
 )
