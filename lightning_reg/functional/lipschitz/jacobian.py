@@ -106,6 +106,8 @@ def jacobian_norm(fn: Callable[[Tensor], Tensor], x: Tensor, *, iterations: int 
     with measured(fn, x.device), torch.enable_grad():
         jacobian = _Jacobian(fn, x)
         inputs, outputs = x[0].numel(), jacobian.outputs[0].numel()
+        if not outputs:
+            return x.new_zeros(len(x), dtype=reported(x))
         if outputs <= _EXACT:
             return matrix_norm(_all_products(jacobian.adjoint, x, outputs))
         if inputs <= _EXACT:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lightning_reg.functional.spectral.convolution import Convolution, Sizes, smallest_image
-from lightning_reg.functional.spectral.matrices import largest_singular_value
+from lightning_reg.functional.spectral.matrices import largest_singular_value, scale_of
 from lightning_reg.functional.tensors.precision import reported, wide, without_autocast
 
 # Layers of at most so many rows or columns are written out as matrices, which is exact.
@@ -44,13 +44,20 @@ class _Axis:
 
 def certified_bound(weight: Tensor, layer: Convolution, input_size: Sizes | None, grid: int) -> Tensor:
     """Return an upper bound of the norm of the layer with `weight`, float32 or float64, shape ()."""
+    if not weight.numel():
+        return weight.sum().to(reported(weight))
     with without_autocast(weight.device):
         entries = wide(weight)
+        # Sums of subnormal taps, or of huge ones, would not be right to the rounding that is allowed for.
+        scale = scale_of(entries.detach().abs().amax())
+        entries = entries * scale.reciprocal()
         if input_size is not None and min(layer.matrix_shape(weight, input_size)) <= _DENSE:
             bound = largest_singular_value(layer.matrices(entries, input_size)).amax()
         else:
             bound = frequency_bound(entries, layer, input_size, grid)
-        return (bound * (1 + _ROUNDING)).to(reported(weight))
+        bound = (bound * (1 + _ROUNDING) * scale).to(reported(weight))
+        # Subnormal numbers are rounded by more.
+        return bound + bound.detach().sign() * torch.finfo(bound.dtype).smallest_normal * torch.finfo(bound.dtype).eps
 
 
 def frequency_bound(weight: Tensor, layer: Convolution, input_size: Sizes | None, grid: int) -> Tensor:

@@ -59,6 +59,8 @@ def singular_pairs(
 
     """
     image = apply(starts)
+    if not starts[0].numel() or not image[0].numel():
+        return image.new_zeros(len(image)), image, starts
     # Products with weights of 1e-25 have squares that are zero in float32: work on A / scale.
     scale = torch.linalg.vector_norm(image.flatten(1), math.inf, dim=1, keepdim=True) + torch.finfo(image.dtype).tiny
     vectors = starts.new_zeros(len(starts), iterations if krylov else 1, starts[0].numel())

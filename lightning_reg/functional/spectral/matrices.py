@@ -1,44 +1,96 @@
-"""The largest singular value of dense matrices, and the precision in which spectral norms are computed."""
+"""The largest singular value of dense matrices, and clipping of singular values, by LAPACK and past its failures.
+
+LAPACK's float32 eigenvalues of a Gram matrix with zero rows and columns (of pruned weights) are sometimes NaN, without
+an error, and where many eigenvalues are equal it sometimes gives up. So lines of zeros are taken out first, and what
+fails all the same is done again in float64.
+"""
+
+import math
 
 import torch
 from torch import Tensor
 
 from lightning_reg.functional.tensors.precision import wide
 
+# Of the exponents of a type: where squares come near to its limits, and how far scales may go.
+_FAR, _FARTHEST = 0.4, 0.8
 
-def _largest_eigenvalue(gram: Tensor) -> Tensor:
-    try:
-        values: Tensor = torch.linalg.eigvalsh(gram)
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # torch does not list it
-        # LAPACK gives up in float32 on some matrices with many equal eigenvalues, such as those of constant kernels.
-        wider = torch.complex128 if gram.is_complex() else torch.float64
-        values = torch.linalg.svdvals(gram.to(wider)).to(gram.real.dtype)
-    return values.amax(-1)
+
+def lines_in_use(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """Return which rows and which columns are not zero in all matrices, boolean; waits for the device where used."""
+    entries = matrices.detach().ne(0).flatten(0, -3) if matrices.ndim > 2 else matrices.detach().ne(0)[None]  # noqa: PLR2004
+    return entries.any(2).any(0), entries.any(1).any(0)
+
+
+def without_zero_lines(matrices: Tensor) -> Tensor:
+    """Return the matrices without the rows and columns that are zero in all of them: their norms are the same."""
+    rows, columns = lines_in_use(matrices)
+    if not rows.all():
+        matrices = matrices[..., rows, :]
+    return matrices if columns.all() else matrices[..., columns]
+
+
+def scale_of(largest: Tensor) -> Tensor:
+    """Return a power of two by which to divide entries of at most `largest` before they are squared.
+
+    1 where squares are within the range of the type, or `largest` is not finite. Never so near to its limits that the
+    inverse, or a gradient times it, would be subnormal.
+    """
+    limit = math.log2(torch.finfo(largest.dtype).max)
+    exponent = largest.log2().floor().clamp(-math.floor(_FARTHEST * limit), math.floor(_FARTHEST * limit))
+    return torch.where(largest.isfinite() & (exponent.abs() > _FAR * limit), exponent.exp2(), 1)
 
 
 def largest_singular_value(matrices: Tensor) -> Tensor:
     """Return the 2-norm of the matrices in the last two dimensions; NaN for one that is not finite.
 
     The square root of the largest eigenvalue of the smaller Gram matrix: a third of the time of the singular values.
-    Each matrix is divided by its largest entry first, for squares of 1e-25 and 1e25 leave the range of float32.
+    Each matrix is scaled first, for squares of 1e-25 and 1e25 leave the range of float32.
     """
-    if 0 in matrices.shape[-2:]:
+    if matrices.numel():
+        matrices = without_zero_lines(matrices)
+    if not matrices.numel():
         return matrices.abs().sum((-2, -1))
     # The norm is proportional to the weight, so a constant scale leaves the gradient as it is.
     largest = matrices.detach().abs().amax((-2, -1), keepdim=True)
-    finite = largest.isfinite()
-    scale = torch.where(finite & (largest > 0), largest, 1)
-    scaled = torch.where(finite, matrices / scale, 0)  # torch.linalg raises for NaN
+    finite, scale = largest.isfinite(), scale_of(largest)
+    scaled = torch.where(finite, matrices * scale.reciprocal(), 0)  # torch.linalg raises for NaN
     gram = scaled @ scaled.mH if scaled.shape[-2] <= scaled.shape[-1] else scaled.mH @ scaled
     square = _largest_eigenvalue(gram)
-    positive = square > 0
     # The square root of 0 has no derivative: the zero matrix gets the subgradient 0.
-    norm = torch.where(positive, torch.where(positive, square, 1).sqrt(), 0) * scale[..., 0, 0]
+    vanishes = square <= 0
+    norm = torch.where(vanishes, 0, torch.where(vanishes, 1, square).sqrt()) * scale[..., 0, 0]
     return torch.where(finite[..., 0, 0], norm, torch.nan)
+
+
+def _largest_eigenvalue(grams: Tensor) -> Tensor:
+    values = _eigenvalues(grams)
+    if values is None:
+        values = _eigenvalues(grams.to(torch.complex128 if grams.is_complex() else torch.float64))
+    if values is None:
+        values = torch.linalg.svdvals(grams.to(torch.complex128 if grams.is_complex() else torch.float64))
+    return values.amax(-1).to(grams.real.dtype)
+
+
+def _eigenvalues(grams: Tensor) -> Tensor | None:
+    """Return the eigenvalues, differentiably; None if LAPACK fails, be it with an error or with NaN."""
+    try:
+        if torch.is_grad_enabled() and grams.requires_grad:
+            # The gradient is made of the vectors, which fail more often.
+            values, vectors = torch.linalg.eigh(grams)
+            failed = vectors.isnan().any() | values.isnan().any()
+        else:
+            values = torch.linalg.eigvalsh(grams)
+            failed = values.isnan().any()
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # torch does not list it
+        return None
+    return None if failed else values
 
 
 def clip_singular_values(matrix: Tensor, bound: float, *, is_far: bool = False) -> Tensor:
     """Return the nearest matrix of norm `bound` at most, in the Frobenius norm: singular values above it become it.
+
+    Rows and columns of zeros stay exactly zero.
 
     Args:
         matrix: Shape (rows, columns), finite.
@@ -46,11 +98,31 @@ def clip_singular_values(matrix: Tensor, bound: float, *, is_far: bool = False) 
         is_far: Whether to compute in float64, for norms many times above the bound.
 
     """
-    precise = matrix.double() if is_far else wide(matrix)
-    try:
-        u, s, vh = torch.linalg.svd(precise, full_matrices=False)
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # torch does not list it
-        u, s, vh = torch.linalg.svd(precise.double(), full_matrices=False)  # as above
+    rows, columns = lines_in_use(matrix)
+    core = matrix[rows][:, columns]
+    if not core.numel():
+        return matrix
+    precise = core.double() if is_far else wide(core)
+    factors = _singular_factors(precise)
+    if factors is None:
+        precise = precise.double()
+        factors = _singular_factors(precise)
+    if factors is None:
+        msg = f"LAPACK finds no singular value decomposition of a matrix of shape {tuple(core.shape)}."
+        raise RuntimeError(msg)
+    u, s, vh = factors
     # What lies in the directions of smaller singular values is not touched.
-    clipped: Tensor = precise - (u * (s - bound).clamp(min=0)) @ vh
-    return clipped.to(matrix.dtype)
+    clipped = precise - (u * (s - bound).clamp(min=0)) @ vh
+    result = torch.zeros_like(matrix)
+    result[rows.nonzero(), columns.nonzero()[:, 0]] = clipped.to(matrix.dtype)
+    return result
+
+
+def _singular_factors(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Return U, s and V^H; None if LAPACK fails."""
+    try:
+        u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # torch does not list it
+        return None
+    failed = u.isnan().any() | s.isnan().any() | vh.isnan().any()
+    return None if failed else (u, s, vh)
