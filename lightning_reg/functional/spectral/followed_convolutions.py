@@ -49,7 +49,9 @@ _MOST_CELLS = 20
 _POINTS, _POINTS_IN_3D = 3, 2
 # How many cells are improved in each round: the best, and one in turn.
 _BEST, _IN_TURN = 2, 1
-_POWERS = 8
+_POWERS = 6
+# See `leading_vectors`: sigma is right to 3e-3, before the rounds and the last product with the kernel.
+_SQUARINGS = 7
 
 
 class Taps(NamedTuple):
@@ -179,10 +181,8 @@ def _grams(image: Tensor, cells: _Cells) -> Tensor:
     if by_frequency <= by_taps:
         waves = cells.waves[:, :, None] * phases[:, None]  # (taps, frequencies, phases)
         parts = (image @ part.flatten(1) for part in (waves.real, waves.imag))
-        rows = _as_real(
-            *(torch.unflatten(part, -1, waves.shape[1:]).permute(0, 3, 1, 2, 4).flatten(3) for part in parts)
-        )
-        return rows @ rows.mT
+        parts = (torch.unflatten(part, -1, waves.shape[1:]).permute(0, 3, 1, 2, 4).flatten(3) for part in parts)
+        return _products(*parts)
     # With many inputs, the products of taps come first: they know nothing of frequencies.
     rows = image.transpose(2, 3).flatten(1, 2)
     products = (rows @ rows.mT).view(len(image), vectors, taps, vectors, taps).transpose(2, 3).flatten(3)
@@ -195,10 +195,15 @@ def _at(at: Tensor, basis: Tensor, image: Tensor, cells: _Cells) -> tuple[Tensor
     waves = _waves(at, cells)[..., None] * cells.phases  # (kernels, cells, taps, phases)
     shape = *image.shape[1:3], *waves.shape[1::2]
     parts = (image.flatten(1, 2) @ part.transpose(1, 2).flatten(2) for part in (waves.real, waves.imag))
-    rows = _as_real(
-        *(torch.unflatten(torch.unflatten(part, 1, shape[:2]), 3, shape[2:]).movedim(3, 1).flatten(3) for part in parts)
-    )
-    return _combined(leading_vectors(rows @ rows.mT), basis, image)
+    parts = (torch.unflatten(torch.unflatten(part, 1, shape[:2]), 3, shape[2:]) for part in parts)
+    gram = _products(*(part.movedim(3, 1).flatten(3) for part in parts))
+    return _combined(leading_vectors(gram, _SQUARINGS), basis, image)
+
+
+def _products(real: Tensor, imaginary: Tensor) -> Tensor:
+    """Return the products of complex rows with each other, as real matrices."""
+    rows, turned = torch.cat([real, imaginary], -1), torch.cat([imaginary, -real], -1)
+    return _as_real(rows @ rows.mT, turned @ rows.mT)
 
 
 def _as_real(real: Tensor, imaginary: Tensor) -> Tensor:
@@ -227,11 +232,19 @@ def _climb(at: Tensor, z: Tensor, width: Tensor, cells: _Cells) -> tuple[Tensor,
     lengths = torch.tensor([0.0, 1.0, 1 / 3, 1 / 9], dtype=at.dtype, device=at.device)
     lengths = torch.cat([lengths, -lengths[1:]])
     offsets = torch.cartesian_prod(*(lengths * part for part in width.unbind())).view(-1, len(width))
+    turned, waves = z * _waves(at, cells)[..., None, :], _waves(offsets, cells)
     # Steps are the same from everywhere: one product for all.
-    turned = z * _waves(at, cells)[..., None, :]
-    steps = (_waves(offsets, cells)[..., None] * cells.phases).transpose(0, 1).flatten(1)
-    response = torch.unflatten(turned @ steps, -1, (len(offsets), -1))  # (kernels, cells, inputs, offsets, phases)
-    lengths = torch.linalg.vector_norm(response, dim=(2, 4))
+    if z.shape[2] <= z.shape[3]:
+        steps = (waves[..., None] * cells.phases).transpose(0, 1).flatten(1)
+        response = torch.unflatten(turned @ steps, -1, (len(offsets), -1))  # (kernels, cells, inputs, offsets, phases)
+        squares = torch.view_as_real(response).square().sum((2, 4, 5))
+    else:
+        # The products of the taps with each other, of which the real part is all that counts.
+        rows, others = torch.cat([turned.real, turned.imag], 2), torch.cat([turned.imag, -turned.real], 2)
+        steps = waves[:, :, None] * waves[:, None].conj() * (cells.phases @ cells.phases.mT)
+        squares = (rows.mT @ rows).flatten(2) @ steps.real.flatten(1).mT
+        squares = squares + (rows.mT @ others).flatten(2) @ steps.imag.flatten(1).mT
+    lengths = squares.clamp(min=0).sqrt()
     best = lengths.argmax(2)
     return at + offsets[best], lengths.take_along_dim(best[..., None], 2)[..., 0]
 
