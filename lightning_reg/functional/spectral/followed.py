@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_reg.functional.spectral.followed_convolutions import Taps, count_vectors, follow_convolutions
 from lightning_reg.functional.spectral.followed_matrices import BLOCK, follow_matrices
 from lightning_reg.functional.spectral.layers import Layer
-from lightning_reg.functional.spectral.subspaces import orthonormal, unit_rows
+from lightning_reg.functional.spectral.subspaces import probing, start_basis
 from lightning_reg.functional.tensors.precision import reported, without_autocast
 
 ROUNDS = 2
@@ -156,18 +156,9 @@ class FollowedNorms:
         if kind.is_known:
             states = [self._states[name] for name in names]
             bases = torch.cat([state.basis.to(dtype=kind.dtype, device=kind.device) for state in states])
-            if bases.shape[1] < bases.shape[2]:
-                # What is exactly orthogonal to the largest singular vector would never find it.
-                probe = _noise(bases[0, :1]).expand(len(bases), -1, -1)
-                bases = torch.cat([bases[:, :-1], probe], 1)
-                bases = orthonormal(bases) @ bases
+            bases = probing(bases)
             return bases, torch.stack([state.turn.to(kind.device) for state in states])
-        vectors, side = _basis_shape(kind)[1:]
-        if vectors == side:
-            basis = torch.eye(side, dtype=kind.dtype, device=kind.device)
-        else:
-            basis = _noise(torch.empty(vectors, side, dtype=kind.dtype, device=kind.device))
-            basis = orthonormal(basis) @ basis
+        basis = start_basis(*_basis_shape(kind)[1:], dtype=kind.dtype, device=kind.device)
         turns = torch.zeros(len(names), dtype=torch.long, device=kind.device)
         return basis.expand(len(names) * kind.shape[0], -1, -1), turns
 
@@ -196,13 +187,6 @@ def _basis_shape(kind: _Kind) -> tuple[int, int, int]:
         side = min(rows, columns)
         return groups, min(BLOCK, side), side
     return groups, count_vectors(kind.taps, rows), rows
-
-
-def _noise(like: Tensor) -> Tensor:
-    """Return unit rows, always the same: ranks agree, a resumed run repeats, the global generator is untouched."""
-    noise = torch.empty(like.shape, dtype=like.dtype)
-    noise.normal_(generator=torch.Generator().manual_seed(0))
-    return unit_rows(noise.to(like.device, non_blocking=True))
 
 
 def kernels_of(layer: Layer, *, as_matrix: bool = False) -> Tensor:

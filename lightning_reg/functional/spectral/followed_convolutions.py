@@ -121,10 +121,9 @@ def follow_convolutions(
         if bases.shape[1] < kernels.shape[1]:  # else the basis spans all there is
             here = _picked(at, chosen)
             rows = _applied(kernels, _response(_picked(z, chosen), here, cells), here, cells)
+            rows = orthonormal(rows, basis)
             more = _images(rows @ kernels, cells) / scale
             basis, image = torch.cat([basis, rows], 1), torch.cat([image, more], 1)
-            transform = orthonormal(basis)
-            basis, image = transform @ basis, (transform @ image.flatten(2)).view_as(image)
         # What is new to the basis may serve the other cells, too.
         again = chosen if index + 1 < rounds else best
         before, here = sigma.amax(1), _picked(at, again)
@@ -140,8 +139,7 @@ def follow_convolutions(
     left = right @ kernels.mT / scale[..., 0]
     top = torch.linalg.vector_norm(left, dim=(1, 2))
     divisor = torch.where(top == 0, 1, top)
-    rows = unit_rows(torch.view_as_real(_picked(u, order)).transpose(2, 3).flatten(1, 2))
-    new = (orthonormal(rows) @ rows)[:, : bases.shape[1]]
+    new = orthonormal(torch.view_as_real(_picked(u, order)).transpose(2, 3).flatten(1, 2))[:, : bases.shape[1]]
     # A basis that spans all there is stays.
     usable = (top > 0) & (bases.shape[1] < kernels.shape[1]) & new.isfinite().all(-1).all(-1)
     new = torch.where(usable[:, None, None], new, bases)

@@ -37,17 +37,13 @@ def follow_matrices(
         the new bases. Of a zero matrix sigma, u and v are zero, of one that is not finite NaN, and the bases stay.
 
     """
-    image = bases @ matrices
+    basis, image = bases, bases @ matrices
     scale = image.abs().amax((-2, -1), keepdim=True) + torch.finfo(image.dtype).tiny
-    vectors, images = [bases], [image / scale]
+    image = image / scale
     for _ in range(rounds):
-        rows = unit_rows(images[-1] @ matrices.mT)
-        rows = orthonormal(rows) @ rows
-        vectors.append(rows)
-        images.append(rows @ matrices / scale)
-    basis, image = torch.cat(vectors, 1), torch.cat(images, 1)
-    transform = orthonormal(basis)
-    basis, image = transform @ basis, transform @ image
+        newest = image[:, -bases.shape[1] :]
+        rows = orthonormal(newest @ matrices.mT, basis)
+        basis, image = torch.cat([basis, rows], 1), torch.cat([image, rows @ matrices / scale], 1)
     gram = (image @ image.mT).double()
     _, v = _best(gram, basis, image)
     known = gram.shape[-1] - bases.shape[1]

@@ -7,8 +7,11 @@ check nothing. What is not finite stays with its own matrix of a batch.
 import torch
 from torch import Tensor
 
-# Directions that are so short beside the rows that they come from are rounding, and are left out.
-_ROUNDING = 5e-3
+# What is left of a unit row that has nothing new, by the rounding of a basis in float32, is less; and the second time,
+# when nothing should be taken away, more is left of one that has.
+_NOTHING = 1e-5, 0.5
+# Keeps a matrix that rounding has made singular positive.
+_SHIFT = 1e-13
 _ROOT_STEPS = 40
 
 
@@ -19,27 +22,29 @@ def unit_rows(rows: Tensor) -> Tensor:
     return scaled / (lengths + torch.finfo(rows.dtype).tiny)
 
 
-def orthonormal(rows: Tensor) -> Tensor:
-    """Return T, shape (..., rows, rows), for which rows of T R are orthonormal, and zero where R has no further one.
+def orthonormal(rows: Tensor, basis: Tensor | None = None) -> Tensor:
+    """Return orthonormal rows that span, with `basis`, what `rows` and `basis` do; zero in place of what is not new.
 
-    The first rows of T R span what the first rows of R do. Rows of R have unit norm, or are zero.
+    Where rounding is all that a row has new, the result is a direction of no meaning, which does no harm.
+
+    Args:
+        rows: Shape (..., rows, entries).
+        basis: Orthonormal rows, or zero ones, shape (..., others, entries), to which the result is orthogonal.
+
     """
-    # Twice: what rounding has made of a row without anything new, the second time shows as nothing new.
-    precise = rows.double()
-    transform = _orthonormalized(precise)
-    again = transform @ precise
-    lengths: Tensor = torch.linalg.vector_norm(again, dim=-1, keepdim=True)
-    lengths = torch.where(lengths == 0, 1, lengths)
-    return (_orthonormalized(again / lengths) @ (transform / lengths)).to(rows.dtype)
-
-
-def _orthonormalized(rows: Tensor) -> Tensor:
-    gram = rows @ rows.mT
-    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    factor = torch.linalg.cholesky_ex(gram + (_ROUNDING / 2) ** 2 * identity)[0]
-    transform = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
-    is_new = factor.diagonal(dim1=-2, dim2=-1) > _ROUNDING
-    return torch.where(is_new[..., None], transform, 0)
+    new = unit_rows(rows.double())
+    known = None if basis is None else basis.double()
+    for nothing in _NOTHING:
+        if known is not None:
+            new = new - (new @ known.mT) @ known
+            lengths: Tensor = torch.linalg.vector_norm(new, dim=-1, keepdim=True)
+            new = torch.where(lengths > nothing, new / torch.where(lengths == 0, 1, lengths), 0)
+        gram = new @ new.mT
+        identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+        factor = torch.linalg.cholesky_ex(gram + _SHIFT * identity)[0]
+        is_new = factor.diagonal(dim1=-2, dim2=-1)[..., None] > nothing
+        new = unit_rows(torch.where(is_new, torch.linalg.solve_triangular(factor, new, upper=False), 0))
+    return new.to(rows.dtype)
 
 
 def leading_vectors(grams: Tensor, squarings: int = 12) -> Tensor:
@@ -82,3 +87,23 @@ def square_root(matrices: Tensor) -> Tensor:
 def _over_trace(matrices: Tensor) -> Tensor:
     trace: Tensor = matrices.diagonal(dim1=-2, dim2=-1).real.sum(-1)
     return matrices / (trace[..., None, None] + torch.finfo(trace.dtype).tiny)
+
+
+def start_basis(vectors: int, entries: int, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return orthonormal rows, always the same: ranks agree, a resumed run repeats, no global generator is touched."""
+    if vectors == entries:
+        return torch.eye(entries, dtype=dtype, device=device)
+    rows = torch.empty(vectors, entries, dtype=dtype).normal_(generator=torch.Generator().manual_seed(0))
+    return orthonormal(rows).to(device, non_blocking=True)
+
+
+def probing(bases: Tensor) -> Tensor:
+    """Return bases in which a random row takes the place of the last one, unless they span all there is.
+
+    What is exactly orthogonal to the largest singular vector would never find it.
+    """
+    if bases.shape[-2] == bases.shape[-1]:
+        return bases
+    probe = start_basis(1, bases.shape[-1], dtype=bases.dtype, device=bases.device)
+    kept = bases[..., :-1, :]
+    return torch.cat([kept, orthonormal(probe.expand(*bases.shape[:-2], -1, -1), kept)], -2)
