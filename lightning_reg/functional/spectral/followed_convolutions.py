@@ -50,6 +50,8 @@ _POINTS, _POINTS_IN_3D = 3, 2
 # How many cells are improved in each round: the best, and one in turn.
 _BEST, _IN_TURN = 2, 1
 _POWERS = 6
+# How much finer the last steps of frequencies are.
+_FINER = 8
 # See `leading_vectors`: sigma is right to 3e-3, before the rounds and the last product with the kernel.
 _SQUARINGS = 7
 
@@ -131,9 +133,12 @@ def follow_convolutions(
         found = *_climb(here, improved[1], width, cells), *improved
         at, sigma, u, z = (_put(old, again, new) for old, new in zip((at, sigma, u, z), found, strict=True))
     order = sigma.argsort(1, descending=True)
-    first = order[:, :1]
-    v = _response(_picked(z, first), _picked(at, first), cells)
-    x = _spread(v / (torch.linalg.vector_norm(v, dim=-1, keepdim=True) + _tiny(v)), _picked(at, first), cells)[:, 0]
+    # The gradient is as exact as the frequency.
+    best, _ = _climb(_picked(at, order[:, :1]), _picked(z, order[:, :1]), width / _FINER, cells)
+    _, finest = _at(best, basis, image, cells)
+    best, _ = _climb(best, finest, width / _FINER, cells)
+    v = _response(finest, best, cells)
+    x = _spread(v / (torch.linalg.vector_norm(v, dim=-1, keepdim=True) + _tiny(v)), best, cells)[:, 0]
     right = torch.view_as_real(x).mT
     # Once more, for a left vector that is exactly zero where the kernel is.
     left = right @ kernels.mT / scale[..., 0]
