@@ -14,11 +14,16 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
+from typing_extensions import override
 
 from benchmarks._table import print_table
 from lightning_reg.callbacks.spectral.normalization import Normalization
 from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
 from lightning_reg.functional import operator_norm_estimate
+from lightning_reg.functional.spectral.followed import FollowedNorms
+from lightning_reg.functional.spectral.followed_clipping import clip_followed, clipping_bases
+from lightning_reg.functional.spectral.layers import Layer
+from lightning_reg.functional.spectral.matrices import clip_singular_values
 from lightning_reg.selection.weights import named_weights
 
 ROUNDS = 30
@@ -102,11 +107,99 @@ def compare_estimates() -> None:
     print_table(["size", "iterations", "times cheaper than svdvals", "below the truth by"], rows)
 
 
+class Block(nn.Module):
+    """The basic block of a ResNet."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.second = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(outputs) for _ in range(2))
+        self.shortcut = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.norms[1](self.second(torch.relu(self.norms[0](self.first(x)))))
+        return torch.relu(inner + self.shortcut(x))
+
+
+def resnet() -> nn.Module:
+    """Return a ResNet-18, 11 million weights."""
+    sizes = [(64, 64, 1), (64, 64, 1), (64, 128, 2), (128, 128, 1), (128, 256, 2), (256, 256, 1), (256, 512, 2)]
+    blocks = [Block(*size) for size in [*sizes, (512, 512, 1)]]
+    stem = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))
+
+
+def layers_of(model: nn.Module) -> list[Layer]:
+    modules = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    return [Layer(name, module.weight.detach(), module) for name, module in modules]
+
+
+def compare_followed() -> None:
+    """Print what a step of following the norms of all layers costs, beside a plain step of training."""
+    many = nn.Sequential(*(nn.Linear(256, 256) for _ in range(61)))
+    cases = {
+        "ResNet-18, 64 x 64, batch 8": (resnet(), torch.randn(8, 3, 64, 64)),
+        "61 x Linear 256, batch 64": (many, torch.randn(64, 256)),
+    }
+    rows = []
+    for name, (model, inputs) in cases.items():
+        layers, operator, matrix = layers_of(model), FollowedNorms(), FollowedNorms(as_matrices=True)
+        start = time.perf_counter()
+        operator.advance(layers)
+        first = time.perf_counter() - start
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+
+        def plain(model: nn.Module = model, inputs: Tensor = inputs, own: torch.optim.Optimizer = optimizer) -> None:
+            model(inputs).square().mean().backward()
+            own.step()
+            own.zero_grad()
+
+        variants: dict[str, Callable[[], object]] = {
+            "plain": plain,
+            "operator": lambda layers=layers, norms=operator: norms.advance(layers),  # type: ignore[misc]
+            "matrix": lambda layers=layers, norms=matrix: norms.advance(layers),  # type: ignore[misc]
+        }
+        seconds = in_turns(variants, 10)
+        numbers = [ratio(seconds, key, "plain") for key in ("operator", "matrix")]
+        rows.append([name, *(f"{number:.2f}" for number in [*numbers, first / statistics.median(seconds["plain"])])])
+    print("\nA step of following the norms of all layers, as a multiple of a plain step of training.\n")
+    print_table(["model", "operator", "as matrices", "the first step"], rows)
+
+
+def compare_clipping() -> None:
+    """Print what clipping costs that follows singular vectors, and how far above the bound it leaves matrices."""
+    rows = []
+    for shape in ((256, 256), (768, 768), (768, 3072)):
+        matrix = torch.randn(shape) / shape[1] ** 0.5
+        bound = torch.linalg.matrix_norm(matrix, 2).item()
+        bases, worst = clipping_bases(matrix[None]), 0.0
+        for _ in range(20):
+            noise = torch.randn(shape)
+            matrix = matrix + 0.01 * noise * matrix.norm() / noise.norm()
+            clipped, _, bases = clip_followed(matrix[None], bound, bases)
+            matrix = clipped[0]
+            worst = max(worst, torch.linalg.matrix_norm(matrix, 2).item() / bound - 1)
+        variants: dict[str, Callable[[], object]] = {
+            "svd": lambda matrix=matrix, bound=bound: clip_singular_values(matrix, 0.99 * bound),  # type: ignore[misc]
+            "followed": lambda matrix=matrix, bound=bound, bases=bases: clip_followed(  # type: ignore[misc]
+                matrix[None], 0.99 * bound, bases
+            ),
+        }
+        seconds = in_turns(variants, 5)
+        rows.append([" x ".join(map(str, shape)), f"{ratio(seconds, 'svd', 'followed'):.0f}", f"{worst:.1e}"])
+    print("\nClipping that follows singular vectors, over steps that move matrices by 1 %.\n")
+    print_table(["matrix", "times cheaper than by an SVD", "norm / bound - 1 after a step, at most"], rows)
+
+
 def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     compare_training()
     compare_estimates()
+    compare_followed()
+    compare_clipping()
 
 
 if __name__ == "__main__":

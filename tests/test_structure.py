@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 from importlib import import_module
 from pathlib import Path
 
@@ -53,6 +54,16 @@ def test_only_public_faces_do_anything_and_the_others_say_what_the_room_is_for(p
     assert isinstance(docstring.value.value, str)
     # Rules of Lipschitz bounds are registered by importing their files.
     assert not rest or (path.parent.name == "rules" and all(isinstance(node, ast.Import) for node in rest))
+
+
+INNER = [path for path in ROOMS if path.parent.parent.name in {"callbacks", "functional"}]
+
+
+@pytest.mark.parametrize("path", INNER, ids=relative)
+def test_a_room_names_all_its_files(path):
+    named = set(re.findall(r"`(\w+)`", ast.get_docstring(ast.parse(path.read_text()))))
+
+    assert {other.stem for other in path.parent.glob("*.py") if other != path} <= named
 
 
 @pytest.mark.parametrize("path", ROOMS, ids=relative)

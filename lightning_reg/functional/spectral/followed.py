@@ -1,0 +1,224 @@
+"""Norms of many layers, followed over time: each step goes on from the subspaces that the one before has found."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lightning_reg.functional.spectral.followed_convolutions import Taps, count_vectors, follow_convolutions
+from lightning_reg.functional.spectral.followed_matrices import BLOCK, follow_matrices
+from lightning_reg.functional.spectral.layers import Layer
+from lightning_reg.functional.spectral.subspaces import probing, start_basis
+from lightning_reg.functional.tensors.precision import reported, without_autocast
+
+ROUNDS = 2
+# From a random start; all cells of a convolution's frequencies are then improved in each.
+_START_STEPS = 6
+# Smaller weights of one shape are followed together, in one copy: alone they would cost more calls than work.
+_SMALL_ENTRIES = 1 << 16
+_STACK_ENTRIES = 1 << 22
+
+
+class FollowedNorm(NamedTuple):
+    """An estimate of the norm of a layer from below, with its gradient in factors."""
+
+    sigma: Tensor
+    """Shape (); the sum of <left_r, W right_r> over the groups and r, with W as `kernels_of` gives it."""
+    left: Tensor
+    """Shape (groups, 1 or 2, rows): the left singular vector, or its real and imaginary part; 0 for other groups."""
+    right: Tensor
+    """Shape (groups, 1 or 2, columns). The gradient of sigma is the sum of left_r right_r^T."""
+    gain: Tensor
+    """Shape (): by how much, relative to sigma, the last round has raised it: about what is still missing."""
+    as_matrix: bool
+    """Whether the layer counts as a matrix."""
+
+
+class _Kind(NamedTuple):
+    """What layers have in common that are followed together."""
+
+    shape: tuple[int, ...]
+    taps: Taps | None
+    dtype: torch.dtype
+    device: torch.device
+    is_known: bool
+
+
+class _Member(NamedTuple):
+    name: str
+    kernels: Tensor
+
+
+class _State(NamedTuple):
+    basis: Tensor  # (groups, vectors, rows or columns)
+    turn: Tensor  # (), how many steps were made
+
+
+class FollowedNorms:
+    """Estimates from below of the norms of layers, followed by the layers' names.
+
+    Of a matrix it is the largest singular value; of a convolution the norm over images of any size with zero padding,
+    the largest over groups, of other padding that of the same kernel with zero padding. Nothing waits for the device.
+    The state is a few vectors a layer.
+
+    Args:
+        as_matrices: Whether convolutions count as matrices, their kernels reshaped.
+
+    """
+
+    def __init__(self, *, as_matrices: bool = False) -> None:
+        self._as_matrices = as_matrices
+        self._states: dict[str, _State] = {}
+
+    def __contains__(self, name: str) -> bool:
+        """Tell whether there is a state to go on from."""
+        return name in self._states
+
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """Return what `load` takes, by the layers' names, on the CPU."""
+        return {
+            name: {key: value.cpu().clone() for key, value in state._asdict().items()}
+            for name, state in self._states.items()
+        }
+
+    def load(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Go on from what `state` has returned. What is not finite, or of a layer of another shape, starts anew."""
+        for name, known in state.items():
+            basis, turn = known.get("basis"), known.get("turn")
+            if basis is not None and turn is not None and basis.isfinite().all():
+                self._states[name] = _State(basis.clone(), turn.clone())
+
+    def forget(self, name: str) -> None:
+        """Start anew at the next step of the layer."""
+        self._states.pop(name, None)
+
+    @torch.no_grad()
+    def advance(self, layers: Sequence[Layer], rounds: int = ROUNDS) -> list[FollowedNorm]:
+        """Take a step for each layer, and return what is found; of a layer that is new, after several steps.
+
+        Weights are read twice, and twice more in each round (large kernels have one round less). Two rounds are within
+        1 % of the norm of matrices, and 2 % of that of convolutions, where Adam moves weights as fast as it does with a
+        rate of 0.01; what is still missing is about as much as the last round has gained.
+        """
+        found: dict[str, FollowedNorm] = {}
+        for kind, members in self._stacks(layers):
+            with without_autocast(kind.device):
+                found.update(self._step(kind, members, rounds))
+        return [found[layer.name] for layer in layers]
+
+    def _stacks(self, layers: Sequence[Layer]) -> Iterator[tuple[_Kind, list[_Member]]]:
+        alike: dict[_Kind, list[_Member]] = defaultdict(list)
+        for layer in layers:
+            kernels = kernels_of(layer, as_matrix=self._as_matrices)
+            taps = None if self._as_matrices else taps_of(layer)
+            kind = _Kind(tuple(kernels.shape), taps, kernels.dtype, kernels.device, is_known=False)
+            kind = kind._replace(is_known=self._is_known(layer.name, kind))
+            alike[kind].append(_Member(layer.name, kernels))
+        for kind, members in alike.items():
+            entries = math.prod(kind.shape)
+            count = max(1, _STACK_ENTRIES // max(entries, 1)) if entries <= _SMALL_ENTRIES else 1
+            for start in range(0, len(members), count):
+                yield kind, members[start : start + count]
+
+    def _is_known(self, name: str, kind: _Kind) -> bool:
+        state = self._states.get(name)
+        return state is not None and state.basis.shape == _basis_shape(kind)
+
+    def _step(self, kind: _Kind, members: Sequence[_Member], rounds: int) -> Iterator[tuple[str, FollowedNorm]]:
+        names = [member.name for member in members]
+        groups, rows, columns = kind.shape
+        if not math.prod(kind.shape):
+            for name, kernels in members:
+                left, right = kernels.new_zeros(groups, 1, rows), kernels.new_zeros(groups, 1, columns)
+                yield name, FollowedNorm(kernels.new_zeros(()), left, right, kernels.new_zeros(()), self._as_matrices)
+            return
+        kernels = members[0].kernels if len(members) == 1 else torch.cat([member.kernels for member in members])
+        bases, turns = self._start(kind, names)
+        for _ in range(1 if kind.is_known else _START_STEPS):
+            if kind.taps is None:
+                sigma, left, right, gain, bases = _follow_matrices(kernels, bases, rounds)
+            else:
+                turn = turns.repeat_interleave(groups)
+                everywhere = not kind.is_known
+                # All frequencies are seen in each round: of large kernels, which steps move little, one less will do.
+                is_large = math.prod(kind.shape) > _SMALL_ENTRIES
+                count = 1 if everywhere else max(1, rounds - is_large)
+                step = follow_convolutions(kernels, kind.taps, bases, turn, count, everywhere=everywhere)
+                sigma, left, right, gain, bases = step
+        by_layer = (torch.unflatten(part, 0, (len(members), groups)) for part in (sigma, left, right, gain, bases))
+        for name, turn, *parts in zip(names, turns.unbind(), *by_layer, strict=True):
+            self._states[name] = _State(parts.pop(), turn + 1)
+            yield name, _largest(*parts, as_matrix=self._as_matrices)
+
+    def _start(self, kind: _Kind, names: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Return the bases and turns from which to go on."""
+        if kind.is_known:
+            states = [self._states[name] for name in names]
+            bases = torch.cat([state.basis.to(dtype=kind.dtype, device=kind.device) for state in states])
+            bases = probing(bases)
+            return bases, torch.stack([state.turn.to(kind.device) for state in states])
+        basis = start_basis(*_basis_shape(kind)[1:], dtype=kind.dtype, device=kind.device)
+        turns = torch.zeros(len(names), dtype=torch.long, device=kind.device)
+        return basis.expand(len(names) * kind.shape[0], -1, -1), turns
+
+
+def _follow_matrices(matrices: Tensor, bases: Tensor, rounds: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Follow matrices from bases on their shorter side."""
+    is_tall = matrices.shape[1] > matrices.shape[2]
+    sigma, u, v, gain, bases = follow_matrices(matrices.mT if is_tall else matrices, bases, rounds)
+    left, right = (v, u) if is_tall else (u, v)
+    return sigma, left[:, None], right[:, None], gain, bases
+
+
+def _largest(sigma: Tensor, left: Tensor, right: Tensor, gain: Tensor, *, as_matrix: bool) -> FollowedNorm:
+    """Return the norm of the group that has the largest one."""
+    if len(sigma) > 1:
+        best = sigma.argmax(keepdim=True)
+        is_best = torch.zeros_like(sigma).scatter(0, best, 1)
+        left = left * is_best[:, None, None]
+        sigma, gain = sigma.gather(0, best), gain.gather(0, best)
+    return FollowedNorm(sigma[0], left, right, gain[0], as_matrix)
+
+
+def _basis_shape(kind: _Kind) -> tuple[int, int, int]:
+    groups, rows, columns = kind.shape
+    if kind.taps is None:
+        side = min(rows, columns)
+        return groups, min(BLOCK, side), side
+    return groups, count_vectors(kind.taps, rows), rows
+
+
+def kernels_of(layer: Layer, *, as_matrix: bool = False) -> Tensor:
+    """Return the weight as matrices whose rows are outputs, one for each group, shape (groups, rows, columns).
+
+    Differentiable, and a view where its type allows. Columns of a kernel are inputs and, within each, taps. A
+    transposed convolution's is that of its adjoint, which has the same norm.
+    """
+    convolution = None if as_matrix else layer.convolution()
+    if convolution is None:
+        return layer.matrix()[None]
+    weight = layer.tensor.to(reported(layer.tensor))
+    rows = weight.shape[0] // convolution.groups
+    return weight.reshape(convolution.groups, rows, math.prod(weight.shape[1:]))
+
+
+def taps_of(layer: Layer) -> Taps | None:
+    """Return where the taps of a convolution's kernel lie; None for a matrix.
+
+    A kernel that is no longer than the stride is a matrix, too: its windows do not overlap.
+    """
+    convolution = layer.convolution()
+    if convolution is None:
+        return None
+    steps = tuple(s // math.gcd(s, d) for s, d in zip(convolution.stride, convolution.dilation, strict=True))
+    if all(size <= step for size, step in zip(convolution.kernel, steps, strict=True)):
+        return None
+    return Taps.of(convolution.kernel, steps)
+
+
+def is_adjoint(layer: Layer) -> bool:
+    """Tell whether the first dimension of the weight is that of the inputs."""
+    return isinstance(layer.module, nn.modules.conv._ConvTransposeNd)  # noqa: SLF001  # has no public name

@@ -1,0 +1,333 @@
+r"""The norm of convolutions over images of any size, followed over frequencies from step to step.
+
+Without a border a convolution is, at each frequency :math:`\omega`, a matrix between channels, its response
+
+.. math:: K(\omega) = \sum_t P_t\, e^{i \langle p_t, \omega \rangle},
+
+with the kernel's taps :math:`P_t` at the positions :math:`p_t`; a stride sorts taps into phases, which count as further
+input channels. The least upper bound of the norm over images of any size with zero padding is
+:math:`\max_\omega \sigma(K(\omega))`. A group is a convolution of its own, the norm the largest one; a transposed
+convolution has the norm of the convolution with its weight; dilation stretches the axis of frequencies, and drops out
+but for what it shares with the stride.
+
+**In two passes over the kernel.** For any real vectors U (rows) of output channels one product with the kernel as a
+matrix, :math:`Z_t = U P_t` for all taps at once, gives :math:`U K(\omega) = \sum_t Z_t e^{i \langle p_t, \omega
+\rangle}` at *every* frequency, without the kernel. So the whole function
+
+.. math:: \tilde\sigma(\omega) = \max_{u \in \operatorname{span} U} \|K(\omega)^H u\| / \|u\| \le \sigma(K(\omega))
+
+is known from small matrices: a lower bound everywhere, and equal where the largest left vector lies in the span. A step
+
+1. reads the kernel once (Z of the basis of the step before), looks at a grid of frequencies, and climbs from the best
+   one of each cell of a coarse grid;
+2. at the two best cells, and at one of the others in turn, takes :math:`K(\omega) K(\omega)^H u` of the best u (two
+   passes over the kernel with a few vectors), adds its real and imaginary part to the basis, and climbs again; twice;
+3. keeps the best vector of each cell as the next basis.
+
+An ascent that follows single frequencies with fixed vectors is slow where the maximum moves, and does not see another
+frequency overtake; here all frequencies are seen in each step. It is the subspace method for the H-infinity norm.
+
+Reference: Aliyev, Benner, Mengi, Schwerdtner & Voigt, Large-Scale Computation of L-infinity-Norms by a Greedy Subspace
+Method, 2017, doi:10.1137/16M1086200; Sedghi, Gupta & Long, The Singular Values of Convolutional Layers, 2019,
+arXiv:1805.10408.
+"""
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_reg.functional.spectral.subspaces import leading_vectors, orthonormal, unit_rows
+
+ROUNDS = 2
+# Cells of frequencies along an axis: so many more than the degree of the response, at least; and in all.
+_MORE_CELLS, _LEAST_CELLS = 2, 4
+_MOST_CELLS = 20
+# Points of the grid along each axis of a cell, in one or two dimensions and in three.
+_POINTS, _POINTS_IN_3D = 3, 2
+# How many cells are improved in each round: the best, and one in turn.
+_BEST, _IN_TURN = 2, 1
+_POWERS = 6
+# How much finer the last steps of frequencies are.
+_FINER = 8
+# See `leading_vectors`: sigma is right to 3e-3, before the rounds and the last product with the kernel.
+_SQUARINGS = 7
+
+
+class Taps(NamedTuple):
+    """Where the taps of a kernel lie, for all kernels of one kind."""
+
+    positions: tuple[tuple[int, ...], ...]
+    """On the line of frequencies, for each tap one number for each spatial dimension."""
+    phases: tuple[int, ...]
+    """Of the stride."""
+
+    @classmethod
+    def of(cls, kernel: tuple[int, ...], steps: tuple[int, ...]) -> "Taps":
+        """Return those of a kernel whose stride, without what dilation shares with it, is `steps`."""
+        places = torch.cartesian_prod(*(torch.arange(size) for size in kernel)).view(-1, len(kernel)).tolist()
+        positions = [tuple(tap // step for tap, step in zip(place, steps, strict=True)) for place in places]
+        phases = [_index([tap % step for tap, step in zip(place, steps, strict=True)], steps) for place in places]
+        ranks = {phase: rank for rank, phase in enumerate(sorted(set(phases)))}
+        return cls(tuple(positions), tuple(ranks[phase] for phase in phases))
+
+
+class _Cells(NamedTuple):
+    """A partition of all frequencies but the conjugates of others, as tensors."""
+
+    positions: Tensor  # (taps, dims)
+    phases: Tensor  # (taps, phases), of ones and zeros
+    points: Tensor  # (cells, points, dims)
+    spacing: Tensor  # (dims,), of the points
+    waves: Tensor  # (taps, cells * points), complex
+
+
+def count_vectors(taps: Taps, outputs: int) -> int:
+    """Return how many vectors the basis of such kernels has."""
+    return min(2 * len(_cells(taps, torch.float32, torch.device("cpu")).points), outputs)
+
+
+def follow_convolutions(
+    kernels: Tensor, taps: Taps, bases: Tensor, turns: Tensor, rounds: int = ROUNDS, *, everywhere: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Take one step; nothing waits for the device.
+
+    Args:
+        kernels: Shape (kernels, outputs, inputs * taps).
+        taps: Of all the kernels.
+        bases: What the last step returned, shape (kernels, vectors, outputs).
+        turns: Whole numbers that say which other cell is improved, shape (kernels,).
+        rounds: How often the best cells are improved.
+        everywhere: Whether all cells are improved, for a start.
+
+    Returns:
+        sigma, shape (kernels,); u and x, the real and the imaginary part of the left vector, shape (kernels, 2,
+        outputs), and of the right one times the waves, shape (kernels, 2, inputs * taps), for which sigma is the sum of
+        u_r (kernel x_r), and whose products u_r x_r^T are its gradient; the relative gain of the last round, shape
+        (kernels,), about as large as what is missing; and the new bases. Of a zero kernel all are zero, of one that is
+        not finite NaN, and the bases stay.
+
+    """
+    cells = _cells(taps, kernels.dtype, kernels.device)
+    image = _images(bases @ kernels, cells)
+    scale = image.abs().amax((1, 2, 3), keepdim=True) + torch.finfo(image.dtype).tiny
+    basis, image, width = bases, image / scale, cells.spacing / 2
+    at, u, z = _on_grid(basis, image, cells)
+    at, sigma = _climb(at, z, width, cells)
+    before = sigma.amax(1)
+    for index in range(rounds):
+        best = sigma.argsort(1, descending=True)
+        chosen = best if everywhere or best.shape[1] <= _BEST + _IN_TURN else _chosen(best, turns + index)
+        if bases.shape[1] < kernels.shape[1]:  # else the basis spans all there is
+            here = _picked(at, chosen)
+            rows = _applied(kernels, _response(_picked(z, chosen), here, cells), here, cells)
+            rows = orthonormal(rows, basis)
+            more = _images(rows @ kernels, cells) / scale
+            basis, image = torch.cat([basis, rows], 1), torch.cat([image, more], 1)
+        # What is new to the basis may serve the other cells, too.
+        again = chosen if index + 1 < rounds else best
+        before, here = sigma.amax(1), _picked(at, again)
+        improved = _at(here, basis, image, cells)
+        found = *_climb(here, improved[1], width, cells), *improved
+        at, sigma, u, z = (_put(old, again, new) for old, new in zip((at, sigma, u, z), found, strict=True))
+    order = sigma.argsort(1, descending=True)
+    # The gradient is as exact as the frequency.
+    best, _ = _climb(_picked(at, order[:, :1]), _picked(z, order[:, :1]), width / _FINER, cells)
+    _, finest = _at(best, basis, image, cells)
+    best, _ = _climb(best, finest, width / _FINER, cells)
+    v = _response(finest, best, cells)
+    x = _spread(v / (torch.linalg.vector_norm(v, dim=-1, keepdim=True) + _tiny(v)), best, cells)[:, 0]
+    right = torch.view_as_real(x).mT
+    # Once more, for a left vector that is exactly zero where the kernel is.
+    left = right @ kernels.mT / scale[..., 0]
+    top = torch.linalg.vector_norm(left, dim=(1, 2))
+    divisor = torch.where(top == 0, 1, top)
+    new = orthonormal(torch.view_as_real(_picked(u, order)).transpose(2, 3).flatten(1, 2))[:, : bases.shape[1]]
+    # A basis that spans all there is stays.
+    usable = (top > 0) & (bases.shape[1] < kernels.shape[1]) & new.isfinite().all(-1).all(-1)
+    new = torch.where(usable[:, None, None], new, bases)
+    return top * scale[:, 0, 0, 0], left / divisor[:, None, None], right, 1 - before / divisor, new
+
+
+def _images(rows: Tensor, cells: _Cells) -> Tensor:
+    """Return products of vectors with kernels, shape (kernels, vectors, inputs, taps)."""
+    return torch.unflatten(rows, -1, (-1, len(cells.positions)))
+
+
+def _on_grid(basis: Tensor, image: Tensor, cells: _Cells) -> tuple[Tensor, Tensor, Tensor]:
+    """Return for each cell the best frequency of the grid, with its left vector u, and that one's image."""
+    count, points = cells.points.shape[:2]
+    gram = _grams(image, cells)  # (kernels, frequencies, 2 * vectors, 2 * vectors)
+    # Few powers are enough to choose by, and those of vectors cost little.
+    diagonal = gram.diagonal(dim1=-2, dim2=-1)
+    vectors = gram.take_along_dim(diagonal.argmax(-1)[..., None, None], -2)[..., 0, :]
+    for _ in range(_POWERS):
+        vectors = vectors / (torch.linalg.vector_norm(vectors, dim=-1, keepdim=True) + _tiny(vectors))
+        # On a CPU, many small matrices times one vector each are faster so.
+        vectors = (gram * vectors[..., None, :]).sum(-1)
+    values = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    vectors = (vectors / (values + _tiny(vectors))).view(len(image), count, points, -1)
+    best = values.view(len(image), count, points).argmax(2)[:, :, None, None]
+    at = cells.points.expand(len(image), -1, -1, -1).take_along_dim(best, 2)[:, :, 0]
+    return at, *_combined(vectors.take_along_dim(best, 2)[:, :, 0], basis, image)
+
+
+def _grams(image: Tensor, cells: _Cells) -> Tensor:
+    """Return products of all vectors' images with each other at all frequencies of the grid, as real matrices."""
+    _, vectors, inputs, taps = image.shape
+    phases, frequencies = cells.phases, cells.waves.shape[1]
+    # Multiplications, either way.
+    by_frequency = 4 * frequencies * vectors * inputs * phases.shape[1] * (taps + 2 * vectors)
+    by_taps = vectors**2 * taps**2 * (inputs + 2 * frequencies)
+    if by_frequency <= by_taps:
+        waves = cells.waves[:, :, None] * phases[:, None]  # (taps, frequencies, phases)
+        parts = (image @ part.flatten(1) for part in (waves.real, waves.imag))
+        parts = (torch.unflatten(part, -1, waves.shape[1:]).permute(0, 3, 1, 2, 4).flatten(3) for part in parts)
+        return _products(*parts)
+    # With many inputs, the products of taps come first: they know nothing of frequencies.
+    rows = image.transpose(2, 3).flatten(1, 2)
+    products = (rows @ rows.mT).view(len(image), vectors, taps, vectors, taps).transpose(2, 3).flatten(3)
+    waves = (cells.waves[:, None] * cells.waves.conj() * (phases @ phases.mT)[..., None]).flatten(0, 1)
+    return _as_real(*((products @ part).permute(0, 3, 1, 2) for part in (waves.real, waves.imag)))
+
+
+def _at(at: Tensor, basis: Tensor, image: Tensor, cells: _Cells) -> tuple[Tensor, Tensor]:
+    """Return the best left vector in the span of `basis` at one frequency for each cell, and its image."""
+    waves = _waves(at, cells)[..., None] * cells.phases  # (kernels, cells, taps, phases)
+    shape = *image.shape[1:3], *waves.shape[1::2]
+    parts = (image.flatten(1, 2) @ part.transpose(1, 2).flatten(2) for part in (waves.real, waves.imag))
+    parts = (torch.unflatten(torch.unflatten(part, 1, shape[:2]), 3, shape[2:]) for part in parts)
+    gram = _products(*(part.movedim(3, 1).flatten(3) for part in parts))
+    return _combined(leading_vectors(gram, _SQUARINGS), basis, image)
+
+
+def _products(real: Tensor, imaginary: Tensor) -> Tensor:
+    """Return the products of complex rows with each other, as real matrices."""
+    rows, turned = torch.cat([real, imaginary], -1), torch.cat([imaginary, -real], -1)
+    return _as_real(rows @ rows.mT, turned @ rows.mT)
+
+
+def _as_real(real: Tensor, imaginary: Tensor) -> Tensor:
+    """Return complex matrices as real ones of twice the size; batches of complex ones are slow on a CPU."""
+    return torch.cat([torch.cat([real, -imaginary], -1), torch.cat([imaginary, real], -1)], -2)
+
+
+def _combined(vectors: Tensor, basis: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Return u = q U and its image, over the length of u, which is not 1 where rounding has left little of a row.
+
+    Args:
+        vectors: The real and then the imaginary parts of the conjugate of q, shape (kernels, cells, 2 * vectors).
+        basis: U.
+        image: Of U.
+
+    """
+    parts = torch.cat(vectors.chunk(2, -1), 1)
+    u, z = (torch.complex(*(parts @ rows).chunk(2, 1)).conj_physical() for rows in (basis, image.flatten(2)))
+    length = torch.linalg.vector_norm(u, dim=-1, keepdim=True)
+    length = torch.where(length == 0, 1, length)
+    return u / length, torch.unflatten(z / length, -1, image.shape[2:])
+
+
+def _climb(at: Tensor, z: Tensor, width: Tensor, cells: _Cells) -> tuple[Tensor, Tensor]:
+    """Return, for fixed u with image z, better frequencies near `at`, and sigma there."""
+    lengths = torch.tensor([0.0, 1.0, 1 / 3, 1 / 9], dtype=at.dtype, device=at.device)
+    lengths = torch.cat([lengths, -lengths[1:]])
+    offsets = torch.cartesian_prod(*(lengths * part for part in width.unbind())).view(-1, len(width))
+    turned, waves = z * _waves(at, cells)[..., None, :], _waves(offsets, cells)
+    # Steps are the same from everywhere: one product for all.
+    if z.shape[2] <= z.shape[3]:
+        steps = (waves[..., None] * cells.phases).transpose(0, 1).flatten(1)
+        response = torch.unflatten(turned @ steps, -1, (len(offsets), -1))  # (kernels, cells, inputs, offsets, phases)
+        squares = torch.view_as_real(response).square().sum((2, 4, 5))
+    else:
+        # The products of the taps with each other, of which the real part is all that counts.
+        rows, others = torch.cat([turned.real, turned.imag], 2), torch.cat([turned.imag, -turned.real], 2)
+        steps = waves[:, :, None] * waves[:, None].conj() * (cells.phases @ cells.phases.mT)
+        squares = (rows.mT @ rows).flatten(2) @ steps.real.flatten(1).mT
+        squares = squares + (rows.mT @ others).flatten(2) @ steps.imag.flatten(1).mT
+    lengths = squares.clamp(min=0).sqrt()
+    best = lengths.argmax(2)
+    return at + offsets[best], lengths.take_along_dim(best[..., None], 2)[..., 0]
+
+
+def _response(z: Tensor, at: Tensor, cells: _Cells) -> Tensor:
+    """Return K(at)^H u of a u with image z, shape (..., inputs * phases)."""
+    products = z * _waves(at, cells)[..., None, :]
+    return products.sum(-1) if cells.phases.shape[1] == 1 else (products @ cells.phases.to(z.dtype)).flatten(-2)
+
+
+def _applied(kernels: Tensor, v: Tensor, at: Tensor, cells: _Cells) -> Tensor:
+    """Return real and imaginary parts of K(at) v over their norms, shape (kernels, 2 * vectors, outputs)."""
+    v = v / (torch.linalg.vector_norm(v, dim=-1, keepdim=True) + _tiny(v))
+    x = _spread(v, at, cells)
+    return unit_rows(torch.cat([x.real, x.imag], 1) @ kernels.mT)
+
+
+def _spread(v: Tensor, at: Tensor, cells: _Cells) -> Tensor:
+    """Return what the kernel as a matrix is multiplied with, shape (..., inputs * taps)."""
+    by_phase = torch.unflatten(v, -1, (-1, cells.phases.shape[1]))
+    by_tap = by_phase if cells.phases.shape[1] == 1 else by_phase @ cells.phases.mT.to(v.dtype)
+    return (by_tap * _waves(at, cells).conj()[..., None, :]).flatten(-2)
+
+
+def _waves(at: Tensor, cells: _Cells) -> Tensor:
+    """Return exp(-i <p_t, w>), shape (..., taps)."""
+    angles = at @ cells.positions.mT
+    return torch.polar(torch.ones_like(angles), -angles)
+
+
+def _chosen(best: Tensor, turns: Tensor) -> Tensor:
+    """Return the best cells, and some of the others in turn."""
+    others = best[:, _BEST:].sort(1)[0]
+    places = (turns[:, None] * _IN_TURN + torch.arange(_IN_TURN, device=best.device)) % others.shape[1]
+    return torch.cat([best[:, :_BEST], others.gather(1, places)], 1)
+
+
+def _picked(values: Tensor, cells: Tensor) -> Tensor:
+    return values.take_along_dim(cells.view(*cells.shape, *(1,) * (values.ndim - 2)), 1)
+
+
+def _put(values: Tensor, cells: Tensor, new: Tensor) -> Tensor:
+    return values.scatter(1, cells.view(*cells.shape, *(1,) * (new.ndim - 2)).expand_as(new), new)
+
+
+def _tiny(values: Tensor) -> float:
+    return torch.finfo(values.dtype).tiny
+
+
+def _index(place: list[int], sizes: tuple[int, ...]) -> int:
+    index = 0
+    for number, size in zip(place, sizes, strict=True):
+        index = index * size + number
+    return index
+
+
+@lru_cache(maxsize=64)
+def _cells(taps: Taps, dtype: torch.dtype, device: torch.device) -> _Cells:
+    degrees = [max(places) - min(places) for places in zip(*taps.positions, strict=True)]
+    counts = [max(degree + _MORE_CELLS, _LEAST_CELLS) if degree else 1 for degree in degrees]
+    while math.prod(counts) > 2 * _MOST_CELLS:
+        counts[counts.index(max(counts))] -= 1
+    places = torch.cartesian_prod(*(torch.arange(count) for count in counts)).view(-1, len(counts)).tolist()
+    # Opposite frequencies have conjugate responses.
+    opposite = [[-number % count for number, count in zip(place, counts, strict=True)] for place in places]
+    half = [pair[0] for pair in zip(places, opposite, strict=True) if pair[0] <= pair[1]]
+    sides = zip(counts, degrees, strict=True)
+    widths = torch.tensor([2 * math.pi / count if degree else 0.0 for count, degree in sides], dtype=torch.float64)
+    number = _POINTS if len(counts) < 3 else _POINTS_IN_3D  # noqa: PLR2004  # dimensions
+    inner = (torch.arange(number, dtype=torch.float64) - (number - 1) / 2) / number
+    offsets = torch.cartesian_prod(*(inner if degree else torch.zeros(1, dtype=torch.float64) for degree in degrees))
+    points = (torch.tensor(half, dtype=torch.float64)[:, None] + offsets.view(-1, len(counts))) * widths
+    positions = torch.tensor(taps.positions, dtype=torch.float64)
+    angles = positions @ points.flatten(0, 1).mT
+    waves = torch.polar(torch.ones_like(angles), -angles).to(dtype=dtype.to_complex(), device=device)
+    phases = torch.nn.functional.one_hot(torch.tensor(taps.phases), max(taps.phases) + 1)
+    return _Cells(
+        positions.to(device, dtype),
+        phases.to(device, dtype),
+        points.to(device, dtype),
+        (widths / number).to(device, dtype),
+        waves,
+    )

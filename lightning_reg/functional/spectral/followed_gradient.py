@@ -1,0 +1,43 @@
+"""The gradient of a followed norm in the layer's weight, from its factors."""
+
+import torch
+from torch import Tensor
+
+from lightning_reg.functional.spectral.followed import FollowedNorm, is_adjoint, kernels_of
+from lightning_reg.functional.spectral.layers import Layer
+from lightning_reg.functional.tensors.precision import without_autocast
+
+
+def value_at(layer: Layer, norm: FollowedNorm) -> Tensor:
+    """Return sigma with constant singular vectors, shape (), linear in the weight and differentiable by autograd.
+
+    Its gradient is that of the norm: sigma is stationary in the vectors, and in the frequency.
+    """
+    with without_autocast(norm.left.device):
+        kernels = kernels_of(layer, as_matrix=norm.as_matrix)
+        return (norm.left * (norm.right @ kernels.mT)).sum()
+
+
+def gradient_of(layer: Layer, norm: FollowedNorm, factor: Tensor | float = 1.0) -> Tensor:
+    """Return `factor` times the gradient of the norm, in the weight's shape."""
+    if layer.tensor.is_complex():
+        with torch.inference_mode(False), torch.enable_grad():  # noqa: FBT003  # torch's
+            weight = layer.tensor.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(value_at(Layer(layer.name, weight, layer.module), norm), weight)
+        return gradient * factor
+    matrices = (norm.left * factor).mT @ norm.right
+    if norm.as_matrix and is_adjoint(layer) and layer.tensor.ndim > 2:  # noqa: PLR2004  # a kernel
+        inputs, outputs, *kernel = layer.tensor.shape
+        return matrices.view(outputs, inputs, *kernel).transpose(0, 1)
+    return matrices.view(layer.tensor.shape)
+
+
+def add_gradient_(grad: Tensor, layer: Layer, norm: FollowedNorm, factor: Tensor | float) -> None:
+    """Add `gradient_of` to `grad`, in place."""
+    groups, _, rows = norm.left.shape
+    is_plain = not (layer.tensor.is_complex() or (norm.as_matrix and is_adjoint(layer)))
+    if is_plain and grad.is_contiguous() and grad.dtype == norm.left.dtype:
+        # A matrix of low rank, as large as the weight, need not be written first.
+        grad.view(groups, rows, -1).baddbmm_((norm.left * factor).mT, norm.right)
+    else:
+        grad.add_(gradient_of(layer, norm, factor))
