@@ -190,3 +190,27 @@ def test_the_gallery_shows_every_example_with_a_picture_of_less_than_160_kb():
     assert {f"examples/{picture}" for picture in pictures} - screenshots == set(
         re.findall(r"--picture (\S+\.png)", gallery)
     )
+
+
+@pytest.mark.parametrize(
+    ("recipe", "is_true"),
+    [
+        (
+            "dictionary_inputs",
+            lambda values: 0 < values["reg/lipschitz_lower"] < values["reg/lipschitz_upper"] < 2,
+        ),
+        (
+            "hugging_face",
+            # Of two layers of 128 units each; the rate of Adam times the decay.
+            lambda values: 0.05 < values["reg/zero_units"] < 0.95 and values["reg/weight_decay"] == 3e-4,
+        ),
+    ],
+)
+def test_a_recipe_for_other_peoples_modules_does_what_it_says(recipe, is_true, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    runpy.run_path(str(ROOT / "examples" / "recipes" / f"{recipe}.py"), run_name="__main__")
+
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    values = {words[0]: float(words[1]) for words in lines if len(words) == 2 and "/" in words[0]}
+    assert is_true(values), values
