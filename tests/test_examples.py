@@ -192,6 +192,23 @@ def test_the_gallery_shows_every_example_with_a_picture_of_less_than_160_kb():
     )
 
 
+def test_gradients_grow_against_weights_but_not_with_corrected_decay(tmp_path, monkeypatch, capsys):
+    arguments = ["--max-epochs", "45", "--picture", str(tmp_path / "picture.png")]
+    monkeypatch.setattr(sys, "argv", ["weight_decay.py", *arguments])
+
+    runpy.run_path(str(ROOT / "examples" / "weight_decay.py"), run_name="__main__")
+
+    _, *rows = [
+        line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(("decay ", "de", "co"))
+    ]
+    middle, end = ({row[0]: float(row[position]) for row in rows} for position in (1, 2))
+    assert end["decoupled"] > 1.3 * middle["decoupled"]
+    assert end["corrected"] < middle["corrected"]
+    # In balance, the middle is that of half the rate.
+    assert middle["decoupled"] == pytest.approx((2 * 0.05 / 0.25) ** 0.5, rel=0.2)
+    assert_picture(tmp_path / "picture.png")
+
+
 @pytest.mark.parametrize(
     ("recipe", "is_true"),
     [
