@@ -1,8 +1,8 @@
 """Why gradients grow near the end of training, and the weight decay with which they do not.
 
-In a layer with a norm behind it, decay and gradient balance each other where |g| / |w| is sqrt(2 decay / rate). A cosine
-schedule takes the learning rate to zero, and so the gradients grow against the weights. Decay that is corrected for the
-rate keeps their ratio from growing. The figure shows it for digits; the table has the accuracy on test images, too.
+In a layer with a norm behind it, decay and gradient balance each other where |g| / |w| is sqrt(2 decay / rate). A
+cosine schedule takes the learning rate to zero, and so the gradients grow against the weights. Decay that is corrected
+for the rate keeps their ratio from growing. The figure shows it for digits; the table has the accuracy, too.
 """
 
 import argparse

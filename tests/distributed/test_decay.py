@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from torch import distributed
 from torch.utils.data import DataLoader, DistributedSampler
 
-from lightning_reg import WeightDecay
+from lightning_reg import RegularizationMonitor, WeightDecay
+from lightning_reg.metrics import WeightNorm
 from tests.callbacks.decay.test_weight_decay import DECAY, KINDS, split
 from tests.distributed.test_proximal import OPTIMIZERS, STRATEGIES, Module, trainer_of
 from tests.models import KeepWeights, loader, samples, weights_of
@@ -41,3 +43,27 @@ def test_two_ranks_end_with_the_weights_of_one_process(pool, kind, strategy):
         by_adamw = Module(lambda parameters: torch.optim.AdamW(split(parameters, DECAY), lr=0.02))
         trainer_of().fit(by_adamw, loader())
         assert_same_weights(first, weights_of(by_adamw), rtol=1e-4)
+
+
+def ratios(folder, strategy):
+    """Run on each rank, or in one process: return how far the last step has moved the layers."""
+    settings = {"logger": CSVLogger(folder)}
+    data, batch_size, sampler = samples(), 4, None
+    if strategy != "one process":
+        settings |= {"devices": 2, "strategy": STRATEGIES[strategy]() if strategy in STRATEGIES else strategy}
+        sampler = DistributedSampler(data, num_replicas=2, rank=distributed.get_rank(), shuffle=False)
+        batch_size = 2
+    monitor = RegularizationMonitor(updates=True, metrics={"norm": WeightNorm()})
+    trainer = trainer_of(WeightDecay(DECAY, select=PATTERN), monitor, **settings)
+    trainer.fit(Module(OPTIMIZERS["adam"]), DataLoader(data, batch_size=batch_size, sampler=sampler))
+    return {key: float(value) for key, value in trainer.callback_metrics.items() if "_ratio_" in key}
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_steps_move_layers_as_far_as_in_one_process(pool, tmp_path, strategy):
+    expected = ratios(tmp_path, "one process")
+
+    first, second = pool.run(ratios, tmp_path, strategy)
+
+    assert len(expected) == 6
+    assert first == second == pytest.approx(expected, rel=1e-3)

@@ -55,18 +55,9 @@ class Module(Regressor):
 
 
 def trainer_of(*callbacks, **settings):
-    return Trainer(
-        accelerator="cpu",
-        callbacks=list(callbacks),
-        max_epochs=3,
-        log_every_n_steps=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        **settings,
-    )
+    defaults = {"max_epochs": 3, "log_every_n_steps": 1, "logger": False, "use_distributed_sampler": False}
+    quiet = dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    return Trainer(accelerator="cpu", callbacks=list(callbacks), **(defaults | quiet | settings))
 
 
 def train(name, optimizer, strategy):
