@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from lightning import LightningModule
+from lightning.pytorch import LightningModule
 from torch import nn
 
 from lightning_reg import Constant, DropoutScheduler, MonteCarloDropout

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning import LightningModule
+from lightning.pytorch import LightningModule
 from torch import nn
 from torch.nn import functional
 from torch.nn.functional import dropout as drop_entries
