@@ -104,7 +104,9 @@ class Run:
                 events.write(writer, events.histogram(prefixed(logger, tags.weights(layer.name)), values), step)
 
     def _layers(self) -> list[Layer]:
-        return read_layers(weight for weight in self.weights if weight.parameter.requires_grad)
+        trained = (weight for weight in self.weights if weight.parameter.requires_grad)
+        # What has no entries has no sparsity, and is no layer that others are to be compared with.
+        return [layer for layer in read_layers(trained) if layer.tensor.numel()]
 
 
 def _over_layers(values: Sequence[float]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from typing_extensions import override
 from lightning_reg import _checks
 from lightning_reg.callbacks.penalties.base import Mode, Penalty
 from lightning_reg.callbacks.penalties.run import Run
-from lightning_reg.callbacks.spectral.weights import WeightNorms, add_gradient, layer_of
+from lightning_reg.callbacks.spectral.weights import WeightNorms, add_gradient, layer_of, refuse_weights
 from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
 from lightning_reg.functional.spectral.estimates import SingularPair
 from lightning_reg.functional.spectral.gradient import norm_at
@@ -130,6 +130,11 @@ class SpectralNormPenalty(Penalty):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
+        if self._run is not None:
+            trained = set(self._run.targets.of(trainer.optimizers))
+            refuse_weights(
+                [each for each in self._run.selection.chosen if each.parameter in trained], type(self).__name__
+            )
         if self._run is not None and self._saved.get("norm") == self.norm:
             # Not in `on_fit_start`, after which some strategies load the checkpoint.
             vectors = self._saved["vectors"]

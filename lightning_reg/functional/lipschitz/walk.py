@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from lightning_reg.functional.lipschitz.judge import Judge
+from lightning_reg.functional.lipschitz.judge import JUMPS, Judge
 from lightning_reg.functional.lipschitz.rules.applied import RuleError
 from lightning_reg.functional.lipschitz.rules.registry import own_functions
 from lightning_reg.functional.lipschitz.stand_in import stand_in
@@ -36,7 +36,8 @@ def walk(module: nn.Module, inputs: Sequence[Any], *, fold: bool) -> Findings:
 
     """
     root = Root(stand_in(module))
-    judge = Judge(root, has_floats=any(map(_has_floats, inputs)), fold=fold)
+    has_floats = any(map(_has_floats, inputs))
+    judge = Judge(root, has_floats=has_floats, fold=fold)
     tracer = Tracer(judge, own_functions(), inputs)
     arguments = [value.clone() if isinstance(value, Tensor) else value for value in inputs]
     try:
@@ -55,7 +56,10 @@ def walk(module: nn.Module, inputs: Sequence[Any], *, fold: bool) -> Findings:
         return Findings(math.inf, judge.per_layer(), (("trace", reason),))
     bounds, needed = tracer.bound_of_output()
     value = together(bound.value for bound in bounds)
-    return Findings(value, judge.per_layer(), judge.reasons_among(needed))
+    reasons = judge.reasons_among(needed)
+    if math.isinf(value) and not (reasons or has_floats):
+        reasons = (("input", JUMPS),)
+    return Findings(value, judge.per_layer(), reasons)
 
 
 def _computes(module: nn.Module, arguments: Sequence[Any], traced: Any) -> bool:

@@ -272,3 +272,34 @@ def test_the_monitor_sees_what_a_loader_of_one_batch_trains(fit, tmp_path):
     fit(RegularizationMonitor(), data=loader(4), max_epochs=1, logger=TensorBoardLogger(tmp_path))
 
     assert list(scalars(tmp_path)["reg/weight_norm"]) == [0]
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
+def test_of_a_layer_under_the_old_weight_norm_what_forward_uses_is_written(trainer_of, tmp_path):
+    module = Regressor()
+    torch.nn.utils.weight_norm(module.network.encoder)
+
+    trainer_of(RegularizationMonitor(), max_epochs=1, logger=TensorBoardLogger(tmp_path)).fit(module, loader())
+
+    encoder = module.network.encoder
+    weight = (encoder.weight_g * encoder.weight_v / encoder.weight_v.norm(dim=1, keepdim=True)).detach().numpy()
+    logged = scalars(tmp_path)
+    assert list(logged["reg.weight_norm/network.encoder"].values())[-1] == pytest.approx(
+        np.linalg.norm(weight), rel=1e-5
+    )
+    assert not any("weight_" in tag.rpartition("/")[2] for tag in logged if tag.startswith("reg."))
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors:UserWarning")
+def test_a_layer_without_entries_does_not_spoil_the_summaries(trainer_of, tmp_path):
+    module = Regressor()
+    module.network.none = torch.nn.Linear(5, 0)
+
+    trainer_of(RegularizationMonitor(), max_epochs=1, logger=TensorBoardLogger(tmp_path)).fit(module, loader())
+
+    logged = scalars(tmp_path)
+    written = {tag.rpartition("/")[2] for tag in logged if tag.startswith("reg.sparsity/")}
+    assert written == {"network.encoder", "network.conv", "network.head"}
+    for tag in ("sparsity", "sparsity_max", "weight_norm_min", "spectral_norm_median"):
+        assert all(np.isfinite(list(logged[f"reg/{tag}"].values())))
+    assert min(logged["reg/weight_norm_min"].values()) > 0

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.nn.utils import prune
 
-from lightning_reg import L2Penalty, SpectralNormPenalty
+from lightning_reg import L2Penalty, SpectralConstraint, SpectralNormalization, SpectralNormPenalty
 from lightning_reg.functional.spectral.estimates import NormEstimates
 from lightning_reg.functional.spectral.gradient import norm_at, norm_gradient
 from lightning_reg.functional.spectral.layers import Layer
@@ -226,3 +226,20 @@ def test_called_on_tensors_it_is_the_sum_of_squared_norms():
     weights = [torch.diag(torch.tensor([3.0, 1.0])), torch.full((2, 3, 2), 1.0)]
 
     assert SpectralNormPenalty(0.5).penalty(weights).item() == pytest.approx(9 + 12)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    "control", [SpectralNormPenalty(0.1), SpectralNormalization(), SpectralConstraint(1.0)], ids=repr
+)
+@pytest.mark.parametrize("weight_norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+def test_weights_under_weight_norm_are_refused_by_name(control, weight_norm, fit):
+    module = Regressor()
+    weight_norm(module.network.encoder)
+
+    with pytest.raises(ValueError, match=r"another parametrization computes .*exclude='network\.encoder\.weight'"):
+        fit(control, module=module)
+
+    network = nn.Sequential(weight_norm(nn.Conv1d(4, 4, 3, groups=2), dim=2))
+    with pytest.raises(ValueError, match=r"exclude='network\.0\.weight'"):
+        fit(control, module=Plain(network, torch.ones(1, 4, 8)))

@@ -477,3 +477,11 @@ def test_the_report_cannot_be_changed():
     report = LipschitzReport(1.0)
     with pytest.raises(AttributeError):
         report.value = 2.0
+
+
+def test_a_function_of_whole_numbers_alone_has_no_bound_and_the_report_says_why():
+    report = lipschitz_bound(nn.Tanh(), torch.arange(3))
+
+    assert report.value == math.inf
+    assert report.unbounded[0][0] == "input"
+    assert "whole numbers" in report.unbounded[0][1]
