@@ -74,10 +74,10 @@ def _effective(weight: Weight) -> Tensor:
     if parametrize.is_parametrized(module, leaf):
         return _evaluate(module.get_submodule(f"parametrizations.{leaf}"))
     hook = weight_norm_of(module, leaf) or _spectral_norm_of(module, leaf)
-    if isinstance(hook, SpectralNorm):
-        return hook.compute_weight(module, do_power_iteration=False)
     if hook is not None:
-        return hook.compute_weight(module)
+        settings = {"do_power_iteration": False} if isinstance(hook, SpectralNorm) else {}
+        computed: Tensor = hook.compute_weight(module, **settings)
+        return computed
     mask = getattr(module, f"{leaf}_mask", None)
     # `module.weight` of a pruned module is that of its last forward pass, which an optimizer step has outdated.
     return weight.parameter * mask if isinstance(mask, Tensor) else weight.parameter

@@ -47,6 +47,10 @@ class Run:
     written_step: int | None = None
     report: Report = field(default_factory=Report)
 
+    def tags(self) -> list[str]:
+        """Return what starts the tags of the numbers of all layers together and over the layers."""
+        return [*map(tags.overall, self.metrics), *([tags.overall(tags.UPDATE_RATIO)] if self.updates else [])]
+
     @torch.no_grad()
     def measure(self) -> Report:
         """Measure all layers after the last step; waits for the device once. A collective call for sharded weights."""

@@ -131,7 +131,7 @@ def _euclidean_norm(weight: Tensor) -> Tensor:
     if _LEAST < total < _MOST:
         return total
     parts = torch._foreach_norm(torch.split(flat, _PART_ENTRIES), dtype=torch.float64)
-    return torch.linalg.vector_norm(torch.stack(parts))
+    return torch.stack(parts).square().sum().sqrt()
 
 
 def _zeros(weights: list[Tensor], threshold: float) -> Tensor:
