@@ -48,7 +48,7 @@ class RegularizationMonitor(Monitor[Run]):
 
     Weights are those that the forward pass uses (parametrized, pruned), whole ones of FSDP2. Nothing is changed:
     training with the monitor ends in the same weights, bit for bit. `spectral_norm` is a lower estimate, that of
-    convolutions for images of any size, see `SpectralNorm(iterations=5)`.
+    convolutions for images of any size, see `SpectralNorm(iterations=5, input_size="any")`.
 
     Args:
         metrics: From a name to a metric, `lightning_reg.metrics` or your own with such an `update`. Default:
@@ -211,5 +211,5 @@ def _defaults() -> dict[str, Metric]:
     return {
         "weight_norm": WeightNorm(),
         "sparsity": Sparsity(),
-        "spectral_norm": SpectralNorm(iterations=_LANCZOS_ITERATIONS),
+        "spectral_norm": SpectralNorm(iterations=_LANCZOS_ITERATIONS, input_size="any"),
     }
