@@ -89,8 +89,15 @@ def count_vectors(taps: Taps, outputs: int) -> int:
     return min(2 * len(_cells(taps, torch.float32, torch.device("cpu")).points), outputs)
 
 
-def follow_convolutions(
-    kernels: Tensor, taps: Taps, bases: Tensor, turns: Tensor, rounds: int = ROUNDS, *, everywhere: bool = False
+def follow_convolutions(  # noqa: PLR0913  # what is followed, from where, and how thoroughly
+    kernels: Tensor,
+    taps: Taps,
+    bases: Tensor,
+    turns: Tensor,
+    rounds: int = ROUNDS,
+    *,
+    everywhere: bool = False,
+    fine_steps: int = 2,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Take one step; nothing waits for the device.
 
@@ -101,6 +108,7 @@ def follow_convolutions(
         turns: Whole numbers that say which other cell is improved, shape (kernels,).
         rounds: How often the best cells are improved.
         everywhere: Whether all cells are improved, for a start.
+        fine_steps: How often the frequency is refined at the end.
 
     Returns:
         sigma, shape (kernels,); u and x, the real and the imaginary part of the left vector, shape (kernels, 2,
@@ -134,9 +142,11 @@ def follow_convolutions(
         at, sigma, u, z = (_put(old, again, new) for old, new in zip((at, sigma, u, z), found, strict=True))
     order = sigma.argsort(1, descending=True)
     # The gradient is as exact as the frequency.
-    best, _ = _climb(_picked(at, order[:, :1]), _picked(z, order[:, :1]), width / _FINER, cells)
-    _, finest = _at(best, basis, image, cells)
-    best, _ = _climb(best, finest, width / _FINER, cells)
+    best, finest = _picked(at, order[:, :1]), _picked(z, order[:, :1])
+    for index in range(fine_steps):
+        if index:
+            _, finest = _at(best, basis, image, cells)
+        best, _ = _climb(best, finest, width / (_FINER * 2 ** max(0, index - 1)), cells)
     v = _response(finest, best, cells)
     x = _spread(v / (torch.linalg.vector_norm(v, dim=-1, keepdim=True) + _tiny(v)), best, cells)[:, 0]
     right = torch.view_as_real(x).mT
