@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from lightning_reg import _checks
 from lightning_reg.callbacks.spectral.control import SpectralControl
-from lightning_reg.callbacks.spectral.weights import WeightNorms, is_matrix, layer_of, local, mask_of
+from lightning_reg.callbacks.spectral.weights import WeightNorms, is_matrix, layer_of, local, mask_of, outline_of
 from lightning_reg.functional.spectral.followed import FollowedNorm
 from lightning_reg.functional.spectral.followed_clipping import are_inside, clip_followed, clipping_bases
 from lightning_reg.functional.spectral.frequencies import bound_allowance
@@ -23,13 +23,15 @@ from lightning_reg.selection import Select, Weight
 
 # Where a check that is sure costs no more than following, nothing is left to it: of matrices with so short a side.
 _SHORT_SIDE = 256
-# What is followed is held below the bound by what following may miss: of matrices that are clipped, in two rounds,
+# What is followed is held below the bound by what following may miss: of matrices that are clipped, in one round,
 # and of norms, besides a multiple of what the last round has gained.
 _BELOW = 1e-3
-_CLIPPING_ROUNDS = 2
+_CLIPPING_ROUNDS = 1
 _MISSED, _GAINS = 2e-3, 4
 # Of norms: a round that gains more than this has others behind it, so many at most.
 _SETTLED, _MORE_STEPS = 5e-3, 4
+# Of clipping what is followed, from a random start.
+_START_STEPS = 3
 # Beyond so many times the bound, rounding in float32 would be seen in what is left.
 _FAR = 10
 # Smaller matrices of one shape are clipped together.
@@ -66,8 +68,11 @@ class Projection:
             bases = known.get("bases")
             if isinstance(bases, Tensor) and bool(bases.isfinite().all()):
                 self._bases[weight.name] = bases.to(weight.parameter.device)
+        followed = [weight for weight in new if self._is_clipped(weight) and _short_side(weight) > _SHORT_SIDE]
+        for _ in range(_START_STEPS):
+            self._clip(followed)
         for weight in new:
-            if is_matrix(weight):
+            if is_matrix(weight) and weight not in followed:
                 self._project_exactly(weight)
         self._rescale([weight for weight in new if not is_matrix(weight)])
 
@@ -112,7 +117,7 @@ class Projection:
     def _clip_together(self, weights: Sequence[Weight]) -> None:
         """Clip matrices of one shape."""
         layers = [layer_of(weight) for weight in weights]
-        matrices = torch.stack([layer.matrix() for layer in layers])
+        matrices = torch.stack([layer.matrix() for layer in layers]) if len(layers) > 1 else layers[0].matrix()[None]
         is_checked = min(matrices.shape[1:]) <= _SHORT_SIDE and matrices.device.type == "cpu"
         if is_checked:
             doubts = (~are_inside(matrices, self._bound)).tolist()
@@ -145,8 +150,7 @@ class Projection:
             found.update(zip(unsettled, self._norms.advance(unsettled), strict=True))
         for weight, norm in found.items():
             factor = self._inside(weight) / self._at_most(weight, norm)
-            values = local(weight)
-            values.copy_(torch.where(factor < 1, values * factor, values))
+            local(weight).mul_(torch.where(factor < 1, factor, 1))
 
     def _at_most(self, weight: Weight, norm: FollowedNorm) -> Tensor:
         """Return what the norm of a weight is not above, as far as it is followed, nor its certified bound."""
@@ -175,6 +179,10 @@ class Projection:
     def _inside(self, weight: Weight) -> float:
         """Return the bound, a little less, for rounding may lengthen."""
         return self._bound * (1 - torch.finfo(weight.parameter.dtype).eps)
+
+
+def _short_side(weight: Weight) -> int:
+    return min(outline_of(weight).matrix().shape)
 
 
 def _known_at_once(doubts: Tensor) -> list[bool]:

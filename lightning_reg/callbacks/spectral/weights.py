@@ -89,13 +89,13 @@ def add_gradient(grad: Tensor, weight: Weight, norm: FollowedNorm, factor: Tenso
     if mask is None and not has_dtensors([grad]):
         add_gradient_(grad, layer_of(weight), norm, factor)
         return
-    direction = gradient_of(_outline(weight), norm, factor)
+    direction = gradient_of(outline_of(weight), norm, factor)
     local_part(grad).add_(local_slice(direction if mask is None else direction * mask, weight.parameter))
 
 
 def fits(weight: Weight, norm: FollowedNorm) -> bool:
     """Tell whether `norm` can be that of a weight: it is finite, and its factors have the right shapes."""
-    groups, rows, columns = kernels_of(_outline(weight), as_matrix=norm.as_matrix).shape
+    groups, rows, columns = kernels_of(outline_of(weight), as_matrix=norm.as_matrix).shape
     numbers = (norm.sigma, norm.left, norm.right, norm.gain)
     shapes_fit = norm.left.shape == (groups, norm.left.shape[-2], rows) and norm.right.shape == (
         groups,
@@ -127,7 +127,7 @@ class WeightNorms:
         return self.followed.advance([layer_of(weight) for weight in weights], rounds, steps)
 
 
-def _outline(weight: Weight) -> Layer:
+def outline_of(weight: Weight) -> Layer:
     """Return the layer without its numbers: whatever its shape alone decides."""
     outline = torch.empty(weight.shape, dtype=weight.parameter.dtype, device="meta")
     return Layer(weight.name, outline, weight.modules[0], weight.dims)

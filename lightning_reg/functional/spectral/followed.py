@@ -156,7 +156,13 @@ class FollowedNorms:
                 is_large = math.prod(kind.shape) > _SMALL_ENTRIES
                 count = 1 if everywhere else max(1, rounds - is_large)
                 step = follow_convolutions(
-                    kernels, kind.taps, bases, turn + index, count, everywhere=everywhere, fine_steps=2 * steps
+                    kernels,
+                    kind.taps,
+                    bases,
+                    turn + index,
+                    count,
+                    everywhere=everywhere,
+                    fine_steps=2 * steps - (is_large and steps == 1),
                 )
                 sigma, left, right, gain, bases = step
         by_layer = (torch.unflatten(part, 0, (len(members), groups)) for part in (sigma, left, right, gain, bases))

@@ -86,14 +86,19 @@ def clip_followed(matrices: Tensor, bound: float, bases: Tensor, rounds: int = 1
     excess = sizes - limit * identity
     at_least = (sizes + limit * identity + square_root(excess @ excess.mT)) / 2
     share = identity - limit * torch.linalg.inv_ex(at_least)[0]
-    clipped = matrices - products.mT @ (share.to(v.dtype) @ v)
     top = (_top(gram) * scale[:, 0, 0]).to(matrices.dtype)
     coordinates = leading_subspace(gram, bases.shape[1])
     new = orthonormal(coordinates.mT.to(v.dtype) @ products)
-    is_finite = clipped.isfinite().all((-2, -1)) & new.isfinite().all((-2, -1))
+    rows = share.to(v.dtype) @ v
+    is_finite = (products.isfinite().all(-1) & rows.isfinite().all(-1) & new.isfinite().all(-1)[:, :1]).all(-1)
     acts = is_finite & (top > bound)
+    # Where nothing is taken off, not even rounding is.
+    left, rows = (torch.where(acts[:, None, None], part, 0) for part in (products, rows))
     return Clipped(
-        torch.where(acts[:, None, None], clipped, matrices),
+        # In the order in which entries lie in memory.
+        torch.baddbmm(matrices, left.mT, rows, alpha=-1)
+        if matrices.is_contiguous()
+        else torch.baddbmm(matrices.mT, rows.mT, left, alpha=-1).mT,
         torch.where(is_finite, top, torch.nan),
         torch.where((is_finite & (top > 0))[:, None, None], new, bases),
         is_finite & _is_doubtful(gram, coordinates, limit, rounds * bases.shape[1], matrices.shape[1]),

@@ -49,7 +49,9 @@ _MOST_CELLS = 20
 _POINTS, _POINTS_IN_3D = 3, 2
 # How many cells are improved in each round: the best, and one in turn.
 _BEST, _IN_TURN = 2, 1
-_POWERS = 6
+_POWERS = 3
+# Of larger kernels, which steps move little, the other cells wait for their turn.
+_LARGE = 1 << 16
 # How much finer the last steps of frequencies are.
 _FINER = 8
 # See `leading_vectors`: sigma is right to 3e-3, before the rounds and the last product with the kernel.
@@ -125,6 +127,7 @@ def follow_convolutions(  # noqa: PLR0913  # what is followed, from where, and h
     at, u, z = _on_grid(basis, image, cells)
     at, sigma = _climb(at, z, width, cells)
     before = sigma.amax(1)
+    is_large = kernels[0].numel() > _LARGE
     for index in range(rounds):
         best = sigma.argsort(1, descending=True)
         chosen = best if everywhere or best.shape[1] <= _BEST + _IN_TURN else _chosen(best, turns + index)
@@ -135,7 +138,7 @@ def follow_convolutions(  # noqa: PLR0913  # what is followed, from where, and h
             more = _images(rows @ kernels, cells) / scale
             basis, image = torch.cat([basis, rows], 1), torch.cat([image, more], 1)
         # What is new to the basis may serve the other cells, too.
-        again = chosen if index + 1 < rounds else best
+        again = best if everywhere or (index + 1 == rounds and not is_large) else chosen
         before, here = sigma.amax(1), _picked(at, again)
         improved = _at(here, basis, image, cells)
         found = *_climb(here, improved[1], width, cells), *improved
