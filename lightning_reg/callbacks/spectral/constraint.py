@@ -13,7 +13,7 @@ from lightning_reg import _checks
 from lightning_reg.callbacks.spectral.control import SpectralControl
 from lightning_reg.callbacks.spectral.weights import WeightNorms, is_matrix, layer_of, local, mask_of, outline_of
 from lightning_reg.functional.spectral.followed import FollowedNorm
-from lightning_reg.functional.spectral.followed_clipping import are_inside, clip_followed, clipping_bases
+from lightning_reg.functional.spectral.followed_clipping import are_inside, clip_exactly, clip_followed, clipping_bases
 from lightning_reg.functional.spectral.frequencies import bound_allowance
 from lightning_reg.functional.spectral.matrices import clip_singular_values
 from lightning_reg.functional.spectral.norms import matrix_norm
@@ -136,7 +136,9 @@ class Projection:
                 local(weight).copy_(local_slice(whole_again, weight.parameter))
         for weight, is_doubtful in zip(weights, doubts, strict=False):
             if is_doubtful:
-                self._project_exactly(weight)
+                layer = layer_of(weight)
+                exact = clip_exactly(layer.matrix(), self._inside(weight))
+                local(weight).copy_(local_slice(layer.from_matrix(exact), weight.parameter))
 
     def _rescale(self, weights: Sequence[Weight]) -> None:
         """Make weights smaller whose norms may be above the bound, by what is followed of them."""

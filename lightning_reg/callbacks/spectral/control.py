@@ -211,7 +211,7 @@ class SpectralControl(ActsInSteps[Run], ABC):
     def _take_over(self, trainer: Trainer) -> None:
         if self._run is not None:
             is_fit = self._saved.get("settings") == self.settings
-            self._run.take_over(self._saved["weights"] if is_fit else {}, trainer.optimizers)
+            self._run.take_over(self._saved.get("weights", {}) if is_fit else {}, trainer.optimizers)
 
 
 def _controls(trainer: Trainer) -> list[SpectralControl]:

@@ -89,6 +89,8 @@ class FollowedNorms:
     def load(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Go on from what `state` has returned. What is not finite, or of a layer of another shape, starts anew."""
         for name, known in state.items():
+            if not isinstance(known, Mapping):  # a checkpoint may hold anything
+                continue
             basis, turn = known.get("basis"), known.get("turn")
             if isinstance(basis, Tensor) and isinstance(turn, Tensor) and basis.isfinite().all():
                 self._states[name] = _State(basis.clone(), turn.clone())

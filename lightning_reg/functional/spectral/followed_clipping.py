@@ -124,6 +124,19 @@ def _top(gram: Tensor) -> Tensor:
     return square.clamp(min=0).sqrt()[:, 0, 0]
 
 
+def clip_exactly(matrix: Tensor, bound: float) -> Tensor:
+    """Return the nearest matrix of norm `bound` at most, by a decomposition in float64; reads no value.
+
+    Rows and columns of zeros stay exactly zero, and what is not finite stays.
+    """
+    is_finite = matrix.isfinite().all()
+    precise = torch.where(is_finite, matrix, 0).double()
+    u, s, vh = torch.linalg.svd(precise, full_matrices=False)
+    clipped = precise - (u * (s - bound).clamp(min=0)) @ vh
+    in_use = matrix.ne(0).any(1, keepdim=True) & matrix.ne(0).any(0, keepdim=True)
+    return torch.where(is_finite & in_use, clipped.to(matrix.dtype), matrix)
+
+
 def are_inside(matrices: Tensor, bound: float) -> Tensor:
     """Tell which matrices surely have norms of at most `bound` (1 + 1e-5), shape (matrices,).
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_reg.functional.spectral.followed_clipping import are_inside, clip_followed, clipping_bases
+from lightning_reg.functional.spectral.followed_clipping import are_inside, clip_exactly, clip_followed, clipping_bases
 from tests.functional.spectral.test_followed import Reads
 
 
@@ -127,3 +127,18 @@ def test_matrices_are_inside_up_to_a_hundredthousandth(scale):
     assert are_inside(batch, scale).tolist() == [True, True, False, False]
     assert are_inside(torch.zeros(1, 4, 5), 1.0).tolist() == [True]
     assert are_inside(broken, scale).tolist() == [False]
+
+
+def test_a_decomposition_gives_the_nearest_matrix_inside_and_reads_no_value():
+    matrix = random(12, 20)
+    matrix[3], matrix[:, 5] = 0, 0
+    with Reads() as reads:
+        clipped = clip_exactly(matrix, 2.0)
+
+    np.testing.assert_allclose(clipped, projection(matrix, 2.0), atol=1e-6)
+    assert not clipped[3].any()
+    assert not clipped[:, 5].any()
+    assert [name for name in reads.names if "svd" not in name] == []
+    assert torch.equal(clip_exactly(matrix, 100.0), matrix)
+    matrix[0, 0] = math.nan
+    assert torch.equal(clip_exactly(matrix, 1.0).isnan(), matrix.isnan())
