@@ -12,7 +12,7 @@ from lightning_reg.functional.lipschitz.nested import found
 from lightning_reg.functional.lipschitz.rounding import FAR_UPWARDS
 from lightning_reg.functional.lipschitz.rules.registry import UserRule, register
 from lightning_reg.functional.lipschitz.stand_in import widened
-from lightning_reg.functional.lipschitz.walk import walk
+from lightning_reg.functional.lipschitz.walk import Findings, walk
 from lightning_reg.functional.tensors.precision import without_autocast
 
 __all__ = ["LipschitzReport", "lipschitz_bound"]
@@ -98,16 +98,30 @@ def lipschitz_bound(
         arXiv:2404.04375, for chains.
 
     """
+    check_module(module)
+    _checks.boolean("fold_batch_norm", fold_batch_norm)
+    findings, rounding = findings_at(module, as_inputs(example_input), fold=fold_batch_norm)
+    return LipschitzReport(findings.value * rounding, findings.per_layer, findings.unbounded)
+
+
+def findings_at(module: nn.Module, inputs: tuple[Any, ...], *, fold: bool = True) -> tuple[Findings, float]:
+    """Return what is known of a module, and the factor that makes up for the rounding of its forward pass."""
+    with torch.inference_mode(False), torch.no_grad(), without_autocast(device_of(inputs)):  # noqa: FBT003  # torch's
+        findings = walk(module, [widened(value) for value in inputs], fold=fold)
+    in_double = all(tensor.dtype == torch.float64 for tensor in found(inputs, Tensor) if tensor.is_floating_point())
+    return findings, 1.0 if in_double else FAR_UPWARDS
+
+
+def check_module(module: object) -> None:
+    """Raise if `module` is none."""
     if not isinstance(module, nn.Module):
         msg = f"`module` must be a torch.nn.Module, got {module!r} of type {type(module).__name__}."
         raise TypeError(msg)
-    _checks.boolean("fold_batch_norm", fold_batch_norm)
-    inputs = _as_inputs(example_input)
-    device = next(found(inputs, Tensor)).device
-    with torch.inference_mode(False), torch.no_grad(), without_autocast(device):  # noqa: FBT003  # torch's
-        findings = walk(module, [widened(value) for value in inputs], fold=fold_batch_norm)
-    in_double = all(tensor.dtype == torch.float64 for tensor in found(inputs, Tensor) if tensor.is_floating_point())
-    return LipschitzReport(findings.value * (1.0 if in_double else FAR_UPWARDS), findings.per_layer, findings.unbounded)
+
+
+def device_of(inputs: tuple[Any, ...]) -> torch.device:
+    """Return where the first tensor is."""
+    return next(found(inputs, Tensor)).device
 
 
 def register_lipschitz_rule(target: type[nn.Module] | Callable[..., Any], rule: Callable[..., Any]) -> None:
@@ -147,7 +161,8 @@ def register_lipschitz_rule(target: type[nn.Module] | Callable[..., Any], rule: 
     register(target, UserRule(rule))
 
 
-def _as_inputs(example_input: Any) -> tuple[Any, ...]:
+def as_inputs(example_input: Any) -> tuple[Any, ...]:
+    """Return the arguments of `forward`."""
     inputs = (example_input,) if isinstance(example_input, Tensor | dict) else example_input
     if not isinstance(inputs, tuple | list) or next(found(inputs, Tensor), None) is None:
         kind = type(example_input).__name__

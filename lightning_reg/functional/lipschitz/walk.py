@@ -24,6 +24,8 @@ class Findings(NamedTuple):
     value: float
     per_layer: dict[str, float]
     unbounded: tuple[tuple[str, str], ...]
+    last: tuple[Tensor, float] | None = None
+    """Of an output that a matrix makes: its weight, and the bound before it."""
 
 
 def walk(module: nn.Module, inputs: Sequence[Any], *, fold: bool) -> Findings:
@@ -54,7 +56,8 @@ def walk(module: nn.Module, inputs: Sequence[Any], *, fold: bool) -> Findings:
         reason = "the traced graph computes something else than `forward`: it may ask for the type of its input"
         return Findings(math.inf, judge.per_layer(), (("trace", reason),))
     value = together(bound.value for bound in output.bounds)
-    return Findings(value, judge.per_layer(), judge.reasons_among(output.steps))
+    last = output.bounds[0].last if isinstance(output.value, Tensor) and output.bounds else None
+    return Findings(value, judge.per_layer(), judge.reasons_among(output.steps), last)
 
 
 def _computes(module: nn.Module, arguments: Sequence[Any], traced: Any) -> bool:
