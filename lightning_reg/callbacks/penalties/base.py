@@ -175,6 +175,7 @@ class Penalty(DuringFit[Run], Formula):
 
     @override
     def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        super().on_before_zero_grad(trainer, pl_module, optimizer)
         # An optimizer that evaluates its closure many times (LBFGS) starts anew with each evaluation.
         if self._run is not None:
             self._run.forget()

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lightning_reg.callbacks.trainer.loggers import tensorboard_writers
+from lightning_reg.callbacks.trainer.loggers import prefixed, tensorboard_writers
 from lightning_reg.callbacks.trainer.packages import Trainer, rank_zero_info
 from lightning_reg.selection.weights import Weight
 from lightning_reg.tensorboard import tags
@@ -47,8 +47,8 @@ def publish(
     hidden = len(rows) - _CONSOLE_ROWS
     rest = [f"  ... and {hidden} more {columns[0]}s; TensorBoard's text {tag!r} has them all."] if hidden > 0 else []
     rank_zero_info("\n".join(["Regularization plan", *settings, *_aligned([columns, *rows[:_CONSOLE_ROWS]]), *rest]))
-    for _, writer in tensorboard_writers(trainer):
-        writer.add_text(tag, _markdown(settings, columns, rows), global_step=trainer.global_step)
+    for logger, writer in tensorboard_writers(trainer):
+        writer.add_text(prefixed(logger, tag), _markdown(settings, columns, rows), global_step=trainer.global_step)
 
 
 def _action(name: str, plans: Sequence[Plan]) -> str:
