@@ -57,7 +57,7 @@ def train(name: str, folder: Path) -> None:
         logger=TensorBoardLogger(folder, name=None, version=name),
         callbacks=[
             *RUNS[name],
-            RegularizationMonitor(histograms=True, per_layer=name == "sparse" or "auto"),
+            monitor,
             LipschitzMonitor(target="network"),
         ],
         enable_checkpointing=False,
