@@ -22,10 +22,12 @@ _ROUNDING, _UNITS = 1e-3, 16
 
 
 class Found(NamedTuple):
-    """The numbers of one step, by tag."""
+    """The numbers of one step."""
 
     summary: Mapping[str, float]
+    """By tag."""
     layers: Mapping[str, float]
+    """By layer."""
 
 
 @dataclass
@@ -117,9 +119,7 @@ class Run:
                 " the bound of such an operation by `lightning_reg.register_lipschitz_rule`."
             )
         return report.value, {
-            tags.per_layer("lipschitz", self.target.layer(name)): value
-            for name, value in report.per_layer.items()
-            if self.has_layers
+            self.target.layer(name): value for name, value in report.per_layer.items() if self.has_layers
         }
 
 

@@ -17,14 +17,13 @@ from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.decays import shares_by_optimizers
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
 from lightning_reg.callbacks.trainer.loggers import log_for_callbacks, names_a_value
-from lightning_reg.callbacks.trainer.packages import LightningModule, MisconfigurationException, Trainer, rank_zero_info
+from lightning_reg.callbacks.trainer.packages import LightningModule, MisconfigurationException, Trainer
 from lightning_reg.functional.tensors.chunks import NumberOrTensor
 from lightning_reg.metrics import Sparsity, SpectralNorm, WeightNorm
 from lightning_reg.metrics.reading import layer_name
 from lightning_reg.selection import Select, Weight, as_select, named_weights, select_weights
 from lightning_reg.tensorboard import tags
 
-_AUTO_LAYERS = 64
 _LANCZOS_ITERATIONS = 5
 
 
@@ -38,10 +37,11 @@ class RegularizationMonitor(Monitor[Run]):
 
     - `reg/<metric>`: all layers together; `reg/<metric>_min`, `_median`, `_max`: over the layers. They are in
       `trainer.callback_metrics`, too, so `EarlyStopping(monitor="reg/sparsity")` and `ModelCheckpoint` can use them.
-    - `reg.<metric>/<layer>`: each layer, a weight by its name without `.weight`. One TensorBoard event for all.
+    - Each layer, a weight by its name without `.weight`: for TensorBoard's page "Regularization" one tensor a metric,
+      of any number of layers; as scalars `reg.<metric>/<layer>` for every logger only if `per_layer` asks for them.
     - `reg/<metric>_over_layers`: a histogram over the layers (TensorBoard only).
     - With `updates`, :math:`\|\Delta w\|_2 / \|w\|_2` of the whole optimizer step, w before it: `reg/update_ratio_min`,
-      `_median`, `_max`, and `reg.update_ratio/<layer>`. 0 where a step was skipped. Beside them, `reg/decay_ratio_...`:
+      `_median`, `_max`, and that of each layer. 0 where a step was skipped. Beside them, `reg/decay_ratio_...`:
       the share of w that decay alone takes in that step, by `WeightDecay` or by an optimizer whose decay goes past the
       gradient or is that of SGD.
     - `reg.weights/<layer>`: a histogram of the layer's weights at the end of epochs, if asked for (TensorBoard only).
@@ -56,7 +56,8 @@ class RegularizationMonitor(Monitor[Run]):
             `spectral_norm` (:math:`\sigma`, the factor by which a layer stretches its input at most).
         select: Which weights: a glob, a list of globs, or a `Select`. Default: every trainable weight of two or more
             dimensions. Frozen weights are left out for as long as they are frozen.
-        per_layer: Whether to write numbers for each layer: `"auto"` up to 64 layers, or a selection of those to write.
+        per_layer: Whether to write a scalar for each layer and metric, too: `True`, or a selection of those to write.
+            `"auto"`: only what the page "Regularization" reads. `False`: no numbers of single layers at all.
         histograms: Whether to write histograms of the weights.
         every_n_epochs: Epochs between two histograms of the weights, >= 1.
         updates: Whether to log how far optimizer steps move the weights: a copy of them, in the steps that are logged.
@@ -121,7 +122,13 @@ class RegularizationMonitor(Monitor[Run]):
         copies = {name: metric.clone().to(pl_module.device) for name, metric in self._metrics.items()}
         if self.hparams:
             write_hyperparameters(trainer, pl_module)
-        return Run(weights, copies, Updates(weights) if self.updates else None, self._shown(weights))
+        return Run(
+            weights,
+            copies,
+            Updates(weights) if self.updates else None,
+            self._shown(weights),
+            has_layers=self.per_layer is not False,
+        )
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -176,17 +183,10 @@ class RegularizationMonitor(Monitor[Run]):
 
     def _shown(self, weights: Sequence[Weight]) -> frozenset[str]:
         """Return the layers whose numbers are written one by one."""
-        names = frozenset(map(layer_name, weights))
-        if self.per_layer == "auto" and len(names) > _AUTO_LAYERS:
-            rank_zero_info(
-                f"{type(self).__name__} writes no numbers of single layers, for there are {len(names)}."
-                f" Pass `per_layer=True`, or a selection, if you want them."
-            )
+        if self.per_layer is False or self.per_layer == "auto":
             return frozenset()
-        if self.per_layer is False:
-            return frozenset()
-        if self.per_layer is True or self.per_layer == "auto":
-            return names
+        if self.per_layer is True:
+            return frozenset(map(layer_name, weights))
         return frozenset(map(layer_name, select_weights(weights, as_select(self.per_layer)).chosen))
 
 

@@ -149,7 +149,10 @@ class Penalty(DuringFit[Run], Formula):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
+        self._begin(trainer, pl_module)
+        super().on_train_start(trainer, pl_module)  # after the plan: who decays which weight
+
+    def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._run is None:  # a tuner trains for a moment before `on_fit_start` of the callbacks after it
             return
         refuse_optimizers(trainer, type(self).__name__, self.mode)
@@ -181,6 +184,7 @@ class Penalty(DuringFit[Run], Formula):
 
     @override
     def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        super().on_before_zero_grad(trainer, pl_module, optimizer)
         # An optimizer that evaluates its closure many times (LBFGS) starts anew with each evaluation.
         if self._run is not None:
             self._run.forget()

@@ -70,7 +70,9 @@ class Recorder(Callback):
 )
 def test_every_kind_of_layer_and_of_training_step(trainer_of, tmp_path, automatic, settings):
     recorder, module = Recorder(), EveryLayer(automatic=automatic)
-    trainer = trainer_of(recorder, RegularizationMonitor(), logger=TensorBoardLogger(tmp_path), **settings)
+    trainer = trainer_of(
+        recorder, RegularizationMonitor(per_layer=True), logger=TensorBoardLogger(tmp_path), **settings
+    )
 
     trainer.fit(module, range(4))
 
@@ -103,7 +105,7 @@ def test_every_kind_of_layer_and_of_training_step(trainer_of, tmp_path, automati
 def test_a_histogram_over_the_layers_counts_each_layer_once(fit, tmp_path):
     module = Regressor()
 
-    fit(RegularizationMonitor(), module=module, logger=TensorBoardLogger(tmp_path))
+    fit(RegularizationMonitor(per_layer=True), module=module, logger=TensorBoardLogger(tmp_path))
 
     bars = histograms(tmp_path)["reg/weight_norm_over_layers"]
     norms = sorted(np.linalg.norm(weight) for weight in weights_by_name(module).values())
@@ -148,7 +150,7 @@ def test_nan_and_infinite_weights_are_logged_as_such_and_training_goes_on(fit, t
             return self.network.conv.weight.square().sum()
 
     fit(
-        RegularizationMonitor(histograms=True),
+        RegularizationMonitor(histograms=True, per_layer=True),
         module=Diverged(),
         logger=TensorBoardLogger(tmp_path),
         max_epochs=1,
@@ -173,7 +175,7 @@ def test_normalized_weight_normed_and_pruned_layers_are_measured_as_forward_uses
     parametrizations.weight_norm(module.network.conv)
     prune.random_unstructured(module.network.head, "weight", amount=0.5)
 
-    fit(RegularizationMonitor(), module=module, logger=TensorBoardLogger(tmp_path), max_epochs=1)
+    fit(RegularizationMonitor(per_layer=True), module=module, logger=TensorBoardLogger(tmp_path), max_epochs=1)
 
     logged = scalars(tmp_path)
     module.eval().network(torch.ones(1, 5))  # computes the pruned weight anew
@@ -191,7 +193,7 @@ def test_frozen_weights_are_left_out_for_as_long_as_they_are_frozen(fit, tmp_pat
         def on_train_epoch_start(self):
             self.network.head.requires_grad_(self.current_epoch == 1)
 
-    fit(RegularizationMonitor(), module=Unfreezing(), logger=TensorBoardLogger(tmp_path))
+    fit(RegularizationMonitor(per_layer=True), module=Unfreezing(), logger=TensorBoardLogger(tmp_path))
 
     logged = scalars(tmp_path)
     assert list(logged["reg.weight_norm/network.encoder"]) == list(range(14))
@@ -204,7 +206,7 @@ def test_a_model_that_is_frozen_as_a_whole_logs_nothing(fit, tmp_path):
             for weight in (self.network.encoder.weight, self.network.conv.weight, self.network.head.weight):
                 weight.requires_grad_(False)
 
-    fit(RegularizationMonitor(), module=Frozen(), logger=TensorBoardLogger(tmp_path), max_epochs=1)
+    fit(RegularizationMonitor(per_layer=True), module=Frozen(), logger=TensorBoardLogger(tmp_path), max_epochs=1)
 
     assert not [tag for tag in scalars(tmp_path) if tag.startswith("reg")]
 
@@ -227,7 +229,9 @@ def test_any_selection_and_metrics_of_the_users_own(fit, tmp_path):
     metrics = {"largest": own, "mean": mean, "l1": WeightNorm(1), "units": Sparsity(1e9, dim=0)}
 
     fit(
-        RegularizationMonitor(metrics=metrics, select=Select(["*.encoder.*", "*.norm.weight"], min_ndim=1)),
+        RegularizationMonitor(
+            per_layer=True, metrics=metrics, select=Select(["*.encoder.*", "*.norm.weight"], min_ndim=1)
+        ),
         module=module,
         logger=TensorBoardLogger(tmp_path),
     )
@@ -263,14 +267,14 @@ def test_weights_of_exact_zeros_show(fit, tmp_path):
                 weight[weight.abs() < 0.2] = 0
 
     module = Thinning()
-    fit(L1Penalty(0.01), RegularizationMonitor(), module=module, logger=TensorBoardLogger(tmp_path))
+    fit(L1Penalty(0.01), RegularizationMonitor(per_layer=True), module=module, logger=TensorBoardLogger(tmp_path))
 
     share = (module.network.encoder.weight == 0).double().mean().item()
     assert 0 < share == pytest.approx(scalars(tmp_path)["reg.sparsity/network.encoder"][13])
 
 
 def test_the_monitor_sees_what_a_loader_of_one_batch_trains(fit, tmp_path):
-    fit(RegularizationMonitor(), data=loader(4), max_epochs=1, logger=TensorBoardLogger(tmp_path))
+    fit(RegularizationMonitor(per_layer=True), data=loader(4), max_epochs=1, logger=TensorBoardLogger(tmp_path))
 
     assert list(scalars(tmp_path)["reg/weight_norm"]) == [0]
 
