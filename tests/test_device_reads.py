@@ -6,7 +6,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_reg import GroupLassoPenalty, L1Penalty, SpectralConstraint, TargetSparsity
+from lightning_reg import GroupLassoPenalty, L1Penalty, TargetSparsity
 from tests.models import Regressor, loader
 from tests.test_all_callbacks import CALLBACKS
 
@@ -69,15 +69,7 @@ def reads_of(trainer_of, tmp_path, *callbacks, optimizer=None):
     return first.reads.found
 
 
-# Its decision reads them still.
-KNOWN = pytest.mark.xfail(reason="the decision of the constraint reads values", strict=False)
-CASES = [
-    pytest.param(callback, marks=KNOWN if isinstance(callback, SpectralConstraint) else (), id=repr(callback))
-    for callback in CALLBACKS
-]
-
-
-@pytest.mark.parametrize("callback", CASES)
+@pytest.mark.parametrize("callback", CALLBACKS, ids=repr)
 def test_no_callback_reads_a_value_in_a_step_that_logs_nothing(callback, trainer_of, tmp_path):
     assert reads_of(trainer_of, tmp_path, callback) == []
 

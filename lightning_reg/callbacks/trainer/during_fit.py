@@ -56,8 +56,10 @@ class DuringFit(Callback, Generic[RunT]):
     @override
     def __getstate__(self) -> dict[str, Any]:
         # Lightning pickles the trainer with its callbacks while it trains, where a data loader spawns its workers and
-        # `collate_fn` is a method of the data module. A run holds hooks and optimizers, which cannot be pickled.
-        return {**vars(self), "_run": None, "_trainer": None}
+        # `collate_fn` is a method of the data module. A run holds hooks and optimizers, which cannot be pickled. Lightning
+        # hangs the module's `log` and `log_dict` on each callback, and the whole module with them, in each fit anew.
+        kept = {name: value for name, value in vars(self).items() if name not in {"log", "log_dict"}}
+        return {**kept, "_run": None, "_trainer": None}
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
