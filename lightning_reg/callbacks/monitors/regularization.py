@@ -161,6 +161,7 @@ class RegularizationMonitor(Monitor[Run]):
             return
         # A run can end in mid-epoch; in `on_train_end`, those that average weights may have put in the averages.
         self._run.measure()
+        self._run.history.give(trainer, now=False)
         if self.histograms and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
             self._run.write_histograms(trainer, state.log_step(trainer) - 1)
 
@@ -168,6 +169,7 @@ class RegularizationMonitor(Monitor[Run]):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._run:
             self._run.write(trainer)
+            self._run.history.give(trainer, now=True)
 
     @property
     def _metrics(self) -> Mapping[str, Metric]:
