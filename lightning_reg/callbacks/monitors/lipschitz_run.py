@@ -17,6 +17,8 @@ from lightning_reg.functional.lipschitz.stand_in import stand_in
 from lightning_reg.tensorboard import tags
 
 _NODES_NAMED = 5
+# By more than this, or so many units of the last place in half precision, rounding puts no lower bound above an upper.
+_ROUNDING, _UNITS = 1e-3, 16
 
 
 class Found(NamedTuple):
@@ -45,6 +47,7 @@ class Run:
     lower_step: int | None = None
     upper_step: int | None = None
     has_warned: bool = False
+    has_contradicted: bool = False
 
     def check(self, trainer: Trainer) -> None:
         """Raise if the target cannot be evaluated on the samples."""
@@ -73,10 +76,23 @@ class Run:
         if upper and self.upper_step != self.last_step:
             value, layers = self._upper_bound()
             self.upper_step = self.last_step
+            self._compare(value)
             summary[tags.LIPSCHITZ_UPPER] = value
             summary[tags.LIPSCHITZ_LOG10] = math.log10(value) if value else -math.inf
             summary[tags.LIPSCHITZ_GAP] = _ratio(value, self.lower)
         return Found({f"{tag}{self.suffix}": value for tag, value in summary.items()}, layers)
+
+    def _compare(self, upper: float) -> None:
+        """Warn, once, of an upper bound that a sample refutes."""
+        rounding = max(_ROUNDING, _UNITS * torch.finfo(self.inputs.dtype).eps)
+        if self.lower > upper * (1 + rounding) and not self.has_contradicted:
+            self.has_contradicted = True
+            rank_zero_warn(
+                f"LipschitzMonitor has found an upper bound of {upper:g} of {self.target.name or 'the module'!r}, but a"
+                f" sample that is stretched by {self.lower:g}: one of the two is wrong. If neither a rule that you have"
+                " registered nor a kink at the sample (see `jacobian_norm`) explains it, this is an error of"
+                " lightning_reg. Please report it with the module."
+            )
 
     def _lower_bound(self, trainer: Trainer) -> float:
         return float(state.largest_over_ranks(trainer, self._norms(trainer).amax()))

@@ -16,7 +16,7 @@ from lightning_reg.callbacks.monitors.updates import Updates
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.decays import shares_by_optimizers
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
-from lightning_reg.callbacks.trainer.loggers import log_for_callbacks
+from lightning_reg.callbacks.trainer.loggers import log_for_callbacks, names_a_value
 from lightning_reg.callbacks.trainer.packages import LightningModule, MisconfigurationException, Trainer
 from lightning_reg.functional.tensors.chunks import NumberOrTensor
 from lightning_reg.metrics import Sparsity, SpectralNorm, WeightNorm
@@ -32,7 +32,8 @@ class RegularizationMonitor(Monitor[Run]):
     r"""Log how large, how sparse and how expansive the weights are: of each layer, over layers, and of all together.
 
     For each metric these are written at the trainer's `log_every_n_steps`, on the step axis of `self.log`, with the
-    values after that optimizer step; also at the first step of a run and at the last one:
+    values after that optimizer step; also at the first step of a run and at the last one. At the end of an epoch they
+    are measured, too, if a callback or a scheduler names one of them, as in `monitor=`:
 
     - `reg/<metric>`: all layers together; `reg/<metric>_min`, `_median`, `_max`: over the layers. They are in
       `trainer.callback_metrics`, too, so `EarlyStopping(monitor="reg/sparsity")` and `ModelCheckpoint` can use them.
@@ -46,8 +47,8 @@ class RegularizationMonitor(Monitor[Run]):
     - `reg.weights/<layer>`: a histogram of the layer's weights at the end of epochs, if asked for (TensorBoard only).
 
     Weights are those that the forward pass uses (parametrized, pruned), whole ones of FSDP2. Nothing is changed:
-    training with the monitor ends in the same weights, bit for bit. `spectral_norm` is a lower estimate, see
-    `SpectralNorm(iterations=5)`.
+    training with the monitor ends in the same weights, bit for bit. `spectral_norm` is a lower estimate, that of
+    convolutions for images of any size, see `SpectralNorm(iterations=5, input_size="any")`.
 
     Args:
         metrics: From a name to a metric, `lightning_reg.metrics` or your own with such an `update`. Default:
@@ -134,7 +135,7 @@ class RegularizationMonitor(Monitor[Run]):
         run = self._run
         if run is None or run.updates is None or not state.steps_now(trainer):
             return
-        if state.logs_now(trainer, first_step=run.last_step is None):
+        if self._looks_now(trainer, run, first_step=run.last_step is None):
             decay: dict[Tensor, NumberOrTensor] = {**shares_by_optimizers(trainer.optimizers)}
             for callback in state.callbacks_of(trainer, DuringFit):
                 decay.update(callback.decay_shares(trainer, pl_module))
@@ -149,7 +150,7 @@ class RegularizationMonitor(Monitor[Run]):
             return
         first = run.last_step is None
         run.last_step = state.log_step(trainer)
-        if not state.logs_now(trainer, first_step=first):
+        if not self._looks_now(trainer, run, first_step=first):
             return
         log_for_callbacks(pl_module, run.measure().summary)
         if state.writes_now(trainer) or run.last_step == 0:
@@ -159,8 +160,9 @@ class RegularizationMonitor(Monitor[Run]):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._run is None:
             return
-        # A run can end in mid-epoch; in `on_train_end`, those that average weights may have put in the averages.
-        self._run.measure()
+        if state.ends_training(trainer):
+            # In mid-epoch, perhaps; in `on_train_end`, those that average weights may have put in the averages.
+            self._run.measure()
         self._run.history.give(trainer, now=False)
         if self.histograms and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
             self._run.write_histograms(trainer, state.log_step(trainer) - 1)
@@ -170,6 +172,12 @@ class RegularizationMonitor(Monitor[Run]):
         if self._run:
             self._run.write(trainer)
             self._run.history.give(trainer, now=True)
+
+    def _looks_now(self, trainer: Trainer, run: Run, *, first_step: bool) -> bool:
+        """Tell whether somebody reads what is found in the current step: a logger, or a callback at an epoch's end."""
+        if first_step or state.writes_now(trainer) or state.may_end_training(trainer):
+            return True
+        return state.ends_epoch(trainer) and names_a_value(trainer, run.tags())
 
     @property
     def _metrics(self) -> Mapping[str, Metric]:
@@ -205,5 +213,5 @@ def _defaults() -> dict[str, Metric]:
     return {
         "weight_norm": WeightNorm(),
         "sparsity": Sparsity(),
-        "spectral_norm": SpectralNorm(iterations=_LANCZOS_ITERATIONS),
+        "spectral_norm": SpectralNorm(iterations=_LANCZOS_ITERATIONS, input_size="any"),
     }

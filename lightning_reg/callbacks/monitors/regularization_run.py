@@ -53,6 +53,10 @@ class Run:
     history: History = field(default_factory=History)
     """What the picture for other loggers is made of."""
 
+    def tags(self) -> list[str]:
+        """Return what starts the tags of the numbers of all layers together and over the layers."""
+        return [*map(tags.overall, self.metrics), *([tags.overall(tags.UPDATE_RATIO)] if self.updates else [])]
+
     @torch.no_grad()
     def measure(self) -> Report:
         """Measure all layers after the last step; waits for the device once. A collective call for sharded weights."""
@@ -119,7 +123,9 @@ class Run:
                 events.write(writer, events.histogram(prefixed(logger, tags.weights(layer.name)), values), step)
 
     def _layers(self) -> list[Layer]:
-        return read_layers(weight for weight in self.weights if weight.parameter.requires_grad)
+        trained = (weight for weight in self.weights if weight.parameter.requires_grad)
+        # What has no entries has no sparsity, and is no layer that others are to be compared with.
+        return [layer for layer in read_layers(trained) if layer.tensor.numel()]
 
 
 def _over_layers(values: Sequence[float]) -> dict[str, float]:

@@ -15,6 +15,7 @@ from lightning_reg.callbacks.penalties.formula import Formula
 from lightning_reg.callbacks.penalties.proximal_step import fill_gradients, shrink
 from lightning_reg.callbacks.penalties.quota import strength_for
 from lightning_reg.callbacks.penalties.refusals import (
+    refuse_directions,
     refuse_large_strength,
     refuse_missing_operator,
     refuse_mode,
@@ -156,6 +157,11 @@ class Penalty(DuringFit[Run], Formula):
             return
         refuse_optimizers(trainer, type(self).__name__, self.mode)
         refuse_large_strength(type(self).__name__, self.strength, self._run.targets.of(trainer.optimizers))
+        if self.mode == "proximal" or self.unit_dim is not None:
+            trained = set(self._run.targets.of(trainer.optimizers))
+            refuse_directions(
+                (each for each in self._run.selection.chosen if each.parameter in trained), type(self).__name__
+            )
         if self.schedule is not None:
             self._run.schedule = Timetable(self.schedule, trainer, pl_module)
         penalties = [penalty for penalty in _penalties(trainer) if penalty.run]

@@ -1,6 +1,6 @@
 """Writing to the trainer's loggers what does not go through `self.log`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
@@ -105,6 +105,14 @@ def log_for_callbacks(
     """
     # A batch size of 1 keeps Lightning from searching the batch for one; it matters only for means over an epoch.
     pl_module.log_dict(dict(values), prog_bar=prog_bar, on_step=True, on_epoch=False, logger=False, batch_size=1)
+
+
+def names_a_value(trainer: Trainer, tags: Iterable[str]) -> bool:
+    """Tell whether a callback or a scheduler names one of `tags`, as `monitor` or in the name of a file."""
+    settings = [value for callback in state.callbacks_of(trainer, object) for value in vars(callback).values()]
+    names = [value for value in settings if isinstance(value, str)]
+    names += [str(config.monitor) for config in trainer.lr_scheduler_configs]
+    return any(tag in name for tag in tags for name in names)
 
 
 def log(

@@ -5,6 +5,7 @@ import csv
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import nn
@@ -300,27 +301,69 @@ def test_what_was_logged_before_an_error_reaches_the_loggers(fit, tmp_path):
         assert [row["step"] for row in csv.DictReader(file) if row["reg/weight_norm"]] == ["0", "1", "2"]
 
 
-def test_numbers_that_nobody_reads_are_not_computed(fit, tmp_path):
-    class Counting(WeightNorm.__base__):
-        calls = 0
+class Counting(WeightNorm.__base__):
+    """Says how often it was asked."""
 
-        def __init__(self):
-            super().__init__(torch.zeros(1))
+    def __init__(self):
+        super().__init__(torch.zeros(1))
 
-        def statistics(self, layers):
-            type(self).calls += 1
-            return torch.zeros(len(layers), 1)
+    def statistics(self, layers):
+        type(self).calls += 1
+        return torch.full((len(layers), 1), float(self.calls))
 
-        def value(self, statistics):
-            return statistics.squeeze(-1)
+    def value(self, statistics):
+        return statistics.squeeze(-1)
+
+
+class Reading(Callback):
+    """A user's own callback that names what it reads."""
+
+    def __init__(self, monitor):
+        self.monitor, self.found = monitor, []
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.found.append(trainer.callback_metrics[self.monitor].item())
+
+
+@pytest.mark.parametrize(
+    ("make", "looks"),
+    [
+        (lambda folder: Callback(), 4),  # after steps 0, 4, 9 and 13, the last, of fourteen
+        (lambda folder: EarlyStopping("train/loss"), 4),
+        (lambda folder: Reading("reg/counting_min"), 5),  # and 6, the end of an epoch
+        (lambda folder: ModelCheckpoint(folder, filename="{reg/counting:.2f}"), 5),
+    ],
+    ids=["nobody", "of another value", "a callback", "a file name"],
+)
+def test_numbers_that_nobody_reads_are_not_computed(fit, tmp_path, make, looks):
+    reader = make(tmp_path)
+    Counting.calls = 0
 
     fit(
         RegularizationMonitor(metrics={"counting": Counting()}),
+        reader,
         logger=TensorBoardLogger(tmp_path),
         log_every_n_steps=5,
+        enable_checkpointing=True,
     )
 
-    assert Counting.calls == 5  # after steps 0, 4, 9; at the ends of epochs, 6 and 13: of fourteen
+    assert Counting.calls == looks
+    assert getattr(reader, "found", [3, 5]) == [3, 5]  # of the look at the epoch's last step
+
+
+def test_a_scheduler_reads_what_is_fresh_at_the_end_of_each_epoch(fit, tmp_path):
+    class Scheduled(Regressor):
+        def configure_optimizers(self):
+            optimizer = super().configure_optimizers()
+            scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "reg/counting"}}
+
+    Counting.calls = 0
+    monitor = RegularizationMonitor(metrics={"counting": Counting()})
+
+    fit(monitor, module=Scheduled(), logger=TensorBoardLogger(tmp_path), log_every_n_steps=50)
+
+    assert Counting.calls == 3  # after steps 0, 6 and 13
 
 
 @pytest.mark.parametrize(
