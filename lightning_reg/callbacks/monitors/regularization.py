@@ -163,6 +163,7 @@ class RegularizationMonitor(Monitor[Run]):
         if state.ends_training(trainer):
             # In mid-epoch, perhaps; in `on_train_end`, those that average weights may have put in the averages.
             self._run.measure()
+        self._run.history.give(trainer, now=False)
         if self.histograms and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
             self._run.write_histograms(trainer, state.log_step(trainer) - 1)
 
@@ -170,6 +171,7 @@ class RegularizationMonitor(Monitor[Run]):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._run:
             self._run.write(trainer)
+            self._run.history.give(trainer, now=True)
 
     def _looks_now(self, trainer: Trainer, run: Run, *, first_step: bool) -> bool:
         """Tell whether somebody reads what is found in the current step: a logger, or a callback at an epoch's end."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_reg.callbacks.monitors.picture import History
 from lightning_reg.callbacks.monitors.updates import Moved, Updates
 from lightning_reg.callbacks.trainer.loggers import prefixed, tensorboard_writers, write_layers, write_scalars
 from lightning_reg.callbacks.trainer.packages import Trainer
@@ -49,6 +50,8 @@ class Run:
     reported_step: int | None = None
     written_step: int | None = None
     report: Report = field(default_factory=Report)
+    history: History = field(default_factory=History)
+    """What the picture for other loggers is made of."""
 
     def tags(self) -> list[str]:
         """Return what starts the tags of the numbers of all layers together and over the layers."""
@@ -97,6 +100,8 @@ class Run:
         for metric, layers in report.layers.items():
             if self.has_layers:
                 write_layers(trainer, metric, layers, step)
+        if self.has_layers and trainer.is_global_zero:
+            self.history.add(step, report.layers)
         for logger, writer in tensorboard_writers(trainer):
             for tag, values in report.spreads.items():
                 events.write(writer, events.histogram(prefixed(logger, tag), values), step)

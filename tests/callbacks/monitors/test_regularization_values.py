@@ -284,7 +284,9 @@ def test_of_a_layer_under_the_old_weight_norm_what_forward_uses_is_written(train
     module = Regressor()
     torch.nn.utils.weight_norm(module.network.encoder)
 
-    trainer_of(RegularizationMonitor(), max_epochs=1, logger=TensorBoardLogger(tmp_path)).fit(module, loader())
+    trainer_of(RegularizationMonitor(per_layer=True), max_epochs=1, logger=TensorBoardLogger(tmp_path)).fit(
+        module, loader()
+    )
 
     encoder = module.network.encoder
     weight = (encoder.weight_g * encoder.weight_v / encoder.weight_v.norm(dim=1, keepdim=True)).detach().numpy()
@@ -300,7 +302,9 @@ def test_a_layer_without_entries_does_not_spoil_the_summaries(trainer_of, tmp_pa
     module = Regressor()
     module.network.none = torch.nn.Linear(5, 0)
 
-    trainer_of(RegularizationMonitor(), max_epochs=1, logger=TensorBoardLogger(tmp_path)).fit(module, loader())
+    trainer_of(RegularizationMonitor(per_layer=True), max_epochs=1, logger=TensorBoardLogger(tmp_path)).fit(
+        module, loader()
+    )
 
     logged = scalars(tmp_path)
     written = {tag.rpartition("/")[2] for tag in logged if tag.startswith("reg.sparsity/")}
