@@ -19,6 +19,7 @@ LIPSCHITZ_LOG10 = "reg/lipschitz_log10"
 LIPSCHITZ_LOWER = "reg/lipschitz_lower"
 LIPSCHITZ_UPPER = "reg/lipschitz_upper"
 MC_DROPOUT = "reg/mc_dropout"
+OPTIMALITY = "reg/optimality"
 PENALTY = "reg/penalty"
 PENALTY_RATIO = "reg/penalty_ratio"
 SETUP = "reg/setup"
@@ -36,6 +37,7 @@ TAKEN = (
     "lipschitz_lower",
     "lipschitz_upper",
     "mc_dropout",
+    "optimality",
     "penalty",
     "penalty_ratio",
     "setup",
