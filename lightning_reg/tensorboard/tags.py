@@ -6,6 +6,7 @@ TensorBoard groups tags by what stands before the first slash: `reg/` holds the 
 
 import re
 
+CERTIFIED_ACCURACY = "reg/certified_accuracy"
 DECAY_RATIO = "decay_ratio"
 DECAYS = "reg/setup_decayed_by"
 DECAY_SETUP = "reg/setup_decay"
@@ -26,6 +27,7 @@ UPDATE_RATIO = "update_ratio"
 WEIGHT_DECAY = "reg/weight_decay"
 
 TAKEN = (
+    "certified_accuracy",
     "decay_ratio",
     "dropout",
     "lipschitz",
