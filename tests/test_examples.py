@@ -67,10 +67,13 @@ def test_the_demo_prints_its_table_and_the_command_for_its_logs(tmp_path, monkey
 
     runpy.run_path(str(ROOT / "examples" / "quickstart.py"), run_name="__main__")
 
-    *_, table = capsys.readouterr().out.partition("regularization  ")
+    told, _, table = capsys.readouterr().out.partition("regularization  ")
     rows = [line.split() for line in table.splitlines()]
     names = ["none", "l2", "elastic_net", "l1", "sparse", "dropout"]
     assert [row[0] for row in rows[1:7]] == names
+    # Nothing but a line for each method before it is trained.
+    assert [line.partition(":")[0] for line in told.splitlines() if line.strip()] == names
+    assert "tab Regularization" in table
     assert rows[1][-1] == rows[6][-1] == "0.0%"
     assert all(float(row[-1].rstrip("%")) > 0 for row in rows[2:6])
     assert [row[-2] == "0.0%" for row in rows[1:6]] == [True] * 4 + [False]  # exact zeros

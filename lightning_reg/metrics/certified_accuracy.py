@@ -86,7 +86,7 @@ class CertifiedAccuracy(Metric):
 
     @override
     def compute(self) -> Tensor:
-        """Return the share for each radius, shape (radii,), or (), as torchmetrics has it, of one; NaN of no samples."""
+        """Return the share for each radius, shape (radii,), of one radius (), as in all of torchmetrics."""
         return self.certified / self.count
 
 

@@ -19,6 +19,7 @@ METRICS = {
     "stable_rank_estimate": lambda: StableRank(iterations=8),
     "spectral_norm": SpectralNorm,
     "spectral_norm_estimate": lambda: SpectralNorm(iterations=8),
+    "spectral_norm_of_any_size": lambda: SpectralNorm(iterations=8, input_size="any"),
 }
 every_metric = pytest.mark.parametrize("make", METRICS.values(), ids=METRICS)
 

@@ -11,7 +11,7 @@ from lightning_reg.callbacks.monitors.certificate import Certificate
 from lightning_reg.callbacks.monitors.lipschitz_run import Found, Run
 from lightning_reg.callbacks.monitors.lipschitz_target import InputTransform, find_target
 from lightning_reg.callbacks.trainer import state
-from lightning_reg.callbacks.trainer.loggers import log_for_callbacks, write_scalars
+from lightning_reg.callbacks.trainer.loggers import log_for_callbacks, write_layers_and_few_scalars, write_scalars
 from lightning_reg.callbacks.trainer.packages import LightningModule, MisconfigurationException, Trainer
 from lightning_reg.metrics.certified_accuracy import check_radii
 from lightning_reg.tensorboard import tags
@@ -30,7 +30,8 @@ class LipschitzMonitor(Monitor[Run]):
       operations for which none is known, which a warning names. `reg/lipschitz_log10` is its decimal logarithm.
     - `reg/lipschitz_gap`: upper over lower, a ratio >= 1. The constant is somewhere in between: if the gap is large,
       neither bound is it.
-    - `reg.lipschitz/<layer>`: an upper bound of each layer.
+    - An upper bound of each layer, on TensorBoard's page "Regularization"; up to 16 layers also as
+      `reg.lipschitz/<layer>`.
     - `reg/certified_accuracy@<radius>` for each of `certify`: the share of the validation set that is classified right
       and stays so, whatever happens to a sample within that radius, at the end of each validation
       (`metrics.CertifiedAccuracy`); zero where no upper bound is known.
@@ -146,7 +147,7 @@ class LipschitzMonitor(Monitor[Run]):
         if upper or (state.writes_now(trainer) and self._is_due(step, run.lower_step)):
             found = run.measure(trainer, upper=upper)
             self._log(pl_module, found)
-            write_scalars(trainer, {**found.summary, **found.layers}, step)
+            _write(trainer, found, step)
 
     @override
     def on_validation_batch_start(
@@ -185,7 +186,7 @@ class LipschitzMonitor(Monitor[Run]):
         run = self._run
         if run is not None and run.last_step is not None:
             found = run.measure(trainer, upper=True)
-            write_scalars(trainer, {**found.summary, **found.layers}, run.last_step)
+            _write(trainer, found, run.last_step)
 
     def _ends_interval(self, trainer: Trainer) -> bool:
         return (trainer.current_epoch + 1) % self.every_n_epochs == 0 and state.ends_epoch(trainer)
@@ -200,6 +201,11 @@ class LipschitzMonitor(Monitor[Run]):
             values = {tag: number for tag, number in found.summary.items() if tag.startswith(shown) == in_bar}
             if values:
                 log_for_callbacks(pl_module, values, prog_bar=in_bar and self.prog_bar)
+
+
+def _write(trainer: Trainer, found: Found, step: int) -> None:
+    write_scalars(trainer, found.summary, step)
+    write_layers_and_few_scalars(trainer, "lipschitz", found.layers, step)
 
 
 def _is_inside(target: str | None, other: str | None) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from lightning_reg.callbacks.monitors.certificate import Certificate
@@ -18,13 +19,17 @@ from lightning_reg.functional.lipschitz.stand_in import stand_in
 from lightning_reg.tensorboard import tags
 
 _NODES_NAMED = 5
+# By more than this, or so many units of the last place in half precision, rounding puts no lower bound above an upper.
+_ROUNDING, _UNITS = 1e-3, 16
 
 
 class Found(NamedTuple):
-    """The numbers of one step, by tag."""
+    """The numbers of one step."""
 
     summary: Mapping[str, float]
+    """By tag."""
     layers: Mapping[str, float]
+    """By layer."""
 
 
 @dataclass
@@ -44,6 +49,7 @@ class Run:
     lower_step: int | None = None
     upper_step: int | None = None
     has_warned: bool = False
+    has_contradicted: bool = False
     certificate: Certificate | None = None
     """What is certain in the validation that runs."""
 
@@ -74,10 +80,24 @@ class Run:
         if upper and self.upper_step != self.last_step:
             value, layers = self._upper_bound()
             self.upper_step = self.last_step
+            self._compare(value)
             summary[tags.LIPSCHITZ_UPPER] = value
             summary[tags.LIPSCHITZ_LOG10] = math.log10(value) if value else -math.inf
             summary[tags.LIPSCHITZ_GAP] = _ratio(value, self.lower)
         return Found({f"{tag}{self.suffix}": value for tag, value in summary.items()}, layers)
+
+    def _compare(self, upper: float) -> None:
+        """Warn, once, of an upper bound that a sample refutes."""
+        types = (tensor.dtype for tensor in found(self.inputs, Tensor) if tensor.is_floating_point())
+        rounding = max(_ROUNDING, *(_UNITS * torch.finfo(kind).eps for kind in types))
+        if self.lower > upper * (1 + rounding) and not self.has_contradicted:
+            self.has_contradicted = True
+            rank_zero_warn(
+                f"LipschitzMonitor has found an upper bound of {upper:g} of {self.target.name or 'the module'!r}, but a"
+                f" sample that is stretched by {self.lower:g}: one of the two is wrong. If neither a rule that you have"
+                " registered nor a kink at the sample (see `jacobian_norm`) explains it, this is an error of"
+                " lightning_reg. Please report it with the module."
+            )
 
     def _lower_bound(self, trainer: Trainer) -> float:
         return float(state.largest_over_ranks(trainer, self._norms(trainer).amax()))
@@ -110,9 +130,7 @@ class Run:
                 " the bound of such an operation by `lightning_reg.register_lipschitz_rule`."
             )
         return report.value, {
-            tags.per_layer("lipschitz", self.target.layer(name)): value
-            for name, value in report.per_layer.items()
-            if self.has_layers
+            self.target.layer(name): value for name, value in report.per_layer.items() if self.has_layers
         }
 
 

@@ -15,6 +15,7 @@ from lightning_reg.callbacks.penalties.formula import Formula
 from lightning_reg.callbacks.penalties.proximal_step import fill_gradients, shrink
 from lightning_reg.callbacks.penalties.quota import strength_for
 from lightning_reg.callbacks.penalties.refusals import (
+    refuse_directions,
     refuse_large_strength,
     refuse_missing_operator,
     refuse_mode,
@@ -148,11 +149,19 @@ class Penalty(DuringFit[Run], Formula):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
+        self._begin(trainer, pl_module)
+        super().on_train_start(trainer, pl_module)  # after the plan: who decays which weight
+
+    def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._run is None:  # a tuner trains for a moment before `on_fit_start` of the callbacks after it
             return
         refuse_optimizers(trainer, type(self).__name__, self.mode)
         refuse_large_strength(type(self).__name__, self.strength, self._run.targets.of(trainer.optimizers))
+        if self.mode == "proximal" or self.unit_dim is not None:
+            trained = set(self._run.targets.of(trainer.optimizers))
+            refuse_directions(
+                (each for each in self._run.selection.chosen if each.parameter in trained), type(self).__name__
+            )
         if self.schedule is not None:
             self._run.schedule = Timetable(self.schedule, trainer, pl_module)
         penalties = [penalty for penalty in _penalties(trainer) if penalty.run]
@@ -175,6 +184,7 @@ class Penalty(DuringFit[Run], Formula):
 
     @override
     def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        super().on_before_zero_grad(trainer, pl_module, optimizer)
         # An optimizer that evaluates its closure many times (LBFGS) starts anew with each evaluation.
         if self._run is not None:
             self._run.forget()

@@ -5,10 +5,12 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor
+from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.decays import show_decays
+from lightning_reg.callbacks.trainer.loggers import flush
 from lightning_reg.callbacks.trainer.packages import Callback, LightningModule, MisconfigurationException, Trainer
 from lightning_reg.callbacks.trainer.settings import call_of
 from lightning_reg.functional.tensors.chunks import NumberOrTensor
@@ -92,13 +94,19 @@ class DuringFit(Callback, Generic[RunT]):
         return {}
 
     @override
+    def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        flush(trainer)  # the step before is over
+
+    @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        flush(trainer)
         if stage in self.stages:
             self._end(trainer)
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # Lightning calls no `teardown` then.
+        flush(trainer)
         self._end(trainer)
 
     def _end(self, trainer: Trainer) -> None:

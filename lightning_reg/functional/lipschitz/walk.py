@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_reg.functional.lipschitz.judge import Judge
+from lightning_reg.functional.lipschitz.judge import JUMPS, Judge
 from lightning_reg.functional.lipschitz.nested import found, replaced
 from lightning_reg.functional.lipschitz.rules.applied import RuleError
 from lightning_reg.functional.lipschitz.rules.registry import own_functions
@@ -37,8 +37,10 @@ def walk(module: nn.Module, inputs: Sequence[Any], *, fold: bool) -> Findings:
         fold: Whether batch normalization is folded into the layer before it.
 
     """
-    judge = Judge(has_floats=any(map(_has_floats, found(inputs, Tensor))), fold=fold)
-    devices = devices_of(list(found(inputs, Tensor)))
+    tensors = list(found(inputs, Tensor))
+    has_floats = any(map(_has_floats, tensors))
+    judge = Judge(has_floats=has_floats, fold=fold)
+    devices = devices_of(tensors)
     tracer = Tracer(judge, own_functions(), devices)
     arguments = replaced(list(inputs), Tensor, Tensor.clone)
     try:
@@ -57,7 +59,10 @@ def walk(module: nn.Module, inputs: Sequence[Any], *, fold: bool) -> Findings:
         return Findings(math.inf, judge.per_layer(), (("trace", reason),))
     value = together(bound.value for bound in output.bounds)
     last = output.bounds[0].last if isinstance(output.value, Tensor) and output.bounds else None
-    return Findings(value, judge.per_layer(), judge.reasons_among(output.steps), last)
+    reasons = judge.reasons_among(output.steps)
+    if math.isinf(value) and not (reasons or has_floats):
+        reasons = (("input", JUMPS),)
+    return Findings(value, judge.per_layer(), reasons, last)
 
 
 def _computes(module: nn.Module, arguments: Sequence[Any], traced: Any) -> bool:
