@@ -24,7 +24,7 @@ _ROUNDING = 1e-12
 def margin_bounds(module: nn.Module, example_input: Tensor | Sequence[Any] | dict[Any, Any]) -> Tensor:
     r"""Return how fast the difference of two outputs changes with the input, at most.
 
-    .. math:: |(f_i(x) - f_j(x)) - (f_i(y) - f_j(y))| \\le M_{ij} \\|x - y\\|_2
+    .. math:: |(f_i(x) - f_j(x)) - (f_i(y) - f_j(y))| \le M_{ij} \|x - y\|_2
 
     Upper bounds, for all inputs. Where a linear layer is last, M is the bound of what comes before it (as by
     `lipschitz_bound`) times :math:`\|w_i - w_j\|_2`, the distance of its rows; less at the end of a chain of linear
@@ -70,7 +70,7 @@ def margin_bounds(module: nn.Module, example_input: Tensor | Sequence[Any] | dic
 def certified_radius(logits: Tensor, margin_bounds: Tensor) -> Tensor:
     r"""Return how far each sample may move, in the 2-norm, before the predicted class can change.
 
-    .. math:: r = \\min_{j \\ne i} (f_i(x) - f_j(x)) / M_{ij}, \\qquad i = \\arg\\max_k f_k(x)
+    .. math:: r = \min_{j \ne i} (f_i(x) - f_j(x)) / M_{ij}, \qquad i = \arg\max_k f_k(x)
 
     Certain: no change of the input that is smaller changes the class.
 
