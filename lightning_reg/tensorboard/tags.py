@@ -8,6 +8,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 
+CERTIFIED_ACCURACY = "reg/certified_accuracy"
 DECAY_RATIO = "decay_ratio"
 DECAYS = "reg/setup_decayed_by"
 DECAY_SETUP = "reg/setup_decay"
@@ -29,6 +30,7 @@ UPDATE_RATIO = "update_ratio"
 WEIGHT_DECAY = "reg/weight_decay"
 
 TAKEN = (
+    "certified_accuracy",
     "decay_ratio",
     "dropout",
     "lipschitz",
