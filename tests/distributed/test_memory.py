@@ -6,6 +6,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import distributed
 from torch.utils.data import DataLoader, DistributedSampler
 
+from lightning_reg import AnchorPenalty
 from tests.callbacks.penalties.test_memory import Consolidation, TowardsStart
 from tests.distributed.test_penalty import PATTERN
 from tests.distributed.test_proximal import OPTIMIZERS, Module, trainer_of
@@ -16,6 +17,7 @@ pytestmark = pytest.mark.distributed
 
 KINDS = {
     "elementwise": lambda mode: TowardsStart(0.5, mode=mode, select=PATTERN),
+    "anchor": lambda mode: AnchorPenalty(0.1, norm="l1", mode=mode, select=PATTERN),
     "gathered": lambda mode: Consolidation(0.01, mode=mode, select=PATTERN),
 }
 
@@ -34,7 +36,7 @@ def train(name, mode, path):
     return keep.weights
 
 
-@pytest.mark.parametrize(("name", "mode"), [("elementwise", "loss"), ("elementwise", "proximal"), ("gathered", "grad")])
+@pytest.mark.parametrize(("name", "mode"), [("elementwise", "loss"), ("anchor", "proximal"), ("gathered", "grad")])
 def test_a_resumed_run_on_two_ranks_is_an_uninterrupted_one_of_one_process(pool, tmp_path, name, mode):
     module = Module(OPTIMIZERS["sgd"])
     trainer_of(KINDS[name](mode), max_epochs=2).fit(module, loader())
