@@ -1,5 +1,7 @@
 """What penalties remember of weights that FSDP2 shards: spread as they are, saved whole, restored."""
 
+import warnings
+
 import pytest
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -7,7 +9,7 @@ from torch import distributed
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_reg import AnchorPenalty
-from tests.callbacks.penalties.test_memory import Consolidation, TowardsStart
+from tests.callbacks.penalties.test_memory import Consolidation, Lazy, TowardsStart
 from tests.distributed.test_penalty import PATTERN
 from tests.distributed.test_proximal import OPTIMIZERS, Module, trainer_of
 from tests.models import KeepWeights, loader, samples, weights_of
@@ -34,6 +36,23 @@ def train(name, mode, path):
         if before is None:
             trainer.save_checkpoint(path)
     return keep.weights
+
+
+def save_what_an_attribute_holds(path):
+    """Run on each rank: save a checkpoint; return the warnings."""
+    strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
+    trainer = trainer_of(Lazy(0.5, select=PATTERN), devices=2, strategy=strategy, max_epochs=1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.fit(Module(OPTIMIZERS["sgd"]), DataLoader(samples(), batch_size=14))
+        trainer.save_checkpoint(path)
+    return [str(warning.message) for warning in caught]
+
+
+def test_tensors_in_attributes_beside_sharded_weights_are_warned_of(pool, tmp_path):
+    first, _ = pool.run(save_what_an_attribute_holds, str(tmp_path / "half.ckpt"))
+
+    assert any("Lazy keeps tensors in `self.starts`" in message and "`remember`" in message for message in first)
 
 
 @pytest.mark.parametrize(("name", "mode"), [("elementwise", "loss"), ("anchor", "proximal"), ("gathered", "grad")])

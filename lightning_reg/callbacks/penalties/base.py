@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_reg import _checks
+from lightning_reg.callbacks.penalties.attributes import OwnTensors
 from lightning_reg.callbacks.penalties.company import begin_together, follow_steps
 from lightning_reg.callbacks.penalties.dropped import reaches
 from lightning_reg.callbacks.penalties.formula import Formula, Memories
@@ -28,7 +29,7 @@ from lightning_reg.callbacks.penalties.targets import Targets, add_scaled
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
 from lightning_reg.callbacks.trainer.held_weights import HeldWeights, has_gradient
-from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer, has_backward
+from lightning_reg.callbacks.trainer.packages import Callback, LightningModule, Trainer, has_backward
 from lightning_reg.callbacks.trainer.refusals import refuse_strategy, refuse_unless_listed_once
 from lightning_reg.callbacks.trainer.settings import log_name
 from lightning_reg.callbacks.trainer.timetable import Timetable
@@ -100,10 +101,11 @@ class Penalty(DuringFit[Run], Formula):
             check_schedule(schedule, "from step to factor")
         self.schedule = schedule
         self._memory = Memory()
+        self._own = OwnTensors()
 
     @override
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_memory": Memory()}
+        return {**super().__getstate__(), "_memory": Memory(), "_own": OwnTensors()}
 
     @override
     def recalled(self, weights: Sequence[Tensor]) -> tuple[()] | tuple[Memories]:
@@ -143,6 +145,7 @@ class Penalty(DuringFit[Run], Formula):
             if self.remembers:
                 refuse_memory(trainer, type(self).__name__)
             self._memory = Memory()
+            self._own.watch(self)
             if self.mode == "proximal" and type(self).proximal is Formula.proximal:
                 refuse_missing_operator(type(self).__name__)
 
@@ -173,9 +176,11 @@ class Penalty(DuringFit[Run], Formula):
         refuse_large_strength(type(self).__name__, self.strength, self._run.targets.of(trainer.optimizers))
         if self.schedule is not None:
             self._run.schedule = Timetable(self.schedule, trainer, pl_module)
+        # Not in `on_fit_start`, after which some strategies load the checkpoint.
+        chosen, name = self._run.selection.chosen, type(self).__name__
+        self._own.are_parts = self._run.are_sharded
+        self._own.put_back(self, chosen[0].parameter.device)
         if self.remembers:
-            # Not in `on_fit_start`, after which some strategies load the checkpoint.
-            chosen, name = self._run.selection.chosen, type(self).__name__
             self._memory.begin(self.remember, chosen, name, sharded=self.elementwise)
         penalties = [penalty for penalty in _penalties(trainer) if penalty.run]
         if self is penalties[-1]:
@@ -302,17 +307,19 @@ class Penalty(DuringFit[Run], Formula):
     # Under a key of the checkpoint instead of in `state_dict`: with that, Lightning refuses two penalties of one class.
     @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if self.remembers:
-            memory = self._memory.state()
-            if memory and trainer.is_global_zero:
-                checkpoint.setdefault(_MEMORIES, {})[self._memory_key(trainer)] = memory
+        kept: dict[str, Any] = {"memory": self._memory.state()} if self.remembers else {}
+        if type(self).state_dict is Callback.state_dict:  # else the user saves by other means
+            kept["attributes"] = self._own.state(self)
+        if any(kept.values()) and trainer.is_global_zero:
+            checkpoint.setdefault(_MEMORIES, {})[self._memory_key(trainer)] = kept
 
     @override
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        kept = checkpoint.get(_MEMORIES, {}).get(self._memory_key(trainer), {})
+        self._own.load(kept.get("attributes", {}))
         if self.remembers:
             # The checkpoint that a tuner puts back is that of step 0.
-            saved = checkpoint.get(_MEMORIES, {}).get(self._memory_key(trainer))
-            self._memory.load(saved, has_begun=checkpoint["global_step"] > 0)
+            self._memory.load(kept.get("memory") or None, has_begun=checkpoint["global_step"] > 0)
 
     def _memory_key(self, trainer: Trainer) -> str:
         alike = [

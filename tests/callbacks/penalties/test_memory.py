@@ -54,6 +54,27 @@ class KnownByIdentity(Penalty):
         return sum((weight - self.starts[weight]).square().sum() for weight in weights)
 
 
+class Lazy(Penalty):
+    """Keeps starts itself, in the order of the weights, in a kind of attribute that `keep` makes of a list."""
+
+    starts = None
+    keep = staticmethod(list)
+
+    def penalty(self, weights):
+        if self.starts is None:
+            self.starts = self.keep([weight.detach().clone() for weight in weights])
+        starts = self.starts.values() if isinstance(self.starts, dict) else self.starts
+        return sum((weight - start).square().sum() for weight, start in zip(weights, starts, strict=True))
+
+
+class LazyDict(Lazy):
+    keep = staticmethod(lambda starts: {str(position): start for position, start in enumerate(starts)})
+
+
+class LazyTuple(Lazy):
+    keep = tuple
+
+
 def by_hand(strength, **settings):
     """Train with squared distances to the start, as autograd has their gradient."""
     module = Regressor()
@@ -125,6 +146,16 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(fit, trainer_of, tmp
     trainer_of(TowardsStart(0.5, mode=mode)).fit(module, loader(), ckpt_path=half)
 
     assert_same_weights(weights_of(module), fit(TowardsStart(0.5, mode=mode)), rtol=0)
+
+
+@pytest.mark.parametrize("kind", [Lazy, LazyTuple, LazyDict])
+def test_tensors_in_attributes_are_restored_too(fit, trainer_of, tmp_path, kind):
+    module = Regressor()
+    half = checkpoint_of(trainer_of, tmp_path, kind(0.5, mode="grad"))
+    torch.load(half, weights_only=True)
+    trainer_of(kind(0.5, mode="grad")).fit(module, loader(), ckpt_path=half)
+
+    assert_same_weights(weights_of(module), fit(kind(0.5, mode="grad")), rtol=0)
 
 
 def test_two_penalties_of_one_class_have_a_memory_each_in_a_checkpoint_of_tensors_alone(trainer_of, tmp_path):
