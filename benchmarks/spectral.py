@@ -17,7 +17,9 @@ from torch.nn.utils import parametrizations
 from typing_extensions import override
 
 from benchmarks._table import print_table
+from lightning_reg.callbacks.spectral.constraint import Projection
 from lightning_reg.callbacks.spectral.normalization import Normalization
+from lightning_reg.callbacks.spectral.weights import WeightNorms, add_gradient
 from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
 from lightning_reg.functional import operator_norm_estimate
 from lightning_reg.functional.spectral.followed import FollowedNorms
@@ -30,15 +32,19 @@ ROUNDS = 30
 STEPS = 10
 
 
-def in_turns(variants: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, list[float]]:
+def in_turns(
+    variants: Mapping[str, Callable[[], object]],
+    rounds: int = ROUNDS,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
     """Return the seconds that each variant took in each round."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
         for name, run in variants.items():
             run()  # what another variant has left in the caches
-            start = time.perf_counter()
+            start = clock()
             run()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     return seconds
 
 
@@ -131,6 +137,82 @@ def resnet() -> nn.Module:
     return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))
 
 
+def controlled(
+    model: nn.Module, inputs: Tensor, engine: Normalization | Projection | None = None, *, penalized: bool = False
+) -> tuple[Callable[[], object], float]:
+    """Return a function that takes a step of training under control, and the seconds that its start took."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    weights = [weight for weight in named_weights(model) if len(weight.shape) > 1]
+    norms = WeightNorms()
+    start = time.process_time()
+    if engine is not None:
+        engine.start(weights, {})
+        AroundSteps(engine.after_step, engine.before_step).add([optimizer])
+    if penalized:
+        norms.advance(weights)
+
+    def run() -> None:
+        model(inputs).square().mean().backward()
+        for weight, norm in zip(weights, norms.advance(weights) if penalized else [], strict=False):
+            if weight.parameter.grad is not None:
+                add_gradient(weight.parameter.grad, weight, norm, 0.02 * norm.sigma)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return run, time.process_time() - start
+
+
+def transformer() -> nn.Module:
+    """Return two layers of the size of BERT-base's."""
+    return nn.TransformerEncoder(nn.TransformerEncoderLayer(768, 12, 3072, batch_first=True), 2)
+
+
+def compare_control() -> None:
+    """Print what a step under each callback costs, and its start, beside a plain step, in CPU time."""
+    cases: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
+        "ResNet-18, 64 x 64, batch 8": (resnet, torch.randn(8, 3, 64, 64)),
+        "BERT-base, 2 layers, 4 x 128 tokens": (transformer, torch.randn(4, 128, 768)),
+        "Embedding 50 000 x 512, 64 words": (lambda: nn.Embedding(50_000, 512), torch.randint(50_000, (64,))),
+    }
+    rows = []
+    for name, (make, inputs) in cases.items():
+        model = make()
+        torchs = copy.deepcopy(model)
+        for module in torchs.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear | nn.Embedding):
+                parametrizations.spectral_norm(module)
+        runs = {
+            "plain": controlled(copy.deepcopy(model), inputs),
+            "torch": unwatched(torchs, inputs),
+            "normalization": controlled(
+                copy.deepcopy(model), inputs, Normalization(1.0, as_matrices=False, iterations=1)
+            ),
+            "penalty": controlled(copy.deepcopy(model), inputs, penalized=True),
+            "constraint 5": controlled(copy.deepcopy(model), inputs, Projection(5.0, clips=True)),
+            "constraint 1": controlled(copy.deepcopy(model), inputs, Projection(1.0, clips=True)),
+        }
+        seconds = in_turns({key: run for key, (run, _) in runs.items()}, 5, time.process_time)
+        plain = statistics.median(seconds["plain"])
+        rows += [
+            [name, key, f"{ratio(seconds, key, 'plain'):.2f}", f"{start / plain:.1f}"]
+            for key, (_, start) in runs.items()
+        ]
+    print("\nA step under spectral control, and its start, as multiples of a plain step, in CPU time.\n")
+    print_table(["model", "callback", "step", "start"], rows)
+
+
+def unwatched(model: nn.Module, inputs: Tensor) -> tuple[Callable[[], object], float]:
+    """Return a function that takes a step of training with torch's parametrization, whose start costs nothing."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+
+    def run() -> None:
+        model(inputs).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return run, 0.0
+
+
 def layers_of(model: nn.Module) -> list[Layer]:
     modules = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     return [Layer(name, module.weight.detach(), module) for name, module in modules]
@@ -178,7 +260,7 @@ def compare_clipping() -> None:
         for _ in range(20):
             noise = torch.randn(shape)
             matrix = matrix + 0.01 * noise * matrix.norm() / noise.norm()
-            clipped, _, bases = clip_followed(matrix[None], bound, bases)
+            clipped, _, bases, _ = clip_followed(matrix[None], bound, bases)
             matrix = clipped[0]
             worst = max(worst, torch.linalg.matrix_norm(matrix, 2).item() / bound - 1)
         variants: dict[str, Callable[[], object]] = {
@@ -200,6 +282,7 @@ def main() -> None:
     compare_estimates()
     compare_followed()
     compare_clipping()
+    compare_control()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Reading back what was written for TensorBoard: every event, in the order of the files."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,3 +45,21 @@ def texts(folder: Path) -> dict[str, str]:
         for _, value in values_in(folder)
         if value.metadata.plugin_data.plugin_name == "text"
     }
+
+
+def layers(folder: Path) -> dict[str, dict[str, dict[int, float]]]:
+    """Return the numbers of single layers that stand in tensors: metric -> layer -> step -> value."""
+    found: dict[str, dict[str, dict[int, float]]] = {}
+    names: dict[str, list[str]] = {}
+    for step, value in values_in(folder):
+        tag = value.tag.rpartition("-")[2]
+        if value.metadata.plugin_data.plugin_name != "lightning_reg_page" or "/" not in tag:
+            continue
+        if value.metadata.plugin_data.content:
+            assert tag not in names, "the order of the layers once"
+            names[tag] = json.loads(value.metadata.plugin_data.content)
+        for layer, number in zip(names[tag], tensor_util.make_ndarray(value.tensor).tolist(), strict=True):
+            steps = found.setdefault(tag.partition("/")[2], {}).setdefault(layer, {})
+            assert step not in steps, f"{layer} written twice at step {step}"
+            steps[step] = number
+    return found

@@ -175,6 +175,8 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Argument]]] = {
             "every_n_steps": good(1),
             "samples": good(1),
             "input_transform": good(lambda batch: batch[0], "None", "lambda", "module"),
+            "certify": good((0.1, 0.25), "None"),
+            "label_transform": good(lambda batch: batch[1], "None", "lambda", "module"),
             "prog_bar": boolean(False),
             "layout": boolean(False),
         },
@@ -267,11 +269,25 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Argument]]] = {
         functional.lipschitz_bound,
         {
             "module": good(nn.Tanh(), "module"),
-            "example_input": good(torch.ones(1, 2), *EVERY_TENSOR, "scalar tensor", "[tensor]"),
+            "example_input": good(
+                torch.ones(1, 2), *EVERY_TENSOR, "scalar tensor", "[tensor]", "[[tensor]]", "{'a': tensor}"
+            ),
             "fold_batch_norm": boolean(True),
         },
     ),
+    "margin_bounds": (
+        functional.margin_bounds,
+        {
+            "module": good(nn.Linear(2, 2), "module"),
+            "example_input": Argument(torch.ones(1, 2), names=("module",)),  # whose output may be no logits
+        },
+    ),
+    "certified_radius": (
+        functional.certified_radius,
+        {"logits": good(torch.ones(1, 2), "tensor"), "margin_bounds": good(torch.ones(2, 2), "tensor")},
+    ),
     # Metrics
+    "CertifiedAccuracy": (metrics.CertifiedAccuracy, {"radii": good((0.1, 0.25))}),
     "WeightNorm": (metrics.WeightNorm, {"p": good(2, "1e39")}),
     "WeightNorm.update": (metrics.WeightNorm().update, {"weights": weights()}),
     "Sparsity": (metrics.Sparsity, {"threshold": strength(0.1), "dim": good(0, "None", "-1", "10**400")}),

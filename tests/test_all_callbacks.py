@@ -76,10 +76,14 @@ def arguments(callback):
 
 
 @every_callback
-def test_it_survives_pickling_before_and_after_training(callback, fit, logger):
+def test_it_survives_pickling_before_and_after_training_and_takes_no_module_along(callback, fit, logger):
+    class Local(Regressor):
+        """Can't be pickled."""
+
     for _ in range(2):
         assert arguments(pickle.loads(pickle.dumps(callback))) == arguments(callback)
-        fit(callback, max_epochs=1, logger=logger)
+        fit(callback, module=Local(), max_epochs=1, logger=logger)
+    assert arguments(pickle.loads(pickle.dumps(callback))) == arguments(callback)
 
 
 @every_callback

@@ -1,5 +1,6 @@
 """Every example runs, and the README's quickstart is true."""
 
+import logging
 import re
 import runpy
 import sys
@@ -60,6 +61,15 @@ def test_links_lead_to_files_and_headings(page):
             assert heading in {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in headings}, link
 
 
+@pytest.fixture(autouse=True)
+def _lightning_logs_as_before():
+    """A program may be quiet for itself, and not for the tests that come after it."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    yield
+    logger.setLevel(level)
+
+
 def test_the_demo_prints_its_table_and_the_command_for_its_logs(tmp_path, monkeypatch, capsys):
     arguments = ["--max-epochs", "2", "--seed", "1", "--logdir", str(tmp_path / "some logs")]
     arguments += ["--picture", str(tmp_path / "picture.png")]
@@ -67,10 +77,13 @@ def test_the_demo_prints_its_table_and_the_command_for_its_logs(tmp_path, monkey
 
     runpy.run_path(str(ROOT / "examples" / "quickstart.py"), run_name="__main__")
 
-    *_, table = capsys.readouterr().out.partition("regularization  ")
+    told, _, table = capsys.readouterr().out.partition("regularization  ")
     rows = [line.split() for line in table.splitlines()]
     names = ["none", "l2", "elastic_net", "l1", "sparse", "dropout"]
     assert [row[0] for row in rows[1:7]] == names
+    # Nothing but a line for each method before it is trained.
+    assert [line.partition(":")[0] for line in told.splitlines() if line.strip()] == names
+    assert "tab Regularization" in table
     assert rows[1][-1] == rows[6][-1] == "0.0%"
     assert all(float(row[-1].rstrip("%")) > 0 for row in rows[2:6])
     assert [row[-2] == "0.0%" for row in rows[1:6]] == [True] * 4 + [False]  # exact zeros

@@ -21,14 +21,13 @@ FOLDER = Path(__file__).parent.parent / "examples" / "cli"
 RECIPES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def main():
-    """Import the program, under a name by which YAML finds its classes."""
-    spec = importlib.util.spec_from_file_location("examples_cli_main", FOLDER / "main.py")
+    """Import the program, once: of classes that exist twice, YAML cannot tell which is meant."""
+    spec = importlib.util.spec_from_file_location("main", FOLDER / "main.py")
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    yield module.main
-    del sys.modules[spec.name]
+    return module.main
 
 
 @pytest.fixture
@@ -162,9 +161,8 @@ def test_the_program_explains_itself(main, capsys, arguments):
     assert "--config" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("main")
 def test_recipes_compare(tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(FOLDER)
-    monkeypatch.delitem(sys.modules, "main", raising=False)
     arguments = ["monitor", "early_dropout", "--max-epochs=1", f"--logdir={tmp_path}"]
     monkeypatch.setattr(sys, "argv", ["compare.py", *arguments, f"--picture={tmp_path / 'picture.png'}"])
 

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from lightning_reg.functional.lipschitz.bound import *
+from lightning_reg.functional.lipschitz.certificates import *
 from lightning_reg.functional.lipschitz.jacobian import *
 from lightning_reg.functional.penalties.counts import *
 from lightning_reg.functional.penalties.group_lasso import *

@@ -5,10 +5,11 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from lightning_reg.functional.spectral.layers import Layer
 from lightning_reg.functional.tensors.weights import as_weights
-from lightning_reg.selection.weights import Weight, clean_name, named_weights
+from lightning_reg.selection.weights import Weight, clean_name, named_weights, weight_norm_of
 
 
 def layer_name(weight: Weight) -> str:
@@ -72,9 +73,20 @@ def _effective(weight: Weight) -> Tensor:
     module, leaf = weight.modules[0], weight.plain_name.rpartition(".")[2]
     if parametrize.is_parametrized(module, leaf):
         return _evaluate(module.get_submodule(f"parametrizations.{leaf}"))
+    hook = weight_norm_of(module, leaf) or _spectral_norm_of(module, leaf)
+    if hook is not None:
+        settings = {"do_power_iteration": False} if isinstance(hook, SpectralNorm) else {}
+        computed: Tensor = hook.compute_weight(module, **settings)
+        return computed
     mask = getattr(module, f"{leaf}_mask", None)
     # `module.weight` of a pruned module is that of its last forward pass, which an optimizer step has outdated.
     return weight.parameter * mask if isinstance(mask, Tensor) else weight.parameter
+
+
+def _spectral_norm_of(module: nn.Module, leaf: str) -> SpectralNorm | None:
+    """Return the hook by which torch's old spectral norm computes a tensor of a module."""
+    hooks = (hook for hook in module._forward_pre_hooks.values() if isinstance(hook, SpectralNorm))  # noqa: SLF001
+    return next((hook for hook in hooks if hook.name == leaf), None)
 
 
 def _evaluate(parametrizations: nn.Module) -> Tensor:

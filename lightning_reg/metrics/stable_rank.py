@@ -1,6 +1,7 @@
 """How many directions of a layer matter."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, final
 
 import torch
@@ -14,6 +15,7 @@ from lightning_reg.functional.spectral.layers import Layer
 from lightning_reg.functional.tensors.precision import without_autocast
 from lightning_reg.functional.tensors.shards import whole
 from lightning_reg.metrics.base import LayerMetric
+from lightning_reg.metrics.reading import tensors_of
 
 
 @final
@@ -21,8 +23,8 @@ class StableRank(LayerMetric):
     r"""The least stable rank of the layers, :math:`\min_l \|W_l\|_F^2 / \sigma(W_l)^2`.
 
     A number from 1, for a matrix of rank one, to its rank, for one whose singular values are all equal; unlike the rank
-    it does not jump with small singular values. Kernels count as the matrices that they are behind their first
-    dimension. 0 for a layer of zeros, NaN for one that is not finite, and before the first update.
+    it does not jump with small singular values. Kernels count as the matrices that they are behind the
+    dimension of their outputs. 0 for a layer of zeros, NaN for one that is not finite, and before the first update.
 
     Exact up to rounding; with `iterations` an upper estimate, for :math:`\sigma` is then one from below.
 
@@ -53,16 +55,14 @@ class StableRank(LayerMetric):
     @override
     @torch.no_grad()
     def statistics(self, layers: Sequence[Layer]) -> Tensor:
-        tensors = [whole(layer.tensor) for layer in layers]
-        matrices = [
-            Layer(layer.name, Layer(layer.name, tensor).matrix()) for layer, tensor in zip(layers, tensors, strict=True)
-        ]
+        wholes = [replace(layer, tensor=whole(layer.tensor)) for layer in layers]
+        matrices = [Layer(layer.name, layer.matrix()) for layer in wholes]
         with without_autocast(matrices[0].tensor.device):
             if self.iterations is None:
                 norms = [matrix.norm_bound() for matrix in matrices]
             else:
                 norms = self._estimates.advance(matrices, self.iterations)
-        squares = power_sums(tensors, 2)
+        squares = power_sums(tensors_of(wholes), 2)
         ranks = squares / torch.stack([norm.to(squares) for norm in norms]).square()
         return torch.where(squares == 0, 0, ranks).unsqueeze(-1)
 

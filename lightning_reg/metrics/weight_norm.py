@@ -9,7 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_reg import _checks
-from lightning_reg.functional.penalties.counts import power_sums
+from lightning_reg.functional.penalties.counts import power_norms
 from lightning_reg.functional.spectral.layers import Layer
 from lightning_reg.metrics.base import LayerMetric
 from lightning_reg.metrics.reading import tensors_of
@@ -44,8 +44,16 @@ class WeightNorm(LayerMetric):
 
     @override
     def statistics(self, layers: Sequence[Layer]) -> Tensor:
-        return power_sums(tensors_of(layers), self.p).unsqueeze(-1)
+        return power_norms(tensors_of(layers), self.p).unsqueeze(-1)
 
     @override
     def value(self, statistics: Tensor) -> Tensor:
-        return statistics.squeeze(-1).pow(1 / self.p)
+        return statistics.squeeze(-1)
+
+    @override
+    def combine(self, statistics: Tensor) -> Tensor:
+        # Powers of small norms would be 0.
+        largest = statistics.amax(0)
+        scale = torch.where((largest > 0) & largest.isfinite(), largest, 1)
+        norm: Tensor = torch.linalg.vector_norm(statistics / scale, self.p, dim=0) * scale
+        return norm

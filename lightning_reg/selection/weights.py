@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
+from torch.nn.utils.weight_norm import WeightNorm
 from typing_extensions import override
 
 from lightning_reg.selection.choice import Choice, Named, Words, choose
@@ -47,6 +49,16 @@ class Weight(Named):
             return ""
         module = self.modules[0]
         return f"no matrix of its {type(module).__name__}" if is_torchs(module) else "in no layer"
+
+    @property
+    def is_direction(self) -> bool:
+        """Whether it is the part of a weight under weight norm that counts by its direction alone."""
+        module, leaf, part = self.modules[0], self.leaves[0], self.name
+        if weight_norm_of(module, leaf) is not None:
+            return part.endswith("_v")
+        lists = getattr(module, "parametrizations", {})
+        is_normed = leaf in lists and isinstance(lists[leaf][0], parametrizations._WeightNorm)  # noqa: SLF001
+        return is_normed and part.endswith("original1")
 
     @property
     def _output_dim(self) -> int | None:
@@ -121,10 +133,19 @@ def _clean_names(path: str, leaf: str, owner: nn.Module) -> list[str]:
     if plain != leaf and hasattr(owner, plain) and not isinstance(getattr(owner, plain), nn.Parameter):
         leaf = plain
     name = clean_name(f"{path}.{leaf}" if path else leaf)
+    # The old weight norm keeps a weight as two parameters of the module itself.
+    if weight_norm_of(owner, leaf[:-2]) is not None and leaf.endswith(("_g", "_v")):
+        return [name, name[:-2]]
     plain_name = _PARAMETRIZED.sub(r"\1", name)
     if plain_name == name or name.endswith(".original"):
         return [plain_name]
     return [_PARAMETRIZED.sub(r"\1.\2", name), plain_name]
+
+
+def weight_norm_of(module: nn.Module, leaf: str) -> WeightNorm | None:
+    """Return the hook by which the old weight norm computes a tensor of a module before each forward pass."""
+    hooks = (hook for hook in module._forward_pre_hooks.values() if isinstance(hook, WeightNorm))  # noqa: SLF001
+    return next((hook for hook in hooks if hook.name == leaf), None)
 
 
 def _user_module(module: nn.Module, path: str) -> nn.Module:

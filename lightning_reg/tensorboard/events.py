@@ -1,7 +1,9 @@
 """Writing to TensorBoard: many values as one event, where `add_scalar` makes an event of each."""
 
+import json
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, HistogramProto, Summary, SummaryMetadata
 from tensorboard.util.tensor_util import make_tensor_proto
@@ -49,6 +51,17 @@ def network_order(tag: str, names: Sequence[str]) -> Summary:
     metadata = SummaryMetadata(plugin_data=plugin, data_class=DATA_CLASS_TENSOR)
     value = make_tensor_proto([name.encode() for name in names])
     return Summary(value=[Summary.Value(tag=tag, metadata=metadata, tensor=value)])
+
+
+def layer_values(tag: str, values: Sequence[float], names: Sequence[str] | None) -> Summary:
+    """Return a number for each layer as one tensor; with the `names` of the layers the first time, then without."""
+    plugin = SummaryMetadata.PluginData(plugin_name=tags.PAGE)
+    if names is not None:
+        plugin.content = json.dumps(list(names)).encode()
+    metadata = SummaryMetadata(plugin_data=plugin, data_class=DATA_CLASS_TENSOR)
+    return Summary(
+        value=[Summary.Value(tag=tag, metadata=metadata, tensor=make_tensor_proto(np.array(values, dtype=np.float32)))]
+    )
 
 
 def write(writer: SummaryWriter, summary: Summary, step: int) -> None:

@@ -4,8 +4,11 @@ TensorBoard groups tags by what stands before the first slash: `reg/` holds the 
 `reg.<metric>/` one number for each layer.
 """
 
+import hashlib
 import re
+from collections.abc import Sequence
 
+CERTIFIED_ACCURACY = "reg/certified_accuracy"
 DECAY_RATIO = "decay_ratio"
 DECAYS = "reg/setup_decayed_by"
 DECAY_SETUP = "reg/setup_decay"
@@ -17,6 +20,7 @@ LIPSCHITZ_LOG10 = "reg/lipschitz_log10"
 LIPSCHITZ_LOWER = "reg/lipschitz_lower"
 LIPSCHITZ_UPPER = "reg/lipschitz_upper"
 MC_DROPOUT = "reg/mc_dropout"
+OPTIMALITY = "reg/optimality"
 PENALTY = "reg/penalty"
 PENALTY_RATIO = "reg/penalty_ratio"
 SETUP = "reg/setup"
@@ -26,6 +30,7 @@ UPDATE_RATIO = "update_ratio"
 WEIGHT_DECAY = "reg/weight_decay"
 
 TAKEN = (
+    "certified_accuracy",
     "decay_ratio",
     "dropout",
     "lipschitz",
@@ -34,6 +39,7 @@ TAKEN = (
     "lipschitz_lower",
     "lipschitz_upper",
     "mc_dropout",
+    "optimality",
     "penalty",
     "penalty_ratio",
     "setup",
@@ -50,8 +56,34 @@ TAKEN = (
 
 PAGE = "lightning_reg_page"
 """The name of the page "Regularization" in TensorBoard: the owner of what stands at `LAYERS`."""
-PER_LAYER = re.compile(r"((?P<prefix>.*?)-)??reg\.(?P<metric>[\w.-]+)/(?P<layer>.+)", re.DOTALL)
-"""A tag made by `per_layer`, with the prefix that a logger may put before it."""
+
+
+class PerLayer:
+    """The pattern of tags made by `per_layer`, with the prefix that a logger may put before them.
+
+    Any run of a log directory may hold tags of any length: this takes time in proportion to it. A regular expression
+    of the same meaning would begin anew at each "-reg.".
+    """
+
+    def fullmatch(self, tag: str) -> dict[str, str | None] | None:
+        """Return `prefix`, `metric` and `layer` of such a tag, with the shortest prefix; None for any other tag."""
+        start = 0
+        while (slash := tag.find("/", start)) >= 0 and slash + 1 < len(tag):
+            begin = start
+            for other in _NO_METRIC.finditer(tag, start, slash):
+                begin = other.end()
+            # A metric ends at the slash, so it begins behind the last character that none has.
+            found = _METRIC.search(tag, begin, slash)
+            if found and (found[1] or found.start() == 0):
+                prefix = tag[: found.start()] if found[1] else None
+                return {"prefix": prefix, "metric": tag[found.end() : slash], "layer": tag[slash + 1 :]}
+            start = slash + 1
+        return None
+
+
+_NO_METRIC = re.compile(r"[^\w.-]+")
+_METRIC = re.compile(r"(^|-)reg\.(?=.)")
+PER_LAYER = PerLayer()
 OVERALL = re.compile(r"((?P<prefix>.*?)-)??reg/(?P<name>\w+)", re.DOTALL)
 """A tag of one number for the whole network, with the prefix."""
 
@@ -79,3 +111,16 @@ def per_layer(metric: str, layer: str) -> str:
 def weights(layer: str) -> str:
     """Return the tag of the histogram of a layer's weights."""
     return per_layer("weights", layer)
+
+
+def values_of(metric: str, layers: Sequence[str]) -> str:
+    """Return the tag of a metric of all `layers` in one tensor.
+
+    The names are in it, as a digest: another set of layers, as after unfreezing some, is another series.
+    """
+    digest = hashlib.sha256("\n".join(layers).encode()).hexdigest()[:8]
+    return f"{LAYERS}.{digest}/{metric}"
+
+
+VALUES = re.compile(r"((?P<prefix>.*)-)?reg\.layers\.[0-9a-f]{8}/(?P<metric>[^/]+)", re.DOTALL)
+"""A tag made by `values_of`, with the prefix."""

@@ -5,13 +5,15 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import distributed, nn
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_reg import SpectralConstraint, SpectralNormalization, SpectralNormPenalty
 from tests.callbacks.spectral.norms import norm, train_normalized
 from tests.distributed.test_penalty import STRATEGIES, FSDP1OnCpu, Module
-from tests.models import KeepWeights, loader, samples, weights_of
+from tests.models import KeepWeights, Regressor, loader, samples, weights_of
 from tests.reference import assert_same_weights
 
 pytestmark = pytest.mark.distributed
@@ -121,3 +123,53 @@ def refused(name):
 def test_flat_shards_are_refused_with_a_remedy(name, pool):
     for message in pool.run(refused, name):
         assert "FSDP2" in message
+
+
+class Parallel(Regressor):
+    """Its layers are split over ranks, by columns and by rows."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.network = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 2)).double()
+
+    def configure_model(self):
+        if self.device_mesh is not None:
+            plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
+            parallelize_module(self.network, self.device_mesh["tensor_parallel"], plan)
+
+
+def train_in_parts(name):
+    """Run on each rank: train with the tensors of layers split in two; return the whole weights at the end."""
+    keep = KeepWeights()
+    Trainer(
+        accelerator="cpu",
+        devices=2,
+        strategy=ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=2),
+        callbacks=[CALLBACKS[name](), keep],
+        max_epochs=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    ).fit(Parallel(), loader(dtype=torch.float64))
+    return keep.weights
+
+
+@pytest.mark.parametrize("name", ["normalization", "constraint", "penalty"])
+def test_tensor_parallelism_trains_as_one_process_does(name, pool):
+    first, second = pool.run(train_in_parts, name)
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+    keep = KeepWeights()
+    Trainer(
+        accelerator="cpu",
+        callbacks=[CALLBACKS[name](), keep],
+        max_epochs=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    ).fit(Parallel(), loader(dtype=torch.float64))
+    assert_same_weights(first, keep.weights, rtol=1e-7)

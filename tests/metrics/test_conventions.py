@@ -19,6 +19,7 @@ METRICS = {
     "stable_rank_estimate": lambda: StableRank(iterations=8),
     "spectral_norm": SpectralNorm,
     "spectral_norm_estimate": lambda: SpectralNorm(iterations=8),
+    "spectral_norm_of_any_size": lambda: SpectralNorm(iterations=8, input_size="any"),
 }
 every_metric = pytest.mark.parametrize("make", METRICS.values(), ids=METRICS)
 
@@ -30,7 +31,8 @@ def matrices():
 
 def test_every_exported_metric_is_here():
     of_weights = {type(make()).__name__ for make in METRICS.values()}
-    assert of_weights | {"LipschitzLowerBound"} == set(metrics.__all__)  # that one takes a function and samples
+    of_samples = {"CertifiedAccuracy", "LipschitzLowerBound"}
+    assert of_weights | of_samples == set(metrics.__all__)
 
 
 @every_metric

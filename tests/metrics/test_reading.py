@@ -6,6 +6,8 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from lightning_reg.metrics import Sparsity, SpectralNorm, WeightNorm
+from lightning_reg.metrics.reading import read_layers
+from lightning_reg.selection import named_weights
 
 
 def test_spectral_norm_of_torch_does_not_iterate_and_the_normalized_weight_counts():
@@ -77,3 +79,32 @@ def test_a_parametrization_that_makes_several_parameters_one_is_read_as_a_whole(
     parametrize.register_parametrization(layer, "weight", Outer())
 
     assert WeightNorm()(layer).item() == pytest.approx(layer.weight.norm().item(), rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
+@pytest.mark.parametrize("dim", [0, 1, None])
+def test_the_two_parts_of_the_old_weight_norm_are_one_layer_as_forward_uses_it(dim):
+    layer = nn.utils.weight_norm(nn.Linear(9, 5), dim=dim)
+    with torch.no_grad():
+        layer.weight_g.mul_(3.0)  # an optimizer step, after which no forward pass has run
+        layer.weight_v.add_(0.1)
+
+    found = read_layers(named_weights(layer))
+
+    others = {0: 1, 1: 0, None: (0, 1)}[dim]
+    expected = layer.weight_g * layer.weight_v / layer.weight_v.norm(dim=others, keepdim=True)
+    assert [each.name for each in found] == ["bias", "weight"]
+    torch.testing.assert_close(found[1].tensor, expected.detach())
+    assert SpectralNorm()(layer).item() == pytest.approx(torch.linalg.matrix_norm(expected, 2).item(), rel=1e-5)
+
+
+def test_the_old_spectral_norm_does_not_iterate_and_the_normalized_weight_counts():
+    layer = nn.utils.spectral_norm(nn.Linear(9, 5))
+    u, v = layer.weight_u.clone(), layer.weight_v.clone()
+
+    norm = SpectralNorm()(layer)
+
+    weight = layer.weight_orig.detach()
+    expected = torch.linalg.matrix_norm(weight / torch.linalg.multi_dot([u, weight, v]), 2)
+    assert norm.item() == pytest.approx(expected.item(), rel=1e-5)
+    torch.testing.assert_close((layer.weight_u, layer.weight_v), (u, v), rtol=0, atol=0)

@@ -7,6 +7,7 @@ from scipy.sparse.linalg import LinearOperator, svds
 from torch import nn
 
 from lightning_reg.metrics import SpectralNorm
+from tests.functional.spectral.responses import sup_norm
 from tests.metrics.layers import layers_of_every_kind, weights_by_name
 
 
@@ -54,6 +55,18 @@ def test_the_truth_about_a_convolution_lies_between_the_estimate_and_the_bound(n
     truth = norm_on_images(layer, 8)
     assert 0.98 * truth <= estimate <= truth * (1 + 1e-5)
     assert truth <= bound <= 1.5 * truth
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_of_any_size_the_estimate_is_for_images_of_any_size(name):
+    layer = layers_of_every_kind()[name]
+    metric = SpectralNorm(iterations=5, input_size="any")
+
+    first, again = metric(layer).item(), metric(layer).item()
+
+    truth = sup_norm(layer)
+    assert 0.98 * truth <= first <= truth * (1 + 1e-4)  # the truth is that of a grid
+    assert 0.99 * truth <= again <= truth * (1 + 1e-4)
 
 
 def test_of_a_kernel_alone_it_is_the_norm_of_the_reshaped_matrix():

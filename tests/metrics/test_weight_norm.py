@@ -26,6 +26,18 @@ def test_large_weights_lose_no_digits(p):
     assert WeightNorm(p)(weight).item() == pytest.approx(25e6 ** (1 / p), rel=1e-6)
 
 
+@pytest.mark.parametrize("scale", [1e-41, 1e-30, 1e-20, 1e18, 1e30])
+@pytest.mark.parametrize(("shape", "p"), [((30, 40), 2), ((300, 400), 2), ((300, 400), 1), ((30, 40), 8)])
+def test_of_weights_whose_powers_are_out_of_range_it_is_right(shape, p, scale):
+    weight = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).mul(scale).float()
+    metric = WeightNorm(p)
+
+    norm = metric(list(weight.split(10)))
+
+    assert norm.item() == pytest.approx(np.linalg.norm(weight.double().numpy().ravel(), p), rel=1e-5)
+    assert metric.compute().item() == pytest.approx(norm.item(), rel=1e-6)
+
+
 @every_layout
 def test_memory_layout_does_not_matter(layout):
     weight = torch.randn(40, 30, 4, 5, generator=torch.Generator().manual_seed(0))

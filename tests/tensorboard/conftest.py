@@ -48,12 +48,18 @@ class Tuned(Regressor):
 
 
 def train(name: str, folder: Path) -> None:
+    # Of one run there are scalars of single layers, too.
+    monitor = RegularizationMonitor(histograms=True, per_layer=name == "sparse" or "auto")
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=2,
         log_every_n_steps=1,
         logger=TensorBoardLogger(folder, name=None, version=name),
-        callbacks=[*RUNS[name], RegularizationMonitor(histograms=True), LipschitzMonitor(target="network")],
+        callbacks=[
+            *RUNS[name],
+            monitor,
+            LipschitzMonitor(target="network"),
+        ],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,

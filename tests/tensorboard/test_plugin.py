@@ -132,7 +132,7 @@ def orders(folder) -> dict[str, list[list[str]]]:
     """Return what is written about the order of layers: tag -> one list for each time."""
     found: dict[str, list[list[str]]] = {}
     for step, value in values_in(folder):
-        if value.metadata.plugin_data.plugin_name == "lightning_reg_page":
+        if value.metadata.plugin_data.plugin_name == "lightning_reg_page" and value.tag.endswith("reg.layers"):
             assert step == 0
             names = [name.decode() for name in tensor_util.make_ndarray(value.tensor).tolist()]
             found.setdefault(value.tag, []).append(names)

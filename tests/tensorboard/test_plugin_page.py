@@ -10,6 +10,7 @@ import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_reg.tensorboard import events
+from tests.event_files import layers as tensors_of_layers
 from tests.event_files import scalars
 from tests.tensorboard.conftest import PICTURES, RUNS, Server
 from tests.tensorboard.page import NAME, Page
@@ -43,7 +44,7 @@ def write_odd(folder: Path) -> None:
         for step in range(STEPS):
             now = {layer: values[step] for layer, values in odd_values().items()}
             summary = {f"reg.spectral_norm/{layer}": value for layer, value in now.items() if value is not None}
-            events.write(writer, events.scalars(summary | {"reg/lipschitz_log10": 2.0}), 10 * step)
+            events.write(writer, events.scalars(summary | {"reg/lipschitz_log10": 2.0}), step)
 
 
 def wait_for(server: Server, run: str, metric: str, steps: int) -> None:
@@ -96,10 +97,10 @@ def colour(position: float) -> np.ndarray:
 def logged(folder: Path, metric: str) -> dict[str, dict[str, dict[int, float]]]:
     """Return run -> layer -> step -> value, from the event files."""
     start = f"reg.{metric}/"
-    found = {run.name: scalars(run) for run in folder.iterdir()}
     return {
-        run: {tag.removeprefix(start): values for tag, values in tags.items() if tag.startswith(start)}
-        for run, tags in found.items()
+        run.name: tensors_of_layers(run).get(metric, {})
+        | {tag.removeprefix(start): values for tag, values in scalars(run).items() if tag.startswith(start)}
+        for run in folder.iterdir()
     }
 
 
@@ -150,7 +151,9 @@ def test_cells_have_the_colours_of_the_numbers_in_the_event_files(page, folder, 
     shown = {run: layers for run, layers in runs.items() if layers}
     together = [value for layers in shown.values() for value in every_value(layers)]
     for run, layers in shown.items():
-        assert_colours(page, run, layers, min(together), max(together))
+        # Shares are comparable only if all is from 0 to 1.
+        low, high = (0, 1) if metric == "sparsity" else (min(together), max(together))
+        assert_colours(page, run, layers, low, high)
 
 
 def test_each_run_can_have_its_own_colours(page, folder):
@@ -213,7 +216,7 @@ def test_the_tooltip_says_layer_step_and_value(page, folder):
         assert float(said[2].split()[-1]) == pytest.approx(layers[rows[row]][step], rel=1e-5)
 
     odd = page.layers("odd")
-    assert page.point("odd", odd.index("body.0"), 9, (4, STEPS)).splitlines()[1:] == ["step 90", "Spectral norm: NaN"]
+    assert page.point("odd", odd.index("body.0"), 9, (4, STEPS)).splitlines()[1:] == ["step 9", "Spectral norm: NaN"]
     assert page.point("odd", odd.index(HOSTILE), 13, (4, STEPS)).endswith(NEGATIVE_INFINITY)
     assert page.point("odd", odd.index("body.2"), 0, (4, STEPS)).endswith("nothing logged")
 
@@ -337,7 +340,7 @@ def test_a_link_reproduces_the_view(page):
     assert f"#{NAME}&" in link
     assert page.text("h1") == "Weight norm of each layer"
     checked = "return [...document.querySelectorAll('input:checked')].map(input => input.value)"
-    assert page.run(checked) == ["weight_norm", "log", "run", "small", "sparse"]
+    assert page.run(checked) == ["weight_norm", "value", "log", "run", "step", "small", "sparse"]
     assert page.run("return document.querySelector('#filter').value") == "network.*"
     assert page.runs() == ["small", "sparse"]
     assert page.texts(".summary tbody th") == ["sparse", "small"]

@@ -14,7 +14,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from lightning_reg.tensorboard import events
-from tests.event_files import scalars
+from tests.event_files import layers, scalars
 from tests.tensorboard.big_logs import write_run, write_scalars
 from tests.tensorboard.conftest import RUNS, Server
 
@@ -133,7 +133,7 @@ def test_the_runs_are_listed_with_their_metrics_and_last_numbers(server, logs):
 @pytest.mark.parametrize("metric", ["weight_norm", "sparsity", "spectral_norm"])
 def test_a_heatmap_has_every_number_as_logged_and_its_rows_in_the_order_of_the_network(server, logs, metric):
     for run in RUNS:
-        logged = scalars(logs / run)
+        logged = layers(logs / run)[metric]
         heatmap = server.get(f"{PLUGIN}/heatmap", run=run, metric=metric)
 
         assert heatmap == {
@@ -142,7 +142,7 @@ def test_a_heatmap_has_every_number_as_logged_and_its_rows_in_the_order_of_the_n
             "layers": LAYERS,
             "order": "network",
             "steps": list(range(14)),
-            "values": [list(logged[f"reg.{metric}/{layer}"].values()) for layer in LAYERS],
+            "values": [list(logged[layer].values()) for layer in LAYERS],
             "total_steps": 14,
         }
 
@@ -153,7 +153,7 @@ def test_a_curve_has_every_number_as_logged_of_all_runs(server, logs):
     assert (answer["metric"], answer["layer"]) == ("weight_norm", "network.head")
     assert [curve["run"] for curve in answer["curves"]] == ["small", "sparse"]
     for curve in answer["curves"]:
-        logged = scalars(logs / curve["run"])["reg.weight_norm/network.head"]
+        logged = layers(logs / curve["run"])["weight_norm"]["network.head"]
         assert dict(zip(curve["steps"], curve["values"], strict=True)) == logged
 
 

@@ -21,7 +21,7 @@ def test_every_scalar_is_there_with_its_values(server, logs):
     for run in RUNS:
         logged = scalars(logs / run)
         assert {tag for tag in logged if tag.startswith("reg")} <= set(tags[run])
-        for tag in ("reg/sparsity_median", "reg.spectral_norm/network.encoder", "reg/penalty"):
+        for tag in ("reg/sparsity_median", "reg.lipschitz/network.encoder", "reg/penalty"):
             points = server.get("plugin/scalars/scalars", run=run, tag=tag)
             assert {step: pytest.approx(value) for _, step, value in points} == logged[tag]
 

@@ -130,6 +130,4 @@ def log_rates(trainer: Trainer, pl_module: LightningModule, runs: Sequence[Run])
     # Filled on the device: `log` would copy a number there, and wait.
     value = torch.full((), mean, device=pl_module.device)
     differ = len(set(rates.values())) > 1
-    log(
-        trainer, pl_module, {tags.DROPOUT: value}, {tags.per_layer("dropout", n): r for n, r in rates.items() if differ}
-    )
+    log(trainer, pl_module, {tags.DROPOUT: value}, {"dropout": rates} if differ else {})

@@ -1,7 +1,7 @@
 """What TensorBoard is told once, before training: charts, the order of the layers, a run's hyperparameters."""
 
 from lightning_reg.callbacks.trainer import state
-from lightning_reg.callbacks.trainer.loggers import prefixed, tensorboard_writers
+from lightning_reg.callbacks.trainer.loggers import other_loggers, prefixed, tensorboard_writers
 from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
 from lightning_reg.callbacks.trainer.settings import regularization_settings
 from lightning_reg.metrics.reading import layer_names
@@ -26,12 +26,17 @@ def write_network_order(trainer: Trainer, pl_module: LightningModule) -> None:
 
 
 def write_hyperparameters(trainer: Trainer, pl_module: LightningModule) -> None:
-    """Write the settings of this package's callbacks beside the user's hyperparameters, to every TensorBoard logger.
+    """Write the settings of this package's callbacks beside the user's hyperparameters, to every logger.
 
-    To be called before Lightning writes the user's, which is right after `on_fit_start`: the first ones count.
+    To be called before Lightning writes the user's, which is right after `on_fit_start`: for TensorBoard the first
+    ones count. The other loggers add the user's to these.
     """
     users = state.hyperparameters(trainer, pl_module)
-    values = (users or {}) | regularization_settings(state.callbacks_of(trainer, object))
+    ours = regularization_settings(state.callbacks_of(trainer, object))
+    if ours:
+        for logger in other_loggers(trainer):
+            logger.log_hyperparams(ours)
+    values = (users or {}) | ours
     for logger, writer in tensorboard_writers(trainer):
         if users is not None and state.writes_default_metric(logger):
             events.write(writer, no_experiment(), 0)

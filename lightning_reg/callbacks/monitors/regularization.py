@@ -16,15 +16,14 @@ from lightning_reg.callbacks.monitors.updates import Updates
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.decays import shares_by_optimizers
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
-from lightning_reg.callbacks.trainer.loggers import log_for_callbacks
-from lightning_reg.callbacks.trainer.packages import LightningModule, MisconfigurationException, Trainer, rank_zero_info
+from lightning_reg.callbacks.trainer.loggers import log_for_callbacks, names_a_value
+from lightning_reg.callbacks.trainer.packages import LightningModule, MisconfigurationException, Trainer
 from lightning_reg.functional.tensors.chunks import NumberOrTensor
 from lightning_reg.metrics import Sparsity, SpectralNorm, WeightNorm
 from lightning_reg.metrics.reading import layer_name
 from lightning_reg.selection import Select, Weight, as_select, named_weights, select_weights
 from lightning_reg.tensorboard import tags
 
-_AUTO_LAYERS = 64
 _LANCZOS_ITERATIONS = 5
 
 
@@ -33,21 +32,23 @@ class RegularizationMonitor(Monitor[Run]):
     r"""Log how large, how sparse and how expansive the weights are: of each layer, over layers, and of all together.
 
     For each metric these are written at the trainer's `log_every_n_steps`, on the step axis of `self.log`, with the
-    values after that optimizer step; also at the first step of a run and at the last one:
+    values after that optimizer step; also at the first step of a run and at the last one. At the end of an epoch they
+    are measured, too, if a callback or a scheduler names one of them, as in `monitor=`:
 
     - `reg/<metric>`: all layers together; `reg/<metric>_min`, `_median`, `_max`: over the layers. They are in
       `trainer.callback_metrics`, too, so `EarlyStopping(monitor="reg/sparsity")` and `ModelCheckpoint` can use them.
-    - `reg.<metric>/<layer>`: each layer, a weight by its name without `.weight`. One TensorBoard event for all.
+    - Each layer, a weight by its name without `.weight`: for TensorBoard's page "Regularization" one tensor a metric,
+      of any number of layers; as scalars `reg.<metric>/<layer>` for every logger only if `per_layer` asks for them.
     - `reg/<metric>_over_layers`: a histogram over the layers (TensorBoard only).
     - With `updates`, :math:`\|\Delta w\|_2 / \|w\|_2` of the whole optimizer step, w before it: `reg/update_ratio_min`,
-      `_median`, `_max`, and `reg.update_ratio/<layer>`. 0 where a step was skipped. Beside them, `reg/decay_ratio_...`:
+      `_median`, `_max`, and that of each layer. 0 where a step was skipped. Beside them, `reg/decay_ratio_...`:
       the share of w that decay alone takes in that step, by `WeightDecay` or by an optimizer whose decay goes past the
       gradient or is that of SGD.
     - `reg.weights/<layer>`: a histogram of the layer's weights at the end of epochs, if asked for (TensorBoard only).
 
     Weights are those that the forward pass uses (parametrized, pruned), whole ones of FSDP2. Nothing is changed:
-    training with the monitor ends in the same weights, bit for bit. `spectral_norm` is a lower estimate, see
-    `SpectralNorm(iterations=5)`.
+    training with the monitor ends in the same weights, bit for bit. `spectral_norm` is a lower estimate, that of
+    convolutions for images of any size, see `SpectralNorm(iterations=5, input_size="any")`.
 
     Args:
         metrics: From a name to a metric, `lightning_reg.metrics` or your own with such an `update`. Default:
@@ -55,7 +56,8 @@ class RegularizationMonitor(Monitor[Run]):
             `spectral_norm` (:math:`\sigma`, the factor by which a layer stretches its input at most).
         select: Which weights: a glob, a list of globs, or a `Select`. Default: every trainable weight of two or more
             dimensions. Frozen weights are left out for as long as they are frozen.
-        per_layer: Whether to write numbers for each layer: `"auto"` up to 64 layers, or a selection of those to write.
+        per_layer: Whether to write a scalar for each layer and metric, too: `True`, or a selection of those to write.
+            `"auto"`: only what the page "Regularization" reads. `False`: no numbers of single layers at all.
         histograms: Whether to write histograms of the weights.
         every_n_epochs: Epochs between two histograms of the weights, >= 1.
         updates: Whether to log how far optimizer steps move the weights: a copy of them, in the steps that are logged.
@@ -120,14 +122,20 @@ class RegularizationMonitor(Monitor[Run]):
         copies = {name: metric.clone().to(pl_module.device) for name, metric in self._metrics.items()}
         if self.hparams:
             write_hyperparameters(trainer, pl_module)
-        return Run(weights, copies, Updates(weights) if self.updates else None, self._shown(weights))
+        return Run(
+            weights,
+            copies,
+            Updates(weights) if self.updates else None,
+            self._shown(weights),
+            has_layers=self.per_layer is not False,
+        )
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         run = self._run
         if run is None or run.updates is None or not state.steps_now(trainer):
             return
-        if state.logs_now(trainer, first_step=run.last_step is None):
+        if self._looks_now(trainer, run, first_step=run.last_step is None):
             decay: dict[Tensor, NumberOrTensor] = {**shares_by_optimizers(trainer.optimizers)}
             for callback in state.callbacks_of(trainer, DuringFit):
                 decay.update(callback.decay_shares(trainer, pl_module))
@@ -142,7 +150,7 @@ class RegularizationMonitor(Monitor[Run]):
             return
         first = run.last_step is None
         run.last_step = state.log_step(trainer)
-        if not state.logs_now(trainer, first_step=first):
+        if not self._looks_now(trainer, run, first_step=first):
             return
         log_for_callbacks(pl_module, run.measure().summary)
         if state.writes_now(trainer) or run.last_step == 0:
@@ -152,8 +160,10 @@ class RegularizationMonitor(Monitor[Run]):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._run is None:
             return
-        # A run can end in mid-epoch; in `on_train_end`, those that average weights may have put in the averages.
-        self._run.measure()
+        if state.ends_training(trainer):
+            # In mid-epoch, perhaps; in `on_train_end`, those that average weights may have put in the averages.
+            self._run.measure()
+        self._run.history.give(trainer, now=False)
         if self.histograms and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
             self._run.write_histograms(trainer, state.log_step(trainer) - 1)
 
@@ -161,6 +171,13 @@ class RegularizationMonitor(Monitor[Run]):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._run:
             self._run.write(trainer)
+            self._run.history.give(trainer, now=True)
+
+    def _looks_now(self, trainer: Trainer, run: Run, *, first_step: bool) -> bool:
+        """Tell whether somebody reads what is found in the current step: a logger, or a callback at an epoch's end."""
+        if first_step or state.writes_now(trainer) or state.may_end_training(trainer):
+            return True
+        return state.ends_epoch(trainer) and names_a_value(trainer, run.tags())
 
     @property
     def _metrics(self) -> Mapping[str, Metric]:
@@ -168,17 +185,10 @@ class RegularizationMonitor(Monitor[Run]):
 
     def _shown(self, weights: Sequence[Weight]) -> frozenset[str]:
         """Return the layers whose numbers are written one by one."""
-        names = frozenset(map(layer_name, weights))
-        if self.per_layer == "auto" and len(names) > _AUTO_LAYERS:
-            rank_zero_info(
-                f"{type(self).__name__} writes no numbers of single layers, for there are {len(names)}."
-                f" Pass `per_layer=True`, or a selection, if you want them."
-            )
+        if self.per_layer is False or self.per_layer == "auto":
             return frozenset()
-        if self.per_layer is False:
-            return frozenset()
-        if self.per_layer is True or self.per_layer == "auto":
-            return names
+        if self.per_layer is True:
+            return frozenset(map(layer_name, weights))
         return frozenset(map(layer_name, select_weights(weights, as_select(self.per_layer)).chosen))
 
 
@@ -203,5 +213,5 @@ def _defaults() -> dict[str, Metric]:
     return {
         "weight_norm": WeightNorm(),
         "sparsity": Sparsity(),
-        "spectral_norm": SpectralNorm(iterations=_LANCZOS_ITERATIONS),
+        "spectral_norm": SpectralNorm(iterations=_LANCZOS_ITERATIONS, input_size="any"),
     }

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_reg.callbacks.monitors.picture import History
 from lightning_reg.callbacks.monitors.updates import Moved, Updates
-from lightning_reg.callbacks.trainer.loggers import prefixed, tensorboard_writers, write_scalars
+from lightning_reg.callbacks.trainer.loggers import prefixed, tensorboard_writers, write_layers, write_scalars
 from lightning_reg.callbacks.trainer.packages import Trainer
 from lightning_reg.functional.spectral.layers import Layer
 from lightning_reg.functional.tensors.shards import whole
@@ -22,11 +23,12 @@ from lightning_reg.tensorboard import events, tags
 
 @dataclass(frozen=True)
 class Report:
-    """The numbers of one step, by tag."""
+    """The numbers of one step; those of the whole network by tag."""
 
     summary: dict[str, float] = field(default_factory=dict)
     """Of all layers together and over the layers."""
-    layers: dict[str, float] = field(default_factory=dict)
+    layers: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Metric -> layer -> number."""
     spreads: dict[str, Tensor] = field(default_factory=dict)
     """The numbers of all layers, shape (layers,), for one histogram each."""
 
@@ -40,12 +42,20 @@ class Run:
     updates: Updates | None
     """How far steps move the layers, if that is wanted."""
     shown: frozenset[str]
-    """The layers whose numbers are written one by one."""
+    """The layers whose numbers are written one by one, as scalars."""
+    has_layers: bool
+    """Whether the numbers of all layers are written, as one tensor a metric."""
     last_step: int | None = None
     """The last step of training so far, in this run."""
     reported_step: int | None = None
     written_step: int | None = None
     report: Report = field(default_factory=Report)
+    history: History = field(default_factory=History)
+    """What the picture for other loggers is made of."""
+
+    def tags(self) -> list[str]:
+        """Return what starts the tags of the numbers of all layers together and over the layers."""
+        return [*map(tags.overall, self.metrics), *([tags.overall(tags.UPDATE_RATIO)] if self.updates else [])]
 
     @torch.no_grad()
     def measure(self) -> Report:
@@ -67,34 +77,43 @@ class Run:
             for statistic, value in _over_layers(values).items():
                 report.summary[tags.over_layers(name, statistic)] = value
             report.spreads[tags.spread(name)] = row[:-1]
-            for layer, value in zip(layers, values, strict=True):
-                if layer.name in self.shown:
-                    report.layers[tags.per_layer(name, layer.name)] = value
+            report.layers[name] = {layer.name: value for layer, value in zip(layers, values, strict=True)}
         return report
 
     def _add_updates(self, report: Report) -> None:
         moved = self.updates.end() if self.updates is not None else Moved({}, {})
-        shown = {weight.name: layer_name(weight) for weight in self.weights if layer_name(weight) in self.shown}
+        layer_of = {weight.name: layer_name(weight) for weight in self.weights}
         for metric, found in ((tags.UPDATE_RATIO, moved.update), (tags.DECAY_RATIO, moved.decay)):
             if not found:
                 continue
             values = dict(zip(found, torch.stack(list(found.values())).tolist(), strict=True))
             for statistic, over_all in _over_layers(list(values.values())).items():
                 report.summary[tags.over_layers(metric, statistic)] = over_all
-            report.layers.update(
-                {tags.per_layer(metric, shown[name]): values[name] for name in values if name in shown}
-            )
+            report.layers[metric] = {layer_of[name]: value for name, value in values.items()}
 
     def write(self, trainer: Trainer) -> None:
         """Write the report on the last step to the loggers, once."""
         report, step = self.measure(), self.last_step
         if step is None or step == self.written_step:
             return
-        write_scalars(trainer, report.summary | report.layers, step)
+        write_scalars(trainer, report.summary | self._scalars_of_layers(report), step)
+        for metric, layers in report.layers.items():
+            if self.has_layers:
+                write_layers(trainer, metric, layers, step)
+        if self.has_layers and trainer.is_global_zero:
+            self.history.add(step, report.layers)
         for logger, writer in tensorboard_writers(trainer):
             for tag, values in report.spreads.items():
                 events.write(writer, events.histogram(prefixed(logger, tag), values), step)
         self.written_step = step
+
+    def _scalars_of_layers(self, report: Report) -> dict[str, float]:
+        return {
+            tags.per_layer(metric, layer): value
+            for metric, layers in report.layers.items()
+            for layer, value in layers.items()
+            if layer in self.shown
+        }
 
     def write_histograms(self, trainer: Trainer, step: int) -> None:
         """Write a histogram of every layer's weights; a collective call for sharded weights."""
@@ -104,7 +123,9 @@ class Run:
                 events.write(writer, events.histogram(prefixed(logger, tags.weights(layer.name)), values), step)
 
     def _layers(self) -> list[Layer]:
-        return read_layers(weight for weight in self.weights if weight.parameter.requires_grad)
+        trained = (weight for weight in self.weights if weight.parameter.requires_grad)
+        # What has no entries has no sparsity, and is no layer that others are to be compared with.
+        return [layer for layer in read_layers(trained) if layer.tensor.numel()]
 
 
 def _over_layers(values: Sequence[float]) -> dict[str, float]:

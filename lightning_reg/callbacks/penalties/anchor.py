@@ -13,6 +13,7 @@ from lightning_reg import _checks
 from lightning_reg.callbacks.penalties.base import Mode, Penalty
 from lightning_reg.functional import l1_norm, squared_l2_norm
 from lightning_reg.functional.penalties.elementwise import add_elementwise_gradient_
+from lightning_reg.functional.proximal.optimality import elementwise_residual
 from lightning_reg.functional.tensors.shards import local_parts
 from lightning_reg.schedules import Schedule
 from lightning_reg.selection import Select
@@ -90,10 +91,7 @@ class AnchorPenalty(Penalty):
 
     @override
     def add_gradient(self, grads: list[Tensor], weights: list[Tensor], factor: float) -> None:
-        # All chosen weights have an anchor. The difference first: it is exact near the anchor.
-        anchors = cast("list[Tensor]", self._memory.of(weights))
-        distances = torch._foreach_sub(local_parts(weights), local_parts(anchors))
-        add_elementwise_gradient_(local_parts(grads), list(distances), **{self.norm: factor})
+        add_elementwise_gradient_(local_parts(grads), self._distances(weights), **{self.norm: factor})
 
     @override
     def proximal(self, weights: list[Tensor], factors: list[float | Tensor], memory: Sequence[Tensor]) -> None:
@@ -105,6 +103,16 @@ class AnchorPenalty(Penalty):
                 # Not `anchor + ...`: a step of factor 0, of fp16, must leave the weight as it is, to the bit.
                 moved = weight - distance.sgn() * factor
                 weight.copy_(torch.where(distance.abs() <= factor, anchor, moved))
+
+    @override
+    def residual(self, weights: list[Tensor], grads: list[Tensor]) -> Tensor:
+        l1, l2 = (0.0, 1.0) if self.norm == "l2" else (1.0, 0.0)
+        return elementwise_residual(self._distances(weights), grads, l1=l1, l2=l2)
+
+    def _distances(self, weights: list[Tensor]) -> list[Tensor]:
+        """Return how far this rank's parts are from the anchor: the difference first, for it is exact near there."""
+        anchors = cast("list[Tensor]", self._memory.of(weights))  # all chosen weights have one
+        return list(torch._foreach_sub(local_parts(weights), local_parts(anchors)))
 
 
 class _Tensors(dict[str, Tensor]):

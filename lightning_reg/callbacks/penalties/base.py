@@ -14,9 +14,11 @@ from lightning_reg.callbacks.penalties.company import begin_together, follow_ste
 from lightning_reg.callbacks.penalties.dropped import reaches
 from lightning_reg.callbacks.penalties.formula import Formula, Memories
 from lightning_reg.callbacks.penalties.memory import Memory
+from lightning_reg.callbacks.penalties.optimality import residuals
 from lightning_reg.callbacks.penalties.proximal_step import fill_gradients, shrink
 from lightning_reg.callbacks.penalties.quota import strength_for
 from lightning_reg.callbacks.penalties.refusals import (
+    refuse_directions,
     refuse_large_strength,
     refuse_memory,
     refuse_missing_operator,
@@ -57,6 +59,11 @@ class Penalty(DuringFit[Run], Formula):
     Logged at the trainer's `log_every_n_steps`, on the step axis of `self.log`: `reg/penalty/<name>` (the value of the
     term, in units of the loss), `reg/penalty` (the sum over all penalties) and `reg/penalty_ratio` (that sum over the
     absolute data loss; automatic optimization only). The name is that of the class; a second of that name gets `-1`.
+
+    With `mode="proximal"`, `reg/optimality/<name>` tells whether this is the minimum: the largest distance of the
+    negative gradient of the whole step, before clipping, from the subdifferential of the term, over the strength; by
+    entry, or the 2-norm by group. It is 0 at a minimum. Small batches are noisy: it then levels off at the largest
+    error of their gradient, over the strength. Where two proximal penalties share weights, each sees its own term only.
 
     Args:
         strength: :math:`\lambda`, >= 0.
@@ -169,11 +176,19 @@ class Penalty(DuringFit[Run], Formula):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
+        self._begin(trainer, pl_module)
+        super().on_train_start(trainer, pl_module)  # after the plan: who decays which weight
+
+    def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._run is None:  # a tuner trains for a moment before `on_fit_start` of the callbacks after it
             return
         refuse_optimizers(trainer, type(self).__name__, self.mode)
         refuse_large_strength(type(self).__name__, self.strength, self._run.targets.of(trainer.optimizers))
+        if self.mode == "proximal" or self.unit_dim is not None:
+            trained = set(self._run.targets.of(trainer.optimizers))
+            refuse_directions(
+                (each for each in self._run.selection.chosen if each.parameter in trained), type(self).__name__
+            )
         if self.schedule is not None:
             self._run.schedule = Timetable(self.schedule, trainer, pl_module)
         # Not in `on_fit_start`, after which some strategies load the checkpoint.
@@ -202,6 +217,7 @@ class Penalty(DuringFit[Run], Formula):
 
     @override
     def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        super().on_before_zero_grad(trainer, pl_module, optimizer)
         # An optimizer that evaluates its closure many times (LBFGS) starts anew with each evaluation.
         if self._run is not None:
             self._run.forget()
@@ -240,9 +256,14 @@ class Penalty(DuringFit[Run], Formula):
     @override
     @torch.no_grad()
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        run = self._run
-        if run is None:
+        if self._run is None:
             return
+        self._act_on_gradients(trainer, pl_module, optimizer, self._run)
+        # The gradient of the whole step: behind the penalties that are in it.
+        if self is _penalties(trainer)[-1] and (ledger := self._ledger_if_read(trainer, self._run)):
+            ledger.add_residuals(residuals(trainer, pl_module, optimizer, _penalties(trainer)))
+
+    def _act_on_gradients(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer, run: Run) -> None:
         # No share: `training_step` returned None, so no backward pass ran and there is no step to take part in.
         share = run.pending if pl_module.automatic_optimization else 1.0
         run.pending, run.share = 0.0, share

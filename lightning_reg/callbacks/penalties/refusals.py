@@ -1,6 +1,6 @@
 """What a penalty cannot work with, and what it should not be used beside: refused or warned of before training."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 
 from torch import Tensor
@@ -16,6 +16,7 @@ from lightning_reg.callbacks.trainer.packages import (
 from lightning_reg.functional.proximal.step_size import find_rule, known_optimizers
 from lightning_reg.functional.tensors.shards import has_dtensors
 from lightning_reg.functional.tensors.weights import check_fits
+from lightning_reg.selection import Weight
 
 
 def refuse_mode(trainer: Trainer, pl_module: LightningModule, name: str, mode: str, *, elementwise: bool) -> None:
@@ -78,6 +79,18 @@ def _refuse_unknown_step_sizes(trainer: Trainer, name: str) -> None:
                 ' or use another optimizer, or mode="grad".'
             )
             raise MisconfigurationException(msg)
+
+
+def refuse_directions(weights: Iterable[Weight], name: str) -> None:
+    """Raise for the directions that weight norm makes weights of: as zero they would have none, and weights be NaN."""
+    for weight in weights:
+        if weight.is_direction:
+            msg = (
+                f"{name} cannot make entries or groups of {weight.name!r} zero: weight norm divides it by its length to"
+                f" compute {weight.plain_name!r}. Remove the weight norm, or leave this part out:"
+                f" `select=Select(exclude={weight.name!r})`; its length is a weight by itself."
+            )
+            raise ValueError(msg)
 
 
 def refuse_large_strength(name: str, strength: float, weights: Sequence[Tensor]) -> None:

@@ -1,5 +1,6 @@
 """The spectral constraint: weights that have left the ball of norm c go back into it, right after the step."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, final, get_args
 
@@ -10,23 +11,31 @@ from typing_extensions import override
 
 from lightning_reg import _checks
 from lightning_reg.callbacks.spectral.control import SpectralControl
-from lightning_reg.callbacks.spectral.weights import WeightNorms, is_matrix, layer_of, local, mask_of
+from lightning_reg.callbacks.spectral.weights import WeightNorms, is_matrix, layer_of, local, mask_of, outline_of
+from lightning_reg.functional.spectral.followed import FollowedNorm
+from lightning_reg.functional.spectral.followed_clipping import are_inside, clip_exactly, clip_followed, clipping_bases
+from lightning_reg.functional.spectral.frequencies import bound_allowance
 from lightning_reg.functional.spectral.matrices import clip_singular_values
+from lightning_reg.functional.spectral.norms import matrix_norm
 from lightning_reg.functional.tensors.precision import without_autocast
-from lightning_reg.functional.tensors.shards import local_slice
+from lightning_reg.functional.tensors.shards import has_dtensors, local_slice
 from lightning_reg.selection import Select, Weight
 
-# The estimate is from below. Followed from step to step it is within a few per cent, unless a step moves a weight as
-# far as it is long.
-_ITERATIONS = 10
-_MARGIN = 0.1
-# Where an exact norm or a certified bound costs little more than an estimate, none is trusted: of matrices with so
-# short a side, of convolutions of so few channels. Elsewhere not for longer than so many steps.
-_SHORT_SIDE = 64
-_FEW_CHANNELS = 16
-_TRUSTED_STEPS = 64
+# Where a check that is sure costs no more than following, nothing is left to it: of matrices with so short a side.
+_SHORT_SIDE = 256
+# What is followed is held below the bound by what following may miss: of matrices that are clipped, in one round,
+# and of norms, besides a multiple of what the last round has gained.
+_BELOW = 1e-3
+_CLIPPING_ROUNDS = 1
+_MISSED, _GAINS = 2e-3, 4
+# Of norms: a round that gains more than this has others behind it, so many at most.
+_SETTLED, _MORE_STEPS = 5e-3, 4
+# Of clipping what is followed, from a random start.
+_START_STEPS = 3
 # Beyond so many times the bound, rounding in float32 would be seen in what is left.
 _FAR = 10
+# Smaller matrices of one shape are clipped together.
+_STACK_ENTRIES = 1 << 22
 
 
 class Projection:
@@ -42,82 +51,145 @@ class Projection:
         self._bound, self._clips = norm_bound, clips
         self._norms = WeightNorms()
         self._weights: dict[Tensor, Weight] = {}
-        self._ages: dict[str, int] = {}
-        """Steps since the exact norm of a weight was last computed."""
+        self._bases: dict[str, Tensor] = {}
+        """From which clipping goes on, by the names of the weights."""
 
     @torch.no_grad()
     def start(self, weights: Iterable[Weight], saved: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Project `weights`; those among `saved` are inside already."""
+        new = []
         for weight in weights:
             self._weights[weight.parameter] = weight
             known = saved.get(weight.name)
-            if known is None:
-                self._project(weight)
-            else:
-                self._ages[weight.name] = int(known["age"])
-                if "v" in known:
-                    self._norms.vectors[weight.name] = known["v"].to(weight.parameter.device)
+            if not isinstance(known, Mapping):
+                new.append(weight)
+                continue
+            self._norms.followed.load({weight.name: known})
+            bases = known.get("bases")
+            if isinstance(bases, Tensor) and bool(bases.isfinite().all()):
+                self._bases[weight.name] = bases.to(weight.parameter.device)
+        followed = [weight for weight in new if self._is_clipped(weight) and _short_side(weight) > _SHORT_SIDE]
+        for _ in range(_START_STEPS):
+            self._clip(followed)
+        for weight in new:
+            if is_matrix(weight) and weight not in followed:
+                self._project_exactly(weight)
+        self._rescale([weight for weight in new if not is_matrix(weight)])
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """Return what decides on the next exact norms, on the CPU."""
-        vectors = self._norms.vectors
-        return {
-            weight.name: {"age": torch.tensor(self._ages[weight.name])}
-            | ({"v": vectors[weight.name].cpu().clone()} if weight.name in vectors else {})
-            for weight in self._weights.values()
-        }
+        """Return what the next projections go on from, on the CPU."""
+        followed = self._norms.followed.state()
+        clipped = {name: {"bases": bases.cpu().clone()} for name, bases in self._bases.items()}
+        return {w.name: {**followed.get(w.name, {}), **clipped.get(w.name, {})} for w in self._weights.values()}
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Do nothing: gradients are as they are."""
 
+    def before_backward(self) -> None:
+        """Do nothing: gradients are as they are."""
+
     @torch.no_grad()
     def after_step(self, optimizer: Optimizer) -> None:
-        """Project what `optimizer` has taken out of the ball; waits for the device."""
+        """Project what `optimizer` has taken out of the ball."""
         held = (tensor for group in optimizer.param_groups for tensor in group["params"] if tensor.grad is not None)
         weights = [self._weights[tensor] for tensor in held if tensor in self._weights]
-        small = [weight for weight in weights if _is_small(weight)]
-        for weight in [*small, *self._doubtful([weight for weight in weights if not _is_small(weight)])]:
-            self._project(weight)
+        clipped = [weight for weight in weights if self._is_clipped(weight)]
+        self._clip(clipped)
+        self._rescale([weight for weight in weights if not self._is_clipped(weight)])
 
     def stop(self) -> None:
         """Do nothing: the weights are in the ball after each step."""
 
-    def _doubtful(self, weights: Sequence[Weight]) -> list[Weight]:
-        """Return those that may be outside, by their estimates."""
-        for weight in weights:
-            self._ages[weight.name] += 1
-        estimates = [pair.sigma for pair in self._norms.pairs(weights, _ITERATIONS)]
-        if not estimates:
-            return []
-        sure = torch.stack([estimate.to(estimates[0].device) for estimate in estimates]) <= self._bound * (1 - _MARGIN)
-        return [
-            weight
-            for weight, is_sure in zip(weights, sure.tolist(), strict=True)
-            if not is_sure or self._ages[weight.name] >= _TRUSTED_STEPS
-        ]
+    def _is_clipped(self, weight: Weight) -> bool:
+        return self._clips and is_matrix(weight) and mask_of(weight) is None
 
-    def _project(self, weight: Weight) -> None:
-        """Bring a weight inside, by its exact norm or the certified bound of it; NaN is left as it is."""
-        self._ages[weight.name] = 0
+    def _clip(self, weights: Sequence[Weight]) -> None:
+        """Take off what is above the bound: of small matrices exactly, of large ones as far as it is followed."""
+        alike: dict[tuple[torch.Size, torch.dtype, torch.device], list[Weight]] = defaultdict(list)
+        for weight in weights:
+            alike[weight.shape, weight.parameter.dtype, weight.parameter.device].append(weight)
+        for (shape, _, device), members in alike.items():
+            count = max(1, _STACK_ENTRIES // max(1, shape.numel())) if not has_dtensors([members[0].parameter]) else 1
+            with without_autocast(device):
+                for start in range(0, len(members), count):
+                    self._clip_together(members[start : start + count])
+
+    def _clip_together(self, weights: Sequence[Weight]) -> None:
+        """Clip matrices of one shape."""
+        layers = [layer_of(weight) for weight in weights]
+        matrices = torch.stack([layer.matrix() for layer in layers]) if len(layers) > 1 else layers[0].matrix()[None]
+        is_checked = min(matrices.shape[1:]) <= _SHORT_SIDE and matrices.device.type == "cpu"
+        if is_checked:
+            doubts = (~are_inside(matrices, self._bound)).tolist()
+        else:
+            is_tall = matrices.shape[1] > matrices.shape[2]
+            wide = matrices.mT if is_tall else matrices
+            start = clipping_bases(wide[:1])[0]
+            known = [self._bases.get(weight.name, start) for weight in weights]
+            bases = torch.stack([basis if basis.shape == start.shape else start for basis in known])
+            found = clip_followed(wide, self._bound * (1 - _BELOW), bases, _CLIPPING_ROUNDS)
+            doubts = _known_at_once(found.is_doubtful)
+            self._bases.update(zip((weight.name for weight in weights), found.bases.unbind(), strict=True))
+            clipped = found.matrices.mT if is_tall else found.matrices
+            for weight, layer, matrix in zip(weights, layers, clipped.unbind(), strict=True):
+                whole_again = layer.from_matrix(matrix.contiguous())
+                local(weight).copy_(local_slice(whole_again, weight.parameter))
+        for weight, is_doubtful in zip(weights, doubts, strict=False):
+            if is_doubtful:
+                layer = layer_of(weight)
+                exact = clip_exactly(layer.matrix(), self._inside(weight))
+                local(weight).copy_(local_slice(layer.from_matrix(exact), weight.parameter))
+
+    def _rescale(self, weights: Sequence[Weight]) -> None:
+        """Make weights smaller whose norms may be above the bound, by what is followed of them."""
+        found = dict(zip(weights, self._norms.advance(weights), strict=True))
+        unsettled = list(weights)
+        for _ in range(_MORE_STEPS):
+            doubts = [_known_at_once(self._is_doubtful(weight, found[weight])[None]) for weight in unsettled]
+            unsettled = [weight for weight, doubt in zip(unsettled, doubts, strict=True) if any(doubt)]
+            if not unsettled:
+                break
+            found.update(zip(unsettled, self._norms.advance(unsettled), strict=True))
+        for weight, norm in found.items():
+            factor = self._inside(weight) / self._at_most(weight, norm)
+            local(weight).mul_(torch.where(factor < 1, factor, 1))
+
+    def _at_most(self, weight: Weight, norm: FollowedNorm) -> Tensor:
+        """Return what the norm of a weight is not above, as far as it is followed, nor its certified bound."""
+        convolution = layer_of(weight).convolution()
+        allowance = 1.0 if convolution is None else bound_allowance(convolution)
+        return norm.sigma * ((1 + _MISSED + _GAINS * norm.gain.clamp(min=0)) * allowance)
+
+    def _is_doubtful(self, weight: Weight, norm: FollowedNorm) -> Tensor:
+        """Tell whether a norm that counts is worth another step of following it."""
+        return (norm.gain > _SETTLED) & (self._at_most(weight, norm) > self._bound)
+
+    def _project_exactly(self, weight: Weight) -> None:
+        """Bring a matrix inside by its decomposition; NaN is left as it is. Waits for the device."""
         layer, values = layer_of(weight), local(weight)
         with without_autocast(values.device):
-            norm = layer.norm_bound()
+            norm = matrix_norm(layer.matrix())
             excess = float(norm) / self._bound
             if not excess > 1:
                 return
-            # Rounding may lengthen.
-            bound = self._bound * (1 - torch.finfo(values.dtype).eps)
-            if self._clips and is_matrix(weight) and mask_of(weight) is None:
-                clipped = clip_singular_values(layer.matrix(), bound, is_far=excess > _FAR)
+            if self._is_clipped(weight):
+                clipped = clip_singular_values(layer.matrix(), self._inside(weight), is_far=excess > _FAR)
                 values.copy_(local_slice(layer.from_matrix(clipped), weight.parameter))
             else:
-                values.copy_(values * (bound / norm))
+                values.copy_(values * (self._inside(weight) / norm))
+
+    def _inside(self, weight: Weight) -> float:
+        """Return the bound, a little less, for rounding may lengthen."""
+        return self._bound * (1 - torch.finfo(weight.parameter.dtype).eps)
 
 
-def _is_small(weight: Weight) -> bool:
-    if is_matrix(weight):
-        return min(weight.shape[0], weight.shape[1:].numel()) <= _SHORT_SIDE
-    return min(weight.shape[:2]) <= _FEW_CHANNELS
+def _short_side(weight: Weight) -> int:
+    return min(outline_of(weight).matrix().shape)
+
+
+def _known_at_once(doubts: Tensor) -> list[bool]:
+    """Return what is known without waiting: on a GPU nothing, and the next step makes up for it."""
+    return doubts.tolist() if doubts.device.type == "cpu" else []
 
 
 Method = Literal["clip", "rescale"]
@@ -132,18 +204,17 @@ class SpectralConstraint(SpectralControl):
 
     - Matrices (of Linear, Embedding, LSTM, attention) are clipped: singular values above c become c. That is the
       nearest matrix inside, the true projection. Rescaling makes all singular values smaller instead, step after step,
-      and starves the network at a tight bound.
-    - Convolutions are rescaled by their certified bound (`functional.conv_norm_bound`, for images of any size), so
-      their true norms end a few per cent below c.
+      and starves the network at a tight bound. Rows and columns of zeros stay exactly zero.
+    - Convolutions are rescaled until their certified bound (`functional.conv_norm_bound`, for images of any size) is at
+      most c, so their true norms end a few per cent below c.
     - Modules, `state_dict` and gradients stay as they are. Ranks of DDP stay equal; under FSDP2 one layer is gathered
       at a time.
 
-    What it costs: a warm estimate from below tells which weights are above 0.9 c; for those, and for every weight after
-    64 steps, the exact norm or the certified bound follows (always for matrices with a side of 64 or less, and
-    convolutions with 16 channels or less). The decision waits for the device once a step; the singular value
-    decomposition of a large matrix, and the bound of a convolution of many channels, take longer than a training step.
-    Only where a single step takes a large layer from below 0.9 c in its estimate to above c, which moves the weight by
-    a tenth of its norm, may the estimate miss it for some steps.
+    What it costs: matrices with a side of 256 or less are checked after each step, and those outside decomposed. Of
+    larger ones the singular vectors above c are followed from step to step, and clipped to 0.999 c; of convolutions,
+    and of matrices that are rescaled, the norm is followed, and held below c by more than following misses. Where a
+    step has moved a weight so far that this may not be enough, the decomposition, or more steps of following, come at
+    once. On a GPU, where nothing waits for the device, all matrices are followed, and the next step makes up for it.
 
     Logged: nothing at steps; `RegularizationMonitor` has the norms (`reg/spectral_norm_max`: the largest, on the scale
     of c). What happens to which weight is printed before training, and TensorBoard's text `reg/setup_spectral`.
@@ -158,7 +229,7 @@ class SpectralConstraint(SpectralControl):
     Raises:
         TypeError: If an argument is of the wrong kind.
         ValueError: If an argument is out of range; when training starts, if a pattern of `select` matches nothing, or a
-            weight is complex or computed by another parametrization.
+            weight is complex or computed by another parametrization, or c too large for its precision.
         MisconfigurationException: When training starts, if the strategy hides weights (FSDP1, DeepSpeed, XLA), or a
             weight is controlled twice.
 

@@ -19,6 +19,7 @@ from lightning_reg.callbacks.trainer.packages import LightningModule, Misconfigu
 from lightning_reg.callbacks.trainer.plan import Plan, describe, publish
 from lightning_reg.callbacks.trainer.refusals import refuse_hidden_weights, refuse_strategy, refuse_unless_listed_once
 from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
+from lightning_reg.functional.tensors.weights import check_fits
 from lightning_reg.selection import Select, Selection, Weight, as_select, named_weights, select_weights
 from lightning_reg.tensorboard import tags
 
@@ -36,6 +37,9 @@ class Engine(Protocol):
 
     def after_step(self, optimizer: Optimizer) -> None:
         """Act when `optimizer` has made an update."""
+
+    def before_backward(self) -> None:
+        """Act when a backward pass is about to add to gradients."""
 
     def stop(self) -> None:
         """Leave the weights as they are to stay."""
@@ -127,7 +131,9 @@ class SpectralControl(ActsInSteps[Run], ABC):
         selection = weights_of_layers(select_weights(named_weights(pl_module), as_select(self.select)), self.select)
         run = self._run_on(selection)
         held = run.guard.held.of(trainer.optimizers)
-        refuse_weights([weight for weight in selection.chosen if weight.parameter in held], type(self).__name__)
+        trained = [weight for weight in selection.chosen if weight.parameter in held]
+        refuse_weights(trained, type(self).__name__)
+        check_fits("norm_bound", self.norm_bound, [weight.parameter for weight in trained])
         return run
 
     @override
@@ -155,6 +161,12 @@ class SpectralControl(ActsInSteps[Run], ABC):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._take_over(trainer)
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+
+    @override
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        super().on_before_backward(trainer, pl_module, loss)
+        if self._run is not None:
+            self._run.engine.before_backward()
 
     @override
     def follow(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -199,7 +211,7 @@ class SpectralControl(ActsInSteps[Run], ABC):
     def _take_over(self, trainer: Trainer) -> None:
         if self._run is not None:
             is_fit = self._saved.get("settings") == self.settings
-            self._run.take_over(self._saved["weights"] if is_fit else {}, trainer.optimizers)
+            self._run.take_over(self._saved.get("weights", {}) if is_fit else {}, trainer.optimizers)
 
 
 def _controls(trainer: Trainer) -> list[SpectralControl]:

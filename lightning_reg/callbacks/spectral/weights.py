@@ -3,21 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
-from lightning_reg.functional.spectral.estimates import NormEstimates, SingularPair
-from lightning_reg.functional.spectral.gradient import add_norm_gradient_, norm_gradient
+from lightning_reg.functional.spectral.followed import ROUNDS, FollowedNorm, FollowedNorms, kernels_of
+from lightning_reg.functional.spectral.followed_gradient import add_gradient_, gradient_of
 from lightning_reg.functional.spectral.layers import Layer
-from lightning_reg.functional.tensors.precision import without_autocast
 from lightning_reg.functional.tensors.shards import has_dtensors, local_part, local_slice, whole
 from lightning_reg.selection.select import Selector, as_select
 from lightning_reg.selection.weights import Selection, Weight
-
-# Pixels along each dimension of the images on which convolutions are estimated; the monitor has the same.
-_IMAGE_SIZE = 16
-# From a random start: Lanczos iterations, and how often to go on from what they have found.
-_START_ITERATIONS = 10
-_START_ROUNDS = 2
 
 
 def weights_of_layers(selection: Selection, select: Selector) -> Selection:
@@ -89,18 +83,30 @@ def local(weight: Weight) -> Tensor:
     return local_part(weight.parameter.detach())
 
 
-def add_gradient(grad: Tensor, weight: Weight, pair: SingularPair, factor: Tensor | float) -> None:
+def add_gradient(grad: Tensor, weight: Weight, norm: FollowedNorm, factor: Tensor | float) -> None:
     """Add `factor` times the gradient of the norm to `grad`, which is spread over ranks as the weight is."""
-    layer, mask = layer_of(weight), mask_of(weight)
+    mask = mask_of(weight)
     if mask is None and not has_dtensors([grad]):
-        add_norm_gradient_(grad, layer, pair, factor)
+        add_gradient_(grad, layer_of(weight), norm, factor)
         return
-    direction = norm_gradient(layer, pair, factor)
+    direction = gradient_of(outline_of(weight), norm, factor)
     local_part(grad).add_(local_slice(direction if mask is None else direction * mask, weight.parameter))
 
 
+def fits(weight: Weight, norm: FollowedNorm) -> bool:
+    """Tell whether `norm` can be that of a weight: it is finite, and its factors have the right shapes."""
+    groups, rows, columns = kernels_of(outline_of(weight), as_matrix=norm.as_matrix).shape
+    numbers = (norm.sigma, norm.left, norm.right, norm.gain)
+    shapes_fit = norm.left.shape == (groups, norm.left.shape[-2], rows) and norm.right.shape == (
+        groups,
+        norm.left.shape[-2],
+        columns,
+    )
+    return norm.sigma.ndim == 0 and shapes_fit and all(bool(part.isfinite().all()) for part in numbers)
+
+
 class WeightNorms:
-    """Estimates of the norms of weights, each from where the last one ended.
+    """Norms of weights, each followed from where the last step ended.
 
     Args:
         as_matrices: Whether convolutions count as matrices.
@@ -108,34 +114,23 @@ class WeightNorms:
     """
 
     def __init__(self, *, as_matrices: bool = False) -> None:
-        self._as_matrices = as_matrices
-        self._estimates = NormEstimates(_IMAGE_SIZE)
+        self.followed = FollowedNorms(as_matrices=as_matrices)
 
-    @property
-    def vectors(self) -> dict[str, Tensor]:
-        """Where estimates ended, by the names of the weights; put others here to go on from those."""
-        return self._estimates.vectors
-
-    def pairs(self, weights: Sequence[Weight], iterations: int) -> list[SingularPair]:
-        """Return the norm of each with its singular vectors, from below; of one that is new, many iterations long.
+    def advance(self, weights: Sequence[Weight], rounds: int = ROUNDS, steps: int = 1) -> list[FollowedNorm]:
+        """Return the norm of each with its gradient in factors, from below; see `FollowedNorms.advance`.
 
         Nothing waits for the device. A collective call for sharded weights.
         """
-        for weight in weights:
-            if weight.name not in self.vectors:
-                for _ in range(_START_ROUNDS):
-                    self._pairs([weight], _START_ITERATIONS)
         if has_dtensors([weight.parameter for weight in weights]):
             # One by one, for all of them at once may not fit.
-            return [pair for weight in weights for pair in self._pairs([weight], iterations)]
-        return self._pairs(weights, iterations) if weights else []
+            return [norm for weight in weights for norm in self.followed.advance([layer_of(weight)], rounds, steps)]
+        return self.followed.advance([layer_of(weight) for weight in weights], rounds, steps)
 
-    def _pairs(self, weights: Sequence[Weight], iterations: int) -> list[SingularPair]:
-        layers = [layer_of(weight) for weight in weights]
-        if self._as_matrices:
-            layers = [Layer(layer.name, layer.matrix()) for layer in layers]
-        with without_autocast(layers[0].tensor.device):
-            return self._estimates.pairs(layers, iterations)
+
+def outline_of(weight: Weight) -> Layer:
+    """Return the layer without its numbers: whatever its shape alone decides."""
+    outline = torch.empty(weight.shape, dtype=weight.parameter.dtype, device="meta")
+    return Layer(weight.name, outline, weight.modules[0], weight.dims)
 
 
 def _mask(module: nn.Module, leaf: str) -> Tensor | None:

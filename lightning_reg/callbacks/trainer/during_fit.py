@@ -5,10 +5,12 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor
+from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.decays import show_decays
+from lightning_reg.callbacks.trainer.loggers import flush
 from lightning_reg.callbacks.trainer.packages import Callback, LightningModule, MisconfigurationException, Trainer
 from lightning_reg.callbacks.trainer.settings import call_of
 from lightning_reg.functional.tensors.chunks import NumberOrTensor
@@ -55,7 +57,9 @@ class DuringFit(Callback, Generic[RunT]):
     def __getstate__(self) -> dict[str, Any]:
         # Lightning pickles the trainer with its callbacks while it trains, where a data loader spawns its workers and
         # `collate_fn` is a method of the data module. A run holds hooks and optimizers, which cannot be pickled.
-        return {**vars(self), "_run": None, "_trainer": None}
+        # Lightning hangs the module's `log` on each callback in each fit, and with it the whole module.
+        kept = {name: value for name, value in vars(self).items() if name not in {"log", "log_dict"}}
+        return {**kept, "_run": None, "_trainer": None}
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -92,13 +96,19 @@ class DuringFit(Callback, Generic[RunT]):
         return {}
 
     @override
+    def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        flush(trainer)  # the step before is over
+
+    @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        flush(trainer)
         if stage in self.stages:
             self._end(trainer)
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # Lightning calls no `teardown` then.
+        flush(trainer)
         self._end(trainer)
 
     def _end(self, trainer: Trainer) -> None:

@@ -1,13 +1,31 @@
 """Writing to the trainer's loggers what does not go through `self.log`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.packages import LightningModule, Logger, Trainer, is_a
-from lightning_reg.tensorboard import events
+from lightning_reg.tensorboard import events, tags
+
+_FEW_LAYERS = 16
+"""Up to here, numbers of single layers that no argument asks for are scalars, too."""
+
+
+@dataclass
+class _Pending:
+    """What callbacks have said of a step, and loggers have not been given yet."""
+
+    step: int = -1
+    values: dict[str, float] = field(default_factory=dict)
+
+
+_pending: WeakKeyDictionary[Trainer, _Pending] = WeakKeyDictionary()
+_named: WeakKeyDictionary[SummaryWriter, set[str]] = WeakKeyDictionary()
+"""The tags of tensors whose layers a writer has written the names of."""
 
 
 def tensorboard_writers(trainer: Trainer) -> Iterator[tuple[Logger, SummaryWriter]]:
@@ -18,6 +36,13 @@ def tensorboard_writers(trainer: Trainer) -> Iterator[tuple[Logger, SummaryWrite
             yield logger, writer
 
 
+def other_loggers(trainer: Trainer) -> Iterator[Logger]:
+    """Yield the loggers that are not TensorBoard's; none but on rank 0."""
+    for logger in trainer.loggers:
+        if trainer.is_global_zero and not is_a(logger, "TensorBoardLogger"):
+            yield logger
+
+
 def prefixed(logger: Logger, tag: str) -> str:
     """Return `tag` as a TensorBoard logger writes it."""
     prefix = state.log_prefix(logger)
@@ -25,15 +50,50 @@ def prefixed(logger: Logger, tag: str) -> str:
 
 
 def write_scalars(trainer: Trainer, values: Mapping[str, float], step: int) -> None:
-    """Write many numbers at `step` to every logger, to TensorBoard as one event; on rank 0."""
+    """Write many numbers at `step` to every logger, to TensorBoard as one event; on rank 0.
+
+    The other loggers get the numbers of all callbacks in one call for each step, when it is over: `flush`.
+    """
     if not (trainer.is_global_zero and values):
         return
     for logger, writer in tensorboard_writers(trainer):
         tagged = {prefixed(logger, tag): value for tag, value in values.items()}
         events.write(writer, events.scalars(tagged), step)
-    for logger in trainer.loggers:
-        if not is_a(logger, "TensorBoardLogger"):
-            logger.log_metrics(dict(values), step=step)
+    pending = _pending.setdefault(trainer, _Pending())
+    if pending.step != step:
+        flush(trainer)
+        pending.step = step
+    pending.values.update(values)
+
+
+def flush(trainer: Trainer) -> None:
+    """Give the loggers other than TensorBoard's what callbacks have written since the last time."""
+    pending = _pending.get(trainer)
+    if pending is None or not pending.values:
+        return
+    values, pending.values = pending.values, {}
+    for logger in other_loggers(trainer):
+        logger.log_metrics(dict(values), step=pending.step)
+
+
+def write_layers(trainer: Trainer, metric: str, values: Mapping[str, float], step: int) -> None:
+    """Write a number for each layer to TensorBoard, as one tensor for the page "Regularization"; on rank 0."""
+    if not values:
+        return
+    names = list(values)
+    tag = tags.values_of(metric, names)
+    for logger, writer in tensorboard_writers(trainer):
+        known = _named.setdefault(writer, set())
+        summary = events.layer_values(prefixed(logger, tag), list(values.values()), None if tag in known else names)
+        known.add(tag)
+        events.write(writer, summary, step)
+
+
+def write_layers_and_few_scalars(trainer: Trainer, metric: str, values: Mapping[str, float], step: int) -> None:
+    """Write a number for each layer as `write_layers` does, and where there are few of them as scalars, too."""
+    write_layers(trainer, metric, values, step)
+    if len(values) <= _FEW_LAYERS:
+        write_scalars(trainer, {tags.per_layer(metric, layer): value for layer, value in values.items()}, step)
 
 
 def log_for_callbacks(
@@ -47,14 +107,27 @@ def log_for_callbacks(
     pl_module.log_dict(dict(values), prog_bar=prog_bar, on_step=True, on_epoch=False, logger=False, batch_size=1)
 
 
+def names_a_value(trainer: Trainer, tags: Iterable[str]) -> bool:
+    """Tell whether a callback or a scheduler names one of `tags`, as `monitor` or in the name of a file."""
+    settings = [value for callback in state.callbacks_of(trainer, object) for value in vars(callback).values()]
+    names = [value for value in settings if isinstance(value, str)]
+    names += [str(config.monitor) for config in trainer.lr_scheduler_configs]
+    return any(tag in name for tag in tags for name in names)
+
+
 def log(
     trainer: Trainer,
     pl_module: LightningModule,
     values: Mapping[str, Tensor | float],
-    per_layer: Mapping[str, float] | None = None,
+    per_layer: Mapping[str, Mapping[str, float]] | None = None,
 ) -> None:
-    """Log numbers for the current step: `values` for other callbacks, all for the loggers if this is a logging step."""
+    """Log numbers for the current step: `values` for other callbacks, all for the loggers if this is a logging step.
+
+    `per_layer` has the numbers of layers for each metric.
+    """
     log_for_callbacks(pl_module, values)
     if state.writes_now(trainer):
         numbers = {tag: float(value) for tag, value in values.items()}
-        write_scalars(trainer, numbers | dict(per_layer or {}), state.log_step(trainer))
+        write_scalars(trainer, numbers, state.log_step(trainer))
+        for metric, layers in (per_layer or {}).items():
+            write_layers_and_few_scalars(trainer, metric, layers, state.log_step(trainer))

@@ -50,14 +50,19 @@ __all__ = [
 ]
 
 Kind = Literal[
+    "CSVLogger",
+    "CometLogger",
     "DeepSpeedStrategy",
     "FSDPStrategy",
     "GradientAccumulationScheduler",
     "LightningModule",
+    "MLFlowLogger",
     "ModelParallelStrategy",
+    "NeptuneLogger",
     "SingleDeviceXLAStrategy",
     "StochasticWeightAveraging",
     "TensorBoardLogger",
+    "WandbLogger",
     "WeightAveraging",  # not in the oldest Lightning that is supported
     "XLAStrategy",
 ]

@@ -1,14 +1,16 @@
 """The tables that say, before the first training step, what will be done to which weight and to which module."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lightning_reg.callbacks.trainer.loggers import tensorboard_writers
+from lightning_reg.callbacks.trainer.folding import folded
+from lightning_reg.callbacks.trainer.loggers import prefixed, tensorboard_writers
 from lightning_reg.callbacks.trainer.packages import Trainer, rank_zero_info
 from lightning_reg.selection.weights import Weight
 from lightning_reg.tensorboard import tags
 
-_CONSOLE_ROWS = 60
+_CONSOLE_ROWS = 30
 
 Columns = tuple[str, str, str]
 
@@ -30,6 +32,11 @@ class Plan:
     actions: Mapping[str, str]
     left_out: Mapping[str, str]
 
+    @property
+    def title(self) -> str:
+        """The name of the callback's class."""
+        return self.settings.partition("(")[0]
+
 
 def describe(weight: Weight) -> str:
     """Return the shape of a weight, and whether it is none of a layer's."""
@@ -44,18 +51,37 @@ def publish(
     shapes = {name: shape for plan in plans for name, shape in plan.shapes.items()}
     rows = [(name, shape, _action(name, plans)) for name, shape in shapes.items()]
     settings = [plan.settings for plan in plans]
-    hidden = len(rows) - _CONSOLE_ROWS
-    rest = [f"  ... and {hidden} more {columns[0]}s; TensorBoard's text {tag!r} has them all."] if hidden > 0 else []
-    rank_zero_info("\n".join(["Regularization plan", *settings, *_aligned([columns, *rows[:_CONSOLE_ROWS]]), *rest]))
-    for _, writer in tensorboard_writers(trainer):
-        writer.add_text(tag, _markdown(settings, columns, rows), global_step=trainer.global_step)
+    short = folded(rows)
+    hidden = len(short) - _CONSOLE_ROWS
+    rest = [f"  ... and {hidden} more rows; TensorBoard's text {tag!r} has them all."] if hidden > 0 else []
+    # Few rows can be counted by whoever reads them.
+    totals = [_total(plan, columns[0]) for plan in plans] if len(short) < len(rows) or hidden > 0 else []
+    table = _aligned([columns, *short[:_CONSOLE_ROWS]])
+    rank_zero_info("\n".join(["Regularization plan", *settings, *table, *rest, *totals]))
+    for logger, writer in tensorboard_writers(trainer):
+        writer.add_text(prefixed(logger, tag), _markdown(settings, columns, rows), global_step=trainer.global_step)
 
 
 def _action(name: str, plans: Sequence[Plan]) -> str:
     actions = [plan.actions[name] for plan in plans if name in plan.actions]
-    return " + ".join(actions) or "none: " + "; ".join(
-        dict.fromkeys(plan.left_out[name] for plan in plans if name in plan.left_out)
-    )
+    if actions:
+        return " + ".join(actions)
+    titles: dict[str, dict[str, None]] = {}
+    for plan in plans:
+        if name in plan.left_out:
+            titles.setdefault(plan.left_out[name], {})[plan.title] = None
+    if len(titles) == 1:  # the same for all
+        return f"none: {next(iter(titles))}"
+    return "none: " + "; ".join(f"{reason} ({', '.join(own)})" for reason, own in titles.items())
+
+
+def _total(plan: Plan, noun: str) -> str:
+    """Return on how many things a callback acts, and if they are weights, on how many numbers."""
+    sizes = [plan.shapes[name].partition(",")[0].split(" x ") for name in plan.actions if name in plan.shapes]
+    entries = ""
+    if sizes and all(part.isdigit() for size in sizes for part in size):
+        entries = f", {sum(math.prod(map(int, size)) for size in sizes):,} numbers"
+    return f"  total of {plan.title}: {len(plan.actions)} of {len(plan.shapes)} {noun}s{entries}"
 
 
 def _aligned(rows: Sequence[Columns]) -> list[str]:

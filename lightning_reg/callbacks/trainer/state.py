@@ -267,6 +267,13 @@ def ends_epoch(trainer: Trainer) -> bool:
     return (loop.batch_progress.current.ready - 1) // window == (int(batches) - 1) // window
 
 
+def may_end_training(trainer: Trainer) -> bool:
+    """Tell whether the current step is the last one, as far as can be known while it is made."""
+    has_all_steps = trainer.max_steps != -1 and trainer.global_step + 1 >= trainer.max_steps
+    is_last_epoch = trainer.should_stop or trainer.current_epoch + 1 >= _epochs(trainer)
+    return has_all_steps or (is_last_epoch and ends_epoch(trainer))
+
+
 def ends_training(trainer: Trainer) -> bool:
     """Tell whether the epoch that is ending is the last with steps, as far as can be known in `on_train_epoch_end`."""
     has_all_steps = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps

@@ -34,8 +34,8 @@ class Chain:
     shape: Tensor | None = None
     """R, float64, shape (features, features); None for the identity."""
 
-    def linear(self, weight: Tensor, norm: float) -> "Chain | None":
-        """Return what is known after a product with `weight`, shape (out, in), of known norm.
+    def linear(self, weight: Tensor, norm: float, gram: Tensor | None = None) -> "Chain | None":
+        """Return what is known after a product with W, shape (out, in), of known norm; `gram` is W W^T over its square.
 
         None for what is too wide or complex.
         """
@@ -43,6 +43,8 @@ class Chain:
             return None
         if not 0 < norm < math.inf:  # NaN, too
             return Chain(times(self.gain, norm))
+        if self.shape is None and gram is not None:
+            return Chain(times(self.gain, norm), gram)
         unit = precise(weight) / norm
         if self.shape is None:
             return Chain(times(self.gain, norm), unit @ unit.mT)
@@ -60,7 +62,8 @@ class Chain:
             return self.scaled(slope)
         identity = torch.eye(len(self.shape), dtype=self.shape.dtype, device=self.shape.device)
         # 2 - R has eigenvalues from 1 to 2: nothing is lost in its inverse.
-        return Chain(times(self.gain, slope), torch.linalg.inv(2 * identity - self.shape))
+        factor = torch.linalg.cholesky(2 * identity - self.shape)
+        return Chain(times(self.gain, slope), torch.cholesky_inverse(factor))
 
     def scaled(self, factor: float) -> "Chain":
         """Return what is known after a product with a number."""

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from lightning_reg.functional.spectral.certificates import certified_norm
 from lightning_reg.functional.spectral.norms import matrix_norm
 
 # More than float64 rounds.
@@ -13,10 +14,26 @@ UPWARDS = 1 + 1e-9
 FAR_UPWARDS = 1 + 1e-5
 # Larger matrices are measured in float32.
 _PRECISE = 1 << 22
+# Of more rows and columns than the first, the norm is certified, not computed; of more than the second that takes long.
+_LARGE, _LARGEST = 1024, 8192
 
 
 def norm_upwards(weight: Tensor) -> float:
-    """Return the spectral norm of a matrix, rounded up; NaN if it is not finite."""
+    """Return the spectral norm of a matrix, rounded up; of a large one by 0.5 % at most; NaN if it is not finite."""
+    return norm_and_gram(weight)[0]
+
+
+def norm_and_gram(weight: Tensor) -> tuple[float, Tensor | None]:
+    """Return what `norm_upwards` does, and W W^T over its square, in float64, where that is known by now."""
+    if _LARGE < min(weight.shape) <= _LARGEST and not weight.is_complex() and bool(weight.isfinite().all()):
+        found = certified_norm(precise(weight))
+        if found is not None:
+            norm, gram = found
+            return norm * UPWARDS, gram / UPWARDS**2 if weight.shape[0] <= weight.shape[1] else None
+    return _exact_upwards(weight), None
+
+
+def _exact_upwards(weight: Tensor) -> float:
     if weight.numel() <= _PRECISE:
         return float(matrix_norm(precise(weight))) * UPWARDS
     return float(matrix_norm(weight)) * FAR_UPWARDS

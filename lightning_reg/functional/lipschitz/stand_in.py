@@ -17,6 +17,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from typing_extensions import override
 
+from lightning_reg.functional.lipschitz.nested import replaced
 from lightning_reg.functional.tensors.shards import whole
 
 _WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module")
@@ -143,5 +144,5 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def widened(value: Any) -> Any:
-    """Return a copy of a tensor, in float32 at least, with no graph, not of inference mode; all else as it is."""
-    return _wide(value).detach().clone() if isinstance(value, Tensor) else value
+    """Return a copy in which tensors are in float32 at least, with no graph, not of inference mode."""
+    return replaced(value, Tensor, lambda tensor: _wide(tensor).detach().clone())

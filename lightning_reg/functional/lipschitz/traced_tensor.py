@@ -1,64 +1,86 @@
-"""A tensor of which the sizes are known while a graph is traced."""
+"""A tensor that knows how much it changes when the network's input does."""
 
-import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, fx
-from torch.fx.proxy import TraceError
+import torch
+from torch import Tensor
 from typing_extensions import override
 
 
-class TracedTensor(fx.Proxy):
-    """A tensor while tracing: its sizes are numbers, its entries are not, if they depend on the input."""
+class TraceError(Exception):
+    """Says why a module cannot be followed."""
 
-    @property
-    def value(self) -> Tensor:
-        """The tensor at the example input."""
-        value: Tensor = self.node.meta["value"]
-        return value
 
+class TracedTensor(Tensor):
+    """A tensor without entries while a module is followed: to look at them would make the path depend on the input.
+
+    It is one for `isinstance`, and has the sizes of one. What asks for more has to go through the mode of the tracer;
+    all that goes around it, such as compiled code, is refused.
+
+    Args:
+        value: The tensor at the example input.
+        state: What is known of it.
+
+    """
+
+    state: Any
+
+    @staticmethod
     @override
-    def __getattr__(self, name: str) -> Any:
-        attribute = getattr(self.value, name)
-        if isinstance(attribute, Tensor):
-            return self.tracer.create_proxy("call_function", getattr, (self, name), {})
-        if callable(attribute):
-            return lambda *args, **kwargs: self.tracer.create_proxy("call_method", name, (self, *args), kwargs)
-        return attribute
+    def __new__(cls: type, value: Tensor, state: Any) -> "TracedTensor":
+        new: TracedTensor = Tensor._make_wrapper_subclass(  # noqa: SLF001  # has no public name
+            cls,
+            value.shape,
+            strides=value.stride(),
+            storage_offset=value.storage_offset(),
+            dtype=value.dtype,
+            layout=value.layout,
+            device=value.device,
+        )
+        new.state = state
+        return new
 
+    @classmethod
     @override
-    def __len__(self) -> int:
-        return len(self.value)
+    def __torch_function__(cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _refused(func)
 
+    @classmethod
     @override
-    def __iter__(self) -> Iterator[Any]:
-        return (operator.getitem(self, index) for index in range(len(self)))
-
-    def _number(self) -> Tensor:
-        if self.node.meta["bound"] is not None:
-            msg = "the path through the network depends on the values of its input"
-            raise TraceError(msg)
-        return self.value
-
-    @override
-    def __bool__(self) -> bool:
-        return bool(self._number())
-
-    def __int__(self) -> int:
-        return int(self._number())
-
-    def __float__(self) -> float:
-        return float(self._number())
-
-    def __index__(self) -> int:
-        return self._number().__index__()
+    def __torch_dispatch__(  # type: ignore[override]  # torch declares no method
+        cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Refuse what comes around the tracer."""
+        return _refused(func)
 
 
-def _in_place(name: str) -> Callable[[TracedTensor, Any], Any]:
-    function = getattr(operator, name)
-    return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
+def _refused(func: Callable[..., Any]) -> Any:
+    msg = f"`{getattr(func, '__name__', func)}` is called where Python cannot look, as in TorchScript or `vmap`"
+    raise TraceError(msg)
 
 
-for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "imatmul", "iand", "ior", "ixor", "imod"):
-    setattr(TracedTensor, f"__{_name}__", _in_place(_name))
+def called_name(func: Callable[..., Any]) -> str:
+    """Return the name of a function or method of torch, as `mul` of `Tensor.__mul__`; for attributes theirs."""
+    name = getattr(func, "__name__", str(func))
+    if name == "__get__":
+        return str(getattr(getattr(func, "__self__", None), "__name__", name))
+    return name.strip("_") if name.startswith("__") else name
+
+
+def is_reflected(func: Callable[..., Any]) -> bool:
+    """Tell whether a function is the operator of what stands to the right, as `1 - x` calls it."""
+    return getattr(func, "__name__", "") in {f"__r{name}__" for name in _REFLECTED}
+
+
+_REFLECTED = ("add", "sub", "mul", "div", "truediv", "floordiv", "pow", "mod", "matmul")
+
+
+def is_method(func: Callable[..., Any]) -> bool:
+    """Tell whether a function is a method of tensors, or reads an attribute of them."""
+    name = getattr(func, "__name__", "")
+    if name == "__get__":
+        return True
+    if isinstance(func, torch._ops.OpOverloadPacket):  # noqa: SLF001  # has no public name
+        return str(func).startswith("aten.")
+    return any(getattr(Tensor, each, None) is func for each in (name, f"__{name}__"))

@@ -1,247 +1,282 @@
-"""The graph of a module by `torch.fx`, traced with the values of an example, and the bound of each node."""
+"""Follows a module through every operation of torch on an example, and asks the judge for the bound of each result."""
 
-import math
-import operator
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from types import FunctionType
+from typing import Any, NamedTuple
 
-from torch import Tensor, fx, nn
-from torch.fx.node import Node, Target, map_arg
-from torch.fx.proxy import TraceError
-from torch.utils import _pytree as pytree
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
-from lightning_reg.functional.lipschitz.judge import JUMPS, Judge
-from lightning_reg.functional.lipschitz.traced_tensor import TracedTensor
+from lightning_reg.functional.lipschitz.judge import JUMPS, Judge, Step
+from lightning_reg.functional.lipschitz.nested import closed_in, found, replaced
+from lightning_reg.functional.lipschitz.traced_tensor import TracedTensor, TraceError, called_name, is_reflected
 from lightning_reg.functional.lipschitz.value import Bound, Traced
-from lightning_reg.functional.tensors.random import devices_of, unchanged_generators
+from lightning_reg.functional.tensors.random import unchanged_generators
 
 # What may be asked of a tensor without looking at its entries.
-_SIZES = frozenset(
-    {
-        "dim",
-        "element_size",
-        "get_device",
-        "is_complex",
-        "is_contiguous",
-        "is_floating_point",
-        "is_inference",
-        "is_signed",
-        "ndimension",
-        "nelement",
-        "numel",
-        "size",
-        "storage_offset",
-        "stride",
-        "type",
-    }
+_SIZES = (
+    "dim dtype device element_size get_device grad grad_fn has_names is_complex is_conj is_contiguous is_cpu "
+    "is_cuda is_floating_point is_inference is_leaf is_meta is_mkldnn is_mps is_neg is_nested is_quantized "
+    "is_same_size is_shared is_signed is_sparse is_sparse_csr is_xla is_xpu itemsize layout len name names "
+    "nbytes ndim ndimension nelement numel output_nr requires_grad result_type retains_grad shape size "
+    "storage_offset stride type _version "
 )
+_TEXT = {"repr", "str", "format"}
 
 
-class Root(nn.Module):
-    """Calls a module with any number of inputs."""
+@dataclass
+class State:
+    """What is known of a tensor that depends on the network's input."""
 
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    @override
-    def forward(self, *inputs: Any) -> Any:
-        return self.module(*inputs)
+    value: Tensor
+    bound: Bound
+    step: Step
 
 
-class Tracer(fx.Tracer):
-    """Runs each operation on the example as soon as it is traced, and asks `judge` for the bound of its result.
+class Output(NamedTuple):
+    """What a module has returned."""
+
+    value: Any
+    """With the tensors of the example."""
+    bounds: list[Bound]
+    """Of those that depend on the input."""
+    steps: set[Step]
+    """All that these depend on."""
+
+
+class Tracer(TorchFunctionMode):
+    """Runs each operation on the example as soon as it is called, and asks `judge` for the bound of its result.
 
     Args:
         judge: Of the operations.
         functions: Python functions that are judged as a whole.
-        inputs: The example.
+        devices: Those of the example, whose random generators an operation leaves alone.
 
     """
 
-    proxy_buffer_attributes = True
-
-    def __init__(self, judge: Judge, functions: Sequence[Callable[..., Any]], inputs: Sequence[Any]) -> None:
-        super().__init__(autowrap_functions=tuple(functions))
-        self._judge = judge
-        self._inputs = inputs
-        self._devices = devices_of(inputs)
+    def __init__(self, judge: Judge, functions: Sequence[FunctionType], devices: set[torch.device]) -> None:
+        super().__init__()
+        self._judge, self._functions, self._devices = judge, functions, devices
         self._is_running = False
-        # Nodes whose tensor was changed in place: what has it now, and what else shared its memory.
-        self._now: dict[Node, Node] = {}
+        self._paths = [""]
+        self._states: list[State] = []
+        # Constants of which a traced tensor is a view.
+        self._viewed: list[Tensor] = []
 
-    def output(self) -> Any:
-        """Return what the module has computed, with the tensors in their structure."""
-        return map_arg(next(reversed(self.graph.nodes)).args[0], _value)
+    def trace(self, module: nn.Module, inputs: Sequence[Any]) -> Output:
+        """Run `module`, which is used up, on the example."""
+        root = Step("input")
+        arguments = replaced(list(inputs), Tensor, lambda tensor: self._input(tensor, root))
+        with ExitStack() as undo:
+            undo.enter_context(torch.compiler.set_stance("force_eager"))
+            self._watch(module)
+            self._watch_functions(module, undo)
+            with self:
+                output = module(*arguments)
+        for each in closed_in(output):
+            msg = f"its output holds a {type(each).__name__}, which cannot be looked into"
+            raise TraceError(msg)
+        states = [each.state for each in found(output, TracedTensor)]
+        if next(found(output, Tensor), None) is None:
+            msg = f"it returns no tensor, but a {type(output).__name__}"
+            raise TraceError(msg)
+        steps = _needed([state.step for state in states])
+        plain = replaced(output, TracedTensor, lambda tensor: tensor.state.value)
+        return Output(plain, [state.bound for state in states], steps)
 
-    def bound_of_output(self) -> tuple[list[Bound], set[Node]]:
-        """Return the bounds of the tensors that come out, and the nodes that they depend on."""
-        output = next(reversed(self.graph.nodes))
-        needed: set[Node] = set()
-        waiting = [output]
-        while waiting:
-            node = waiting.pop()
-            if node not in needed:
-                needed.add(node)
-                waiting += node.all_input_nodes
-        bounds: list[Bound | None] = []
-        map_arg(output.args, lambda a: bounds.append(a.meta["bound"]))
-        return [bound for bound in bounds if bound is not None], needed
+    def _input(self, tensor: Tensor, root: Step) -> Tensor:
+        bound = self._judge.of_input(tensor)
+        return tensor if bound is None else self._known(tensor, bound, root)
+
+    def _watch(self, module: nn.Module) -> None:
+        """Have every module tell when it is called; nothing is left of that but in the stand-in."""
+        self._weights = {id(weight): name for name, weight in module.named_parameters()}
+        for path, part in module.named_modules():
+            forward = part.forward
+            if self._judge.is_leaf(part):
+                step = functools.partial(self._module_step, path, part, self._judge.rule_of(part))
+                vars(part)["forward"] = self._whole(forward, step)
+            else:
+                vars(part)["forward"] = self._inside(forward, path)
+
+    def _module_step(self, path: str, module: nn.Module, rule: Any, *_: Any) -> Step:
+        return Step(path or type(module).__name__, rule, type(module).__name__, module)
+
+    def _whole(self, function: Callable[..., Any], step: Callable[..., Step]) -> Callable[..., Any]:
+        """Return `function` with its calls judged as one operation."""
+
+        @functools.wraps(function)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            if self._is_running or next(found((args, kwargs), TracedTensor), None) is None:
+                return function(*args, **kwargs)
+            return self._call(step(), function, args, kwargs)
+
+        return wrapped
+
+    def _inside(self, forward: Callable[..., Any], path: str) -> Callable[..., Any]:
+        """Return the `forward` of a module that is looked into."""
+
+        @functools.wraps(forward)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            self._paths.append(path)
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                self._paths.pop()
+
+        return wrapped
+
+    def _watch_functions(self, module: nn.Module, undo: ExitStack) -> None:
+        """Put what tells of its calls in the place of functions, where modules and they themselves are written."""
+        forwards = [getattr(type(part), "forward", None) for part in module.modules()]
+        spaces = [getattr(function, "__globals__", None) for function in (*forwards, *self._functions)]
+        for space in {id(space): space for space in spaces if space is not None}.values():
+            for name, function in list(space.items()):
+                if any(function is each for each in self._functions):
+                    undo.callback(space.__setitem__, name, function)
+                    step = functools.partial(self._function_step, function)
+                    space[name] = self._whole(function, step)
+
+    def _function_step(self, function: Callable[..., Any], args: Any = ()) -> Step:
+        shown = called_name(function)
+        if is_reflected(function):
+            shown = {"rdiv": "truediv"}.get(shown, shown.removeprefix("r"))
+        path = self._paths[-1]
+        weights = [self._weights[id(each)] for each in args if id(each) in self._weights]
+        return Step(
+            f"{path}.{shown}" if path else shown,
+            self._judge.rule_of(function, shown),
+            f"`{shown}`",
+            weight=weights[0] if weights else None,
+        )
 
     @override
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return self._judge.is_leaf(m)
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self._is_running or next(found((args, kwargs), TracedTensor), None) is None:
+            return func(*args, **kwargs)
+        name = called_name(func)
+        if name in _TEXT:
+            return f"tensor of shape {tuple(args[0].state.value.shape)}"
+        step = self._function_step(func, (*args, *kwargs.values()))
+        if is_reflected(func):
+            first, second = args
+            return self._call(step, lambda left, right: func(right, left), (second, first), kwargs)
+        if name == "setitem":
+            return self._call(step, _set_item, args, kwargs)
+        return self._call(step, func, args, kwargs)
 
-    @override
-    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        return forward(*args, **kwargs) if self._is_running else super().call_module(m, forward, args, kwargs)
-
-    @override
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
-        if self._is_running or isinstance(attr_val, fx.Proxy):
-            return attr_val
-        return super().getattr(attr, attr_val, parameter_proxy_cache)
-
-    @override
-    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
-        names = [f"input_{position}" for position in range(len(self._inputs))]
-        return root_fn, [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in names)]
-
-    @override
-    def proxy(self, node: Node) -> fx.Proxy:
-        return TracedTensor(node, self)
-
-    @override
-    def create_arg(self, a: Any) -> Any:
-        if isinstance(a, fx.Proxy):
-            node = self._now.get(a.node, a.node)
-            if "is_stale" in node.meta:
-                self._judge.refuse(node, "it is changed in place through another view of it")
-            return node
-        argument = super().create_arg(a)
-        if isinstance(argument, Node) and "value" not in argument.meta:  # has just been made for a constant
-            argument.meta.update(value=a, bound=None, is_untraced=True)
-        return argument
-
-    @override
-    def create_proxy(self, kind: str, target: Target, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
-        node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs))
-        node.meta["path"] = self.scope.module_path
-        if kind == "placeholder":
-            value = self._inputs[int(str(target).removeprefix("input_"))]
-            return self._known(node, value, self._judge.of_input(value))
-        if kind == "get_attr":
-            # A copy, for the module may change it in place.
-            value = self._attribute(str(target)).clone()
-            return self._known(node, value, None)
-        values, keywords = map_arg(node.args, _value), map_arg(node.kwargs, _value)
-        tensors = [each for each in pytree.tree_leaves((values, keywords)) if isinstance(each, Tensor)]
+    def _call(self, step: Step, operation: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Return the result of an operation with its bound."""
+        states = [tensor.state for tensor in found((args, kwargs), TracedTensor)]
+        step.parents = [state.step for state in states]
+        values, keywords = replaced((tuple(args), dict(kwargs)), TracedTensor, lambda tensor: tensor.state.value)
+        tensors = list(found((values, keywords), Tensor))
         versions = [tensor._version for tensor in tensors]  # noqa: SLF001  # tells of every change in place
         places = [_place(tensor) for tensor in tensors]
-        value = self._run(node, values, keywords)
+        with self._running(), unchanged_generators(self._devices):
+            value = operation(*values, **keywords)
+        if next(found(value, Tensor), None) is None:
+            return self._size(operation, value)
         changed = [t for t, before in zip(tensors, versions, strict=True) if t._version > before]  # noqa: SLF001
-        bound = None
-        if any(argument.meta["bound"] is not None for argument in node.all_input_nodes):
-            if not any(isinstance(each, Tensor) for each in pytree.tree_leaves(value)):
-                return self._size(node, value)
-            if places != [_place(tensor) for tensor in tensors]:
-                bound = self._judge.refuse(node, "it changes the shape of a tensor in place")
-            else:
-                traced, traced_keywords = map_arg(node.args, _traced), map_arg(node.kwargs, _traced)
-                with self._running():
-                    bound = self._judge.judge(node, self.operation(node), value, traced, traced_keywords)
-        result = self._known(node, value, bound)
-        self._note_changes(node, changed)
-        return result
-
-    def _known(self, node: Node, value: Any, bound: Bound | None) -> Any:
-        """Return what the traced code gets: the structure of the value, with traced tensors."""
-        node.meta.update(value=value, bound=bound)
+        traced = {id(state.value) for state in states}
+        constants = [tensor for tensor in tensors if id(tensor) not in traced]
+        self._refuse_changed_constants(changed, constants)
+        if places != [_place(tensor) for tensor in tensors]:
+            bound = self._judge.refuse(step, "it changes the shape of a tensor in place")
+        else:
+            with self._running():
+                # With what was known before: a change in place counts once the bound is known.
+                known = replaced(
+                    (tuple(args), dict(kwargs)), TracedTensor, lambda t: Traced(t.state.value, t.state.bound)
+                )
+                bound = self._judge.judge(step, operation, value, *known)
+        memory = {_memory(tensor) for tensor in found(value, Tensor)}
+        self._viewed += [tensor for tensor in constants if _memory(tensor) in memory]
+        self._note_changes(step, bound, changed, value)
         if isinstance(value, Tensor):
-            return self.proxy(node)
+            return self._known(value, bound, step)
+        return replaced(value, Tensor, lambda tensor: self._part(tensor, bound, step))
 
-        def part(parent: Node, key: Any, inner: Any) -> Any:
-            child = self.create_node("call_function", operator.getitem, (parent, key), {})
-            child.meta["path"] = parent.meta["path"]
-            if bound is None or not isinstance(inner, Tensor) or inner.is_floating_point() or inner.is_complex():
-                return self._known(child, inner, bound and Bound(bound.value))
-            return self._known(child, inner, self._judge.refuse(child, JUMPS))
+    def _known(self, value: Tensor, bound: Bound, step: Step) -> TracedTensor:
+        state = State(value, bound, step)
+        self._states.append(state)
+        return TracedTensor(value, state)
 
-        if isinstance(value, dict):
-            return {key: part(node, key, inner) for key, inner in value.items()}
-        if isinstance(value, list | tuple):
-            parts = [part(node, position, inner) for position, inner in enumerate(value)]
-            return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-        return value
+    def _part(self, value: Tensor, bound: Bound, step: Step) -> TracedTensor:
+        """Return one of several tensors that an operation has returned."""
+        if value.is_floating_point() or value.is_complex():
+            return self._known(value, replace(bound, chain=None, scaled=None, own=None), step)
+        positions = Step(step.name, parents=[step])
+        return self._known(value, self._judge.refuse(positions, JUMPS), positions)
 
-    def _size(self, node: Node, value: Any) -> Any:
+    def _size(self, operation: Callable[..., Any], value: Any) -> Any:
         """Return a number that was asked of a tensor, if it does not depend on its entries."""
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        if name not in _SIZES:
-            msg = f"`{name}` makes the path through the network depend on the values of its input"
+        name = called_name(operation)
+        if name not in _SIZES.split():
+            msg = f"`{name}`: the path through the network depends on the values of its input"
             raise TraceError(msg)
         return value
 
-    def _run(self, node: Node, args: Any, kwargs: Any) -> Any:
-        with self._running(), unchanged_generators(self._devices):
-            return self.operation(node)(*args, **kwargs)
-
-    def operation(self, node: Node) -> Callable[..., Any]:
-        """Return the function that `node` calls."""
-        if node.op == "call_module":
-            forward: Callable[..., Any] = self.root.get_submodule(str(node.target)).forward
-            return forward
-        if node.op == "call_method":
-            return lambda tensor, *args, **kwargs: getattr(tensor, str(node.target))(*args, **kwargs)
-        function: Callable[..., Any] = node.target  # type: ignore[assignment]  # of call_function
-        return function
-
     @contextmanager
     def _running(self) -> Iterator[None]:
-        """Let modules compute as they are, not trace."""
+        """Let modules and functions compute as they are."""
         self._is_running, before = True, self._is_running
         try:
             yield
         finally:
             self._is_running = before
 
-    def _attribute(self, path: str) -> Any:
-        with self._running():
-            return operator.attrgetter(path)(self.root)
+    def _refuse_changed_constants(self, changed: Sequence[Tensor], constants: Sequence[Tensor]) -> None:
+        """Raise if what depends on the input was written into a tensor that did not."""
+        fixed = {_memory(tensor) for tensor in (*constants, *self._viewed)}
+        if any(_memory(tensor) in fixed for tensor in changed):
+            msg = "a tensor that `forward` has made is changed in place; `torch.zeros_like(x)` can be followed"
+            raise TraceError(msg)
 
-    def _note_changes(self, node: Node, changed: Sequence[Tensor]) -> None:
-        """Let later uses of a tensor that `node` has changed use its result; those of other views have no bound."""
-        if not changed:
-            return
+    def _note_changes(self, step: Step, bound: Bound, changed: Sequence[Tensor], value: Any) -> None:
+        """Let later uses of a tensor that was changed have the new bound; other views of its memory have none."""
         memory = {_memory(tensor) for tensor in changed}
-        result = node.meta["value"]
-        for other in [each for each in self.graph.nodes if each is not node and "value" in each.meta]:
-            tensor = other.meta["value"]
-            if not isinstance(tensor, Tensor) or _memory(tensor) not in memory:
+        for state in self._states if memory else ():
+            if _memory(state.value) not in memory:
                 continue
-            if "is_untraced" in other.meta and node.meta["bound"] is not None:
-                msg = "a tensor that `forward` has made is changed in place; `torch.zeros_like(x)` can be followed"
-                raise TraceError(msg)
-            if isinstance(result, Tensor) and _place(tensor) == _place(result):
-                self._now[other] = node
-            elif node.meta["bound"] is not None or other.meta["bound"] is not None:
-                other.meta.update(bound=Bound(math.inf), is_stale=True)
+            if isinstance(value, Tensor) and _place(state.value) == _place(value):
+                state.bound, state.step = bound, step
+            else:
+                stale = Step(state.step.name, parents=[state.step])
+                state.bound = self._judge.refuse(stale, "it is changed in place through another view of it")
+                state.step = stale
 
 
-def _value(node: Node) -> Any:
-    return node.meta["value"]
+def _needed(steps: list[Step]) -> set[Step]:
+    """Return these steps and all that they depend on."""
+    needed: set[Step] = set()
+    waiting = list(steps)
+    while waiting:
+        step = waiting.pop()
+        if step not in needed:
+            needed.add(step)
+            waiting += step.parents
+    return needed
 
 
-def _traced(node: Node) -> Any:
-    bound = node.meta["bound"]
-    return node.meta["value"] if bound is None else Traced(node.meta["value"], bound)
+def _set_item(tensor: Tensor, index: Any, value: Any) -> Tensor:
+    tensor[index] = value
+    return tensor
 
 
 def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+    return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else id(tensor)
 
 
 def _place(tensor: Tensor) -> tuple[Any, ...]:
+    if tensor.layout != torch.strided:
+        return id(tensor), tensor.shape, tensor.dtype
     return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from lightning_reg.functional.lipschitz.nested import found, replaced
 from lightning_reg.functional.lipschitz.rules.applied import RuleError, apply_rule
 from lightning_reg.functional.lipschitz.rules.registry import Rule, UserRule, module_rule
 from lightning_reg.functional.lipschitz.value import Bound, NoBoundError, Operation, Traced, larger
@@ -15,30 +15,30 @@ from lightning_reg.functional.tensors.random import devices_of, unchanged_genera
 
 def layers_alone(module: nn.Module, inputs: Sequence[Any]) -> dict[str, float]:
     """Run a stand-in, which is used up, and return the constant of each layer with weights that it calls and a rule."""
-    found: dict[str, float] = {}
+    constants: dict[str, float] = {}
     for name, part in module.named_modules():
         rule = module_rule(part)
         if rule is not None and next(part.parameters(), None) is not None:
-            part.register_forward_hook(_noting(name or type(part).__name__, rule, found), with_kwargs=True)
+            part.register_forward_hook(_noting(name or type(part).__name__, rule, constants), with_kwargs=True)
     try:
-        with unchanged_generators(devices_of(inputs)):
+        with unchanged_generators(devices_of(list(found(inputs, Tensor)))):
             module(*inputs)
     except RuleError:
         raise
     except Exception:  # the trace has failed for a reason that is reported
         pass
-    return found
+    return constants
 
 
-def _noting(name: str, rule: Rule | UserRule, found: dict[str, float]) -> Any:
+def _noting(name: str, rule: Rule | UserRule, constants: dict[str, float]) -> Any:
     def hook(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         operation = Operation(output, layer.forward, layer)
-        traced = pytree.tree_map(lambda x: Traced(x, Bound(1.0)) if isinstance(x, Tensor) else x, (args, kwargs))
+        traced = replaced((args, kwargs), Tensor, lambda tensor: Traced(tensor, Bound(1.0)))
         try:
             _, own = apply_rule(rule, operation, *traced)
         except NoBoundError:
             own = math.inf
         if own is not None:
-            found[name] = larger(own, found.get(name, 0.0))
+            constants[name] = larger(own, constants.get(name, 0.0))
 
     return hook

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_reg.functional.lipschitz.chain import Chain
+from lightning_reg.functional.lipschitz.nested import found
 from lightning_reg.functional.lipschitz.rounding import UPWARDS, precise, times
 
 PRODUCT = "the slope of a product of values that depend on the input has no bound"
@@ -38,6 +39,8 @@ class Bound:
     """The dimension of the channels, counted from the end."""
     own: float | None = None
     """The constant of the layer alone that made the value."""
+    last: "tuple[Tensor, Bound] | None" = None
+    """Of what is a product with a matrix but for constants that are added: its weight, and the bound before it."""
 
     def after(self, factor: float, slopes: Slopes | None = None) -> "Bound":
         """Return the bound after a function with such a constant, or slopes."""
@@ -61,8 +64,8 @@ class Operation:
 class Traced:
     """A value that depends on the network's input, as rules see it."""
 
-    value: Any
-    """A tensor or several, at the example input."""
+    value: Tensor
+    """At the example input."""
     bound: Bound
 
 
@@ -75,15 +78,7 @@ def together(bounds: Iterable[float]) -> float:
 
 def traced_in(values: Any) -> Iterator[Traced]:
     """Yield what depends on the input in nested arguments."""
-    if isinstance(values, Traced):
-        yield values
-    elif isinstance(values, list | tuple | set):
-        for value in values:
-            yield from traced_in(value)
-    elif isinstance(values, dict):
-        yield from traced_in(list(values.values()))
-    elif isinstance(values, slice):
-        yield from traced_in([values.start, values.stop, values.step])
+    return found(values, Traced)
 
 
 def constant(value: Any) -> Any:

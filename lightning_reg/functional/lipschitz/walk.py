@@ -1,4 +1,4 @@
-"""The walk over a module's graph: the bound of its output, of each layer, and what has none."""
+"""The walk over a module's operations: the bound of its output, of each layer, and what has none."""
 
 import math
 from collections.abc import Sequence
@@ -6,15 +6,15 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from lightning_reg.functional.lipschitz.judge import Judge
+from lightning_reg.functional.lipschitz.judge import JUMPS, Judge
+from lightning_reg.functional.lipschitz.nested import found, replaced
 from lightning_reg.functional.lipschitz.rules.applied import RuleError
 from lightning_reg.functional.lipschitz.rules.registry import own_functions
 from lightning_reg.functional.lipschitz.stand_in import stand_in
-from lightning_reg.functional.lipschitz.tracer import Root, Tracer
+from lightning_reg.functional.lipschitz.tracer import Tracer
 from lightning_reg.functional.lipschitz.untraced import layers_alone
-from lightning_reg.functional.lipschitz.value import together
+from lightning_reg.functional.lipschitz.value import Bound, together
 from lightning_reg.functional.tensors.random import devices_of, watched_generators
 
 
@@ -24,6 +24,8 @@ class Findings(NamedTuple):
     value: float
     per_layer: dict[str, float]
     unbounded: tuple[tuple[str, str], ...]
+    last: tuple[Tensor, Bound] | None = None
+    """Of an output that a matrix makes: its weight, and the bound before it."""
 
 
 def walk(module: nn.Module, inputs: Sequence[Any], *, fold: bool) -> Findings:
@@ -35,13 +37,15 @@ def walk(module: nn.Module, inputs: Sequence[Any], *, fold: bool) -> Findings:
         fold: Whether batch normalization is folded into the layer before it.
 
     """
-    root = Root(stand_in(module))
-    judge = Judge(root, has_floats=any(map(_has_floats, inputs)), fold=fold)
-    tracer = Tracer(judge, own_functions(), inputs)
-    arguments = [value.clone() if isinstance(value, Tensor) else value for value in inputs]
+    tensors = list(found(inputs, Tensor))
+    has_floats = any(map(_has_floats, tensors))
+    judge = Judge(has_floats=has_floats, fold=fold)
+    devices = devices_of(tensors)
+    tracer = Tracer(judge, own_functions(), devices)
+    arguments = replaced(list(inputs), Tensor, Tensor.clone)
     try:
-        with watched_generators(devices_of(inputs)) as has_drawn:
-            tracer.trace(root)
+        with watched_generators(devices) as has_drawn:
+            output = tracer.trace(stand_in(module), inputs)
             drawn = has_drawn()
     except RuleError as error:
         raise error.__cause__ or error from None
@@ -50,27 +54,29 @@ def walk(module: nn.Module, inputs: Sequence[Any], *, fold: bool) -> Findings:
         return Findings(math.inf, layers, (("trace", f"{type(error).__name__}: {error}"),))
     if drawn:
         return Findings(math.inf, judge.per_layer(), (("forward", "it draws random numbers"),))
-    if not _computes(module, arguments, tracer.output()):
-        reason = "the traced graph computes something else than `forward`: it may ask whether its input is a Tensor"
+    if not _computes(module, arguments, output.value):
+        reason = "the traced graph computes something else than `forward`: it may ask for the type of its input"
         return Findings(math.inf, judge.per_layer(), (("trace", reason),))
-    bounds, needed = tracer.bound_of_output()
-    value = together(bound.value for bound in bounds)
-    return Findings(value, judge.per_layer(), judge.reasons_among(needed))
+    value = together(bound.value for bound in output.bounds)
+    last = output.bounds[0].last if isinstance(output.value, Tensor) and output.bounds else None
+    reasons = judge.reasons_among(output.steps)
+    if math.isinf(value) and not (reasons or has_floats):
+        reasons = (("input", JUMPS),)
+    return Findings(value, judge.per_layer(), reasons, last)
 
 
 def _computes(module: nn.Module, arguments: Sequence[Any], traced: Any) -> bool:
-    """Tell whether `module` gives what its graph gave; not asked of one that draws random numbers."""
-    with watched_generators(devices_of(arguments)) as has_drawn:
+    """Tell whether `module` gives what was followed; not asked of one that draws random numbers."""
+    with watched_generators(devices_of(list(found(arguments, Tensor)))) as has_drawn:
         output = stand_in(module)(*arguments)
         if has_drawn():
             return True
-    pairs = zip(pytree.tree_leaves(traced), pytree.tree_leaves(output), strict=False)
-    return all(
+    tensors, expected = list(found(traced, Tensor)), list(found(output, Tensor))
+    return len(tensors) == len(expected) and all(
         first.shape == second.shape and torch.allclose(first, second, rtol=1e-3, atol=1e-5, equal_nan=True)
-        for first, second in pairs
-        if isinstance(first, Tensor) and isinstance(second, Tensor)
+        for first, second in zip(tensors, expected, strict=True)
     )
 
 
-def _has_floats(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
+def _has_floats(value: Tensor) -> bool:
+    return value.is_floating_point()

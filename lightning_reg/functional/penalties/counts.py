@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_reg import _checks
 from lightning_reg.functional.tensors.chunks import chunk_size, in_memory_order, short_rows
-from lightning_reg.functional.tensors.shards import sum_each_over_shards, whole
+from lightning_reg.functional.tensors.shards import has_dtensors, sum_each_over_shards, whole
 from lightning_reg.functional.tensors.weights import as_weights
 
 __all__ = ["sparsity"]
@@ -78,11 +78,20 @@ def check_dim(weights: Iterable[Tensor], dim: int | None) -> None:
 # Below this, summing in float64 costs less than the calls that do without.
 _SMALL_ENTRIES = 1 << 14
 _EUCLIDEAN = 2
+# In float32, squares in sums between these lose nothing to underflow, and do not overflow.
+_LEAST, _MOST = 1e-12, 1e15
+# What float64 sums at once, so that the copy stays in a cache.
+_PART_ENTRIES = 1 << 16
 
 
 def power_sums(weights: list[Tensor], p: float) -> Tensor:
     """Return the sum of abs(w)^`p` of each weight, shape (weights,); of a sharded one over all ranks."""
-    return sum_each_over_shards(lambda parts: _power_sums(parts, p), weights)
+    return sum_each_over_shards(lambda parts: _norms(parts, p).pow(p), weights)
+
+
+def power_norms(weights: list[Tensor], p: float) -> Tensor:
+    """Return the `p`-norm of each weight as a vector, shape (weights,), also where `power_sums` would be 0."""
+    return power_sums(weights, p).pow(1 / p) if has_dtensors(weights) else _norms(weights, p)
 
 
 def zero_counts(weights: list[Tensor], threshold: float, dims: Sequence[int] | None) -> Tensor:
@@ -96,7 +105,7 @@ def zero_counts(weights: list[Tensor], threshold: float, dims: Sequence[int] | N
     return torch.stack([count.to(weights[0].device) for count in slices])
 
 
-def _power_sums(weights: list[Tensor], p: float) -> Tensor:
+def _norms(weights: list[Tensor], p: float) -> Tensor:
     weights = [weight.abs() if weight.is_complex() else weight for weight in weights]
     if weights[0].device.type == "cpu":
         is_fast = [p == _EUCLIDEAN and w.dtype == torch.float32 and w.numel() > _SMALL_ENTRIES for w in weights]
@@ -107,9 +116,10 @@ def _power_sums(weights: list[Tensor], p: float) -> Tensor:
             for weight, fast in zip(weights, is_fast, strict=True)
         ]
     else:
-        double = any(weight.dtype == torch.float64 for weight in weights)
-        norms = list(torch._foreach_norm(weights, p, dtype=torch.float64 if double else torch.float32))
-    return torch.stack(norms).pow(p)
+        # Of small weights, squares in float32 would be 0.
+        dtype = torch.float32 if weights[0].device.type == "mps" else torch.float64
+        norms = list(torch._foreach_norm(weights, p, dtype=dtype))
+    return torch.stack(norms)
 
 
 def _euclidean_norm(weight: Tensor) -> Tensor:
@@ -118,7 +128,10 @@ def _euclidean_norm(weight: Tensor) -> Tensor:
     norms = torch.linalg.vector_norm(rows, dim=1)
     rest_norm = torch.linalg.vector_norm(rest, dtype=torch.float64)
     total: Tensor = torch.linalg.vector_norm(torch.cat([norms, rest_norm.reshape(1)]))
-    return total
+    if _LEAST < total < _MOST:
+        return total
+    parts = torch._foreach_norm(torch.split(flat, _PART_ENTRIES), dtype=torch.float64)
+    return torch.stack(parts).square().sum().sqrt()
 
 
 def _zeros(weights: list[Tensor], threshold: float) -> Tensor:

@@ -91,8 +91,9 @@ def group_thresholds(weights: list[Tensor], step_sizes: Sequence[NumberOrTensor]
     ]
 
 
-# Newton's steps until float64 is exact to rounding, in groups whose thresholds differ by many orders of magnitude.
-_NEWTON_STEPS = 10
+# Newton's steps until float32 and float64 are exact to rounding, also in groups near the edge of zero whose thresholds
+# differ by many orders of magnitude. To look whether fewer are enough would wait for the device.
+_NEWTON_STEPS, _NEWTON_STEPS_IN_DOUBLE = 7, 10
 # Entries of whole groups that are worked on at once, so that what is computed on the way stays in a cache on a CPU.
 _BLOCK_ENTRIES = 1 << 16
 
@@ -118,7 +119,7 @@ def shrink_groups_(weights: Sequence[Tensor], thresholds: Sequence[NumberOrTenso
             _shrink_blocks_(weight, torch.as_tensor(threshold), dim)
     _shrink_uniform_([weight for weight, _ in uniform], [threshold for _, threshold in uniform], dim)
     if split:
-        _shrink_varied_([weight for weight, _ in split], [threshold for _, threshold in split], dim, may_look=False)
+        _shrink_varied_([weight for weight, _ in split], [threshold for _, threshold in split], dim)
 
 
 def is_scalar(value: NumberOrTensor) -> bool:
@@ -143,10 +144,10 @@ def _shrink_blocks_(weight: Tensor, thresholds: Tensor, dim: int) -> None:
     size = max(1, _BLOCK_ENTRIES * count // part.numel()) if part.device.type == "cpu" else count
     blocks = (torch.split(tensor, size, dim) for tensor in (part, thresholds.expand(part.shape)))
     for block, bounds in zip(*blocks, strict=True):
-        _shrink_varied_([block], [bounds], dim, may_look=part.device.type == "cpu")
+        _shrink_varied_([block], [bounds], dim)
 
 
-def _shrink_varied_(weights: list[Tensor], thresholds: list[NumberOrTensor], dim: int, *, may_look: bool) -> None:
+def _shrink_varied_(weights: list[Tensor], thresholds: list[NumberOrTensor], dim: int) -> None:
     r"""Solve :math:`\sum w^2 / (r + d)^2 = 1` for the norm r of each group, d being the thresholds; then shrink.
 
     Newton's method on the root of the sum's reciprocal, which is concave in r: from the left it never oversteps. It
@@ -156,7 +157,6 @@ def _shrink_varied_(weights: list[Tensor], thresholds: list[NumberOrTensor], dim
         weights: The weights; all take the same steps, with one collective call in each.
         thresholds: Those of the entries of this rank's parts, times the root of the number of entries of a group.
         dim: The dimension along which groups lie.
-        may_look: Whether to stop when all is found: on a GPU looking would wait, and ranks might not agree.
 
     """
     parts = local_parts(weights)
@@ -180,14 +180,9 @@ def _shrink_varied_(weights: list[Tensor], thresholds: list[NumberOrTensor], dim
         return seconds, seconds / divisors
 
     roots, is_zero = _start(sums(moments))
-    for _ in range(_NEWTON_STEPS):
-        is_found = True
-        for root, zero, (seconds, thirds) in zip(roots, is_zero, sums(newton), strict=True):
-            step = ((seconds.pow(1.5) - seconds) / thirds).clamp_(min=0)
-            root.add_(step)
-            is_found &= may_look and bool((zero | (step <= _rounding(root) * root)).all())
-        if is_found:
-            break
+    for _ in range(_NEWTON_STEPS_IN_DOUBLE if torch.float64 in dtypes else _NEWTON_STEPS):
+        for root, (seconds, thirds) in zip(roots, sums(newton), strict=True):
+            root.add_(((seconds.pow(1.5) - seconds) / thirds).clamp_(min=0))
     for part, root, zero, shift in zip(parts, roots, is_zero, shifts, strict=True):
         part.addcmul_(part, torch.where(zero, 1.0, shift / (root + shift)), value=-1)
 
@@ -202,7 +197,3 @@ def _start(moments: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         root = torch.maximum(norms - weighted / squares, norms * torch.finfo(norms.dtype).eps)
         roots.append(root.masked_fill_(is_zero[-1], 1.0))  # any number: where the answer is 0, there must be no NaN
     return roots, is_zero
-
-
-def _rounding(tensor: Tensor) -> float:
-    return 4 * torch.finfo(tensor.dtype).eps

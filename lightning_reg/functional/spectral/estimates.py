@@ -72,7 +72,11 @@ class NormEstimates:
             else:
                 alike[matrix.shape, matrix.dtype, matrix.device].append((layer.name, matrix))
         for (shape, _, _), members in alike.items():
-            count = max(1, _STACK_ENTRIES // max(1, shape.numel()))
+            count = min(len(members), max(1, _STACK_ENTRIES // max(1, shape.numel())))
+            # One copy for all, one after the other: fresh memory would take longer than what is done with it.
+            buffer = torch.empty(count, *shape, dtype=members[0][1].dtype, device=members[0][1].device)
             for start in range(0, len(members), count):
                 names, matrices = zip(*members[start : start + count], strict=True)
-                yield matrix_maps(list(names), torch.stack(matrices))
+                copy = buffer[: len(names)]
+                torch.stack([matrix.detach() for matrix in matrices], out=copy)
+                yield matrix_maps(list(names), copy)

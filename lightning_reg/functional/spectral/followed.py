@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_reg.functional.spectral.followed_convolutions import Taps, count_vectors, follow_convolutions
 from lightning_reg.functional.spectral.followed_matrices import BLOCK, follow_matrices
@@ -15,8 +15,10 @@ from lightning_reg.functional.spectral.subspaces import probing, start_basis
 from lightning_reg.functional.tensors.precision import reported, without_autocast
 
 ROUNDS = 2
-# From a random start; all cells of a convolution's frequencies are then improved in each.
-_START_STEPS = 6
+# From a random start; all cells of a convolution's frequencies are then improved in each. Of matrices one space of many
+# rounds is better than many of a few.
+_START_STEPS, _START_ROUNDS = 6, 4
+_START_STEPS_OF_MATRICES = 3
 # Smaller weights of one shape are followed together, in one copy: alone they would cost more calls than work.
 _SMALL_ENTRIES = 1 << 16
 _STACK_ENTRIES = 1 << 22
@@ -87,8 +89,10 @@ class FollowedNorms:
     def load(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Go on from what `state` has returned. What is not finite, or of a layer of another shape, starts anew."""
         for name, known in state.items():
+            if not isinstance(known, Mapping):  # a checkpoint may hold anything
+                continue
             basis, turn = known.get("basis"), known.get("turn")
-            if basis is not None and turn is not None and basis.isfinite().all():
+            if isinstance(basis, Tensor) and isinstance(turn, Tensor) and basis.isfinite().all():
                 self._states[name] = _State(basis.clone(), turn.clone())
 
     def forget(self, name: str) -> None:
@@ -96,8 +100,8 @@ class FollowedNorms:
         self._states.pop(name, None)
 
     @torch.no_grad()
-    def advance(self, layers: Sequence[Layer], rounds: int = ROUNDS) -> list[FollowedNorm]:
-        """Take a step for each layer, and return what is found; of a layer that is new, after several steps.
+    def advance(self, layers: Sequence[Layer], rounds: int = ROUNDS, steps: int = 1) -> list[FollowedNorm]:
+        """Take steps for each layer, and return what is found; of a layer that is new, after several steps more.
 
         Weights are read twice, and twice more in each round (large kernels have one round less). Two rounds are within
         1 % of the norm of matrices, and 2 % of that of convolutions, where Adam moves weights as fast as it does with a
@@ -106,7 +110,7 @@ class FollowedNorms:
         found: dict[str, FollowedNorm] = {}
         for kind, members in self._stacks(layers):
             with without_autocast(kind.device):
-                found.update(self._step(kind, members, rounds))
+                found.update(self._step(kind, members, rounds, steps))
         return [found[layer.name] for layer in layers]
 
     def _stacks(self, layers: Sequence[Layer]) -> Iterator[tuple[_Kind, list[_Member]]]:
@@ -127,7 +131,9 @@ class FollowedNorms:
         state = self._states.get(name)
         return state is not None and state.basis.shape == _basis_shape(kind)
 
-    def _step(self, kind: _Kind, members: Sequence[_Member], rounds: int) -> Iterator[tuple[str, FollowedNorm]]:
+    def _step(
+        self, kind: _Kind, members: Sequence[_Member], rounds: int, steps: int
+    ) -> Iterator[tuple[str, FollowedNorm]]:
         names = [member.name for member in members]
         groups, rows, columns = kind.shape
         if not math.prod(kind.shape):
@@ -137,16 +143,29 @@ class FollowedNorms:
             return
         kernels = members[0].kernels if len(members) == 1 else torch.cat([member.kernels for member in members])
         bases, turns = self._start(kind, names)
-        for _ in range(1 if kind.is_known else _START_STEPS):
+        if not kind.is_known:
+            steps += (_START_STEPS_OF_MATRICES if kind.taps is None else _START_STEPS) - 1
+        for index in range(steps):
+            if index:
+                bases = probing(bases)
             if kind.taps is None:
-                sigma, left, right, gain, bases = _follow_matrices(kernels, bases, rounds)
+                count = rounds if kind.is_known else rounds * _START_ROUNDS
+                sigma, left, right, gain, bases = _follow_matrices(kernels, bases, count)
             else:
                 turn = turns.repeat_interleave(groups)
                 everywhere = not kind.is_known
                 # All frequencies are seen in each round: of large kernels, which steps move little, one less will do.
                 is_large = math.prod(kind.shape) > _SMALL_ENTRIES
                 count = 1 if everywhere else max(1, rounds - is_large)
-                step = follow_convolutions(kernels, kind.taps, bases, turn, count, everywhere=everywhere)
+                step = follow_convolutions(
+                    kernels,
+                    kind.taps,
+                    bases,
+                    turn + index,
+                    count,
+                    everywhere=everywhere,
+                    fine_steps=2 * steps - (is_large and steps == 1),
+                )
                 sigma, left, right, gain, bases = step
         by_layer = (torch.unflatten(part, 0, (len(members), groups)) for part in (sigma, left, right, gain, bases))
         for name, turn, *parts in zip(names, turns.unbind(), *by_layer, strict=True):
@@ -217,8 +236,3 @@ def taps_of(layer: Layer) -> Taps | None:
     if all(size <= step for size, step in zip(convolution.kernel, steps, strict=True)):
         return None
     return Taps.of(convolution.kernel, steps)
-
-
-def is_adjoint(layer: Layer) -> bool:
-    """Tell whether the first dimension of the weight is that of the inputs."""
-    return isinstance(layer.module, nn.modules.conv._ConvTransposeNd)  # noqa: SLF001  # has no public name

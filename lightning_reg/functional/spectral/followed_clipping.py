@@ -8,8 +8,10 @@ left vectors of the step before; with orthonormal rows V that span its images, a
 has the singular values of :math:`W V^T` that were above c at c. What W does to zero rows and columns it does to their
 part in :math:`W V^T` and in V: they stay exactly zero. All functions are of small matrices, and nothing waits for the
 device. It is the nearest matrix inside if the space holds all vectors above the bound; an exact check now and then
-keeps the promise.
+keeps the promise, and one at once where `Clipped.is_doubtful`.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,8 +25,26 @@ from lightning_reg.functional.spectral.subspaces import (
     start_basis,
     unit_rows,
 )
+from lightning_reg.functional.tensors.precision import wide
 
 BLOCK = 16
+# By how much the last round may have raised the largest singular value, relative to it, before more are needed.
+_SETTLED = 2e-3
+# Of squares, where they are compared with the bound: more than rounding in float32 makes of products of rows.
+_ALLOWED = 1e-5
+
+
+class Clipped(NamedTuple):
+    """Matrices with what was found above the bound taken off."""
+
+    matrices: Tensor
+    """Bit for bit as they were where nothing is above the bound."""
+    sigma: Tensor
+    """The largest singular value that was found before, from below, shape (matrices,)."""
+    bases: Tensor
+    """From which to go on."""
+    is_doubtful: Tensor
+    """Whether some may still be above the bound: more than the space holds, or not settled; shape (matrices,)."""
 
 
 def clipping_bases(matrices: Tensor) -> Tensor:
@@ -34,7 +54,7 @@ def clipping_bases(matrices: Tensor) -> Tensor:
     return basis.expand(count, -1, -1)
 
 
-def clip_followed(matrices: Tensor, bound: float, bases: Tensor, rounds: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+def clip_followed(matrices: Tensor, bound: float, bases: Tensor, rounds: int = 1) -> Clipped:
     """Take off what is above `bound`.
 
     Args:
@@ -44,12 +64,12 @@ def clip_followed(matrices: Tensor, bound: float, bases: Tensor, rounds: int = 1
         rounds: Products with each matrix and its transpose before those that clip.
 
     Returns:
-        The matrices, bit for bit as they were where nothing is above the bound; the largest singular value that was
-        found, from below, shape (matrices,); and the new bases. What is not finite stays, and its basis too.
+        What is left. Matrices that are not finite stay, and their bases too.
 
     """
     if not matrices.numel():
-        return matrices, matrices.new_zeros(len(matrices)), bases
+        nothing = matrices.new_zeros(len(matrices))
+        return Clipped(matrices, nothing, bases, nothing.bool())
     basis = probing(bases)
     images = [basis @ matrices]
     for _ in range(rounds):
@@ -66,15 +86,67 @@ def clip_followed(matrices: Tensor, bound: float, bases: Tensor, rounds: int = 1
     excess = sizes - limit * identity
     at_least = (sizes + limit * identity + square_root(excess @ excess.mT)) / 2
     share = identity - limit * torch.linalg.inv_ex(at_least)[0]
-    clipped = matrices - products.mT @ (share.to(v.dtype) @ v)
-    best = leading_vectors(gram)[..., None]
-    top = ((best.mT @ gram @ best).clamp(min=0).sqrt() * scale)[:, 0, 0].to(matrices.dtype)
+    top = (_top(gram) * scale[:, 0, 0]).to(matrices.dtype)
     coordinates = leading_subspace(gram, bases.shape[1])
     new = orthonormal(coordinates.mT.to(v.dtype) @ products)
-    is_finite = clipped.isfinite().all((-2, -1)) & new.isfinite().all((-2, -1))
+    rows = share.to(v.dtype) @ v
+    is_finite = (products.isfinite().all(-1) & rows.isfinite().all(-1) & new.isfinite().all(-1)[:, :1]).all(-1)
     acts = is_finite & (top > bound)
-    return (
-        torch.where(acts[:, None, None], clipped, matrices),
+    # Where nothing is taken off, not even rounding is.
+    left, rows = (torch.where(acts[:, None, None], part, 0) for part in (products, rows))
+    return Clipped(
+        # In the order in which entries lie in memory.
+        torch.baddbmm(matrices, left.mT, rows, alpha=-1)
+        if matrices.is_contiguous()
+        else torch.baddbmm(matrices.mT, rows.mT, left, alpha=-1).mT,
         torch.where(is_finite, top, torch.nan),
         torch.where((is_finite & (top > 0))[:, None, None], new, bases),
+        is_finite & _is_doubtful(gram, coordinates, limit, rounds * bases.shape[1], matrices.shape[1]),
     )
+
+
+def _is_doubtful(gram: Tensor, coordinates: Tensor, limit: Tensor, known: int, rows: int) -> Tensor:
+    """Tell whether more may be above `limit` than the space of `gram` shows, `known` of it before the last round."""
+    if coordinates.shape[-1] >= rows:
+        return torch.zeros(len(gram), dtype=torch.bool, device=gram.device)  # the space is all there is
+    leading = coordinates.mT @ gram @ coordinates
+    identity = torch.eye(leading.shape[-1], dtype=gram.dtype, device=gram.device)
+    failed: Tensor = torch.linalg.cholesky_ex(leading - limit.square() * identity)[1]
+    now, before = (_top(part) for part in (gram, gram[:, :known, :known]))
+    unsettled = (now > limit[:, 0, 0] * (1 - 10 * _SETTLED)) & (before < now * (1 - _SETTLED))
+    return (failed == 0) | unsettled
+
+
+def _top(gram: Tensor) -> Tensor:
+    """Return the root of the largest eigenvalue."""
+    best = leading_vectors(gram)[..., None]
+    square: Tensor = best.mT @ gram @ best
+    return square.clamp(min=0).sqrt()[:, 0, 0]
+
+
+def clip_exactly(matrix: Tensor, bound: float) -> Tensor:
+    """Return the nearest matrix of norm `bound` at most, by a decomposition in float64; reads no value.
+
+    Rows and columns of zeros stay exactly zero, and what is not finite stays.
+    """
+    is_finite = matrix.isfinite().all()
+    precise = torch.where(is_finite, matrix, 0).double()
+    u, s, vh = torch.linalg.svd(precise, full_matrices=False)
+    clipped = precise - (u * (s - bound).clamp(min=0)) @ vh
+    in_use = matrix.ne(0).any(1, keepdim=True) & matrix.ne(0).any(0, keepdim=True)
+    return torch.where(is_finite & in_use, clipped.to(matrix.dtype), matrix)
+
+
+def are_inside(matrices: Tensor, bound: float) -> Tensor:
+    """Tell which matrices surely have norms of at most `bound` (1 + 1e-5), shape (matrices,).
+
+    By Cholesky's factorization of bound^2 - W W^T, which exists only then. Nothing waits for the device.
+    """
+    scaled = matrices / bound
+    scaled = wide(scaled.mT if scaled.shape[1] > scaled.shape[2] else scaled)
+    gram = scaled @ scaled.mT
+    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    factor: Tensor
+    failed: Tensor
+    factor, failed = torch.linalg.cholesky_ex((1 + _ALLOWED) * identity - gram)
+    return (failed == 0) & factor.isfinite().all(-1).all(-1)

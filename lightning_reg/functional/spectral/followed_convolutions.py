@@ -49,7 +49,9 @@ _MOST_CELLS = 20
 _POINTS, _POINTS_IN_3D = 3, 2
 # How many cells are improved in each round: the best, and one in turn.
 _BEST, _IN_TURN = 2, 1
-_POWERS = 6
+_POWERS = 3
+# Of larger kernels, which steps move little, the other cells wait for their turn.
+_LARGE = 1 << 16
 # How much finer the last steps of frequencies are.
 _FINER = 8
 # See `leading_vectors`: sigma is right to 3e-3, before the rounds and the last product with the kernel.
@@ -89,8 +91,15 @@ def count_vectors(taps: Taps, outputs: int) -> int:
     return min(2 * len(_cells(taps, torch.float32, torch.device("cpu")).points), outputs)
 
 
-def follow_convolutions(
-    kernels: Tensor, taps: Taps, bases: Tensor, turns: Tensor, rounds: int = ROUNDS, *, everywhere: bool = False
+def follow_convolutions(  # noqa: PLR0913  # what is followed, from where, and how thoroughly
+    kernels: Tensor,
+    taps: Taps,
+    bases: Tensor,
+    turns: Tensor,
+    rounds: int = ROUNDS,
+    *,
+    everywhere: bool = False,
+    fine_steps: int = 2,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Take one step; nothing waits for the device.
 
@@ -101,6 +110,7 @@ def follow_convolutions(
         turns: Whole numbers that say which other cell is improved, shape (kernels,).
         rounds: How often the best cells are improved.
         everywhere: Whether all cells are improved, for a start.
+        fine_steps: How often the frequency is refined at the end.
 
     Returns:
         sigma, shape (kernels,); u and x, the real and the imaginary part of the left vector, shape (kernels, 2,
@@ -117,6 +127,7 @@ def follow_convolutions(
     at, u, z = _on_grid(basis, image, cells)
     at, sigma = _climb(at, z, width, cells)
     before = sigma.amax(1)
+    is_large = kernels[0].numel() > _LARGE
     for index in range(rounds):
         best = sigma.argsort(1, descending=True)
         chosen = best if everywhere or best.shape[1] <= _BEST + _IN_TURN else _chosen(best, turns + index)
@@ -127,16 +138,18 @@ def follow_convolutions(
             more = _images(rows @ kernels, cells) / scale
             basis, image = torch.cat([basis, rows], 1), torch.cat([image, more], 1)
         # What is new to the basis may serve the other cells, too.
-        again = chosen if index + 1 < rounds else best
+        again = best if everywhere or (index + 1 == rounds and not is_large) else chosen
         before, here = sigma.amax(1), _picked(at, again)
         improved = _at(here, basis, image, cells)
         found = *_climb(here, improved[1], width, cells), *improved
         at, sigma, u, z = (_put(old, again, new) for old, new in zip((at, sigma, u, z), found, strict=True))
     order = sigma.argsort(1, descending=True)
     # The gradient is as exact as the frequency.
-    best, _ = _climb(_picked(at, order[:, :1]), _picked(z, order[:, :1]), width / _FINER, cells)
-    _, finest = _at(best, basis, image, cells)
-    best, _ = _climb(best, finest, width / _FINER, cells)
+    best, finest = _picked(at, order[:, :1]), _picked(z, order[:, :1])
+    for index in range(fine_steps):
+        if index:
+            _, finest = _at(best, basis, image, cells)
+        best, _ = _climb(best, finest, width / (_FINER * 2 ** max(0, index - 1)), cells)
     v = _response(finest, best, cells)
     x = _spread(v / (torch.linalg.vector_norm(v, dim=-1, keepdim=True) + _tiny(v)), best, cells)[:, 0]
     right = torch.view_as_real(x).mT

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lightning_reg.functional.spectral.followed import FollowedNorm, is_adjoint, kernels_of
+from lightning_reg.functional.spectral.followed import FollowedNorm, kernels_of
 from lightning_reg.functional.spectral.layers import Layer
 from lightning_reg.functional.tensors.precision import without_autocast
 
@@ -26,18 +26,20 @@ def gradient_of(layer: Layer, norm: FollowedNorm, factor: Tensor | float = 1.0) 
             (gradient,) = torch.autograd.grad(value_at(Layer(layer.name, weight, layer.module), norm), weight)
         return gradient * factor
     matrices = (norm.left * factor).mT @ norm.right
-    if norm.as_matrix and is_adjoint(layer) and layer.tensor.ndim > 2:  # noqa: PLR2004  # a kernel
-        inputs, outputs, *kernel = layer.tensor.shape
-        return matrices.view(outputs, inputs, *kernel).transpose(0, 1)
-    return matrices.view(layer.tensor.shape)
+    return layer.from_matrix(matrices[0]) if _is_matrix(layer, norm) else matrices.view(layer.tensor.shape)
 
 
 def add_gradient_(grad: Tensor, layer: Layer, norm: FollowedNorm, factor: Tensor | float) -> None:
     """Add `gradient_of` to `grad`, in place."""
     groups, _, rows = norm.left.shape
-    is_plain = not (layer.tensor.is_complex() or (norm.as_matrix and is_adjoint(layer)))
+    is_plain = not (layer.tensor.is_complex() or (_is_matrix(layer, norm) and layer.is_reordered))
     if is_plain and grad.is_contiguous() and grad.dtype == norm.left.dtype:
         # A matrix of low rank, as large as the weight, need not be written first.
         grad.view(groups, rows, -1).baddbmm_((norm.left * factor).mT, norm.right)
     else:
         grad.add_(gradient_of(layer, norm, factor))
+
+
+def _is_matrix(layer: Layer, norm: FollowedNorm) -> bool:
+    """Tell whether the factors are of the layer's matrix, not of a kernel as it is stored."""
+    return norm.as_matrix or layer.convolution() is None

@@ -60,6 +60,15 @@ def certified_bound(weight: Tensor, layer: Convolution, input_size: Sizes | None
         return bound + bound.detach().sign() * torch.finfo(bound.dtype).smallest_normal * torch.finfo(bound.dtype).eps
 
 
+def bound_allowance(layer: Convolution, grid: int = 16) -> float:
+    """Return the most that `certified_bound` for images of any size can be, in multiples of the largest response."""
+    factors = [math.prod(axis.factor for axis in _sampled(layer, None, grid, ring=False))]
+    if layer.padding_mode == "circular" and set(layer.stride) == {1}:
+        # Then the ring's response is the same.
+        factors.append(math.prod(axis.factor for axis in _sampled(layer, None, grid, ring=True)))
+    return min(factors) * (1 + 2 * _ROUNDING)
+
+
 def frequency_bound(weight: Tensor, layer: Convolution, input_size: Sizes | None, grid: int) -> Tensor:
     """Return an upper bound of the norm of the layer with `weight`, up to rounding, shape ()."""
     line = _sampled(layer, input_size, grid, ring=False)

@@ -1,16 +1,30 @@
 """What TensorBoard loads at its start. An error here would end TensorBoard: there must be none."""
 
+import argparse
 import logging
 from typing import Any
 
 from tensorboard.plugins import base_plugin
 from typing_extensions import override
 
+from lightning_reg.tensorboard import tags
+
+_STEPS = 1000
 _logger = logging.getLogger(__name__)
 
 
 class RegularizationLoader(base_plugin.TBLoader):  # type: ignore[misc]  # TensorBoard has no types
     """Makes the plugin, or says in one line why there is none."""
+
+    @override
+    def fix_flags(self, flags: argparse.Namespace) -> None:
+        """Have TensorBoard keep as many steps of our tensors as of scalars, unless the user has said how many.
+
+        Of other tensors it keeps 10 or 100.
+        """
+        samples = getattr(flags, "samples_per_plugin", None)
+        if isinstance(samples, dict):
+            flags.samples_per_plugin = {tags.PAGE: _STEPS, **samples}
 
     @override
     def load(self, context: base_plugin.TBContext) -> Any:

@@ -1,6 +1,7 @@
 """The routes of the page: its files, and the numbers as JSON."""
 
 import json
+import logging
 import re
 from collections.abc import Callable, Mapping
 from importlib.resources import files
@@ -17,7 +18,9 @@ from werkzeug import Request, Response
 
 from lightning_reg.tensorboard import tags
 from lightning_reg.tensorboard.plugin.logs import SUMMARY, LoggedRun, Logs
+from lightning_reg.tensorboard.plugin.reader import Reader
 from lightning_reg.tensorboard.plugin.series import in_order, number, table
+from lightning_reg.tensorboard.plugin.settings import settings
 
 _TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _COLUMNS = 400
@@ -25,11 +28,12 @@ _POINTS = 1000
 _MOST = 2000
 """The largest number of columns or points that may be asked for."""
 _SHOWN = 100
+_logger = logging.getLogger(__name__)
 _Json = Mapping[str, object]
 
 
 class RegularizationPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoard has no types
-    """Layers against time, for runs with scalars under `reg.<metric>/<layer>`."""
+    """Layers against time, for runs with numbers of single layers: in tensors of ours, or as `reg.<metric>/<layer>`."""
 
     plugin_name = tags.PAGE
 
@@ -48,6 +52,7 @@ class RegularizationPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # Tenso
             "/runs": _route(self._runs),
             "/heatmap": _route(self._heatmap),
             "/curve": _route(self._curve),
+            "/scalar": _route(self._scalar),
             "/static/*": _route(self._file),
         }
 
@@ -55,7 +60,7 @@ class RegularizationPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # Tenso
     def is_active(self) -> bool:
         """Return whether there is something to show; asked only if no run has the order of its layers."""
         if not self._found:
-            self._found = bool(Logs(self._provider, request_context.RequestContext(), "").runs())
+            self._found = bool(Logs(Reader(self._provider, request_context.RequestContext(), "")).runs())
         return self._found
 
     @override
@@ -63,55 +68,81 @@ class RegularizationPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # Tenso
         """Return where the page begins."""
         return base_plugin.FrontendMetadata(es_module_path="/static/index.js", tab_name="Regularization")
 
-    def _logs(self, request: Request) -> Logs:
+    def _reader(self, request: Request) -> Reader:
         # As `tensorboard.plugin_util` does, which imports much that nothing here needs.
         environment = request.environ
         experiment = environment.get(experiment_id.WSGI_ENVIRON_KEY, "")
-        return Logs(self._provider, request_context.from_environ(environment), experiment)
+        return Reader(self._provider, request_context.from_environ(environment), experiment)
 
     def _runs(self, request: Request) -> _Json:
-        return {"runs": [_described(run) for run in self._logs(request).runs().values()]}
+        reader = self._reader(request)
+        runs = Logs(reader).runs()
+        if not runs:
+            return {"runs": []}
+        started, hyperparameters = reader.started(), settings(reader)
+        # A run that has only just appeared has the next colour.
+        places = {name: place for place, name in enumerate(dict.fromkeys([*started, *runs]))}
+        return {
+            "runs": [
+                {
+                    **_described(run),
+                    "started": places[name],
+                    "settings": hyperparameters.get(name, {}),
+                    "problems": reader.problems.get(name, []),
+                }
+                for name, run in runs.items()
+            ]
+        }
 
     def _heatmap(self, request: Request) -> _Json:
         name, metric = _text(request, "run"), _text(request, "metric")
         most = _count(request, "columns", _COLUMNS)
-        logs = self._logs(request)
+        reader = self._reader(request)
+        logs = Logs(reader)
         run = logs.runs([name]).get(name)
         if run is None:
             raise errors.NotFoundError(f"no run {_short(name)} that holds something for this page")
-        layers = run.layers.get(metric)
-        if layers is None:
+        layers = run.layers_of(metric)
+        if not layers:
             raise errors.NotFoundError(f"no metric {_short(metric)} in run {_short(name)}")
-        network = logs.network(name)
+        network = logs.network(run)
         order = in_order(layers, network)
-        points = logs.points([name], layers.values(), max(_POINTS, 2 * most)).get(name, {})
-        steps, values, total = table([points.get(layers[layer], {}) for layer in order], most)
-        return {
+        series = logs.layers([run], metric, None, max(_POINTS, 2 * most))[name]
+        steps, values, total = table(order, series, most)
+        answer = {
             "run": name,
             "metric": metric,
             "layers": order,
-            "order": "name" if layers.keys().isdisjoint(network) else "network",
+            "order": "name" if layers.isdisjoint(network) else "network",
             "steps": steps,
             "values": values,
             "total_steps": total,
         }
+        return answer | ({"problems": reader.problems[name]} if name in reader.problems else {})
 
     def _curve(self, request: Request) -> _Json:
         metric, layer = _text(request, "metric"), _text(request, "layer")
         most = _count(request, "points", _POINTS)
-        logs = self._logs(request)
-        with_metric = {name: run.layers[metric] for name, run in logs.runs().items() if metric in run.layers}
+        logs = Logs(self._reader(request))
+        with_metric = [run for run in logs.runs().values() if metric in run.metrics]
         if not with_metric:
             raise errors.NotFoundError(f"no metric {_short(metric)} in any run")
-        found = {name: layers[layer] for name, layers in with_metric.items() if layer in layers}
+        found = [run for run in with_metric if layer in run.layers_of(metric)]
         if not found:
             raise errors.NotFoundError(f"no layer {_short(layer)} with metric {_short(metric)} in any run")
-        points = logs.points(found, set(found.values()), max(_POINTS, 2 * most))
         curves = []
-        for name, tag in found.items():
-            steps, (values,), _ = table([points.get(name, {}).get(tag, {})], most)
+        for name, series in logs.layers(found, metric, layer, max(_POINTS, 2 * most)).items():
+            steps, (values,), _ = table([layer], series, most)
             curves.append({"run": name, "steps": steps, "values": values})
         return {"metric": metric, "layer": layer, "curves": curves}
+
+    def _scalar(self, request: Request) -> _Json:
+        """Answer with the last, the least and the largest value of a scalar in each run."""
+        tag = _text(request, "tag")
+        found = Logs(self._reader(request)).scalar(tag, _POINTS)
+        if not found:
+            raise errors.NotFoundError(f"no scalar {_short(tag)} in any run")
+        return {"tag": tag, "runs": {run: _extremes(points) for run, points in found.items() if points}}
 
     def _file(self, request: Request) -> Response:
         name = request.path.partition("/static/")[2]
@@ -139,10 +170,23 @@ def _described(run: LoggedRun) -> _Json:
     values = {key: run.summary.get(key) for key in SUMMARY}
     return {
         "name": run.name,
-        "metrics": sorted(run.layers),
+        "metrics": run.metrics,
         "summary": {key: None if value is None else number(value) for key, value in values.items()},
+        "numbers": {key: number(value) for key, value in run.summary.items()},
+        "scalars": run.others,
         "version": "-".join(map(str, run.newest)),
     }
+
+
+def _extremes(points: list[tuple[int, float]]) -> _Json:
+    """Return `[step, value]` of the last, the least and the largest number; NaN is neither."""
+    known = [point for point in points if point[1] == point[1]] or points
+    chosen = {
+        "last": points[-1],
+        "least": min(known, key=lambda point: point[1]),
+        "largest": max(known, key=lambda point: point[1]),
+    }
+    return {name: [step, number(value)] for name, (step, value) in chosen.items()}
 
 
 def _route(answer: Callable[[Request], _Json | Response]) -> Callable[..., Any]:
@@ -162,6 +206,9 @@ def _route(answer: Callable[[Request], _Json | Response]) -> Callable[..., Any]:
                 code, body = 200, answered
             except errors.PublicError as error:
                 headers, code, body = error.headers, error.http_code, {"error": str(error)}
+            except Exception as error:  # whatever is in a log directory: the page can tell, and go on
+                _logger.exception("The page cannot be answered")
+                code, body = 503, {"error": _short(f"{type(error).__name__}: {error}")}
         # As text: TensorBoard would look at every number again, and that takes longer than all the rest.
         return _response(request, json.dumps(body, allow_nan=False), "application/json", code=code, headers=headers)
 

@@ -2,13 +2,15 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 Number = float | str | None
 """As JSON holds it."""
-Points = Mapping[int, float]
-"""Step -> value."""
+Key = list[tuple[str, float, int, str]]
 
 
 def number(value: float) -> Number:
@@ -18,20 +20,44 @@ def number(value: float) -> Number:
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
-def natural(name: str) -> list[tuple[str, int, str]]:
-    """Return a key that sorts "layer2" before "layer10"."""
-    # Not by `int`: names are arbitrary, and it refuses thousands of digits.
-    parts = [(text, digits.lstrip("0")) for text, digits in re.findall(r"(\D*)(\d*)", name)]
-    return [(text, len(digits), digits) for text, digits in parts]
+def natural(name: str) -> Key:
+    """Return a key that sorts names by the numbers in them, decimals and exponents as well: "lr=1e-4", "lr=0.001"."""
+    return _key(r"\d+(?:\.\d+)?(?:[eE][+-]?\d+(?![\d.]))?", name)
+
+
+def by_index(name: str) -> Key:
+    """Return a key that sorts "layer.1.9" before "layer.1.10": the digits in names of layers are indices."""
+    return _key(r"\d+", name)
+
+
+def _key(number: str, name: str) -> Key:
+    parts, start = [], 0
+    for found in re.finditer(number, name):
+        digits = found[0].lstrip("0")
+        # Not by `int`: names are arbitrary, and it refuses thousands of digits. Beyond the largest float, by length.
+        parts.append((name[start : found.start()], float(found[0]), len(digits), digits))
+        start = found.end()
+    return [*parts, (name[start:], -1.0, 0, "")]
 
 
 def in_order(layers: Iterable[str], network: Sequence[str]) -> list[str]:
     """Return `layers` as they stand in `network`, and behind those the ones that do not, by name."""
     places = {layer: place for place, layer in enumerate(network)}
-    return sorted(layers, key=lambda layer: (places.get(layer, len(places)), natural(layer), layer))
+    return sorted(layers, key=lambda layer: (places.get(layer, len(places)), by_index(layer), layer))
 
 
-def table(layers: Sequence[Points], most: int) -> tuple[list[int], list[list[Number]], int]:
+@dataclass(frozen=True)
+class Series:
+    """What some layers have at some steps."""
+
+    layers: Sequence[str]
+    steps: NDArray[np.int64]
+    """Without an order; of several values at one step, as after a resume, the last one counts."""
+    values: NDArray[np.float64]
+    """Shape (steps, layers)."""
+
+
+def table(layers: Sequence[str], series: Sequence[Series], most: int) -> tuple[list[int], list[list[Number]], int]:
     """Return the values of `layers` in at most `most` columns.
 
     Where there are more steps than that, a column stands for several in a row: it bears the last one, and holds the
@@ -41,16 +67,26 @@ def table(layers: Sequence[Points], most: int) -> tuple[list[int], list[list[Num
         The step of each column; the values of each layer, `None` where nothing was logged; how many steps there are.
 
     """
-    steps = sorted(set().union(*layers))
+    steps = np.unique(np.concatenate([each.steps for each in series])) if series else np.zeros(0, np.int64)
     count = min(most, len(steps))
-    edges = [position * len(steps) // count for position in range(count + 1)] if count else []
-    columns = [steps[start:end][::-1] for start, end in pairwise(edges)]
-    rows = [[_first(points, column) for column in columns] for points in layers]
-    return [column[0] for column in columns], rows, len(steps)
+    if not count:
+        return [], [[] for _ in layers], 0
+    places = {layer: place for place, layer in enumerate(layers)}
+    values = np.full((len(layers), len(steps)), np.nan)
+    written = np.full((len(layers), len(steps)), -1)
+    for each in series:
+        rows = np.array([places[layer] for layer in each.layers])
+        columns = np.searchsorted(steps, each.steps)
+        values[rows[:, None], columns] = each.values.T
+        written[rows[:, None], columns] = columns
+    edges = np.arange(count + 1) * len(steps) // count
+    last = np.maximum.accumulate(written, axis=1)[:, edges[1:] - 1]
+    found = np.take_along_axis(values, np.maximum(last, 0), axis=1)
+    return steps[edges[1:] - 1].tolist(), _as_json(found, last >= edges[:-1]), len(steps)
 
 
-def _first(points: Points, steps: Iterable[int]) -> Number:
-    for step in steps:
-        if step in points:
-            return number(points[step])
-    return None
+def _as_json(values: NDArray[np.float64], written: NDArray[np.bool_]) -> list[list[Number]]:
+    rows: list[list[Number]] = values.tolist()
+    for row, column in np.argwhere(~(np.isfinite(values) & written)).tolist():
+        rows[row][column] = number(values[row, column]) if written[row, column] else None
+    return rows

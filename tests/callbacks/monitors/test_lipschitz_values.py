@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_reg import LipschitzMonitor, SpectralConstraint
+from lightning_reg import LipschitzMonitor, SpectralConstraint, register_lipschitz_rule
 from tests.callbacks.monitors.lipschitz import Passing, Recorder, true_lower
 from tests.event_files import scalars
 from tests.models import Gan, Regressor, loader, samples
@@ -384,3 +384,27 @@ def test_a_constant_network_has_bounds_of_zero_that_meet(fit, tmp_path):
         "reg/lipschitz_log10": -math.inf,
         "reg/lipschitz_gap": 1,
     }
+
+
+class Doubling(nn.Module):
+    def forward(self, inputs):
+        return 2 * inputs
+
+
+def test_an_upper_bound_that_a_sample_refutes_is_reported_once(fit, tmp_path):
+    register_lipschitz_rule(Doubling, lambda module, inputs: 1.5)  # as an error of a rule of ours would be
+    module = Passing(lambda: nn.Sequential(nn.Linear(5, 2), Doubling()))
+
+    with pytest.warns(UserWarning, match=r"upper bound of .* one of the two is wrong.* Please report it") as caught:
+        fit(LipschitzMonitor(**EVERY), module=module, logger=TensorBoardLogger(tmp_path))
+
+    assert sum("one of the two is wrong" in str(warning.message) for warning in caught) == 1
+    logged = scalars(tmp_path)
+    assert logged["reg/lipschitz_gap"][13] == pytest.approx(1.5 / 2, rel=1e-3)
+
+
+def test_bounds_that_rounding_alone_puts_in_disorder_are_not_reported(fit, tmp_path):
+    fit(LipschitzMonitor(**EVERY), module=Passing(lambda: nn.Linear(5, 2)), logger=TensorBoardLogger(tmp_path))
+
+    logged = scalars(tmp_path)
+    assert logged["reg/lipschitz_gap"][13] == pytest.approx(1, rel=1e-3)  # and no warning

@@ -5,13 +5,14 @@ import csv
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import nn
 
-from lightning_reg import RegularizationMonitor
+from lightning_reg import L2Penalty, LipschitzMonitor, RegularizationMonitor, WeightDecay
 from lightning_reg.metrics import WeightNorm
-from tests.event_files import histograms, scalars, values_in
+from tests.event_files import histograms, layers, scalars, values_in
 from tests.models import Gan, Regressor, Silent, Untrainable, loader
 
 SUMMARY = {
@@ -38,7 +39,7 @@ class LoggingGan(Gan):
     ids=["every batch", "accumulation", "two manual optimizers"],
 )
 def test_every_tag_is_written_once_a_step_at_the_steps_of_the_loss(fit, tmp_path, make, settings):
-    fit(RegularizationMonitor(), module=make(), logger=TensorBoardLogger(tmp_path), **settings)
+    fit(RegularizationMonitor(per_layer=True), module=make(), logger=TensorBoardLogger(tmp_path), **settings)
 
     logged = scalars(tmp_path)  # fails if something is written twice at a step
     steps = list(logged["train/loss"])
@@ -51,7 +52,7 @@ def test_every_tag_is_written_once_a_step_at_the_steps_of_the_loss(fit, tmp_path
 
 
 def test_at_a_slower_cadence_the_first_and_the_last_step_are_written_too(fit, tmp_path):
-    fit(RegularizationMonitor(), logger=TensorBoardLogger(tmp_path), log_every_n_steps=5)
+    fit(RegularizationMonitor(per_layer=True), logger=TensorBoardLogger(tmp_path), log_every_n_steps=5)
 
     logged = scalars(tmp_path)
     assert list(logged["train/loss"]) == [4, 9]
@@ -61,7 +62,7 @@ def test_at_a_slower_cadence_the_first_and_the_last_step_are_written_too(fit, tm
 
 @pytest.mark.parametrize("settings", [{"max_steps": 9, "max_epochs": -1}, {"max_epochs": 3, "limit_train_batches": 3}])
 def test_the_last_step_is_written_however_training_ends(fit, tmp_path, settings):
-    fit(RegularizationMonitor(), logger=TensorBoardLogger(tmp_path), log_every_n_steps=50, **settings)
+    fit(RegularizationMonitor(per_layer=True), logger=TensorBoardLogger(tmp_path), log_every_n_steps=50, **settings)
 
     assert list(scalars(tmp_path)["reg/weight_norm"]) == [0, 8]
 
@@ -71,7 +72,12 @@ def test_the_last_step_of_a_run_that_stops_itself_is_written(fit, tmp_path):
         def on_train_batch_end(self, outputs, batch, batch_idx):
             self.trainer.should_stop = batch_idx == 3
 
-    fit(RegularizationMonitor(), module=Stopping(), logger=TensorBoardLogger(tmp_path), log_every_n_steps=50)
+    fit(
+        RegularizationMonitor(per_layer=True),
+        module=Stopping(),
+        logger=TensorBoardLogger(tmp_path),
+        log_every_n_steps=50,
+    )
 
     assert list(scalars(tmp_path)["reg/weight_norm"]) == [0, 3]
 
@@ -79,7 +85,7 @@ def test_the_last_step_of_a_run_that_stops_itself_is_written(fit, tmp_path):
 def test_a_resumed_run_goes_on_with_the_step_axis(trainer_of, tmp_path):
     for epochs, checkpoint in ((1, None), (2, tmp_path / "last.ckpt"), (2, tmp_path / "last.ckpt")):
         trainer = trainer_of(
-            RegularizationMonitor(),
+            RegularizationMonitor(per_layer=True),
             logger=TensorBoardLogger(tmp_path, version=0),
             max_epochs=epochs,
             log_every_n_steps=5,
@@ -91,7 +97,7 @@ def test_a_resumed_run_goes_on_with_the_step_axis(trainer_of, tmp_path):
 
 
 def test_two_fits_of_one_monitor_are_two_runs(trainer_of, tmp_path):
-    monitor = RegularizationMonitor()
+    monitor = RegularizationMonitor(per_layer=True)
     for version in range(2):
         trainer = trainer_of(monitor, logger=TensorBoardLogger(tmp_path, version=version), log_every_n_steps=50)
         trainer.fit(Regressor(), loader())
@@ -103,7 +109,7 @@ def test_summary_numbers_are_for_callbacks_and_those_of_layers_are_not(trainer_o
     checkpoint = ModelCheckpoint(tmp_path, monitor="reg/weight_norm", filename="{epoch}")
     stopping = EarlyStopping("reg/sparsity", patience=2, check_on_train_epoch_end=True)
     trainer = trainer_of(
-        RegularizationMonitor(),
+        RegularizationMonitor(per_layer=True),
         checkpoint,
         stopping,
         logger=TensorBoardLogger(tmp_path),
@@ -136,7 +142,7 @@ def test_every_other_logger_gets_the_numbers_through_log_metrics(fit, tmp_path):
 
     loggers = [CSVLogger(tmp_path / "csv"), Own(), TensorBoardLogger(tmp_path / "tb")]
 
-    fit(RegularizationMonitor(), logger=loggers, log_every_n_steps=5)
+    fit(RegularizationMonitor(per_layer=True), logger=loggers, log_every_n_steps=5)
 
     logged = scalars(tmp_path / "tb")
     with next((tmp_path / "csv").rglob("metrics.csv")).open() as file:
@@ -148,25 +154,37 @@ def test_every_other_logger_gets_the_numbers_through_log_metrics(fit, tmp_path):
 
 
 def test_the_prefix_of_a_logger_comes_before_every_tag(fit, tmp_path):
-    fit(RegularizationMonitor(histograms=True), logger=TensorBoardLogger(tmp_path, prefix="p"), max_epochs=1)
+    fit(
+        RegularizationMonitor(histograms=True, per_layer=True),
+        LipschitzMonitor(target="network"),
+        L2Penalty(0.1),
+        logger=TensorBoardLogger(tmp_path, prefix="p"),
+        max_epochs=1,
+    )
 
     tags = {value.tag for _, value in values_in(tmp_path)}
     ours = {tag for tag in tags if "reg" in tag}
     assert {f"p-{tag}" for tag in SUMMARY | LAYERS} <= ours
+    assert "p-reg/setup/text_summary" in ours  # of texts, too
     assert all(tag.startswith("p-reg") for tag in ours)
 
 
 def test_no_logger_is_an_error_before_training(fit):
     with pytest.raises(MisconfigurationException, match="RegularizationMonitor needs a logger to write to"):
-        fit(RegularizationMonitor(), module=Untrainable())
+        fit(RegularizationMonitor(per_layer=True), module=Untrainable())
 
 
 def test_two_monitors_must_have_metrics_of_different_names(fit, tmp_path):
     with pytest.raises(MisconfigurationException, match="Two RegularizationMonitors log a metric 'weight_norm'"):
-        fit(RegularizationMonitor(), RegularizationMonitor(select="*.head.*"), module=Untrainable(), logger=True)
+        fit(
+            RegularizationMonitor(per_layer=True),
+            RegularizationMonitor(select="*.head.*"),
+            module=Untrainable(),
+            logger=True,
+        )
 
     head = RegularizationMonitor(metrics={"head_norm": WeightNorm()}, select="*.head.*")
-    fit(RegularizationMonitor(), head, logger=TensorBoardLogger(tmp_path))
+    fit(RegularizationMonitor(per_layer=True), head, logger=TensorBoardLogger(tmp_path))
     logged = scalars(tmp_path)
     assert logged["reg/head_norm"] == logged["reg.weight_norm/network.head"]
 
@@ -176,7 +194,7 @@ def test_barebones_training_is_left_alone(fit, caplog):
     settings |= {"enable_model_summary": None, "log_every_n_steps": None}
 
     with caplog.at_level("INFO"):
-        fit(RegularizationMonitor(), module=Silent(), **settings)
+        fit(RegularizationMonitor(per_layer=True), module=Silent(), **settings)
 
     assert "RegularizationMonitor is off" in caplog.text
 
@@ -194,48 +212,158 @@ class Deep(Regressor):
 
 
 @pytest.mark.parametrize(
-    ("depth", "per_layer", "written"),
-    [(63, "auto", 64), (64, "auto", 0), (64, True, 65), (3, False, 0), (64, "network.6?.*", 5), (3, ["*.1.*"], 1)],
+    ("depth", "per_layer", "written", "in_tensors"),
+    [(64, "auto", 0, 65), (64, True, 65, 65), (3, "auto", 0, 4), (3, False, 0, 0), (64, "network.6?.*", 5, 65)],
 )
-def test_numbers_of_single_layers_are_written_for_few_layers_or_on_request(
-    fit, tmp_path, caplog, depth, per_layer, written
+def test_all_layers_are_written_as_one_tensor_and_as_scalars_on_request(
+    fit, tmp_path, depth, per_layer, written, in_tensors
 ):
-    with caplog.at_level("INFO"):
-        fit(
-            RegularizationMonitor(per_layer=per_layer),
-            module=Deep(depth),
-            logger=TensorBoardLogger(tmp_path),
-            max_epochs=1,
-        )
+    fit(
+        RegularizationMonitor(per_layer=per_layer, updates=True),
+        module=Deep(depth),
+        logger=TensorBoardLogger(tmp_path),
+        max_epochs=1,
+    )
 
-    tags = {tag for tag in scalars(tmp_path) if tag.startswith("reg.weight_norm/")}
-    assert len(tags) == written
-    assert ("numbers of single layers, for there are 65" in caplog.text) == (per_layer == "auto" and depth == 64)
+    logged, tensors = scalars(tmp_path), layers(tmp_path)
+    names = {f"network.{index}" for index in range(depth + 1)}
+    for metric in ("weight_norm", "sparsity", "spectral_norm", "update_ratio", "decay_ratio"):
+        tags = {tag for tag in logged if tag.startswith(f"reg.{metric}/")}
+        assert len(tags) == written
+        assert set(tensors.get(metric, {})) == (names if in_tensors else set())
+        for tag in tags:
+            assert logged[tag] == tensors[metric][tag.partition("/")[2]]
     (_, *_, last) = histograms(tmp_path)["reg/weight_norm_over_layers"].values()
     assert last[:, 2].sum() == depth + 1
 
 
-def test_numbers_that_nobody_reads_are_not_computed(fit, tmp_path):
-    class Counting(WeightNorm.__base__):
-        calls = 0
+def test_two_hundred_layers_are_few_tags_and_few_bytes(fit, tmp_path):
+    def written(steps):
+        folder = tmp_path / str(steps)
+        monitors = [RegularizationMonitor(updates=True), LipschitzMonitor(target="network")]
+        fit(*monitors, module=Deep(199), logger=TensorBoardLogger(folder), max_steps=steps, log_every_n_steps=1)
+        assert len(scalars(folder)) < 40
+        return sum(file.stat().st_size for file in folder.rglob("events.out.tfevents.*"))
+
+    assert (written(3) - written(1)) / 2 < 20_000
+
+
+def test_layers_that_thaw_in_mid_run_keep_their_names(fit, tmp_path):
+    class Thawing(Deep):
+        def __init__(self):
+            super().__init__(2)
+            self.network[0].requires_grad_(False)
+
+        def on_train_epoch_start(self):
+            self.network[0].requires_grad_(self.current_epoch > 0)
+
+    fit(RegularizationMonitor(), module=Thawing(), logger=TensorBoardLogger(tmp_path))
+
+    found = layers(tmp_path)["weight_norm"]
+    assert list(found["network.0"]) == list(range(7, 14))
+    assert list(found["network.1"]) == list(range(14))
+
+
+def test_each_step_is_one_call_for_all_callbacks(fit, tmp_path):
+    class Counting(Logger):
+        name, version = "own", 0
 
         def __init__(self):
-            super().__init__(torch.zeros(1))
+            super().__init__()
+            self.written = []
 
-        def statistics(self, layers):
-            type(self).calls += 1
-            return torch.zeros(len(layers), 1)
+        def log_metrics(self, metrics, step=None):
+            self.written.append((step, {tag for tag in metrics if tag.startswith("reg")}))
 
-        def value(self, statistics):
-            return statistics.squeeze(-1)
+        def log_hyperparams(self, params, *args, **kwargs):
+            pass
+
+    logger = Counting()
+    callbacks = [L2Penalty(0.1), WeightDecay(0.1), RegularizationMonitor(), LipschitzMonitor(target="network")]
+    fit(*callbacks, logger=logger, log_every_n_steps=5)
+
+    ours = [(step, tags) for step, tags in logger.written if tags]
+    assert [step for step, _ in ours] == [0, 4, 9, 13]
+    assert {"reg/penalty", "reg/weight_decay", "reg/weight_norm"} <= ours[1][1]
+    assert {"reg/weight_norm", "reg/lipschitz_upper"} <= ours[3][1]
+
+
+def test_what_was_logged_before_an_error_reaches_the_loggers(fit, tmp_path):
+    class Failing(Regressor):
+        def on_train_batch_start(self, batch, batch_idx):
+            if batch_idx == 3:
+                raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fit(RegularizationMonitor(), module=Failing(), logger=CSVLogger(tmp_path), log_every_n_steps=1)
+
+    with next(tmp_path.rglob("metrics.csv")).open() as file:
+        assert [row["step"] for row in csv.DictReader(file) if row["reg/weight_norm"]] == ["0", "1", "2"]
+
+
+class Counting(WeightNorm.__base__):
+    """Says how often it was asked."""
+
+    def __init__(self):
+        super().__init__(torch.zeros(1))
+
+    def statistics(self, layers):
+        type(self).calls += 1
+        return torch.full((len(layers), 1), float(self.calls))
+
+    def value(self, statistics):
+        return statistics.squeeze(-1)
+
+
+class Reading(Callback):
+    """A user's own callback that names what it reads."""
+
+    def __init__(self, monitor):
+        self.monitor, self.found = monitor, []
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.found.append(trainer.callback_metrics[self.monitor].item())
+
+
+@pytest.mark.parametrize(
+    ("make", "looks"),
+    [
+        (lambda folder: Callback(), 4),  # after steps 0, 4, 9 and 13, the last, of fourteen
+        (lambda folder: EarlyStopping("train/loss"), 4),
+        (lambda folder: Reading("reg/counting_min"), 5),  # and 6, the end of an epoch
+        (lambda folder: ModelCheckpoint(folder, filename="{reg/counting:.2f}"), 5),
+    ],
+    ids=["nobody", "of another value", "a callback", "a file name"],
+)
+def test_numbers_that_nobody_reads_are_not_computed(fit, tmp_path, make, looks):
+    reader = make(tmp_path)
+    Counting.calls = 0
 
     fit(
         RegularizationMonitor(metrics={"counting": Counting()}),
+        reader,
         logger=TensorBoardLogger(tmp_path),
         log_every_n_steps=5,
+        enable_checkpointing=True,
     )
 
-    assert Counting.calls == 5  # after steps 0, 4, 9; at the ends of epochs, 6 and 13: of fourteen
+    assert Counting.calls == looks
+    assert getattr(reader, "found", [3, 5]) == [3, 5]  # of the look at the epoch's last step
+
+
+def test_a_scheduler_reads_what_is_fresh_at_the_end_of_each_epoch(fit, tmp_path):
+    class Scheduled(Regressor):
+        def configure_optimizers(self):
+            optimizer = super().configure_optimizers()
+            scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "reg/counting"}}
+
+    Counting.calls = 0
+    monitor = RegularizationMonitor(metrics={"counting": Counting()})
+
+    fit(monitor, module=Scheduled(), logger=TensorBoardLogger(tmp_path), log_every_n_steps=50)
+
+    assert Counting.calls == 3  # after steps 0, 6 and 13
 
 
 @pytest.mark.parametrize(
@@ -245,7 +373,7 @@ def test_numbers_that_nobody_reads_are_not_computed(fit, tmp_path):
         ({"metrics": {"norm": len}}, TypeError, "`metrics` must be a mapping from names to torchmetrics.Metric"),
         ({"metrics": {}}, ValueError, "`metrics` must hold at least one metric"),
         ({"metrics": {"a/b": WeightNorm()}}, ValueError, "`metrics` must have names of letters, .* got 'a/b'"),
-        ({"metrics": {"penalty": WeightNorm()}}, ValueError, "none of decay_ratio, .* got 'penalty'"),
+        ({"metrics": {"penalty": WeightNorm()}}, ValueError, "none of .*decay_ratio, .* got 'penalty'"),
         ({"metrics": {1: WeightNorm()}}, ValueError, "`metrics` must have names of letters, .* got 1"),
         ({"select": 3}, TypeError, "`include` must be a glob or a list of globs"),
         ({"per_layer": 3}, TypeError, "`include` must be a glob or a list of globs"),

@@ -147,7 +147,7 @@ def test_training_with_it_ends_in_the_same_weights(fit, tmp_path):
 
 
 def test_the_choice_of_weights_holds_for_it(fit, tmp_path):
-    monitor = RegularizationMonitor(updates=True, select=Select("*.head.*"))
+    monitor = RegularizationMonitor(updates=True, select=Select("*.head.*"), per_layer=True)
     fit(monitor, logger=TensorBoardLogger(tmp_path))
 
     tags = [tag for tag in scalars(tmp_path) if tag.startswith("reg.update_ratio/")]

@@ -37,10 +37,13 @@ class LeastSquares(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.5)
 
 
+def rows():
+    return DataLoader(TensorDataset(torch.from_numpy(INPUTS), torch.from_numpy(TARGETS)), batch_size=60)
+
+
 def minimum(fit, penalty):
     module = LeastSquares()
-    rows = DataLoader(TensorDataset(torch.from_numpy(INPUTS), torch.from_numpy(TARGETS)), batch_size=60)
-    fit(penalty, module=module, data=rows, max_epochs=150)
+    fit(penalty, module=module, data=rows(), max_epochs=150)
     return module.layer.weight.detach().numpy()[0]
 
 
@@ -61,6 +64,19 @@ def test_moduli_of_distances_end_at_the_lasso_around_the_start_and_leave_weights
 
     np.testing.assert_allclose(found, START + lasso.coef_, rtol=0, atol=1e-6)
     assert ((found == START) == (lasso.coef_ == 0)).all()
+
+
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_optimality_is_that_of_distances(trainer_of, norm):
+    def reached(epochs):
+        trainer = trainer_of(AnchorPenalty(0.6, norm=norm, mode="proximal"), max_epochs=epochs)
+        trainer.fit(LeastSquares(), rows())
+        return trainer.callback_metrics["reg/optimality/anchor"].item()
+
+    # Where all distances are 0, the subgradients of their squares are 0, of their moduli all of [-1, 1].
+    slopes = np.abs(INPUTS.T @ (INPUTS @ START - TARGETS) / 60) / 0.6
+    assert reached(1) == pytest.approx(slopes.max() - (norm == "l1"), rel=1e-6)
+    assert reached(150) < 1e-6
 
 
 @pytest.mark.parametrize("mode", ["loss", "grad"])

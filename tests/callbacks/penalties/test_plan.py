@@ -42,15 +42,52 @@ def test_one_table_says_what_happens_to_each_weight_or_why_nothing_does(fit, tmp
     assert "| `network.encoder.weight` | 7 x 5 | l1 0.1 + elastic_net 0.02 |" in text
 
 
+class Deep(Regressor):
+    """Two hundred layers, one of which is not like the others."""
+
+    def __init__(self):
+        super().__init__()
+        blocks = ({"query": nn.Linear(4, 4), "up": nn.Linear(4, 8)} for _ in range(100))
+        self.encoder = nn.ModuleList(map(nn.ModuleDict, blocks))
+        self.encoder[42]["query"].weight.requires_grad_(requires_grad=False)
+
+
+def test_layers_to_which_the_same_happens_are_one_row_and_the_odd_one_its_own(fit, tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        fit(L2Penalty(0.001), L1Penalty(0.1, select="*.up.*"), module=Deep(), logger=TensorBoardLogger(tmp_path))
+
+    lines = plan_of(caplog).splitlines()
+    rows = {" ".join(line.split()) for line in lines}
+    assert len(lines) < 40
+    assert "encoder.{0..41,43..99}.query.weight x99 4 x 4 l2 0.001" in rows
+    assert "encoder.42.query.weight 4 x 4 l2 0.001 (not trained at the moment)" in rows
+    assert "encoder.{0..99}.up.weight x100 8 x 4 l2 0.001 + l1 0.1" in rows
+    assert "total of L1Penalty: 100 of 408 weights, 3,200 numbers" in rows
+    assert "encoder.42.query.weight" in texts(tmp_path)["reg/setup/text_summary"]
+    assert "{" not in texts(tmp_path)["reg/setup/text_summary"]
+
+
+def test_each_reason_is_told_with_the_callback_whose_it_is(fit, tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        fit(L1Penalty(0.1, select="network.encoder.*"), L2Penalty(0.1, select="network.head.*"))
+
+    (row,) = (line for line in plan_of(caplog).splitlines() if "network.encoder.bias" in line)
+    assert "1 < 2 dimensions (L1Penalty)" in row
+    assert "matches no pattern of `select` (L2Penalty)" in row
+
+
 def test_a_long_plan_is_cut_on_the_console_only(fit, tmp_path, caplog):
     module = Regressor()
-    module.many = nn.ParameterList(nn.Parameter(torch.zeros(1, 1)) for _ in range(100))
+    module.many = nn.ParameterList(nn.Parameter(torch.zeros(1, size)) for size in range(1, 101))
 
     with caplog.at_level(logging.INFO):
         fit(L1Penalty(0.1), module=module, logger=TensorBoardLogger(tmp_path))
 
-    assert "many.99" not in plan_of(caplog)
-    assert "and 48 more weights" in plan_of(caplog)
+    plan = plan_of(caplog)
+    assert len(plan.splitlines()) < 40
+    assert "many.99" not in plan
+    assert "and 78 more rows" in plan
+    assert "total of L1Penalty: 103 of 108 weights" in plan
     assert "many.99" in texts(tmp_path)["reg/setup/text_summary"]
 
 

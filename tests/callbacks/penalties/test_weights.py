@@ -1,10 +1,13 @@
 """Which weights a penalty reaches: frozen, thawed, unused, tied, sparse, pruned, parametrized."""
 
+import re
+
+import pytest
 import torch
 from lightning.pytorch.callbacks import BaseFinetuning, ModelPruning
 from torch import nn
 
-from lightning_reg import L1Penalty, L2Penalty, Penalty
+from lightning_reg import GroupLassoPenalty, L1Penalty, L2Penalty, Penalty, Select
 from tests.models import Regressor, loader, weights_of
 from tests.reference import PENALTIES, assert_same_weights, both_modes, train_by_hand
 
@@ -162,3 +165,21 @@ def test_parametrized_weights_are_penalized_through_their_trained_tensor(fit, mo
         return 0.1 * sum(weight.square().sum() for weight in weights)
 
     assert_same_weights(actual, weights_of(train_by_hand(module(), loader(), term, select=select)))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
+@pytest.mark.parametrize("weight_norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+@pytest.mark.parametrize("penalty", [L1Penalty(0.1, mode="proximal"), GroupLassoPenalty(0.1)], ids=repr)
+def test_what_weight_norm_divides_by_its_length_is_not_made_zero(fit, penalty, weight_norm):
+    module = Regressor()
+    weight_norm(module.network.encoder)
+    (direction,) = (n for n, p in module.named_parameters() if p.shape == (7, 5))
+
+    with pytest.raises(ValueError, match=r"weight norm divides it by its length") as error:
+        fit(penalty, module=module)
+
+    (name,) = re.findall(r"exclude='(.+?)'", str(error.value))
+    fit(type(penalty)(1e3, mode="proximal", select=Select(exclude=name)), module=module)
+    length = next(p for n, p in module.named_parameters() if p.shape == (7, 1))
+    assert (length == 0).all()  # a weight by itself, of one entry for each unit
+    assert module.get_parameter(direction).isfinite().all()

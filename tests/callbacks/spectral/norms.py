@@ -1,5 +1,8 @@
 """What spectral callbacks are compared with: SVDs of dense matrices, and W trained by hand under W / sigma(W)."""
 
+import itertools
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -19,10 +22,43 @@ def dense(module: nn.Module, weight: Tensor, size: int = IMAGE) -> Tensor:
 
 
 def norm(module: nn.Module, weight: Tensor | None = None, *, kind: str = "operator") -> Tensor:
-    """Return the largest singular value of a layer by SVD."""
+    """Return the largest singular value of a layer by SVD; of a convolution the least upper bound over image sizes."""
     weight = module.weight if weight is None else weight
-    matrix = weight.flatten(1) if kind == "matrix" else dense(module, weight)
-    return torch.linalg.svdvals(matrix.double())[0]
+    if kind == "matrix" or not isinstance(module, nn.modules.conv._ConvNd):
+        return torch.linalg.svdvals(weight.flatten(1).double())[0]
+    groups = weight.double().chunk(module.groups)
+    steps = [s // math.gcd(s, d) for s, d in zip(module.stride, module.dilation, strict=True)]
+    return torch.stack([_largest_response(kernel, steps) for kernel in groups]).max()
+
+
+def _largest_response(kernel, steps, points=24):
+    """Return the largest singular value over frequencies, differentiable: around the best one the norm is flat."""
+    dims = kernel.ndim - 2
+    axis = [2 * math.pi * point / points for point in range(points)]
+    frequencies = torch.tensor(list(itertools.product(axis, repeat=dims)), dtype=torch.float64)
+    width = 2 * math.pi / points
+    for _ in range(30):
+        values = _responses(kernel.detach(), steps, frequencies)
+        best = frequencies[values.argmax()]
+        width /= 2
+        steps_around = torch.tensor(list(itertools.product((0, -width, width), repeat=dims)), dtype=torch.float64)
+        frequencies = best + steps_around
+    return _responses(kernel, steps, best[None])[0]
+
+
+def _responses(kernel, steps, frequencies):
+    outputs, inputs, *sizes = kernel.shape
+    phases = list(itertools.product(*map(range, steps)))
+    columns = dict.fromkeys(phases, 0)
+    for tap in itertools.product(*map(range, sizes)):
+        position = torch.tensor([t // s for t, s in zip(tap, steps, strict=True)], dtype=torch.float64)
+        angle = frequencies @ position
+        wave = torch.polar(torch.ones_like(angle), angle)[:, None, None]
+        phase = tuple(t % s for t, s in zip(tap, steps, strict=True))
+        columns[phase] = columns[phase] + wave * kernel[(slice(None), slice(None), *tap)]
+    zero = torch.zeros(len(frequencies), outputs, inputs, dtype=torch.complex128)
+    response = torch.cat([zero if isinstance(columns[phase], int) else columns[phase] for phase in phases], 2)
+    return torch.linalg.svdvals(response)[:, 0]
 
 
 class Loss(nn.Module):

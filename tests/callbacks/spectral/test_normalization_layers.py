@@ -4,12 +4,13 @@ import copy
 
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from lightning_reg import Select, SpectralNormalization
-from tests.callbacks.spectral.norms import dense
+from lightning_reg import Select, SpectralConstraint, SpectralNormalization
+from tests.callbacks.spectral.norms import norm as largest_response
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +98,7 @@ def test_convolutions_have_the_norm(kind, norm, trainer_of):
     train(trainer_of, layer, inputs, callback=SpectralNormalization(2.0, norm=norm), lr=0.001)
 
     if norm == "operator":
-        found = torch.linalg.matrix_norm(dense(layer, layer.weight.detach()), 2).item()
+        found = largest_response(layer).item()
     else:
         rows = layer.weight.transpose(0, 1) if layer.transposed else layer.weight
         found = spectral(rows)
@@ -177,7 +178,8 @@ def test_the_gradient_of_a_pruned_weight_goes_through_what_is_left(trainer_of):
 
 
 @pytest.mark.parametrize("layer", [nn.Linear(5, 4), nn.Conv1d(2, 3, 3)])
-def test_a_zero_weight_stays_zero_and_finite(layer, trainer_of):
+def test_a_weight_that_starts_at_zero_leaves_it_and_has_the_norm_then(layer, trainer_of):
+    layer = copy.deepcopy(layer)
     nn.init.zeros_(layer.weight)
     network = nn.Sequential(layer, nn.Flatten(1), nn.LazyLinear(3))
     inputs = torch.ones(2, 5) if isinstance(layer, nn.Linear) else torch.ones(2, 2, 8)
@@ -185,10 +187,43 @@ def test_a_zero_weight_stays_zero_and_finite(layer, trainer_of):
 
     train(trainer_of, network, inputs)
 
-    assert layer.weight.eq(0).all()
+    assert largest_response(layer).item() == pytest.approx(1, rel=0.02)
     assert all(parameter.isfinite().all() for parameter in network.parameters())
     assert spectral(network[2].weight) == pytest.approx(1, rel=0.02)
-    assert layer.bias.abs().sum() > 0
+
+
+def test_a_zero_weight_without_a_gradient_stays_zero(trainer_of):
+    layer = nn.Linear(5, 4)
+    nn.init.zeros_(layer.weight)
+
+    train(trainer_of, layer, torch.zeros(2, 5))
+
+    assert layer.weight.eq(0).all()
+
+
+@pytest.mark.parametrize("callback", [SpectralNormalization(1e39), SpectralConstraint(1e39)])
+def test_a_bound_beyond_the_precision_of_weights_is_refused(callback, trainer_of):
+    with pytest.raises(ValueError, match=r"norm_bound.* 1e\+39"):
+        train(trainer_of, nn.Linear(5, 4), torch.ones(2, 5), callback=callback)
+
+
+def test_sparse_adam_is_refused_before_training_with_the_remedy(trainer_of):
+    network = nn.Embedding(12, 5, sparse=True)
+    module = Plain(network, torch.arange(4))
+    module.configure_optimizers = lambda: torch.optim.SparseAdam(network.parameters())
+
+    with pytest.raises(MisconfigurationException, match=r"SparseAdam.*'network\.weight'.*dense.*exclude="):
+        trainer_of(SpectralNormalization(), max_epochs=1).fit(module)
+
+
+def test_sparse_adam_trains_under_the_constraint(trainer_of):
+    network = nn.Embedding(12, 5, sparse=True)
+    module = Plain(network, torch.arange(4))
+    module.configure_optimizers = lambda: torch.optim.SparseAdam(network.parameters(), lr=0.1)
+
+    trainer_of(SpectralConstraint(0.5), max_epochs=1).fit(module)
+
+    assert spectral(network.weight) <= 0.5 * (1 + 1e-4)
 
 
 @pytest.mark.parametrize("size", [1e-18, 1e18])

@@ -1,7 +1,5 @@
 """The spectral norm penalty: the square of the true norm, with its gradient."""
 
-import copy
-
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -9,12 +7,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.nn.utils import prune
 
-from lightning_reg import L2Penalty, SpectralNormPenalty
-from lightning_reg.functional.spectral.estimates import NormEstimates
-from lightning_reg.functional.spectral.gradient import norm_at, norm_gradient
-from lightning_reg.functional.spectral.layers import Layer
+from lightning_reg import L2Penalty, SpectralConstraint, SpectralNormalization, SpectralNormPenalty
 from tests.callbacks.spectral.norms import norm
-from tests.callbacks.spectral.test_normalization_layers import CONVOLUTIONS, Plain
+from tests.callbacks.spectral.test_normalization_layers import Plain
+from tests.callbacks.spectral.test_normalization_runs import Wide
 from tests.models import Gan, Regressor, loader, weights_of
 from tests.reference import assert_same_weights, both_modes
 
@@ -22,41 +18,6 @@ from tests.reference import assert_same_weights, both_modes
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
-
-
-LAYERS = {
-    "linear": nn.Linear(6, 4),
-    "embedding": nn.Embedding(9, 4),
-    **{name: layer for name, (layer, _) in CONVOLUTIONS.items()},
-}
-
-
-@pytest.mark.parametrize("kind", LAYERS)
-@pytest.mark.parametrize("norm_kind", ["operator", "matrix"])
-def test_the_gradient_of_the_norm_is_that_of_the_dense_matrix(kind, norm_kind):
-    module = copy.deepcopy(LAYERS[kind]).double()
-    module.reset_parameters()
-    weight = module.weight.detach().requires_grad_()
-    layer = Layer("layer", weight.detach(), module)
-    watched = Layer("layer", layer.matrix()) if norm_kind == "matrix" else layer
-    (pair,) = NormEstimates(16).pairs([watched], 60)
-
-    rows = weight.transpose(0, 1) if getattr(module, "transposed", False) else weight
-    expected = torch.linalg.svdvals(rows.flatten(1))[0] if norm_kind == "matrix" else norm(module, weight)
-    (gradient,) = torch.autograd.grad(expected, weight)
-    own = norm_at(Layer("layer", weight, module), pair)
-    (differentiated,) = torch.autograd.grad(own, weight)
-
-    assert own.item() == pytest.approx(expected.item(), rel=1e-9)
-    torch.testing.assert_close(differentiated, gradient, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(norm_gradient(layer, pair, 3.0), 3 * gradient, rtol=1e-5, atol=3e-6)
-
-
-def test_autograd_agrees_with_finite_differences_of_the_norm_of_a_convolution():
-    module = nn.Conv2d(2, 2, 3, padding=1, stride=2).double()
-    (pair,) = NormEstimates(6).pairs([Layer("layer", module.weight.detach(), module)], 10)
-
-    assert torch.autograd.gradcheck(lambda weight: norm_at(Layer("layer", weight, module), pair), module.weight)
 
 
 def named(module):
@@ -226,3 +187,35 @@ def test_called_on_tensors_it_is_the_sum_of_squared_norms():
     weights = [torch.diag(torch.tensor([3.0, 1.0])), torch.full((2, 3, 2), 1.0)]
 
     assert SpectralNormPenalty(0.5).penalty(weights).item() == pytest.approx(9 + 12)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    "control", [SpectralNormPenalty(0.1), SpectralNormalization(), SpectralConstraint(1.0)], ids=repr
+)
+@pytest.mark.parametrize("weight_norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+def test_weights_under_weight_norm_are_refused_by_name(control, weight_norm, fit):
+    module = Regressor()
+    weight_norm(module.network.encoder)
+
+    with pytest.raises(ValueError, match=r"another parametrization computes .*exclude='network\.encoder\.weight'"):
+        fit(control, module=module)
+
+    network = nn.Sequential(weight_norm(nn.Conv1d(4, 4, 3, groups=2), dim=2))
+    with pytest.raises(ValueError, match=r"exclude='network\.0\.weight'"):
+        fit(control, module=Plain(network, torch.ones(1, 4, 8)))
+
+
+@both_modes
+def test_on_large_layers_training_is_that_of_a_loop_with_exact_norms(mode, trainer_of):
+    module, expected = Wide(1e-3), Wide(1e-3)
+    trainer_of(SpectralNormPenalty(0.3, mode=mode), max_steps=27).fit(module)
+
+    optimizer = expected.configure_optimizers()
+    for index, batch in enumerate(expected.train_dataloader()[:27]):
+        optimizer.zero_grad()
+        weights = [layer.weight for layer in expected.network if isinstance(layer, nn.Linear)]
+        penalty = sum(torch.linalg.matrix_norm(weight, 2).square() for weight in weights)
+        (expected.training_step(batch, index) + 0.3 * penalty).backward()
+        optimizer.step()
+    assert_same_weights(weights_of(module), weights_of(expected), rtol=1e-3)

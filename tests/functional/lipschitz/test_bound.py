@@ -477,3 +477,23 @@ def test_the_report_cannot_be_changed():
     report = LipschitzReport(1.0)
     with pytest.raises(AttributeError):
         report.value = 2.0
+
+
+def test_a_function_of_whole_numbers_alone_has_no_bound_and_the_report_says_why():
+    report = lipschitz_bound(nn.Tanh(), torch.arange(3))
+
+    assert report.value == math.inf
+    assert report.unbounded[0][0] == "input"
+    assert "whole numbers" in report.unbounded[0][1]
+
+
+def test_a_large_layer_is_certified_closely():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(1030, 1026), nn.ReLU(), nn.Linear(1026, 2))
+    network[0].weight.data[::2] = 0
+
+    report = lipschitz_bound(network, torch.zeros(1, 1030))
+
+    norms = [np.linalg.norm(network[index].weight.detach().double().numpy(), 2) for index in (0, 2)]
+    assert norms[0] <= report.per_layer["0"] <= 1.0051 * norms[0]
+    assert jacobian_norm(network, torch.randn(1, 1030)).item() <= report.value <= 1.0052 * norms[0] * norms[1]

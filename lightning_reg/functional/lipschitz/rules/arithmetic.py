@@ -104,6 +104,24 @@ def _cat(op: Operation, tensors: Any, *_: Any, **__: Any) -> Bound:
     return Bound(together(argument.bound.value for argument in traced_in(tensors)))
 
 
+@for_functions("setitem")
+def _setitem(op: Operation, input: Any, index: Any, value: Any) -> Bound:
+    constant(index)
+    place = op.output[index].numel()
+    written = [each for each in (value,) if isinstance(each, Traced)]
+    copies = (math.sqrt(place / max(each.value.numel(), 1)) for each in written)
+    return Bound(
+        together([input.bound.value, *(times(e.bound.value, c) for e, c in zip(written, copies, strict=True))])
+    )
+
+
+@for_functions("broadcast_tensors")
+def _broadcast(op: Operation, *tensors: Any) -> Bound:
+    size = op.output[0].numel()
+    traced = traced_in(tensors)
+    return Bound(together(times(each.bound.value, math.sqrt(size / max(each.value.numel(), 1))) for each in traced))
+
+
 @for_functions("where")
 def _where(op: Operation, condition: Any, input: Any, other: Any) -> Bound:
     if isinstance(condition, Traced) and isinstance(input, Tensor):  # the method: x.where(condition, other)

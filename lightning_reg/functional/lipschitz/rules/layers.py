@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_reg.functional.lipschitz.chain import Chain
-from lightning_reg.functional.lipschitz.rounding import UPWARDS, norm_upwards, precise, times
+from lightning_reg.functional.lipschitz.rounding import UPWARDS, norm_and_gram, norm_upwards, precise, times
 from lightning_reg.functional.lipschitz.rules.registry import (
     for_all,
     for_function,
@@ -47,8 +47,8 @@ def _linear(op: Operation, input: Any, weight: Any, bias: Any = None) -> Bound:
 
 def dense(bound: Bound, weight: Tensor) -> Bound:
     """Return the bound after a product of the last dimension with `weight`, shape (out, in)."""
-    norm = norm_upwards(weight)
-    chain = (bound.chain or Chain(bound.value)).linear(weight, norm)
+    norm, gram = norm_and_gram(weight)
+    chain = (bound.chain or Chain(bound.value)).linear(weight, norm, gram)
     value = times(bound.value, norm)
     return Bound(
         value if chain is None else smaller(value, chain.gain),
@@ -56,6 +56,7 @@ def dense(bound: Bound, weight: Tensor) -> Bound:
         lambda scale: dense(bound, precise(weight) * scale[:, None]),
         channels=-1,
         own=norm,
+        last=(weight, bound),
     )
 
 

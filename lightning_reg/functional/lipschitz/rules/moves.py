@@ -11,7 +11,9 @@ from lightning_reg.functional.lipschitz.value import PRODUCT, Bound, NoBoundErro
 
 _FIRST = 1 << 50
 # Rows stay rows where the last dimension keeps its size.
-_RESHAPING = "reshape view flatten unflatten ravel contiguous clone detach squeeze unsqueeze view_as reshape_as"
+_RESHAPING = (
+    "reshape view flatten unflatten ravel contiguous clone detach deepcopy squeeze unsqueeze view_as reshape_as"
+)
 _MOVING = (
     "permute transpose movedim moveaxis swapaxes swapdims t T mT H mH adjoint roll flip fliplr flipud rot90 tril triu"
     " diagonal chunk split tensor_split hsplit vsplit dsplit unbind narrow select unsafe_chunk unsafe_split"
@@ -40,14 +42,6 @@ def _moved(op: Operation, input: Any, *_: Any, **__: Any) -> Bound:
 
 
 for_all((nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle), _MOVING, _moved)
-
-
-@for_functions("getattr")
-def _attribute(op: Operation, input: Traced, name: str) -> Bound:
-    if name not in _MOVING.split():
-        msg = f"no rule for the attribute `{name}`"
-        raise NoBoundError(msg)
-    return Bound(input.bound.value)
 
 
 def copied(op: Operation, input: Any, *rest: Any, **named: Any) -> float:

@@ -1,7 +1,5 @@
 """The rules of operations: who knows the bound of what."""
 
-import builtins
-import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import FunctionType
@@ -11,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from lightning_reg.functional.lipschitz.nested import replaced
+from lightning_reg.functional.lipschitz.traced_tensor import is_method
 from lightning_reg.functional.lipschitz.value import NoBoundError, Traced
 
 # From `Operation` and its arguments, in which what depends on the input is `Traced`, to the bound of the result, to the
@@ -29,7 +29,7 @@ class UserRule:
 _MODULES: dict[type[nn.Module], Rule | UserRule] = {}
 _FUNCTIONS: dict[Callable[..., Any], Rule | UserRule] = {}
 _METHODS: dict[str, Rule | UserRule] = {}
-_NAMESPACES = (torch, functional, operator, builtins)
+_NAMESPACES = (torch, functional, torch.special)
 
 
 def for_modules(*types: type[nn.Module]) -> Callable[[AnyRule], AnyRule]:
@@ -55,12 +55,12 @@ def for_functions(names: str) -> Callable[[AnyRule], AnyRule]:
 
 
 def add_function(name: str, rule: Rule | UserRule) -> None:
-    """Make `rule` that of every function of torch, operator and method called `name`."""
+    """Make `rule` that of every function of torch, operator, attribute and method called `name`."""
     for space in _NAMESPACES:
         function = getattr(space, name, None)
         if callable(function) and not isinstance(function, type):
             _FUNCTIONS[function] = rule
-    if hasattr(torch.Tensor, name):
+    if hasattr(torch.Tensor, name) or hasattr(torch.Tensor, f"__{name}__"):
         _METHODS[name] = rule
 
 
@@ -94,12 +94,12 @@ def _has_forward_of(ancestor: type[nn.Module], module: nn.Module) -> bool:
     )
 
 
-def function_rule(target: Callable[..., Any] | str) -> Rule | UserRule | None:
-    """Return the rule of a function, or of the method called `target`."""
-    return _METHODS.get(target) if isinstance(target, str) else _FUNCTIONS.get(target)
+def function_rule(function: Callable[..., Any], name: str) -> Rule | UserRule | None:
+    """Return the rule of a function, or, for a method of tensors or one of their attributes, of that name."""
+    return _FUNCTIONS.get(function) or (_METHODS.get(name) if is_method(function) else None)
 
 
-def own_functions() -> list[Callable[..., Any]]:
+def own_functions() -> list[FunctionType]:
     """Return the Python functions that users registered."""
     return [f for f, rule in _FUNCTIONS.items() if isinstance(rule, UserRule) and isinstance(f, FunctionType)]
 
@@ -126,8 +126,4 @@ def for_function(function: Callable[..., Any], rule: Rule) -> None:
 
 def plain(values: Any) -> Any:
     """Return arguments with the tensors in place of what is known of them."""
-    if isinstance(values, Traced):
-        return values.value
-    if isinstance(values, list | tuple):
-        return type(values)(plain(value) for value in values)
-    return {key: plain(value) for key, value in values.items()} if isinstance(values, dict) else values
+    return replaced(values, Traced, lambda traced: traced.value)

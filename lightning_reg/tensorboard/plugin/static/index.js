@@ -1,5 +1,6 @@
 // The page "Regularization": TensorBoard calls `render()` in an empty frame.
 
+import { comparison } from "./compare/compare.js";
 import { curvePanel } from "./curve/curve.js";
 import { controls } from "./frame/controls.js";
 import { advice } from "./frame/empty.js";
@@ -7,9 +8,10 @@ import { assembled, styled } from "./frame/page.js";
 import { runList } from "./frame/runs.js";
 import { statusBar } from "./frame/status.js";
 import { table } from "./frame/table.js";
-import { borrowFont, followTheme } from "./frame/theme.js";
+import { borrowFont, followReload, followTheme } from "./frame/theme.js";
 import { tooltip } from "./frame/tooltip.js";
 import { heatmaps } from "./heatmap/heatmaps.js";
+import { oddLayers } from "./odd/odd.js";
 import * as api from "./server/api.js";
 import { loader } from "./server/heatmap_loader.js";
 import { poll } from "./server/poll.js";
@@ -21,6 +23,7 @@ import { firstRuns, viewOf } from "./state/view.js";
 export async function render() {
   document.documentElement.lang = "en";
   document.title = "Regularization";
+  window.frameElement?.setAttribute("title", "Regularization");
   const looks = styled();
   borrowFont();
 
@@ -32,18 +35,22 @@ export async function render() {
 
   const tip = tooltip();
   const load = loader(() => repaint());
-  const pick = (layer) => {
+  let picked = null; // the card in which a row was chosen, until its curve is in sight, too
+  const pick = (layer, card) => {
+    picked = card;
     const closes = layer === choices.get().layer;
     choices.set({ layer: closes ? "" : layer });
     tip.say(closes ? "Curve closed" : `The curve of ${layer} is shown beneath`);
   };
   const maps = heatmaps(load, { tip, pick });
   const curve = curvePanel(tip, () => choices.set({ layer: "" }));
-  const summary = table((sort) => choices.set({ sort }));
+  const compare = comparison((changes) => choices.set(changes));
+  const odd = oddLayers((layer) => choices.set({ layer }));
+  const summary = table((changes) => choices.set(changes));
   const runs = runList((names) => choices.set({ runs: sameAsFirst(names) ? null : names }));
   const settings = controls((changes) => choices.set(changes));
   const status = statusBar({ refresh: () => reading.now(), pause: (paused) => reading.pause(paused), copy: link.copy });
-  const page = assembled({ settings, runs, status, summary, maps, curve });
+  const page = assembled({ settings, runs, status, compare, summary, odd, maps, curve });
 
   const sameAsFirst = (names) => JSON.stringify(names) === JSON.stringify(firstRuns(catalogue));
 
@@ -66,13 +73,20 @@ export async function render() {
     page.show(view, advice(catalogue, view.metrics));
     settings.show(view, state, compiled.error);
     runs.show(view, dark);
-    summary.show(view.shown, state.sort, dark);
+    compare.show(view, state).then(() => summary.show(view.shown, state, compare.scores(), dark), failedQuietly);
+    summary.show(view.shown, state, compare.scores(), dark);
     if (!view.metric) return;
     maps.arrange(view.shown);
     load.want(view.metric, view.readable, maps.columns());
     maps.show(view, state, filter, dark);
+    odd.show(view.readable.flatMap(({ name }) => (load.answer(name)?.data ? [[name, load.answer(name).data]] : [])));
     curve.show(view, state, dark);
+    if (picked && state.layer) curve.leaveInSight(picked.querySelector(".row-mark"));
+    picked = null;
   }
+
+  /** The next reading, which fails for the same reason, tells it. */
+  function failedQuietly() {}
 
   const reading = poll(
     async () => {
@@ -80,6 +94,7 @@ export async function render() {
       paint();
       const view = viewOf(choices.get(), catalogue);
       await load.refresh();
+      await compare.show(view, choices.get(), true);
       await curve.show(view, choices.get(), dark, true);
       const failed = view.shown.map((run) => load.answer(run.name)?.error).find((error) => error && !error.missing);
       if (failed) throw failed;
@@ -92,6 +107,7 @@ export async function render() {
     tip.hide();
     if (choices.get().layer) choices.set({ layer: "" });
   });
+  followReload(() => reading.now());
   followTheme((isDark) => {
     dark = isDark;
     repaint();

@@ -10,6 +10,7 @@ import { plotted } from "./lines.js";
 const POINTS = 500;
 const MARGIN = { left: 56, right: 12, top: 10, bottom: 22 };
 const HEIGHT = 190;
+const CLEAR = 8; // pixels between a row and the panel
 
 /** Make the panel. `close()` is called when the user has seen enough. */
 export function curvePanel(tip, close) {
@@ -19,8 +20,14 @@ export function curvePanel(tip, close) {
     { type: "button", class: "text", onclick: close, "aria-label": "Close the curve" },
     "Close",
   );
-  const picture = shape("svg", { class: "curve", role: "img", tabindex: 0, height: HEIGHT });
-  const names = element("ul", { class: "curve-names" });
+  const picture = shape("svg", {
+    class: "curve",
+    role: "img",
+    tabindex: 0,
+    height: HEIGHT,
+    "aria-label": "Curve of one layer",
+  });
+  const names = element("ul", { class: "curve-names", tabindex: 0, "aria-label": "Runs and their last values" });
   const message = element("p", { class: "message" });
   const panel = element(
     "section",
@@ -104,6 +111,11 @@ export function curvePanel(tip, close) {
 
   return {
     element: panel,
+    /** Scroll so that the panel does not cover `row`. */
+    leaveInSight(row) {
+      const hidden = row.getBoundingClientRect().bottom + CLEAR - panel.getBoundingClientRect().top;
+      if (!panel.hidden && hidden > 0) window.scrollBy(0, hidden);
+    },
     /** Show the chosen layer; reads its curve if it is another one than before, or if `again`. */
     async show(view, state, dark, again = false) {
       const open = Boolean(state.layer && view.metric);
@@ -136,7 +148,7 @@ export function curvePanel(tip, close) {
       const byName = new Map(read.curves.map((curve) => [curve.run, curve]));
       const curves = view.shown
         .filter((run) => byName.has(run.name))
-        .map((run) => ({ ...byName.get(run.name), index: run.index }));
+        .map((run) => ({ ...byName.get(run.name), index: run.colour }));
       shown = { curves, state, dark };
       picture.setAttribute(
         "aria-label",

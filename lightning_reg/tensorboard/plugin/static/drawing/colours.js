@@ -24,9 +24,27 @@ export function shade(position) {
   return shades[Math.round(Math.min(Math.max(position, 0), 1) * (SHADES - 1))];
 }
 
+// From below zero over zero to above it: blue, near white, red (ends of ColorBrewer's RdBu, C. Brewer, Apache 2.0).
+const BELOW = [33, 102, 172];
+const ZERO = [247, 247, 247];
+const ABOVE = [178, 24, 43];
+
+/** Return the colour for a position between 0 and 1 of a range with zero in its middle. */
+export function tint(position) {
+  const place = Math.min(Math.max(position, 0), 1) * 2 - 1;
+  const end = place < 0 ? BELOW : ABOVE;
+  return ZERO.map((value, channel) => Math.round(value + Math.abs(place) * (end[channel] - value)));
+}
+
+/** Return the colour of a finite value on a scale. */
+export function colourOf(scale, value) {
+  return (scale.diverging ? tint : shade)(scale.position(value));
+}
+
 /** Return the map as a CSS gradient, lowest value first. */
-export function gradient(direction) {
-  const stops = Array.from({ length: 17 }, (_, index) => `rgb(${shade(index / 16).join(" ")})`);
+export function gradient(direction, diverging = false) {
+  const map = diverging ? tint : shade;
+  const stops = Array.from({ length: 17 }, (_, index) => `rgb(${map(index / 16).join(" ")})`);
   return `linear-gradient(${direction}, ${stops.join(", ")})`;
 }
 

@@ -1,5 +1,29 @@
 // From values to positions between 0 and 1.
 
+const ROUNDING = 1e-6; // numbers that differ by less are one number in single precision
+const FAR = 3;
+
+/** Return an extent without what lies far outside of most values, which would leave one colour for all the rest.
+ *
+ * `samples` are lists of finite values, of which each stands for equally many. `least` and `most` are the old ends.
+ */
+export function withoutOutliers(extent, samples) {
+  const sorted = Float64Array.from(samples.flat()).sort();
+  if (sorted.length < 20) return extent;
+  const at = (share) => sorted[Math.round(share * (sorted.length - 1))];
+  const [start, end] = [at(0.05), at(0.95)];
+  const room = FAR * (end - start);
+  const low = room && extent.low < start - room ? start : extent.low;
+  const high = room && extent.high > end + room ? end : extent.high;
+  return { ...extent, low, high, least: extent.low, most: extent.high };
+}
+
+/** Return the extent with zero in its middle. */
+export function aroundZero(extent) {
+  const size = Math.max(Math.abs(extent.low), Math.abs(extent.high));
+  return { ...extent, low: -size, high: size, diverging: true };
+}
+
 /** Return the least, the least positive and the largest finite value. */
 export function extent(rowsOfValues) {
   const found = { low: Infinity, lowPositive: Infinity, high: -Infinity };
@@ -17,20 +41,23 @@ export function extent(rowsOfValues) {
 }
 
 /** Make a scale over an extent: `position(value)`, `value(position)`, and what kind it came to be. */
-export function scaleOver({ low, lowPositive, high }, wanted) {
+export function scaleOver(extents, wanted) {
+  const { low, lowPositive, high } = extents;
+  const { least = low, most = high, diverging = false } = extents;
   if (!(low <= high)) return { kind: "none", low: NaN, high: NaN, position: () => 0.5, value: () => NaN };
   const log = wanted === "log" && high > 0; // where nothing is positive there is no logarithm
   const bottom = log ? lowPositive : low;
   const [start, end] = log ? [Math.log(bottom), Math.log(high)] : [bottom, high];
   const position = (value) => {
     if (log && value <= 0) return 0;
-    return end > start ? ((log ? Math.log(value) : value) - start) / (end - start) : 0.5;
+    return end - start > ROUNDING * Math.max(Math.abs(start), Math.abs(end)) ? ((log ? Math.log(value) : value) - start) / (end - start) : 0.5;
   };
   const value = (place) => {
     const inner = start + place * (end - start);
     return log ? Math.exp(inner) : inner;
   };
-  return { kind: log ? "log" : "linear", low: bottom, high, position, value, below: log && low <= 0 };
+  const below = log && low <= 0;
+  return { kind: log ? "log" : "linear", low: bottom, high, position, value, below, least, most, diverging };
 }
 
 /** Return round numbers within a scale, about `wanted` of them, both ends apart. */

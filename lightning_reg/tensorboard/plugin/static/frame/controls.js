@@ -2,6 +2,7 @@
 
 import { element } from "../drawing/dom.js";
 import { title } from "../drawing/format.js";
+import { MODES } from "../heatmap/modes.js";
 
 const SCALES = [
   ["linear", "Linear"],
@@ -10,6 +11,11 @@ const SCALES = [
 const RANGES = [
   ["shared", "Shared"],
   ["run", "Per run"],
+];
+
+const AXES = [
+  ["step", "Steps"],
+  ["relative", "Run length"],
 ];
 
 /** Make a group of radio buttons under a heading. `choices` are `[value, label]`. */
@@ -38,6 +44,10 @@ function radios(name, heading, kind, change) {
 export function controls(change) {
   const metric = radios("metric", "Metric", "list", (value) => change({ metric: value }));
   const scale = radios("scale", "Colour scale", "segments", (value) => change({ scale: value }));
+  const mode = radios("mode", "Show", "list", (value) => change({ mode: value }));
+  const axis = radios("axis", "Columns", "segments", (value) => change({ axis: value }));
+  const baseline = element("select", { id: "baseline", onchange: () => change({ baseline: baseline.value }) });
+  const against = element("div", { class: "group" }, element("label", { for: "baseline", class: "heading" }, "Baseline"), baseline);
   const range = radios("range", "Range over runs", "segments", (value) => change({ range: value }));
   const error = element("p", { class: "error", id: "filter-error", role: "alert" });
   const filter = element("input", {
@@ -59,7 +69,7 @@ export function controls(change) {
     error,
   );
   return {
-    elements: [metric.element, scale.element, range.element, layers],
+    elements: [metric.element, mode.element, against, scale.element, range.element, axis.element, layers],
     show(view, state, problem) {
       metric.show(
         view.metrics.map((name) => [name, title(name)]),
@@ -67,6 +77,14 @@ export function controls(change) {
       );
       scale.show(SCALES, state.scale);
       range.show(RANGES, state.range);
+      mode.show(MODES, state.mode);
+      axis.show(AXES, state.axis);
+      against.hidden = state.mode !== "baseline";
+      const names = view.readable.map((run) => run.name);
+      if (JSON.stringify(names) !== JSON.stringify([...baseline.options].map((option) => option.value))) {
+        baseline.replaceChildren(...names.map((name) => element("option", { value: name }, name)));
+      }
+      baseline.value = view.baseline;
       if (filter.value !== state.filter) filter.value = state.filter;
       filter.setAttribute("aria-invalid", problem ? "true" : "false");
       if (error.textContent !== problem) error.textContent = problem;

@@ -16,8 +16,8 @@ export function advice(catalogue, metrics) {
       EXAMPLE,
     );
   }
-  const text = "These runs hold no numbers of single layers. Above 64 layers the monitor writes them only if asked to:";
-  return card("No layers to show", text, "RegularizationMonitor(per_layer=True)");
+  const text = "These runs hold no numbers of single layers. The monitor writes them unless `per_layer=False`:";
+  return card("No layers to show", text, EXAMPLE);
 }
 
 function card(heading, text, code) {

@@ -4,7 +4,7 @@ import { element } from "../drawing/dom.js";
 import { title } from "../drawing/format.js";
 
 const NARROW = 800; // as in style.css
-const HINT = "Rows are layers, columns are optimizer steps. Brighter is larger. Click on a row for its curve.";
+const HINT = "Rows are layers, columns are optimizer steps, in proportion. Click on a row for its curve.";
 
 /** Load the style sheet. The page is shown, and measures itself, after that. */
 export async function styled() {
@@ -15,7 +15,7 @@ export async function styled() {
 }
 
 /** Put the parts together. */
-export function assembled({ settings, runs, status, summary, maps, curve }) {
+export function assembled({ settings, runs, status, compare, summary, odd, maps, curve }) {
   const heading = element("h1");
   const hint = element("p", { class: "hint" }, HINT);
   const hidden = element("div", { class: "advice" });
@@ -24,9 +24,10 @@ export function assembled({ settings, runs, status, summary, maps, curve }) {
   side.open = innerWidth >= NARROW;
   addEventListener("resize", () => innerWidth >= NARROW && (side.open = true));
   const top = element("div", { class: "top" }, element("div", {}, heading, hint), status.element);
-  const content = element("div", { class: "content" }, top, summary.element, hidden, maps.element, curve.element);
+  const content = element("div", { class: "content" }, top, compare.element, summary.element, hidden, odd.element, maps.element, curve.element);
   const show = (view, instead) => {
     heading.textContent = view.metric ? `${title(view.metric)} of each layer` : "Regularization";
+    status.element.hidden = !view.runs.length && Boolean(instead);
     hint.hidden = maps.element.hidden = !view.metric;
     side.hidden = summary.element.hidden = !view.runs.length;
     hidden.replaceChildren(...(instead ? [instead] : []));

@@ -45,7 +45,7 @@ export function runList(choose) {
       ...found.map((run) => {
         const box = element("input", { type: "checkbox", value: run.name, onchange: () => toggle(run.name) });
         box.checked = shown.has(run.name);
-        box.style.accentColor = strokeOf(run.index, dark).colour;
+        box.style.accentColor = strokeOf(run.colour, dark).colour;
         return element("label", { class: "run", title: run.name }, box, element("span", {}, run.name));
       }),
     );
@@ -56,9 +56,9 @@ export function runList(choose) {
 
   let dark = false;
   search.addEventListener("input", () => paint(dark));
-  const head = element("div", { class: "run-head" }, element("h2", {}, "Runs"), tally, all, none);
+  const head = element("div", { class: "run-head" }, element("span", { class: "heading" }, "Runs"), tally, all, none);
   return {
-    element: element("section", { class: "runs" }, head, search, list),
+    element: element("section", { class: "runs", "aria-label": "Runs" }, head, search, list),
     show(newView, isDark) {
       view = newView;
       dark = isDark;

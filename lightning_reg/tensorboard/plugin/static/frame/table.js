@@ -1,10 +1,11 @@
 // The summary: one line for each run, its last numbers.
 
+import { isBetterLower, varying } from "../compare/settings.js";
 import { strokeOf } from "../drawing/colours.js";
 import { element } from "../drawing/dom.js";
-import { number, percent } from "../drawing/format.js";
+import { number, percent, title } from "../drawing/format.js";
 
-const COLUMNS = [
+const FIXED = [
   { name: "run", title: "Run", hint: "Sort by the order of the runs" },
   {
     name: "sparsity",
@@ -25,44 +26,115 @@ const COLUMNS = [
   { name: "dropout", title: "Dropout", hint: "Mean dropout rate (reg/dropout)" },
 ];
 
-/** Make the table. `sortBy(order)` is called when the user clicks on the head of a column. */
-export function table(sortBy) {
-  const heads = new Map();
+/** Return all columns that there can be, each with its value of a run. */
+function columnsFor(runs, scores) {
+  const fixed = FIXED.slice(1).map((column) => ({ ...column, value: (run) => run.summary[column.name] }));
+  const metric = scores.tag && {
+    name: `metric:${scores.tag}`,
+    title: scores.tag,
+    hint: "At its best step, as compared above",
+    value: (run) => scores.runs[run.name]?.[isBetterLower(scores.tag, scores.better) ? "least" : "largest"]?.[1],
+  };
+  const settings = varying(runs).map((name) => ({
+    name: `setting:${name}`,
+    title: name,
+    hint: "A setting",
+    value: (run) => run.settings?.[name],
+  }));
+  const known = new Set(fixed.map((column) => column.name));
+  const numbers = [...new Set(runs.flatMap((run) => Object.keys(run.numbers ?? {})))]
+    .filter((name) => !known.has(name))
+    .sort()
+    .map((name) => ({ name, title: title(name), hint: `The last value of reg/${name}`, value: (run) => run.numbers?.[name] }));
+  const rare = numbers.map((column) => ({ ...column, rare: true }));
+  return [{ ...FIXED[0], value: (run) => run.index }, ...fixed, ...(metric ? [metric] : []), ...settings, ...rare];
+}
+
+/** Return the columns in which runs differ, or those that were chosen. */
+function chosenOf(columns, runs, wanted) {
+  return columns.filter(({ name, value, rare }) => {
+    if (name === "run") return true;
+    if (wanted) return wanted.includes(name);
+    const values = runs.map((run) => value(run) ?? null);
+    const empty = values.every((each) => each === null);
+    return !rare && !empty && (runs.length < 2 || new Set(values).size > 1);
+  });
+}
+
+/** Make the table. `change(changes)` is called when the user clicks on the head of a column, or chooses columns. */
+export function table(change) {
   const body = element("tbody");
   const head = element("tr");
+  const boxes = element("div", { class: "column-list", role: "group", "aria-label": "Columns of the table" });
+  let known = "";
   let order = "run";
-  for (const { name, title, hint } of COLUMNS) {
-    const button = element(
-      "button",
-      { type: "button", title: hint, onclick: () => sortBy(nextOrder(order, name)) },
-      title,
+
+  function choose(columns, shown) {
+    const now = JSON.stringify([choice.open, columns.map((column) => column.name), shown.map((column) => column.name)]);
+    if (now === known) return;
+    known = now;
+    const names = new Set(shown.map((column) => column.name));
+    const focused = boxes.contains(document.activeElement) && document.activeElement.value;
+    boxes.replaceChildren(
+      ...(choice.open ? columns.slice(1) : []).map((column) => {
+        const toggle = () => {
+          if (!names.delete(column.name)) names.add(column.name);
+          change({ columns: columns.map((each) => each.name).filter((each) => names.has(each)) });
+        };
+        const box = element("input", { type: "checkbox", class: "column", value: column.name, onchange: toggle });
+        box.checked = names.has(column.name);
+        return element("label", { class: "column-label" }, box, element("span", {}, column.title));
+      }),
     );
-    heads.set(name, element("th", { scope: "col" }, button));
-    head.append(heads.get(name));
+    if (focused) [...boxes.querySelectorAll("input")].find((box) => box.value === focused)?.focus();
+    head.replaceChildren(
+      ...shown.map(({ name, title: text, hint }) => {
+        const sort = () => change({ sort: nextOrder(order, name) });
+        const button = element("button", { type: "button", title: hint, onclick: sort }, text);
+        return element("th", { scope: "col", "data-column": name }, button);
+      }),
+    );
   }
+
+  const scroll = element(
+    "div",
+    { class: "card summary", role: "region", "aria-label": "Last values of each run", tabindex: 0 },
+    element("table", {}, element("thead", {}, head), body),
+  );
+  const choice = element(
+    "details",
+    { class: "columns", ontoggle: () => last && show(...last) },
+    element("summary", {}, "Columns"),
+    boxes,
+  );
+  let last = null; // what was shown
+
+  function show(runs, state, scores, dark) {
+    last = [runs, state, scores, dark];
+    const columns = columnsFor(runs, { ...scores, better: state.better });
+    const shown = chosenOf(columns, runs, state.columns);
+    choose(columns, shown);
+    order = state.sort;
+    const [name, descending] = parsed(order);
+    const column = shown.find((each) => each.name === name) ?? shown[0];
+    for (const cell of head.children) {
+      const sorts = cell.dataset.column === column.name;
+      cell.setAttribute("aria-sort", !sorts ? "none" : descending ? "descending" : "ascending");
+    }
+    body.replaceChildren(...sorted(runs, column, descending).map((run) => line(run, shown, dark)));
+  }
+
   return {
-    element: element(
-      "div",
-      { class: "card summary", role: "region", "aria-label": "Last values of each run", tabindex: 0 },
-      element("table", {}, element("thead", {}, head), body),
-    ),
-    show(runs, wanted, dark) {
-      order = wanted;
-      const [column, descending] = parsed(wanted);
-      for (const [name, cell] of heads) {
-        cell.setAttribute("aria-sort", name !== column ? "none" : descending ? "descending" : "ascending");
-      }
-      body.replaceChildren(...sorted(runs, column, descending).map((run) => line(run, dark)));
-    },
+    element: element("section", { "aria-label": "Table of runs" }, scroll, choice),
+    show,
   };
 }
 
-const short = (value) => number(value, 3);
+const short = (value) => (typeof value === "number" ? number(value, 3) : String(value));
 
 function parsed(order) {
   const descending = order.startsWith("-");
-  const column = descending ? order.slice(1) : order;
-  return COLUMNS.some(({ name }) => name === column) ? [column, descending] : ["run", false];
+  return [descending ? order.slice(1) : order, descending];
 }
 
 /** The first click on a number asks for the largest, on the runs for their order. */
@@ -74,7 +146,7 @@ function nextOrder(order, column) {
 
 function sorted(runs, column, descending) {
   const sign = descending ? -1 : 1;
-  const key = (run) => (column === "run" ? run.index : run.summary[column]);
+  const key = (run) => column.value(run);
   const missing = (run) => key(run) === null || key(run) === undefined || Number.isNaN(key(run));
   return [...runs].sort((one, other) => {
     // Runs without the number stand last, whichever way.
@@ -83,11 +155,11 @@ function sorted(runs, column, descending) {
   });
 }
 
-function line(run, dark) {
+function line(run, columns, dark) {
   const swatch = element("span", { class: "swatch" });
-  swatch.style.background = strokeOf(run.index, dark).colour;
-  const cells = COLUMNS.slice(1).map(({ name, format = short }) => {
-    const value = run.summary[name] ?? null;
+  swatch.style.background = strokeOf(run.colour, dark).colour;
+  const cells = columns.slice(1).map(({ value: of, format = short }) => {
+    const value = of(run) ?? null;
     return value === null ? element("td", { class: "none" }, "–") : element("td", {}, format(value));
   });
   return element(

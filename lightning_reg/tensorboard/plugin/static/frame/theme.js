@@ -25,6 +25,14 @@ export function followTheme(changed) {
   apply();
 }
 
+/** Call `reload` when the user presses TensorBoard's button for reading again: it does not tell the frames of plugins. */
+export function followReload(reload) {
+  const page = parentPage();
+  const pressed = (event) => event.target.closest?.(".reload-button") && reload();
+  page?.addEventListener("click", pressed);
+  window.addEventListener("pagehide", () => page?.removeEventListener("click", pressed));
+}
+
 /** Take over the faces of Roboto that TensorBoard's page has. */
 export function borrowFont() {
   const page = parentPage();

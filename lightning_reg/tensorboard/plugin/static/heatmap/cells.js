@@ -1,7 +1,7 @@
 // The cells of a heatmap on a canvas. Numbers have the colours of the map, NaN and infinities a mark of their own
 // outside of it, and a step where nothing was logged has none: the page's background is seen.
 
-import { shade } from "../drawing/colours.js";
+import { colourOf } from "../drawing/colours.js";
 import { element } from "../drawing/dom.js";
 
 const TILE = 6;
@@ -54,22 +54,27 @@ export function sample(mark, pixels) {
   return canvas;
 }
 
-/** Draw rows of values over the whole of `canvas`, which already has its size. */
-export function draw(canvas, rows, scale) {
+/** Draw rows of values over the whole of `canvas`, which already has its size; columns lie between `edges`, in [0, 1]. */
+export function draw(canvas, rows, scale, edges) {
   const context = canvas.getContext("2d");
   const columns = rows[0]?.length ?? 0;
   context.clearRect(0, 0, canvas.width, canvas.height);
   if (!columns) return;
   const marked = [];
   context.imageSmoothingEnabled = false;
-  context.drawImage(picture(rows, columns, scale, marked), 0, 0, canvas.width, canvas.height);
-  const [width, height] = [canvas.width / columns, canvas.height / rows.length];
+  const small = picture(rows, columns, scale, marked);
+  const at = edges.map((edge) => Math.round(edge * canvas.width));
+  for (let column = 0; column < columns; column++) {
+    const width = Math.max(at[column + 1] - at[column], 1);
+    context.drawImage(small, column, 0, 1, rows.length, at[column], 0, width, canvas.height);
+  }
+  const height = canvas.height / rows.length;
   const patterns = {};
   for (const [row, column, mark] of marked) {
     context.fillStyle = patterns[mark] ??= context.createPattern(tile(mark, TILE * devicePixelRatio), "repeat");
-    const [left, top] = [Math.round(column * width), Math.round(row * height)];
+    const [left, top] = [at[column], Math.round(row * height)];
     // A mark must not vanish where cells are smaller than a pixel.
-    const right = Math.max(Math.round((column + 1) * width), left + 1);
+    const right = Math.max(at[column + 1], left + 1);
     const bottom = Math.max(Math.round((row + 1) * height), top + 1);
     context.fillRect(left, top, right - left, bottom - top);
   }
@@ -89,7 +94,7 @@ function picture(rows, columns, scale, marked) {
         marked.push([row, column, markOf(value)]);
         continue;
       }
-      const [red, green, blue] = shade(scale.position(value));
+      const [red, green, blue] = colourOf(scale, value);
       image.data[place] = red;
       image.data[place + 1] = green;
       image.data[place + 2] = blue;

@@ -1,11 +1,12 @@
 // The heatmap of one run: rows are layers, columns are steps.
 
-import { element, fitted, widthOf } from "../drawing/dom.js";
+import { element, widthOf } from "../drawing/dom.js";
 import { count, number, title } from "../drawing/format.js";
+import { labelsOf } from "../names/labels.js";
 import { draw } from "./cells.js";
 import { moved } from "./keyboard.js";
 import { rangeBar } from "./legend.js";
-import { stepLabels } from "./steps.js";
+import { edgesOf, placeOf, stepLabels } from "./steps.js";
 
 const ROW = { least: 3, most: 26 };
 const HEIGHT = { wanted: 300, most: 6000 }; // browsers draw nothing on a canvas that is too high
@@ -40,10 +41,19 @@ export function heatmapCard(run, { tip, pick }) {
     plot.style.setProperty("--labels", `${Math.ceil(labelWidth)}px`);
     labels.replaceChildren(...layerLabels(shown, height, labelWidth - LABEL.gap));
     canvas.style.height = `${height * shown.layers.length}px`;
+    const [left, right] = [shown.edges[0], shown.edges.at(-1)].map((step) => placeOf(step, shown.axis));
+    canvas.style.marginLeft = `${left * 100}%`;
+    canvas.style.width = `${(right - left) * 100}%`;
     canvas.width = Math.round(canvas.clientWidth * devicePixelRatio);
     canvas.height = Math.round(canvas.clientHeight * devicePixelRatio);
-    draw(canvas, shown.values, shown.scale);
-    steps.replaceChildren(...stepLabels(shown.data.steps, canvas.clientWidth));
+    const ends = { first: shown.edges[0], last: shown.edges.at(-1) };
+    draw(
+      canvas,
+      shown.drawn,
+      shown.scale,
+      shown.edges.map((step) => placeOf(step, ends)),
+    );
+    steps.replaceChildren(...stepLabels(shown.axis, grid.clientWidth));
     const chosen = shown.layers.indexOf(shown.layer);
     rowMark.hidden = chosen < 0;
     rowMark.style.cssText = `top:${chosen * height}px;height:${height}px`;
@@ -53,15 +63,18 @@ export function heatmapCard(run, { tip, pick }) {
   function placeCursor() {
     cellMark.hidden = !cursor || document.activeElement !== grid;
     if (cellMark.hidden) return;
-    const [width, height] = [100 / shown.data.steps.length, rowHeight(shown.layers.length)];
-    cellMark.style.cssText = `left:${cursor.column * width}%;width:max(${width}%, 5px);top:${cursor.row * height}px;height:${height}px`;
+    const height = rowHeight(shown.layers.length);
+    const [left, right] = [0, 1].map((end) => 100 * placeOf(shown.edges[cursor.column + end], shown.axis));
+    cellMark.style.cssText = `left:${left}%;width:max(${right - left}%, 5px);top:${cursor.row * height}px;height:${height}px`;
   }
 
   const layerAt = (y) => Math.min(Math.floor(y / rowHeight(shown.layers.length)), shown.layers.length - 1);
 
   function cellAt({ clientX, clientY }) {
     const box = canvas.getBoundingClientRect();
-    const column = Math.floor(((clientX - box.left) / box.width) * shown.data.steps.length);
+    const [first, last] = [shown.edges[0], shown.edges.at(-1)];
+    const step = first + ((clientX - box.left) / box.width) * (last - first);
+    const column = shown.edges.findLastIndex((edge) => edge <= step);
     return {
       row: Math.max(0, layerAt(clientY - box.top)),
       column: Math.max(0, Math.min(column, shown.data.steps.length - 1)),
@@ -75,6 +88,7 @@ export function heatmapCard(run, { tip, pick }) {
         [layer, "strong"],
         [`step ${step}`, "quiet"],
         [`${title(shown.data.metric)}: ${number(value, 6)}`, ""],
+        ...(shown.mode.label ? [[`${shown.mode.label}: ${number(shown.drawn[row][column], 6)}`, ""]] : []),
       ],
       x,
       y,
@@ -84,7 +98,9 @@ export function heatmapCard(run, { tip, pick }) {
 
   function tellCursor() {
     const box = canvas.getBoundingClientRect();
-    const x = box.left + ((cursor.column + 0.5) / shown.data.steps.length) * box.width;
+    const ends = { first: shown.edges[0], last: shown.edges.at(-1) };
+    const middle = (shown.edges[cursor.column] + shown.edges[cursor.column + 1]) / 2;
+    const x = box.left + placeOf(middle, ends) * box.width;
     const y = box.top + (cursor.row + 0.5) * rowHeight(shown.layers.length);
     placeCursor();
     tip.say(describe(cursor, x, y));
@@ -98,11 +114,11 @@ export function heatmapCard(run, { tip, pick }) {
   grid.addEventListener("click", (event) => {
     if (!shown?.layers.length) return;
     cursor = cellAt(event);
-    pick(shown.layers[cursor.row]);
+    pick(shown.layers[cursor.row], card);
     placeCursor();
   });
   labels.addEventListener("click", (event) => {
-    if (shown?.layers.length) pick(shown.layers[layerAt(event.clientY - labels.getBoundingClientRect().top)]);
+    if (shown?.layers.length) pick(shown.layers[layerAt(event.clientY - labels.getBoundingClientRect().top)], card);
   });
   grid.addEventListener("focus", () => {
     if (!shown?.layers.length || !grid.matches(":focus-visible")) return;
@@ -116,7 +132,7 @@ export function heatmapCard(run, { tip, pick }) {
   grid.addEventListener("keydown", (event) => {
     if (!shown?.layers.length || event.ctrlKey || event.metaKey || event.altKey) return;
     cursor ??= { row: 0, column: shown.data.steps.length - 1 };
-    if (event.key === "Enter" || event.key === " ") pick(shown.layers[cursor.row]);
+    if (event.key === "Enter" || event.key === " ") pick(shown.layers[cursor.row], card);
     else {
       const cell = moved(event.key, cursor, shown.layers.length, shown.data.steps.length);
       if (!cell) return;
@@ -130,12 +146,14 @@ export function heatmapCard(run, { tip, pick }) {
   return {
     element: card,
     /** Show an answer of the loader: `rows` are the places of the layers that pass the filter. */
-    show({ answer, rows, scale, layer, stroke, filter, ownRange }) {
+    show({ answer, rows, drawn, mode, axis, scale, layer, stroke, filter, ownRange }) {
       swatch.style.background = stroke.colour;
       const data = answer?.data;
       const kept = cursor && shown && [shown.layers[cursor.row], shown.data.steps[cursor.column]];
       const layers = data ? rows.map((row) => data.layers[row]) : [];
-      shown = data && { data, layers, values: rows.map((row) => data.values[row]), scale, layer };
+      const edges = data && edgesOf(data.steps);
+      const values = data && rows.map((row) => data.values[row]);
+      shown = data && { data, layers, values, drawn, mode, edges, axis, scale, layer };
       cursor = kept && data ? cellOf(kept, layers, data.steps) : null;
       card.classList.toggle("waiting", !answer);
       plot.hidden = !layers.length;
@@ -182,6 +200,7 @@ function cellOf([layer, step], layers, steps) {
 
 function layerLabels({ layers, layer }, height, width) {
   const labels = [];
+  const texts = labelsOf(layers, (text) => widthOf(text, LABEL.font) <= width);
   let free = -Infinity;
   layers.forEach((name, row) => {
     const middle = (row + 0.5) * height;
@@ -189,7 +208,7 @@ function layerLabels({ layers, layer }, height, width) {
     free = middle + LABEL.height / 2;
     const kind = name === layer ? "layer chosen" : "layer";
     labels.push(
-      element("span", { class: kind, title: name, style: `top:${middle}px` }, fitted(name, width, LABEL.font)),
+      element("span", { class: kind, title: name, style: `top:${middle}px` }, texts[row]),
     );
   });
   return labels;

@@ -2,9 +2,12 @@
 
 import { strokeOf } from "../drawing/colours.js";
 import { element } from "../drawing/dom.js";
-import { extent, scaleOver } from "../drawing/scale.js";
+import { number } from "../drawing/format.js";
+import { aroundZero, extent, scaleOver, withoutOutliers } from "../drawing/scale.js";
 import { heatmapCard } from "./heatmap.js";
 import { kindsIn, legend } from "./legend.js";
+import { drawnOf, modeOf } from "./modes.js";
+import { axisOf } from "./steps.js";
 
 const LEAST_WIDTH = 320;
 const NONE = { data: null, error: { missing: true } };
@@ -28,15 +31,16 @@ export function heatmaps(load, actions) {
     list.style.setProperty("--across", Math.max(1, Math.ceil(cards.size / Math.max(lines, 1))));
   }
   new ResizeObserver(align).observe(list);
-  let cache = { matches: null, parts: new WeakMap() };
+  let cache = { key: null, parts: new WeakMap() };
 
   /** Return what is seen of an answer. Cached: it is asked for again after every answer of any run. */
-  function partOf(data, filter) {
-    if (cache.matches !== filter.matches) cache = { matches: filter.matches, parts: new WeakMap() };
+  function partOf(data, filter, mode, base) {
+    const key = [filter.matches, mode.name, base];
+    if (!cache.key?.every((each, index) => each === key[index])) cache = { key, parts: new WeakMap() };
     if (!cache.parts.has(data)) {
       const rows = data.layers.flatMap((name, row) => (filter.matches(name) ? [row] : []));
-      const values = rows.map((row) => data.values[row]);
-      cache.parts.set(data, { rows, extent: extent([values]), kinds: kindsIn(values) });
+      const values = drawnOf(mode.name, data, rows, base);
+      cache.parts.set(data, { rows, values, extent: extent([values]), sample: sampleOf(values), kinds: kindsIn(values) });
     }
     return cache.parts.get(data);
   }
@@ -62,27 +66,33 @@ export function heatmaps(load, actions) {
   }
 
   return {
-    element: element("section", { "aria-label": "Heatmaps" }, colours.element, list),
+    element: element("section", { "aria-label": "Heatmaps" }, element("h2", { class: "unseen" }, "Heatmaps"), colours.element, list),
     /** Return how many columns a card has room for, without a thinner one than a pixel. */
     columns: () => Math.max(100, Math.min(400, Math.ceil(((list.firstChild?.clientWidth || 400) * PICTURE) / 50) * 50)),
     arrange,
     show(view, state, filter, dark) {
       const parts = new Map();
+      const mode = modeOf(state.mode);
+      const base = mode.name === "baseline" ? (load.answer(view.baseline)?.data ?? null) : null;
       for (const { name } of view.readable) {
         const data = load.answer(name)?.data;
-        if (data) parts.set(name, partOf(data, filter));
+        if (data) parts.set(name, partOf(data, filter, mode, base));
       }
-      const shared =
-        state.range === "shared" && scaleOver(merged([...parts.values()].map((part) => part.extent)), state.scale);
+      const axis = axisOf([...parts.keys()].map((name) => load.answer(name).data.steps));
+      const scaleFor = (some) => scaleOver(rangeOf(some, view.metric, mode, state.scale), state.scale);
+      const shared = state.range === "shared" && scaleFor([...parts.values()]);
       const kinds = new Set([...parts.values()].flatMap((part) => [...part.kinds]));
       for (const run of view.shown) {
         const part = parts.get(run.name);
         cards.get(run.name).show({
           answer: view.readable.includes(run) ? load.answer(run.name) : NONE,
           rows: part?.rows ?? [],
-          scale: shared || (part && scaleOver(part.extent, state.scale)),
+          drawn: part?.values ?? [],
+          mode,
+          axis: state.axis === "relative" && part ? axisOf([load.answer(run.name).data.steps]) : axis,
+          scale: shared || (part && scaleFor([part])),
           layer: state.layer,
-          stroke: strokeOf(run.index, dark),
+          stroke: strokeOf(run.colour, dark),
           filter: state.filter,
           ownRange: !shared,
         });
@@ -90,6 +100,36 @@ export function heatmaps(load, actions) {
       colours.show(shared || null, kinds, remark(view.readable.length, load.answered(), state, shared));
     },
   };
+}
+
+const SAMPLE = 2000;
+
+/** Return some of the finite values, evenly chosen. */
+function sampleOf(rows) {
+  const finite = rows.flatMap((row) => row.filter((value) => value !== null && Number.isFinite(value)));
+  const stride = Math.max(1, Math.floor(finite.length / SAMPLE));
+  return finite.filter((_, index) => index % stride === 0);
+}
+
+/** Return from where to where the colours go. */
+function rangeOf(parts, metric, mode, scale) {
+  const whole = merged(parts.map((part) => part.extent));
+  if (!(whole.low <= whole.high)) return whole;
+  if (mode.diverging) {
+    return aroundZero(
+      withoutOutliers(
+        whole,
+        parts.map((part) => part.sample),
+      ),
+    );
+  }
+  if (metric === "sparsity") return { ...whole, low: 0, high: 1 };
+  return scale === "log"
+    ? whole
+    : withoutOutliers(
+        whole,
+        parts.map((part) => part.sample),
+      );
 }
 
 function merged(extents) {
@@ -103,5 +143,8 @@ function merged(extents) {
 function remark(runs, answered, state, shared) {
   if (answered < runs) return `${answered} of ${runs} runs read`;
   if (shared && state.scale === "log" && shared.kind === "linear") return "Linear: no value is above zero";
-  return shared ? "" : "Each run has its own colours";
+  if (!shared) return "Each run has its own colours";
+  const far = [shared.least < shared.low && shared.least, shared.most > shared.high && shared.most];
+  const told = far.filter((value) => value !== false).map((value) => number(value, 3));
+  return told.length ? `Outside of the colours: values up to ${told.join(" and ")}` : "";
 }

@@ -10,14 +10,13 @@ import { MARKS, markOf, sample } from "./cells.js";
 export function rangeBar(scale) {
   if (scale.kind === "none") return [element("span", {}, "no finite value")];
   const bar = element("span", { class: "bar" });
-  bar.style.background = gradient("to right");
-  return [element("span", {}, number(scale.low, 3)), bar, element("span", {}, number(scale.high, 3))];
+  bar.style.background = gradient("to right", scale.diverging);
+  return [element("span", {}, lowEnd(scale)), bar, element("span", {}, highEnd(scale))];
 }
 
 /** Make the legend of the shared scale. */
 export function legend() {
   const bar = element("div", { class: "bar" });
-  bar.style.background = gradient("to right");
   const marks = element("div", { class: "ticks" });
   const scaleBox = element("div", { class: "scale" }, bar, marks);
   const keys = element("div", { class: "keys" });
@@ -27,7 +26,10 @@ export function legend() {
     /** Show a scale (null: each run has its own), the kinds of marks in the pictures, and a remark. */
     show(scale, kinds, remark) {
       scaleBox.hidden = !scale || scale.kind === "none";
-      if (!scaleBox.hidden) marks.replaceChildren(...tickLabels(scale));
+      if (!scaleBox.hidden) {
+        bar.style.background = gradient("to right", scale.diverging);
+        marks.replaceChildren(...tickLabels(scale));
+      }
       keys.replaceChildren(
         ...Object.keys(MARKS)
           .filter((kind) => kinds.has(kind))
@@ -42,10 +44,18 @@ export function legend() {
 
 function tickLabels(scale) {
   if (scale.low === scale.high) return [tickLabel(0.5, `all ${number(scale.low, 3)}`)];
-  const ends = [tickLabel(0, (scale.below ? "≤ " : "") + number(scale.low, 3)), tickLabel(1, number(scale.high, 3))];
+  const ends = [tickLabel(0, lowEnd(scale)), tickLabel(1, highEnd(scale))];
   const between = ticks(scale, 4).map((value) => [scale.position(value), number(value, 3)]);
   const apart = between.filter(([place]) => place > 0.16 && place < 0.84);
   return [ends[0], ...apart.map(([place, text]) => tickLabel(place, text)), ends[1]];
+}
+
+function lowEnd(scale) {
+  return (scale.below || scale.least < scale.low ? "≤ " : "") + number(scale.low, 3);
+}
+
+function highEnd(scale) {
+  return (scale.most > scale.high ? "≥ " : "") + number(scale.high, 3);
 }
 
 function tickLabel(place, text) {

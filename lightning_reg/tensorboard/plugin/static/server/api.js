@@ -29,9 +29,21 @@ async function get(route, query = {}) {
 export async function runs() {
   const body = await get("runs");
   for (const run of body.runs) {
-    for (const name of Object.keys(run.summary)) run.summary[name] = decoded(run.summary[name]);
+    run.numbers ??= {};
+    for (const numbers of [run.summary, run.numbers]) {
+      for (const name of Object.keys(numbers)) numbers[name] = decoded(numbers[name]);
+    }
   }
   return body.runs;
+}
+
+/** Return a scalar of all runs that have it: run -> `{ last, least, largest }`, each `[step, value]`. */
+export async function scalar(tag) {
+  const { runs } = await get("scalar", { tag });
+  for (const values of Object.values(runs)) {
+    for (const name of Object.keys(values)) values[name] = [values[name][0], decoded(values[name][1])];
+  }
+  return runs;
 }
 
 /** Return one metric of one run: a row of values for each layer, one for each step. */

@@ -4,20 +4,34 @@ export const DEFAULTS = Object.freeze({
   metric: "", // empty: the most telling one there is
   scale: "linear", // or "log"
   range: "shared", // or "run"
+  mode: "value", // of `MODES`
+  baseline: "", // the run that others are compared with; empty: the first one
+  axis: "step", // or "relative", to each run's length
+  validation: "", // the metric that tells how good a run is; empty: the likeliest
+  by: "", // the setting in which runs are compared
+  better: "", // "low" or "high"; empty: as the metric's name says
+  columns: null, // names of columns of the table; null: those in which runs differ
   filter: "",
   runs: null, // an array of names; null: as many as fit
   layer: "", // whose curve is open
   sort: "run", // a column of the table, with "-" before it: the largest first
 });
 
-const CHOICES = { scale: ["linear", "log"], range: ["shared", "run"] };
+const LISTS = ["runs", "columns"];
+const CHOICES = {
+  better: ["low", "high"],
+  scale: ["linear", "log"],
+  range: ["shared", "run"],
+  mode: ["value", "change", "baseline", "median"],
+  axis: ["step", "relative"],
+};
 
 /** Return the entries of a link that differ from the defaults, as strings. */
 export function toEntries(state) {
   const entries = {};
   for (const [name, value] of Object.entries(state)) {
     if (value === DEFAULTS[name]) continue;
-    entries[name] = name === "runs" ? JSON.stringify(value) : value;
+    entries[name] = LISTS.includes(name) ? JSON.stringify(value) : value;
   }
   return entries;
 }
@@ -28,7 +42,7 @@ export function fromEntries(entries) {
   for (const name of Object.keys(DEFAULTS)) {
     const text = entries[name];
     if (typeof text !== "string") continue;
-    if (name === "runs") state.runs = namesIn(text);
+    if (LISTS.includes(name)) state[name] = namesIn(text);
     else if (!CHOICES[name] || CHOICES[name].includes(text)) state[name] = text;
   }
   return state;

@@ -8,10 +8,12 @@ export function viewOf(state, catalogue) {
   const found = new Set(catalogue.flatMap((run) => run.metrics));
   const metrics = [...TELLING.filter((name) => found.delete(name)), ...[...found].sort()];
   const metric = metrics.includes(state.metric) ? state.metric : (metrics[0] ?? "");
-  const runs = catalogue.map((run, index) => ({ ...run, index }));
+  const runs = catalogue.map((run, index) => ({ ...run, index, colour: run.started ?? index }));
   const chosen = new Set(state.runs ?? firstRuns(catalogue));
   const shown = runs.filter((run) => chosen.has(run.name));
-  return { metric, metrics, runs, shown, readable: shown.filter((run) => run.metrics.includes(metric)) };
+  const readable = shown.filter((run) => run.metrics.includes(metric));
+  const named = readable.some((run) => run.name === state.baseline);
+  return { metric, metrics, runs, shown, readable, baseline: named ? state.baseline : (readable[0]?.name ?? "") };
 }
 
 /** Return the names of the runs that are shown before the user chooses. */

@@ -1,0 +1,160 @@
+"""What a look of the monitor costs on networks of real size: the first, the following and the last, and whole runs.
+
+    python -m benchmarks.looks
+
+All is measured inside a Trainer, in seconds of the CPU, beside the plain steps of the same run or of one right before.
+"""
+
+import logging
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor, nn
+from typing_extensions import override
+
+from benchmarks._table import print_table
+from benchmarks.spectral import resnet
+from lightning_reg import RegularizationMonitor
+
+HOOKS = ("on_fit_start", "on_train_batch_start", "on_train_batch_end", "on_train_epoch_end", "on_train_end")
+
+
+class Bottleneck(nn.Module):
+    """The block of a ResNet-50."""
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        sizes = [(inputs, width, 1, 1), (width, width, 3, stride), (width, 4 * width, 1, 1)]
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(before, after, kernel, step, kernel // 2, bias=False) for before, after, kernel, step in sizes
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(after) for _, after, _, _ in sizes)
+        is_same = inputs == 4 * width and stride == 1
+        self.shortcut = nn.Identity() if is_same else nn.Conv2d(inputs, 4 * width, 1, stride, bias=False)
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        inner = x
+        for index, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
+            inner = norm(convolution(torch.relu(inner) if index else inner))
+        return torch.relu(inner + self.shortcut(x))
+
+
+def resnet50() -> nn.Module:
+    """Return a ResNet-50, 23 million weights."""
+    blocks: list[nn.Module] = []
+    inputs = 64
+    for width, count in ((64, 3), (128, 4), (256, 6), (512, 3)):
+        for index in range(count):
+            blocks.append(Bottleneck(inputs, width, 2 if width > 64 and not index else 1))
+            inputs = 4 * width
+    stem = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2048, 10))
+
+
+def many_layers() -> nn.Module:
+    return nn.Sequential(*(nn.Linear(256, 256) for _ in range(61)))
+
+
+class Network(LightningModule):
+    def __init__(self, body: nn.Module, inputs: Tensor) -> None:
+        super().__init__()
+        self.body, self.inputs = body, inputs
+
+    @override
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss: Tensor = self.body(self.inputs).square().mean()
+        return loss
+
+    @override
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=1e-4)
+
+
+def timed(callback: Callback) -> list[float]:
+    """Have the hooks of `callback` note the seconds that they take in the list that is returned."""
+    seconds: list[float] = []
+
+    def watch(hook: Callable[..., None]) -> Callable[..., None]:
+        @wraps(hook)
+        def run(*args: Any, **kwargs: Any) -> None:
+            start = time.process_time()
+            hook(*args, **kwargs)
+            seconds.append(time.process_time() - start)
+
+        return run
+
+    for name in HOOKS:
+        setattr(callback, name, watch(getattr(callback, name)))
+    return seconds
+
+
+def train(body: nn.Module, inputs: Tensor, epochs: int, steps: int, interval: int) -> tuple[list[float], float]:
+    """Return the seconds of the monitor in each of its hooks, and all the others."""
+    monitor = RegularizationMonitor()
+    seconds = timed(monitor)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(
+            max_epochs=epochs,
+            accelerator="cpu",
+            logger=TensorBoardLogger(folder),
+            log_every_n_steps=interval,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[monitor],
+        )
+        start = time.process_time()
+        trainer.fit(Network(body, inputs), range(steps))
+        whole = time.process_time() - start
+    return seconds, whole - sum(seconds)
+
+
+def looks(name: str, body: nn.Module, inputs: Tensor) -> list[str]:
+    """Return a row of the first table: of a run that looks at the first step, at the 20th and at the last."""
+    steps = 25
+    seconds, rest = train(body, inputs, 1, steps, 20)
+    step = rest / steps
+    found = [own / step for own in seconds]
+    first, middle, last = sorted(range(len(found)), key=found.__getitem__)[-3:]
+    first, middle, last = sorted((first, middle, last))
+    return [name, f"{1e3 * step:.0f}", *(f"{found[index]:.2f}" for index in (first, middle, last))]
+
+
+def run(name: str, epochs: int, steps: int) -> list[str]:
+    """Return a row of the second table."""
+    shares = []
+    for _ in range(3):
+        seconds, rest = train(many_layers(), torch.randn(64, 256), epochs, steps, 50)
+        shares.append(sum(seconds) / rest)
+    return [name, f"{statistics.median(shares):.2%}", "2 %"]
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")  # Lightning's advice about data loaders
+    print("A look, as a multiple of a plain step of training. To reach: 15 for the first, 0.5 for the 61 layers.\n")
+    cases = {
+        "ResNet-18, 64 x 64, batch 8": (resnet(), torch.randn(8, 3, 64, 64)),
+        "ResNet-50, 64 x 64, batch 8": (resnet50(), torch.randn(8, 3, 64, 64)),
+        "61 x Linear 256, batch 64": (many_layers(), torch.randn(64, 256)),
+    }
+    rows = [looks(name, *case) for name, case in cases.items()]
+    print_table(["model", "step, ms", "first", "20th step", "last"], rows)
+    print("\nAll looks of a run at the default interval, of 61 x Linear 256, batch 64, as a share of the rest.\n")
+    cases_of_runs = {"50 epochs of 8 steps": (50, 8), "2 epochs of 200 steps": (2, 200)}
+    print_table(["run", "of training", "target"], [run(name, *case) for name, case in cases_of_runs.items()])
+
+
+if __name__ == "__main__":
+    main()

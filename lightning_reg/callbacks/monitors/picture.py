@@ -1,0 +1,69 @@
+"""One picture of all layers, for the loggers that take pictures and for the folder of a CSV logger."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL.Image import Image
+
+from lightning_reg.callbacks.trainer.loggers import other_loggers
+from lightning_reg.callbacks.trainer.packages import Trainer, is_a
+from lightning_reg.tensorboard.picture import picture
+
+_STEPS = 400
+_SECONDS = 600.0
+_NAME = "reg"
+
+
+class History:
+    """The numbers of all layers at the steps that were written, at most 400: then every other one is dropped."""
+
+    def __init__(self) -> None:
+        self._steps: list[int] = []
+        self._reports: list[Mapping[str, Mapping[str, float]]] = []
+        self._given = time.monotonic()
+
+    def add(self, step: int, layers: Mapping[str, Mapping[str, float]]) -> None:
+        """Remember metric -> layer -> number of a step."""
+        if not any(layers.values()):  # all is frozen
+            return
+        if len(self._steps) == _STEPS:
+            self._steps, self._reports = self._steps[::2], self._reports[::2]
+        self._steps.append(step)
+        self._reports.append(layers)
+
+    def give(self, trainer: Trainer, *, now: bool) -> None:
+        """Give the picture to the loggers: `now`, or if the last one is ten minutes old."""
+        loggers = list(other_loggers(trainer))
+        if not (loggers and self._steps) or not (now or time.monotonic() - self._given > _SECONDS):
+            return
+        self._given = time.monotonic()
+        image = self._image()
+        for logger in loggers:
+            _give(logger, image, self._steps[-1])
+
+    def _image(self) -> Image:
+        names = list(dict.fromkeys(name for each in self._reports for layers in each.values() for name in layers))
+        metrics = dict.fromkeys(metric for each in self._reports for metric in each)
+        values = {
+            metric: np.array([[each.get(metric, {}).get(name, np.nan) for each in self._reports] for name in names])
+            for metric in metrics
+        }
+        return picture(values, names, self._steps)
+
+
+def _give(logger: Any, image: Image, step: int) -> None:
+    """Give a logger the picture in its own way, if it has one."""
+    if is_a(logger, "CSVLogger") and logger.log_dir is not None:
+        Path(logger.log_dir).mkdir(parents=True, exist_ok=True)
+        image.save(Path(logger.log_dir) / f"{_NAME}.png")
+    elif is_a(logger, "WandbLogger"):
+        logger.log_image(f"{_NAME}/layers", [image], step=step)
+    elif is_a(logger, "MLFlowLogger"):
+        logger.experiment.log_image(logger.run_id, image, f"{_NAME}.png")
+    elif is_a(logger, "CometLogger"):
+        logger.experiment.log_image(image, name=f"{_NAME}/layers", step=step)
+    elif is_a(logger, "NeptuneLogger"):
+        logger.experiment[f"{_NAME}/layers"].upload(image)

@@ -1,0 +1,169 @@
+"""What is certain of a classifier: how far its input may move before the class that it predicts can change."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_reg.functional.lipschitz.bound import as_inputs, check_module, device_of, findings_at
+from lightning_reg.functional.lipschitz.nested import found
+from lightning_reg.functional.lipschitz.rounding import UPWARDS, precise
+from lightning_reg.functional.lipschitz.stand_in import stand_in, widened
+from lightning_reg.functional.lipschitz.value import Bound
+from lightning_reg.functional.tensors.precision import reported, without_autocast
+from lightning_reg.functional.tensors.random import unchanged_generators
+
+__all__ = ["certified_radius", "margin_bounds"]
+
+# More than float64 rounds eigenvalues of matrices below 1.
+_ROUNDING = 1e-12
+
+
+def margin_bounds(module: nn.Module, example_input: Tensor | Sequence[Any] | dict[Any, Any]) -> Tensor:
+    r"""Return how fast the difference of two outputs changes with the input, at most.
+
+    .. math:: |(f_i(x) - f_j(x)) - (f_i(y) - f_j(y))| \le M_{ij} \|x - y\|_2
+
+    Upper bounds, for all inputs. Where a linear layer is last, M is the bound of what comes before it (as by
+    `lipschitz_bound`) times :math:`\|w_i - w_j\|_2`, the distance of its rows; less at the end of a chain of linear
+    layers and monotone activations, for the difference of rows goes through the walk. Else it is :math:`\sqrt 2` times
+    the bound of the module. One walk for any number of classes.
+
+    Args:
+        module: A classifier that keeps samples apart. As in eval mode, and left as it is.
+        example_input: As of `lipschitz_bound`. One sample is enough.
+
+    Returns:
+        M, symmetric, 0 on the diagonal, shape (K, K) for K outputs, float64, on the device of the example. Infinite
+        where no bound is known (`lipschitz_bound` says why), NaN if a weight is not finite.
+
+    Raises:
+        TypeError: If `module` is no module, or the example holds no tensor.
+        ValueError: If the module does not take the example, or returns no tensor of shape (batch, K) or (K,).
+
+    Example:
+        >>> import torch
+        >>> layer = torch.nn.Linear(2, 2)
+        >>> _ = layer.weight.data.copy_(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
+        >>> margin_bounds(layer, torch.zeros(1, 2, dtype=torch.float32)).round(decimals=2)
+        tensor([[0., 5.],
+                [5., 0.]], dtype=torch.float64)
+
+    Reference:
+        Tsuzuku et al., Lipschitz-Margin Training: Scalable Certification of Perturbation Invariance for Deep Neural
+        Networks, 2018, arXiv:1802.04034.
+
+    """
+    check_module(module)
+    inputs = as_inputs(example_input)
+    classes, device = _classes(module, inputs), device_of(inputs)
+    findings, rounding = findings_at(module, inputs)
+    if findings.last is None:
+        bounds = torch.full((classes, classes), findings.value * math.sqrt(2) * UPWARDS, dtype=torch.float64)
+    else:
+        bounds = _between_rows(*findings.last).cpu()
+    return (bounds * rounding).fill_diagonal_(0).to(device)
+
+
+def certified_radius(logits: Tensor, margin_bounds: Tensor) -> Tensor:
+    r"""Return how far each sample may move, in the 2-norm, before the predicted class can change.
+
+    .. math:: r = \min_{j \ne i} (f_i(x) - f_j(x)) / M_{ij}, \qquad i = \arg\max_k f_k(x)
+
+    Certain: no change of the input that is smaller changes the class.
+
+    Args:
+        logits: Outputs of a classifier in eval mode, shape (N, K).
+        margin_bounds: M, as by `margin_bounds`, shape (K, K), entries >= 0.
+
+    Returns:
+        Shape (N,), float32 or, for float64, float64. 0 at ties, for outputs that are not finite, and where no bound is
+        known; infinity where nothing changes the class.
+
+    Raises:
+        TypeError: If they are no tensors of real floating-point numbers.
+        ValueError: If their shapes do not fit together, or an entry of M is negative.
+
+    Example:
+        >>> import torch
+        >>> certified_radius(torch.tensor([[3.0, 1.0], [2.0, 2.0]]), torch.tensor([[0.0, 4.0], [4.0, 0.0]]))
+        tensor([0.5000, 0.0000])
+
+    """
+    _check_tensors(logits, margin_bounds)
+    outputs, bounds = precise(logits.detach()), precise(margin_bounds.detach()).to(logits.device)
+    if not outputs.shape[1]:
+        return outputs.new_zeros(len(outputs), dtype=reported(logits))
+    largest, predicted = outputs.max(1)
+    margins = largest[:, None] - outputs
+    limits = bounds.to(margins.device)[predicted]
+    radii = torch.where(limits == 0, torch.where(margins > 0, math.inf, 0.0), margins / limits)
+    radii = radii.nan_to_num(nan=0.0, posinf=math.inf)  # where M is not known
+    radii.scatter_(1, predicted[:, None], math.inf)
+    certain = torch.where(outputs.isfinite().all(1), radii.amin(1), 0.0)
+    return _downwards(certain, reported(logits)).to(logits.device)
+
+
+def _between_rows(weight: Tensor, before: Bound) -> Tensor:
+    """Return the bounds of differences of the rows' products, shape (rows, rows), float64."""
+    rows = precise(weight)
+    # Products would lose the digits of rows that are close.
+    distances = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
+    bounds = distances * before.value
+    if before.chain is not None and before.chain.shape is not None:
+        # With R as in `chain`: |d^T x| <= g sqrt(d^T R d). Rounding, of R and its root, is by far less than 1e-6.
+        factor = torch.linalg.eigh(before.chain.shape)
+        root = factor.eigenvectors * (factor.eigenvalues.clamp_min(0) + _ROUNDING).sqrt()
+        within = rows @ root
+        chained = torch.cdist(within, within, compute_mode="donot_use_mm_for_euclid_dist") * before.chain.gain
+        bounds = torch.where(bounds.isnan(), bounds, torch.minimum(bounds, chained))
+    return torch.where(distances == 0, 0, bounds * UPWARDS)
+
+
+def _downwards(values: Tensor, dtype: torch.dtype) -> Tensor:
+    rounded = values.to(dtype)
+    return torch.where(rounded > values, torch.nextafter(rounded, torch.zeros_like(rounded)), rounded)
+
+
+def _classes(module: nn.Module, inputs: tuple[Any, ...]) -> int:
+    devices = {tensor.device for tensor in found(inputs, Tensor)}
+    with (
+        torch.inference_mode(False),  # noqa: FBT003  # torch's
+        torch.no_grad(),
+        without_autocast(device_of(inputs)),
+        unchanged_generators(devices),
+        torch.compiler.set_stance("force_eager"),
+    ):
+        try:
+            output = stand_in(module)(*(widened(value) for value in inputs))
+        except Exception as error:  # whatever a user's module does
+            msg = f"`module` cannot be called with `example_input`: {type(error).__name__}: {error}"
+            raise ValueError(msg) from error
+    if not isinstance(output, Tensor) or output.ndim not in {1, 2}:
+        shape = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        msg = f"`module` must return logits, a tensor of shape (batch, classes), got {shape}."
+        raise ValueError(msg)
+    return output.shape[-1]
+
+
+def _check_tensors(logits: object, margin_bounds: object) -> None:
+    for name, tensor in (("logits", logits), ("margin_bounds", margin_bounds)):
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+            msg = f"`{name}` must be a tensor of real floating-point numbers, got {kind}."
+            raise TypeError(msg)
+    if not isinstance(logits, Tensor) or not isinstance(margin_bounds, Tensor):
+        return
+    if logits.ndim != 2:  # noqa: PLR2004  # samples and classes
+        msg = f"`logits` must have shape (samples, classes), got {tuple(logits.shape)}."
+        raise ValueError(msg)
+    if margin_bounds.shape != (classes := logits.shape[1], classes):
+        msg = (
+            f"`margin_bounds` must have shape {(classes, classes)}, as `logits` say, got {tuple(margin_bounds.shape)}."
+        )
+        raise ValueError(msg)
+    if (margin_bounds < 0).any():
+        msg = f"`margin_bounds` must be >= 0, got {margin_bounds.min().item()}."
+        raise ValueError(msg)

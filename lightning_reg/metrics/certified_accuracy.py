@@ -1,0 +1,111 @@
+"""How many samples are right, and stay so whatever happens to them within a radius."""
+
+from collections.abc import Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from typing_extensions import override
+
+from lightning_reg import _checks
+from lightning_reg.functional.lipschitz.certificates import certified_radius
+
+
+@final
+class CertifiedAccuracy(Metric):
+    r"""The share of samples that are classified right with a certified radius greater than each of `radii`.
+
+    A lower bound of the accuracy under any attack within that radius, in the 2-norm of the network's input; see
+    `functional.certified_radius`. Over updates and ranks.
+
+    Args:
+        radii: Radii, each >= 0, in the unit of the input.
+        **kwargs: Those of `torchmetrics.Metric`.
+
+    Raises:
+        TypeError: If `radii` is no list of numbers.
+        ValueError: If there is none, or one is negative or not finite.
+
+    Example:
+        >>> import torch
+        >>> accuracy = CertifiedAccuracy((0.1, 0.5))
+        >>> logits, target = torch.tensor([[3.0, 0.0], [1.0, 0.0]]), torch.tensor([0, 0])
+        >>> accuracy(logits, target, torch.tensor([[0.0, 4.0], [4.0, 0.0]]))  # radii of 0.75 and 0.25
+        tensor([1.0000, 0.5000])
+
+    Reference:
+        Tsuzuku et al., Lipschitz-Margin Training: Scalable Certification of Perturbation Invariance for Deep Neural
+        Networks, 2018, arXiv:1802.04034.
+
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    higher_is_better = True
+
+    certified: Tensor
+    count: Tensor
+
+    def __init__(self, radii: Sequence[float], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.radii = check_radii("radii", radii)
+        self.add_state("certified", torch.zeros(len(self.radii), dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+
+    @override
+    def update(self, logits: Tensor, target: Tensor, margin_bounds: Tensor) -> None:
+        """Add samples.
+
+        Args:
+            logits: Outputs of a classifier in eval mode, shape (N, K).
+            target: The true classes, whole numbers, shape (N,).
+            margin_bounds: As by `functional.margin_bounds` of that classifier, shape (K, K).
+
+        Raises:
+            TypeError: If `target` is no tensor of whole numbers.
+            ValueError: If the shapes do not fit together.
+
+        """
+        radii = certified_radius(logits, margin_bounds)
+        if not _holds_classes(target):
+            kind = getattr(target, "dtype", type(target).__name__)
+            msg = f"`target` must be a tensor of classes, whole numbers, got {kind}."
+            raise TypeError(msg)
+        if target.shape != radii.shape:
+            msg = f"`target` must have a class for each of the {len(radii)} samples, got shape {tuple(target.shape)}."
+            raise ValueError(msg)
+        right = logits.argmax(1) == target.to(logits.device)
+        # Against the radii in double precision: rounded ones could be smaller.
+        limits = torch.tensor(
+            self.radii, dtype=torch.float64, device=radii.device if radii.device.type != "mps" else "cpu"
+        )
+        hits = right[:, None].to(limits.device) & (radii.to(limits)[:, None] > limits)
+        self.certified = self.certified + hits.sum(0).to(self.certified)
+        self.count = self.count + len(radii)
+
+    @override
+    def compute(self) -> Tensor:
+        """Return the share for each radius, shape (radii,), of one radius (), as in all of torchmetrics."""
+        return self.certified / self.count
+
+
+def _holds_classes(target: object) -> bool:
+    return isinstance(target, Tensor) and not (target.is_floating_point() or target.is_complex())
+
+
+def check_radii(name: str, radii: object) -> tuple[float, ...]:
+    """Return radii as floats.
+
+    Raises:
+        TypeError: If they are no list of numbers.
+        ValueError: If there is none, or one is negative or not finite.
+
+    """
+    if not _checks.is_list(radii):
+        msg = f"`{name}` must be a list of radii, as (0.1, 0.25), got {radii!r}."
+        raise TypeError(msg)
+    if not radii:
+        msg = f"`{name}` must hold a radius at least, got {radii!r}."
+        raise ValueError(msg)
+    return tuple(_checks.non_negative(name, radius) for radius in radii)

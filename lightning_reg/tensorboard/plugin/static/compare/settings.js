@@ -1,0 +1,47 @@
+// Which setting the runs differ in, and which of them are the same but for the seed.
+
+const STRENGTH = /\.(strength|alpha|value)$/;
+const AMOUNT = /\.(strength|alpha|value|target|norm_bound|max_norm|n)$/;
+const SEED = /seed/i;
+const LOWER = /loss|err|mse|mae|perplexity|ppl|nll|nmse|fid/i;
+
+/** Return the numeric settings in which runs differ, those that say how strong a callback is first. */
+export function varying(runs) {
+  const names = [...new Set(runs.flatMap((run) => Object.keys(run.settings ?? {})))].filter((name) => !SEED.test(name));
+  const differ = names.filter((name) => {
+    const values = runs.map((run) => run.settings?.[name]);
+    return values.some((value) => typeof value === "number") && new Set(values).size > 1;
+  });
+  return differ.sort((one, other) => AMOUNT.test(other) - AMOUNT.test(one));
+}
+
+/** Return the value of a setting in a run: no penalty is one of strength 0; null where there is none. */
+export function valueOf(run, name) {
+  const value = run.settings?.[name];
+  if (typeof value === "number") return value;
+  return value === undefined && STRENGTH.test(name) ? 0 : null;
+}
+
+/** Return lists of runs with the same settings but for the seed. */
+export function bySettings(runs) {
+  const groups = new Map();
+  for (const run of runs) {
+    const settings = Object.entries(run.settings ?? {}).filter(([name]) => !SEED.test(name));
+    const key = settings.length ? JSON.stringify(settings.sort()) : run.name.replace(/[-_/]?seed[-_=]?\d+/i, "");
+    groups.set(key, [...(groups.get(key) ?? []), run]);
+  }
+  return [...groups.values()];
+}
+
+/** Return the tags of scalars that may tell how good a run is, the likeliest first. */
+export function candidates(runs) {
+  const tags = [...new Set(runs.flatMap((run) => run.scalars ?? []))].filter((tag) => !/^(epoch|hp_metric|lr-.*)$/.test(tag));
+  const rank = (tag) =>
+    4 * /val|test|eval/i.test(tag) + 2 * /acc|auc|f1|iou|score/i.test(tag) + LOWER.test(tag) - 3 * /_step$/.test(tag);
+  return tags.sort((one, other) => rank(other) - rank(one) || (one < other ? -1 : 1));
+}
+
+/** Tell whether less of a metric is better, by its name. */
+export function isBetterLower(tag, wish) {
+  return wish ? wish === "low" : LOWER.test(tag);
+}

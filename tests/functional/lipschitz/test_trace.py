@@ -1,0 +1,205 @@
+"""What a module does with tensors besides calling layers: nothing that depends on the input is taken for a constant."""
+
+import dataclasses
+import math
+import warnings
+from collections import OrderedDict
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lightning_reg import register_lipschitz_rule
+from lightning_reg.functional import lipschitz_bound
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    logits: torch.Tensor
+    hidden: object = None
+
+
+class Pair(NamedTuple):
+    mean: torch.Tensor
+    logvar: torch.Tensor
+
+
+class ModelOutput(OrderedDict):
+    """As that of transformers: entries are attributes, too."""
+
+    def __init__(self, **entries):
+        super().__init__(entries)
+        vars(self).update(entries)
+
+    def __setitem__(self, key, value):
+        super().__setitem__(key, value)
+        super().__setattr__(key, value)
+
+
+class Slotted:
+    __slots__ = ("logits",)
+
+    def __init__(self, logits):
+        self.logits = logits
+
+
+class Wraps(nn.Module):
+    """A linear layer, before and after which something else happens."""
+
+    def __init__(self, after=lambda y: y, before=lambda x: x):
+        super().__init__()
+        self.layer, self.before, self.after = nn.Linear(4, 4), before, after
+
+    def forward(self, x):
+        return self.after(self.layer(self.before(x)))
+
+
+def norm_of(network):
+    return np.linalg.norm(network.layer.weight.detach().double().numpy(), 2)
+
+
+OUTPUTS = {
+    "dataclass": (Output, 1),
+    "nested": (lambda y: {"a": [Output(y, (Pair(y, y),))]}, 3),
+    "named tuple": (lambda y: Pair(y, y), 2),
+    "slots": (Slotted, 1),
+    "namespace": (lambda y: SimpleNamespace(y=y, name="logits"), 1),
+    "model output": (lambda y: ModelOutput(logits=y, hidden_states=(y, y)), 3),
+    "ordered": (lambda y: OrderedDict(a=y, b=3, c=torch.ones(2)), 1),
+    "distribution": (
+        lambda y: torch.distributions.Normal(y, 1.0, validate_args=False),
+        2,
+    ),  # its scale is broadcast with the mean
+}
+
+
+@pytest.mark.parametrize("kind", OUTPUTS)
+def test_the_bound_is_for_all_tensors_wherever_they_are_in_the_output(kind):
+    wrap, copies = OUTPUTS[kind]
+    network = Wraps(wrap)
+    report = lipschitz_bound(network, torch.randn(2, 4))
+    assert report.unbounded == ()
+    assert report.value == pytest.approx(math.sqrt(copies) * norm_of(network), rel=2e-5)
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda y: lambda: y, lambda y: (each for each in [y]), lambda y: None, lambda y: nn.Linear(1, 1)]
+)
+def test_what_may_hide_tensors_has_no_bound(wrap):
+    report = lipschitz_bound(Wraps(wrap), torch.randn(2, 4))
+    assert report.value == math.inf
+    assert report.unbounded[0][0] == "trace"
+
+
+class Twisted(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return 3 * x
+
+
+def scripted(x):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.script(tripled)(x)
+
+
+def tripled(x: torch.Tensor):
+    return 3 * x
+
+
+compiled = torch.compile(lambda x: 3 * x)
+
+
+@pytest.mark.parametrize(
+    ("before", "factor"),
+    [
+        (lambda x: 3 * x if isinstance(x, torch.Tensor) else x, 3),
+        (lambda x: x if callable(x) else 3 * x, 3),
+        (lambda x: 3 * x if torch.is_tensor(x) else x, 3),
+        (Twisted.apply, 3),
+        (compiled, 3),
+        (lambda x: torch.utils.checkpoint.checkpoint(lambda y: 3 * y, x, use_reentrant=False), 3),
+        (lambda x: 3 * x.data, 3),
+        (lambda x: x + len(f"{x.shape} {x}") * 0, 1),
+    ],
+)
+def test_code_that_asks_what_a_tensor_is_is_followed(before, factor):
+    network = Wraps(before=before)
+    report = lipschitz_bound(network, torch.randn(2, 4))
+    assert report.unbounded == ()
+    assert report.value == pytest.approx(factor * norm_of(network), rel=2e-5)
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        lambda x: 3 * torch.tensor(x.numpy()),
+        lambda x: 3 * torch.tensor(x.tolist()),
+        scripted,
+        torch.vmap(lambda row: 3 * row),
+        lambda x: torch.from_numpy(np.asarray(x)),
+        lambda x: torch.tensor([float(each) for each in x.flatten()]).view(2, 4),
+    ],
+)
+def test_ways_around_the_trace_have_no_bound(before):
+    report = lipschitz_bound(Wraps(before=before), torch.randn(2, 4))
+    assert report.value == math.inf
+    assert report.unbounded[0][0] == "trace"
+
+
+class TakesOutput(nn.Module):
+    def forward(self, output):
+        return 5 * output.logits * output.logits.sigmoid()
+
+
+def test_a_users_rule_for_a_module_that_takes_a_dataclass_is_asked():
+    seen = []
+    register_lipschitz_rule(TakesOutput, lambda module, output: seen.append(output.logits.shape) or 5.0)
+    network = Wraps(Output)
+    report = lipschitz_bound(nn.Sequential(network, TakesOutput()), torch.randn(2, 4))
+    assert report.value == pytest.approx(5 * norm_of(network), rel=2e-5)
+    assert seen == [(2, 4)]
+
+
+def test_a_dictionary_and_labels_beside_it_are_inputs():
+    class Critic(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, batch):
+            return self.layer(batch["x"]) + nn.functional.one_hot(batch["label"], 4)
+
+    network = Critic()
+    batch = {"x": torch.randn(2, 4), "label": torch.tensor([1, 3]), "name": "b"}
+    for example in (batch, (batch,)):
+        report = lipschitz_bound(network, example)
+        assert report.unbounded == ()
+        assert report.value == pytest.approx(norm_of(network), rel=2e-5)
+
+
+def test_a_view_of_a_constant_that_is_overwritten_has_no_bound():
+    def function(x):
+        constant = torch.zeros(2, 4)
+        view, _ = torch.broadcast_tensors(constant, x)
+        view.add_(x)
+        return constant + 0
+
+    assert lipschitz_bound(Wraps(before=function), torch.randn(2, 4)).value == math.inf
+
+
+def test_writing_into_a_copy_counts_what_was_there_and_what_is_written():
+    def function(x):
+        y = torch.zeros_like(x)
+        y[:, 0] = 2 * x[:, 1]
+        y[:, 1:] = x[:, :1]
+        return y
+
+    network = nn.Sequential(Wraps(before=function)).double()
+    truth = np.linalg.norm(network[0].layer.weight.detach().numpy(), 2) * np.sqrt(4 + 3)
+    report = lipschitz_bound(network, torch.randn(2, 4).double())
+    assert report.unbounded == ()
+    assert truth / 2 < report.value <= truth * (1 + 1e-6)
