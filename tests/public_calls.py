@@ -175,6 +175,8 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Argument]]] = {
             "every_n_steps": good(1),
             "samples": good(1),
             "input_transform": good(lambda batch: batch[0], "None", "lambda", "module"),
+            "certify": good((0.1, 0.25), "None"),
+            "label_transform": good(lambda batch: batch[1], "None", "lambda", "module"),
             "prog_bar": boolean(False),
             "layout": boolean(False),
         },

@@ -8,6 +8,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 
+CERTIFIED_ACCURACY = "reg/certified_accuracy"
 DECAY_RATIO = "decay_ratio"
 DECAYS = "reg/setup_decayed_by"
 DECAY_SETUP = "reg/setup_decay"
@@ -19,6 +20,7 @@ LIPSCHITZ_LOG10 = "reg/lipschitz_log10"
 LIPSCHITZ_LOWER = "reg/lipschitz_lower"
 LIPSCHITZ_UPPER = "reg/lipschitz_upper"
 MC_DROPOUT = "reg/mc_dropout"
+OPTIMALITY = "reg/optimality"
 PENALTY = "reg/penalty"
 PENALTY_RATIO = "reg/penalty_ratio"
 SETUP = "reg/setup"
@@ -28,6 +30,7 @@ UPDATE_RATIO = "update_ratio"
 WEIGHT_DECAY = "reg/weight_decay"
 
 TAKEN = (
+    "certified_accuracy",
     "decay_ratio",
     "dropout",
     "lipschitz",
@@ -36,6 +39,7 @@ TAKEN = (
     "lipschitz_lower",
     "lipschitz_upper",
     "mc_dropout",
+    "optimality",
     "penalty",
     "penalty_ratio",
     "setup",

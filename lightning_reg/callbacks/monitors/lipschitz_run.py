@@ -2,17 +2,19 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_reg.callbacks.monitors.lipschitz_target import Target
+from lightning_reg.callbacks.monitors.certificate import Certificate
+from lightning_reg.callbacks.monitors.lipschitz_target import OfOneTensor, Target
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.packages import MisconfigurationException, Trainer, is_a, rank_zero_warn
 from lightning_reg.functional.lipschitz.bound import lipschitz_bound
 from lightning_reg.functional.lipschitz.jacobian import jacobian_norm
+from lightning_reg.functional.lipschitz.nested import found
 from lightning_reg.functional.lipschitz.stand_in import stand_in
 from lightning_reg.tensorboard import tags
 
@@ -39,7 +41,7 @@ class Run:
     """What ends the tags of the whole network: tells several monitors apart."""
     has_layers: bool
     """Whether the bounds of single layers are wanted."""
-    inputs: Tensor = field(default_factory=lambda: torch.empty(0))
+    inputs: Tensor | tuple[Any, ...] | None = None
     """Samples of the last batch at a logging step, on which the network is looked at."""
     last_step: int | None = None
     """The last step of training so far, in this run."""
@@ -48,6 +50,8 @@ class Run:
     upper_step: int | None = None
     has_warned: bool = False
     has_contradicted: bool = False
+    certificate: Certificate | None = None
+    """What is certain in the validation that runs."""
 
     def check(self, trainer: Trainer) -> None:
         """Raise if the target cannot be evaluated on the samples."""
@@ -56,7 +60,7 @@ class Run:
         except Exception as error:  # whatever a user's module does
             name = self.target.name or type(self.target.module).__name__
             msg = (
-                f"LipschitzMonitor cannot look at {name!r} on {self.inputs.dtype} of shape {tuple(self.inputs.shape)},"
+                f"LipschitzMonitor cannot look at {name!r} on {_described(self.inputs)},"
                 f" the first floating-point tensor of a batch, or what `input_transform` made of it: {error} Name a"
                 " part of the network that is a function of one tensor by `target=`, and pass `input_transform`, a"
                 " function from the batch to that part's input."
@@ -84,7 +88,8 @@ class Run:
 
     def _compare(self, upper: float) -> None:
         """Warn, once, of an upper bound that a sample refutes."""
-        rounding = max(_ROUNDING, _UNITS * torch.finfo(self.inputs.dtype).eps)
+        types = (tensor.dtype for tensor in found(self.inputs, Tensor) if tensor.is_floating_point())
+        rounding = max(_ROUNDING, *(_UNITS * torch.finfo(kind).eps for kind in types))
         if self.lower > upper * (1 + rounding) and not self.has_contradicted:
             self.has_contradicted = True
             rank_zero_warn(
@@ -104,10 +109,16 @@ class Run:
         fn = stand_in(module) if is_a(trainer.strategy, "ModelParallelStrategy") else module
         # In true half precision, modules may rely on the default type.
         with trainer.precision_plugin.forward_context():
-            return jacobian_norm(fn, self.inputs)
+            if isinstance(self.inputs, Tensor):
+                return jacobian_norm(fn, self.inputs)
+            of_one = OfOneTensor(fn, self._arguments())
+            return jacobian_norm(of_one, of_one.rows())
+
+    def _arguments(self) -> tuple[Any, ...]:
+        return self.inputs if isinstance(self.inputs, tuple) else (self.inputs,)
 
     def _upper_bound(self) -> tuple[float, dict[str, float]]:
-        report = lipschitz_bound(self.target.module, self.inputs)
+        report = lipschitz_bound(self.target.module, self._arguments())
         if report.unbounded and not self.has_warned:
             self.has_warned = True
             nodes = "; ".join(f"{name}: {reason}" for name, reason in report.unbounded[:_NODES_NAMED])
@@ -121,6 +132,10 @@ class Run:
         return report.value, {
             self.target.layer(name): value for name, value in report.per_layer.items() if self.has_layers
         }
+
+
+def _described(inputs: Any) -> str:
+    return ", ".join(f"{tensor.dtype} of shape {tuple(tensor.shape)}" for tensor in found(inputs, Tensor))
 
 
 def _ratio(upper: float, lower: float) -> float:

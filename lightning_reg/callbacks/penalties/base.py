@@ -12,6 +12,7 @@ from lightning_reg import _checks
 from lightning_reg.callbacks.penalties.company import begin_together, follow_steps
 from lightning_reg.callbacks.penalties.dropped import reaches
 from lightning_reg.callbacks.penalties.formula import Formula
+from lightning_reg.callbacks.penalties.optimality import residuals
 from lightning_reg.callbacks.penalties.proximal_step import fill_gradients, shrink
 from lightning_reg.callbacks.penalties.quota import strength_for
 from lightning_reg.callbacks.penalties.refusals import (
@@ -51,6 +52,11 @@ class Penalty(DuringFit[Run], Formula):
     Logged at the trainer's `log_every_n_steps`, on the step axis of `self.log`: `reg/penalty/<name>` (the value of the
     term, in units of the loss), `reg/penalty` (the sum over all penalties) and `reg/penalty_ratio` (that sum over the
     absolute data loss; automatic optimization only). The name is that of the class; a second of that name gets `-1`.
+
+    With `mode="proximal"`, `reg/optimality/<name>` tells whether this is the minimum: the largest distance of the
+    negative gradient of the whole step, before clipping, from the subdifferential of the term, over the strength; by
+    entry, or the 2-norm by group. It is 0 at a minimum. Small batches are noisy: it then levels off at the largest
+    error of their gradient, over the strength. Where two proximal penalties share weights, each sees its own term only.
 
     Args:
         strength: :math:`\lambda`, >= 0.
@@ -223,9 +229,14 @@ class Penalty(DuringFit[Run], Formula):
     @override
     @torch.no_grad()
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        run = self._run
-        if run is None:
+        if self._run is None:
             return
+        self._act_on_gradients(trainer, pl_module, optimizer, self._run)
+        # The gradient of the whole step: behind the penalties that are in it.
+        if self is _penalties(trainer)[-1] and (ledger := self._ledger_if_read(trainer, self._run)):
+            ledger.add_residuals(residuals(trainer, pl_module, optimizer, _penalties(trainer)))
+
+    def _act_on_gradients(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer, run: Run) -> None:
         # No share: `training_step` returned None, so no backward pass ran and there is no step to take part in.
         share = run.pending if pl_module.automatic_optimization else 1.0
         run.pending, run.share = 0.0, share

@@ -67,6 +67,21 @@ class Formula(ABC):
         """
         raise NotImplementedError
 
+    def residual(self, weights: list[Tensor], grads: list[Tensor]) -> Tensor | None:
+        """Return the largest distance of any `-grads` from the subdifferential of `penalty`; None if nobody knows it.
+
+        Override it, beside `proximal`, to have `reg/optimality/<name>`: 0 at a minimum of the objective at strength 1.
+
+        Args:
+            weights: Weights of one optimizer, without gradient; `DTensor`s if they are sharded.
+            grads: Their dense gradients, of the data loss over the strength.
+
+        Returns:
+            Shape (), of what this rank has of the weights.
+
+        """
+        return None
+
     @property
     def unit_dim(self) -> int | None:
         """The dimension along which what becomes zero together lies, as `register_layer` counts; `None` for entries."""

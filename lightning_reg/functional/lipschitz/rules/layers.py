@@ -56,7 +56,7 @@ def dense(bound: Bound, weight: Tensor) -> Bound:
         lambda scale: dense(bound, precise(weight) * scale[:, None]),
         channels=-1,
         own=norm,
-        last=(weight, bound.value),
+        last=(weight, bound),
     )
 
 
