@@ -47,6 +47,28 @@ def certified_bound(weight: Tensor, layer: Convolution, input_size: Sizes | None
         return bound + bound.detach().sign() * torch.finfo(bound.dtype).smallest_normal * torch.finfo(bound.dtype).eps
 
 
+def reshaped_bound(weight: Tensor, layer: Convolution, input_size: Sizes | None) -> Tensor:
+    r"""Return an upper bound of the norm of the layer with `weight` for one eigenvalue problem, shape ().
+
+    The norm of the kernel as a matrix (outputs, inputs * taps), times the root of the number of windows that show one
+    pixel: :math:`\prod \lceil k / s \rceil`, and as often as padding copies it.
+    """
+    if not weight.numel():
+        return weight.sum().to(reported(weight))
+    windows = 1
+    settings = zip(layer.kernel, layer.stride, layer.dilation, layer.before, layer.after, strict=True)
+    for dim, (kernel, stride, dilation, before, after) in enumerate(settings):
+        windows *= -(-kernel // (stride // math.gcd(stride, dilation)))
+        if layer.padding_mode != "zeros" and before + after:
+            axis = _Dimension(kernel, stride, dilation, before, after, layer.padding_mode, 1)
+            windows *= max(axis.copies(n) for n in ([input_size[dim]] if input_size else axis.any_image()))
+    with without_autocast(weight.device):
+        entries = wide(weight)
+        norm = largest_singular_value(entries.reshape(layer.groups, -1, math.prod(entries.shape[1:]))).amax()
+        norm = (norm * math.sqrt(windows) * (1 + _ROUNDING)).to(reported(weight))
+        return norm + norm.sign() * torch.finfo(norm.dtype).smallest_normal * torch.finfo(norm.dtype).eps
+
+
 def bound_allowance(layer: Convolution, grid: int = 16) -> float:
     """Return the most that `certified_bound` for images of any size can be, in multiples of the largest response."""
     factors = [math.prod(axis.factor for axis in _sampled(layer, None, grid, ring=False))]
@@ -114,7 +136,7 @@ class _Dimension:
             axis = self.cut_out(None, None, 0)
         else:
             axis = self.cut_out(large + self.before + self.after, small, 0)
-        copies = max(self._copies(n) for n in ([large] if large is not None else self._any_image()))
+        copies = max(self.copies(n) for n in ([large] if large is not None else self.any_image()))
         return _scaled(axis, math.sqrt(copies))
 
     def closed(self, size: int | None) -> Axis:
@@ -126,7 +148,7 @@ class _Dimension:
             step = math.gcd(self.stride, size)
             axis = self._on_ring(size // step, step, list(range(self.kernel)))
             return _scaled(axis, math.sqrt(self._rounds(size)))
-        rounds = max(self._rounds(n) for n in self._any_image())
+        rounds = max(self._rounds(n) for n in self.any_image())
         return _scaled(self._on_line(1, self.grid, _COARSE), math.sqrt(rounds))
 
     def _on_line(self, stride: int, points: int, least: int) -> Axis:
@@ -149,14 +171,14 @@ class _Dimension:
         positions = [(q - first[r]) % points for q, r in places]
         return Axis(taps, [ranks[r] for _, r in places], positions, points if any(positions) else 1, 1.0)
 
-    def _any_image(self) -> range:
+    def any_image(self) -> range:
         """Return image sizes that the layer takes, up to one after which no image has more copies or rounds."""
         span = self.dilation * (self.kernel - 1) + 1
         pad = self.before + self.after
         least = max(smallest_image(self.mode, self.before, self.after), span - pad)
         return range(least, least + pad + 2 * self.stride + 2)
 
-    def _copies(self, size: int) -> int:
+    def copies(self, size: int) -> int:
         """Return how often padding shows the pixel that it shows most often."""
         outside = [*range(-self.before, 0), *range(size, size + self.after)]
         if self.mode == "circular":

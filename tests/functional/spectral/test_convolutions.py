@@ -12,6 +12,7 @@ from torch import nn
 
 from lightning_reg.functional import conv_norm_bound, operator_norm_estimate
 from lightning_reg.functional.spectral import frequencies, responses
+from lightning_reg.functional.spectral.convolution import convolution_of
 from tests.functional.spectral.layer_maps import layer_bound, layer_map
 
 LAYERS = {
@@ -100,6 +101,9 @@ def test_bounds_and_estimates_hold_for_one_hundred_random_layers(seed, monkeypat
             patch.setattr(responses, "_LARGE", 0)  # the search that large layers take
             assert layer_bound(layer, weight, size) >= truth, what
             assert layer_bound(layer, weight) >= truth, what
+        for images in (size, None):  # without frequencies
+            described = convolution_of(layer, weight)
+            assert frequencies.reshaped_bound(weight, described, images) >= truth, what
 
         apply, adjoint, shape = layer_map(layer, layer.weight, size)
         basis = basis_of(layer, size)
