@@ -1,8 +1,9 @@
 """What the monitor of Lipschitz constants finds out during one `fit`."""
 
 import math
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -13,12 +14,15 @@ from lightning_reg.callbacks.monitors.lipschitz_target import OfOneTensor, Targe
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.packages import MisconfigurationException, Trainer, is_a, rank_zero_warn
 from lightning_reg.functional.lipschitz.bound import lipschitz_bound
+from lightning_reg.functional.lipschitz.budget import within
 from lightning_reg.functional.lipschitz.jacobian import jacobian_norm
 from lightning_reg.functional.lipschitz.nested import found
 from lightning_reg.functional.lipschitz.stand_in import stand_in
 from lightning_reg.tensorboard import tags
 
 _NODES_NAMED = 5
+# Seconds that upper bounds may take before there is a training time to compare with.
+_GRACE = 5.0
 # By more than this, or so many units of the last place in half precision, rounding puts no lower bound above an upper.
 _ROUNDING, _UNITS = 1e-3, 16
 
@@ -50,6 +54,12 @@ class Run:
     upper_step: int | None = None
     has_warned: bool = False
     has_contradicted: bool = False
+    budget: float = math.inf
+    """The share of the training time that upper bounds may take."""
+    start: float = field(default_factory=time.monotonic)
+    spent: float = 0.0
+    """Seconds that upper bounds have taken."""
+    has_warned_of_budget: bool = False
     certificate: Certificate | None = None
     """What is certain in the validation that runs."""
 
@@ -78,8 +88,10 @@ class Run:
             self.lower, self.lower_step = self._lower_bound(trainer), self.last_step
             summary[tags.LIPSCHITZ_LOWER] = self.lower
         if upper and self.upper_step != self.last_step:
-            value, layers = self._upper_bound()
+            value, layers, cheap = self._upper_bound(trainer)
             self.upper_step = self.last_step
+            if cheap:
+                summary[tags.LIPSCHITZ_CHEAP] = cheap
             self._compare(value)
             summary[tags.LIPSCHITZ_UPPER] = value
             summary[tags.LIPSCHITZ_LOG10] = math.log10(value) if value else -math.inf
@@ -117,8 +129,27 @@ class Run:
     def _arguments(self) -> tuple[Any, ...]:
         return self.inputs if isinstance(self.inputs, tuple) else (self.inputs,)
 
-    def _upper_bound(self) -> tuple[float, dict[str, float]]:
-        report = lipschitz_bound(self.target.module, self._arguments())
+    def _upper_bound(self, trainer: Trainer) -> tuple[float, dict[str, float], float]:
+        """Return the bound, that of each layer, and how many norms of layers came too late for an exact one."""
+        trained = time.monotonic() - self.start - self.spent
+        with within(_GRACE + self.budget * trained - self.spent) as budget:
+            report = lipschitz_bound(self.target.module, self._arguments())
+        self.spent += budget.used()
+        # Ranks have clocks of their own. The largest of true bounds is one.
+        device = next(found(self.inputs, Tensor)).device
+        kind = torch.float32 if device.type == "mps" else torch.float64
+        value, cheap = (
+            float(state.largest_over_ranks(trainer, torch.tensor(number, dtype=kind, device=device)))
+            for number in (report.value, budget.cheap)
+        )
+        if cheap and not self.has_warned_of_budget:
+            self.has_warned_of_budget = True
+            rank_zero_warn(
+                f"LipschitzMonitor has used up its budget, {self.budget:g} of the training time: {cheap:g} norms of"
+                " layers are bounded in a cheaper way, by the root of |W|_1 |W|_inf or by the norm of a reshaped kernel"
+                f" times the root of its taps. Such bounds are true, and several times larger. `{tags.LIPSCHITZ_CHEAP}`"
+                " counts them at each step where there are any. Raise `budget`, `every_n_epochs` or `every_n_steps`."
+            )
         if report.unbounded and not self.has_warned:
             self.has_warned = True
             nodes = "; ".join(f"{name}: {reason}" for name, reason in report.unbounded[:_NODES_NAMED])
@@ -129,9 +160,8 @@ class Run:
                 " the lower bound. For a finite one name a part of the network without these by `target=`, or tell"
                 " the bound of such an operation by `lightning_reg.register_lipschitz_rule`."
             )
-        return report.value, {
-            self.target.layer(name): value for name, value in report.per_layer.items() if self.has_layers
-        }
+        layers = {self.target.layer(name): own for name, own in report.per_layer.items() if self.has_layers}
+        return value, layers, cheap
 
 
 def _described(inputs: Any) -> str:

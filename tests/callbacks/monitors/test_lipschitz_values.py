@@ -14,6 +14,7 @@ from torch.nn.utils import parametrizations, prune
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_reg import LipschitzMonitor, SpectralConstraint, register_lipschitz_rule
+from lightning_reg.callbacks.monitors import lipschitz_run
 from tests.callbacks.monitors.lipschitz import Passing, Recorder, true_lower
 from tests.event_files import scalars
 from tests.models import Gan, Regressor, loader, samples
@@ -408,3 +409,27 @@ def test_bounds_that_rounding_alone_puts_in_disorder_are_not_reported(fit, tmp_p
 
     logged = scalars(tmp_path)
     assert logged["reg/lipschitz_gap"][13] == pytest.approx(1, rel=1e-3)  # and no warning
+
+
+def test_a_monitor_that_has_used_up_its_budget_logs_cheaper_bounds_and_says_so(fit, tmp_path, monkeypatch):
+    monkeypatch.setattr(lipschitz_run, "_GRACE", -1.0)
+    recorder = Recorder()
+
+    with pytest.warns(UserWarning, match=r"used up its budget, 0 of the training time: 2 norms of layers are bounded"):
+        fit(recorder, LipschitzMonitor(budget=0, **EVERY), module=Passing(), logger=TensorBoardLogger(tmp_path))
+
+    logged = scalars(tmp_path)
+    assert set(logged["reg/lipschitz_cheap_norms"].values()) == {2}
+    for step, value in logged["reg/lipschitz_upper"].items():
+        matrices = [recorder.networks[step][index].weight.detach().numpy() for index in (0, 2)]
+        schur = [math.sqrt(np.linalg.norm(matrix, 1) * np.linalg.norm(matrix, np.inf)) for matrix in matrices]
+        cheap = [min(own, np.linalg.norm(matrix)) for own, matrix in zip(schur, matrices, strict=True)]
+        assert value == pytest.approx(GELU * math.prod(cheap), rel=1e-4)
+
+
+def test_a_monitor_within_its_budget_logs_no_count_of_cheap_norms(fit, tmp_path, monkeypatch):
+    monkeypatch.setattr(lipschitz_run, "_GRACE", 0.0)  # the budget is used up by no bound of so small a network
+
+    fit(LipschitzMonitor(budget=1e6, **EVERY), module=Passing(), logger=TensorBoardLogger(tmp_path))
+
+    assert "reg/lipschitz_cheap_norms" not in scalars(tmp_path)
