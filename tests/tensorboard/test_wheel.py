@@ -10,7 +10,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from tests.event_files import scalars
+from tests.event_files import layers
 from tests.tensorboard.conftest import RUNS, Server
 
 ROOT = Path(__file__).parent.parent.parent
@@ -73,4 +73,4 @@ def test_a_fresh_environment_has_the_tab_the_page_and_the_numbers(python, wheel,
     finally:
         server.close()
 
-    assert heatmap["values"][-1] == list(scalars(logs / "small")["reg.weight_norm/network.head"].values())
+    assert heatmap["values"][-1] == list(layers(logs / "small")["weight_norm"]["network.head"].values())

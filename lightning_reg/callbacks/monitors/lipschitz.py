@@ -29,7 +29,8 @@ class LipschitzMonitor(Monitor[Run]):
     - `reg/lipschitz_gap`: upper over lower, a ratio >= 1. The constant is somewhere in between: if the gap is large,
       neither bound is it.
     - An upper bound of each layer, on TensorBoard's page "Regularization"; up to 16 layers also as
-      `reg.lipschitz/<layer>`.
+      `reg.lipschitz/<layer>`. Convolutions are bounded for the size of the images in the batch: the norm over images of
+      any size, which `RegularizationMonitor` estimates from below, can be larger.
 
     Several monitors add their targets: `reg/lipschitz_lower/<target>`.
 

@@ -39,7 +39,8 @@ class RegularizationMonitor(Monitor[Run]):
       `trainer.callback_metrics`, too, so `EarlyStopping(monitor="reg/sparsity")` and `ModelCheckpoint` can use them.
     - Each layer, a weight by its name without `.weight`: for TensorBoard's page "Regularization" one tensor a metric,
       of any number of layers; as scalars `reg.<metric>/<layer>` for every logger only if `per_layer` asks for them.
-    - `reg/<metric>_over_layers`: a histogram over the layers (TensorBoard only).
+    - `reg/<metric>_over_layers`: a histogram over the layers (TensorBoard only), from the first step on at which one
+      of them is not zero.
     - With `updates`, :math:`\|\Delta w\|_2 / \|w\|_2` of the whole optimizer step, w before it: `reg/update_ratio_min`,
       `_median`, `_max`, and that of each layer. 0 where a step was skipped. Beside them, `reg/decay_ratio_...`:
       the share of w that decay alone takes in that step, by `WeightDecay` or by an optimizer whose decay goes past the
@@ -47,8 +48,9 @@ class RegularizationMonitor(Monitor[Run]):
     - `reg.weights/<layer>`: a histogram of the layer's weights at the end of epochs, if asked for (TensorBoard only).
 
     Weights are those that the forward pass uses (parametrized, pruned), whole ones of FSDP2. Nothing is changed:
-    training with the monitor ends in the same weights, bit for bit. `spectral_norm` is a lower estimate, that of
-    convolutions for images of any size, see `SpectralNorm(iterations=5, input_size="any")`.
+    training with the monitor ends in the same weights, bit for bit. `spectral_norm` is a lower estimate, of
+    convolutions for images of any size, see `SpectralNorm(iterations=5, input_size="any")`; the bounds of
+    `LipschitzMonitor` are for the size of the images in the batch, and can be smaller.
 
     Args:
         metrics: From a name to a metric, `lightning_reg.metrics` or your own with such an `update`. Default:
