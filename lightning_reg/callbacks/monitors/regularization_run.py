@@ -45,6 +45,8 @@ class Run:
     """The layers whose numbers are written one by one, as scalars."""
     has_layers: bool
     """Whether the numbers of all layers are written, as one tensor a metric."""
+    history: History
+    """What the picture and the page for those without TensorBoard are made of."""
     last_step: int | None = None
     """The last step of training so far, in this run."""
     reported_step: int | None = None
@@ -52,8 +54,6 @@ class Run:
     spread_tags: set[str] = field(default_factory=set)
     """The tags of the histograms over the layers that have begun."""
     report: Report = field(default_factory=Report)
-    history: History = field(default_factory=History)
-    """What the picture for other loggers is made of."""
 
     def tags(self) -> list[str]:
         """Return what starts the tags of the numbers of all layers together and over the layers."""
