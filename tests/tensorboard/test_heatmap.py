@@ -67,6 +67,23 @@ def test_one_outlier_leaves_the_colours_to_the_rest_and_is_told(browser, tmp_pat
     assert len(colours) == 15
 
 
+def test_the_cell_that_keys_lead_to_is_in_sight(browser, tmp_path):
+    from selenium.webdriver import ActionChains, Keys
+
+    file = tmp_path / "reg.html"
+    file.write_text(heatmap({"weight_norm": np.ones((400, 1))}, list(map(str, range(400))), [0]), "utf-8")
+    browser.switch_to.default_content()
+    browser.get(file.as_uri())
+    for keys in (Keys.TAB * 3 + Keys.ARROW_DOWN, Keys.ARROW_DOWN * 200, Keys.ARROW_UP * 200):
+        ActionChains(browser).send_keys(keys).perform()
+
+        cell, header = (
+            browser.execute_script("return document.querySelector(arguments[0]).getBoundingClientRect()", selector)
+            for selector in ("#mark", "header")
+        )
+        assert header["bottom"] <= cell["top"] <= cell["bottom"] <= browser.execute_script("return innerHeight")
+
+
 def test_names_are_text_and_choose_rows(page):
     assert page.execute_script("return [...document.querySelectorAll('#names li')].map(each => each.title)") == LAYERS
     assert page.title == "Regularization"
