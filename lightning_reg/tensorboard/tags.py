@@ -8,6 +8,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 
+CONSTRAINT_SETUP = "reg/setup_constraints"
 DECAY_RATIO = "decay_ratio"
 DECAYS = "reg/setup_decayed_by"
 DECAY_SETUP = "reg/setup_decay"
@@ -39,6 +40,7 @@ TAKEN = (
     "penalty",
     "penalty_ratio",
     "setup",
+    "setup_constraints",
     "setup_decay",
     "setup_decayed_by",
     "setup_dropout",

@@ -43,6 +43,7 @@ class L1Penalty(Penalty):
     """
 
     elementwise = True
+    keeps_zeros = True
 
     @override
     def penalty(self, weights: Sequence[Tensor]) -> Tensor:
@@ -94,6 +95,7 @@ class L2Penalty(Penalty):
     """
 
     elementwise = True
+    keeps_zeros = True
 
     @property
     @override
@@ -140,6 +142,7 @@ class ElasticNetPenalty(Penalty):
     """
 
     elementwise = True
+    keeps_zeros = True
 
     def __init__(
         self,

@@ -48,6 +48,8 @@ class GroupLassoPenalty(Penalty):
 
     """
 
+    keeps_zeros = True
+
     def __init__(
         self,
         strength: float,

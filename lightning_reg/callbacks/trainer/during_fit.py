@@ -13,6 +13,7 @@ from lightning_reg.callbacks.trainer.decays import show_decays
 from lightning_reg.callbacks.trainer.loggers import flush
 from lightning_reg.callbacks.trainer.packages import Callback, LightningModule, MisconfigurationException, Trainer
 from lightning_reg.callbacks.trainer.settings import call_of
+from lightning_reg.callbacks.trainer.sharing import Change
 from lightning_reg.functional.tensors.chunks import NumberOrTensor
 
 RunT = TypeVar("RunT")
@@ -56,8 +57,9 @@ class DuringFit(Callback, Generic[RunT]):
     @override
     def __getstate__(self) -> dict[str, Any]:
         # Lightning pickles the trainer with its callbacks while it trains, where a data loader spawns its workers and
-        # `collate_fn` is a method of the data module. A run holds hooks and optimizers, which cannot be pickled. Lightning
-        # hangs the module's `log` and `log_dict` on each callback, and the whole module with them, in each fit anew.
+        # `collate_fn` is a method of the data module. A run holds hooks and optimizers, which cannot be pickled.
+        # Lightning hangs the module's `log` and `log_dict` on each callback, and the whole module with them, in each
+        # fit anew.
         kept = {name: value for name, value in vars(self).items() if name not in {"log", "log_dict"}}
         return {**kept, "_run": None, "_trainer": None}
 
@@ -93,6 +95,10 @@ class DuringFit(Callback, Generic[RunT]):
 
     def decay_shares(self, trainer: Trainer, pl_module: LightningModule) -> Mapping[Tensor, NumberOrTensor]:
         """Return the share of itself that the coming step takes from each of these weights."""
+        return {}
+
+    def changes(self) -> Mapping[Tensor, Change]:
+        """Return which weights the callback changes right after the steps of the fit that is running, and how."""
         return {}
 
     @override
