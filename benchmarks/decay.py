@@ -18,7 +18,7 @@ from lightning_reg import Select
 from lightning_reg.callbacks.decay.kinds import Kind
 from lightning_reg.callbacks.decay.run import Run
 from lightning_reg.callbacks.trainer.guarded_steps import Guard
-from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
+from lightning_reg.callbacks.trainer.step_hooks import AroundSteps, Turn
 from lightning_reg.selection import named_weights, select_weights
 
 DECAY = 1e-3
@@ -38,7 +38,7 @@ def stepping(name: str, weights: list[torch.Tensor]) -> Callable[[], object]:
         selection = select_weights(named_weights(module), Select(min_ndim=1))
         guard = Guard(selection, "WeightDecay", "decayed")
         run = Run("decay", DECAY, next(kind for kind in KINDS if kind == name), selection, guard)
-        steps = AroundSteps(run.after_update, lambda own: run.before_update(0, own, 0), innermost=True)
+        steps = AroundSteps(run.after_update, lambda own: run.before_update(0, own, 0), turn=Turn.UPDATE)
         steps.add([optimizer])
 
         def step() -> None:

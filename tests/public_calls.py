@@ -69,6 +69,8 @@ REAL = without(weights(), "complex tensor")
 REAL_GROUPED = without(GROUPED, "complex tensor")
 EVERY_TENSOR = ("tensor", "whole tensor", "complex tensor")
 DIM = good(0, "-1")
+# Of weights that are not known yet.
+LATER_DIM = good(0, "-1", "10**400")
 PREDICTIONS = good(torch.tensor([[[0.9, 0.1]], [[0.5, 0.5]]]), "tensor", "whole tensor")
 AVERAGED = {"aggregate": good("arithmetic"), "dim": good(1, "-1", "10**400")}
 
@@ -76,6 +78,11 @@ AVERAGED = {"aggregate": good("arithmetic"), "dim": good(1, "-1", "10**400")}
 class Own(lightning_reg.Penalty):
     def penalty(self, weights):
         return sum(weight.square().sum() for weight in weights)
+
+
+class OwnConstraint(lightning_reg.Constraint):
+    def project(self, weights):
+        pass
 
 
 class OwnOptimizer(torch.optim.Optimizer):
@@ -124,6 +131,25 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Argument]]] = {
     "TargetSparsity": (
         lightning_reg.TargetSparsity,
         {"penalty": good(proximal()), "target": good(0.5), "schedule": SCHEDULE},
+    ),
+    "Constraint": (OwnConstraint, {"select": SELECT}),
+    "MaxNorm": (lightning_reg.MaxNorm, {"max_norm": strength(1.0), "dim": LATER_DIM, "select": SELECT}),
+    "UnitNorm": (lightning_reg.UnitNorm, {"dim": LATER_DIM, "select": SELECT}),
+    "MinMaxNorm": (
+        lightning_reg.MinMaxNorm,
+        {
+            "min_norm": good(0.0),
+            "max_norm": strength(1.0),
+            "rate": good(0.5),
+            "dim": LATER_DIM,
+            "select": SELECT,
+        },
+    ),
+    "NonNegative": (lightning_reg.NonNegative, {"select": SELECT}),
+    "KeepZeros": (lightning_reg.KeepZeros, {"start": good(0.5), "select": SELECT}),
+    "NMSparsity": (
+        lightning_reg.NMSparsity,
+        {"n": good(2), "m": good(4), "dim": LATER_DIM, "schedule": SCHEDULE, "select": SELECT},
     ),
     "SpectralNormalization": (
         lightning_reg.SpectralNormalization,

@@ -18,17 +18,24 @@ from lightning_reg import (
     DropoutScheduler,
     ElasticNetPenalty,
     GroupLassoPenalty,
+    KeepZeros,
     L1Penalty,
     L2Penalty,
     Linear,
     LipschitzMonitor,
+    MaxNorm,
+    MinMaxNorm,
     MonteCarloDropout,
+    NMSparsity,
+    NonNegative,
+    Piecewise,
     RegularizationMonitor,
     Select,
     SpectralConstraint,
     SpectralNormalization,
     SpectralNormPenalty,
     TargetSparsity,
+    UnitNorm,
 )
 from tests.documented import EXPORTED, documented
 from tests.event_files import scalars
@@ -53,9 +60,12 @@ CALLBACKS = [
     SpectralNormPenalty(0.1, norm="matrix", **SETTINGS),
     SpectralNormalization(2.0, select="*.encoder.*", norm="matrix", power_iterations=2),
     SpectralConstraint(0.5, select=["*.head.*"], method="rescale"),
+    NMSparsity(2, 7, select="*.head.weight", schedule=Piecewise((0.0, 1.0), (0.5,))),
 ]
 # Those that add to the objective as is written out below, or change nothing.
-ADDING_UP = [callback for callback in CALLBACKS if not re.search(r"proximal|Spectral|per_layer=\[", repr(callback))]
+ADDING_UP = [
+    callback for callback in CALLBACKS if not re.search(r"proximal|Spectral|NMSparsity|per_layer=\[", repr(callback))
+]
 
 # Any other as its docstring shows it, on all weights.
 CALLBACKS += [documented(kind, select=None) for kind in EXPORTED if kind not in map(type, CALLBACKS)]
@@ -157,6 +167,12 @@ def test_one_run_with_every_callback_at_once(fit, logger, tmp_path):
         SpectralNormalization(2.0, select="*.encoder.*"),
         SpectralConstraint(0.5, select="*.conv.*"),
         SpectralNormPenalty(0.01, mode="grad", **head),
+        NMSparsity(1, 7, **head),
+        KeepZeros(0.5, **head),
+        MaxNorm(0.5, **head),
+        NonNegative(select="*.encoder.*"),
+        UnitNorm(select=Select("*.norm.weight", min_ndim=1)),
+        MinMaxNorm(0.1, 0.2, select=Select("*.norm.bias", min_ndim=1)),
     ]
     callbacks += [documented(kind, select=None) for kind in EXPORTED if kind not in map(type, callbacks)]
 

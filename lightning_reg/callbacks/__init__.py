@@ -6,6 +6,13 @@ it. A line that is added here makes a callback public everywhere.
 
 from typing import TYPE_CHECKING
 
+from lightning_reg.callbacks.constraints.base import Constraint as Constraint
+from lightning_reg.callbacks.constraints.norms import MaxNorm as MaxNorm
+from lightning_reg.callbacks.constraints.norms import MinMaxNorm as MinMaxNorm
+from lightning_reg.callbacks.constraints.norms import UnitNorm as UnitNorm
+from lightning_reg.callbacks.constraints.signs import NonNegative as NonNegative
+from lightning_reg.callbacks.constraints.zeros import KeepZeros as KeepZeros
+from lightning_reg.callbacks.constraints.zeros import NMSparsity as NMSparsity
 from lightning_reg.callbacks.decay.weight_decay import WeightDecay as WeightDecay
 from lightning_reg.callbacks.dropout.monte_carlo import MonteCarloDropout as MonteCarloDropout
 from lightning_reg.callbacks.dropout.scheduler import DropoutScheduler as DropoutScheduler

@@ -104,6 +104,16 @@ def output_dim(module: nn.Module, name: str, shape: Sequence[int]) -> int | None
     return None if is_vector and not isinstance(module, _TORCHS) else 0
 
 
+def blocks(module: nn.Module) -> int:
+    """Return into how many parts, along dimension 0, a weight falls whose parts have output units of their own.
+
+    Those of a transposed convolution whose channels come in groups; not where a part is one entry, and the unit, too.
+    """
+    if not isinstance(module, _TRANSPOSED) or module.in_channels == module.out_channels == module.groups:
+        return 1
+    return module.groups
+
+
 def is_torchs(module: nn.Module) -> bool:
     """Tell whether a module is a layer of torch, whatever its parameters."""
     return isinstance(module, (*_TORCHS, *_NORMS))

@@ -7,15 +7,16 @@ checkpointing and FSDP insert path segments, parametrizations and pruning rename
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils.weight_norm import WeightNorm
 from typing_extensions import override
 
 from lightning_reg.selection.choice import Choice, Named, Words, choose
-from lightning_reg.selection.layers import is_torchs, output_dim
+from lightning_reg.selection.layers import blocks, is_torchs, output_dim
 from lightning_reg.selection.select import Select
 
 _WORDS = Words("weight", named="parameter", things="parameters", has="has")
@@ -59,6 +60,47 @@ class Weight(Named):
         lists = getattr(module, "parametrizations", {})
         is_normed = leaf in lists and isinstance(lists[leaf][0], parametrizations._WeightNorm)  # noqa: SLF001
         return is_normed and part.endswith("original1")
+
+    @property
+    def mask(self) -> Tensor | None:
+        """What pruning multiplies it with; None if it is not pruned."""
+        mask = getattr(self.modules[0], f"{self._leaf}_mask", None)
+        return mask if isinstance(mask, Tensor) else None
+
+    @property
+    def is_computed_from(self) -> bool:
+        """Whether a parametrization computes the weight of the layer from it; pruning is none."""
+        direct = any(self.parameter is own for module in self.modules for own in module.parameters(recurse=False))
+        whole = self._leaf.removesuffix("_g").removesuffix("_v")  # torch's old weight norm has these beside `weight`
+        if whole != self._leaf and any(isinstance(getattr(module, whole, None), Tensor) for module in self.modules):
+            return True
+        return not direct or not any(
+            getattr(module, self._leaf, None) is self.parameter
+            or isinstance(getattr(module, f"{self._leaf}_mask", None), Tensor)
+            for module in self.modules
+        )
+
+    @cached_property
+    def blocks(self) -> int:
+        """Into how many parts along dimension 0 it falls that have output units of their own."""
+        return blocks(self.modules[0])
+
+    @cached_property
+    def _order(self) -> tuple[int, ...]:
+        return self.dims
+
+    def by_units(self, tensor: Tensor) -> list[Tensor]:
+        """Return views of a tensor of this shape that have the output units of the layer along dimension 0.
+
+        One, unless each group of channels of a transposed convolution has a part with output units of its own.
+        """
+        if self.blocks > 1:
+            return [block.transpose(0, 1) for block in tensor.chunk(self.blocks)]
+        return [tensor if self._order[0] == 0 else tensor.permute(self._order)]
+
+    @property
+    def _leaf(self) -> str:
+        return self.plain_name.rpartition(".")[2]
 
     @property
     def _output_dim(self) -> int | None:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 
 CERTIFIED_ACCURACY = "reg/certified_accuracy"
+CONSTRAINT_SETUP = "reg/setup_constraints"
 DECAY_RATIO = "decay_ratio"
 DECAYS = "reg/setup_decayed_by"
 DECAY_SETUP = "reg/setup_decay"
@@ -44,6 +45,7 @@ TAKEN = (
     "penalty",
     "penalty_ratio",
     "setup",
+    "setup_constraints",
     "setup_decay",
     "setup_decayed_by",
     "setup_dropout",

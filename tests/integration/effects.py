@@ -13,12 +13,19 @@ from lightning_reg import (
     AnchorPenalty,
     Cosine,
     DropoutScheduler,
+    KeepZeros,
     L1Penalty,
     Linear,
+    MaxNorm,
+    MinMaxNorm,
+    NMSparsity,
+    NonNegative,
+    Piecewise,
     SpectralConstraint,
     SpectralNormalization,
     SpectralNormPenalty,
     TargetSparsity,
+    UnitNorm,
 )
 from tests.callbacks.penalties.test_proximal_loop import PENALTIES as OPERATORS
 from tests.callbacks.penalties.test_proximal_loop import soften, step_size
@@ -144,6 +151,49 @@ class Normalized(Effect):
         self.start(weights)
 
 
+@dataclass
+class Rule(Effect):
+    """A rule that each weight keeps after each update."""
+
+    rule: Callable[[Tensor], Tensor]
+
+    def after_update(self, weights, optimizer, step, share):
+        for weight in weights:
+            weight.copy_(self.rule(weight))
+
+
+def short_rows(weight: Tensor) -> Tensor:
+    """Bring rows longer than a half to that length."""
+    return weight * (0.5 / weight.norm(dim=1, keepdim=True)).clamp(max=1)
+
+
+def middle_norms(weight: Tensor) -> Tensor:
+    """Bring the norms of rows half of the way to a range."""
+    norms = weight.norm(dim=1, keepdim=True)
+    return weight * (0.5 * norms.clamp(0.5, 0.8) + 0.5 * norms) / norms
+
+
+def largest_of_a_row(weight: Tensor) -> Tensor:
+    """Return each row with its two largest entries alone."""
+    largest = weight.abs().topk(2, dim=1).indices
+    return torch.zeros_like(weight).scatter(1, largest, weight.gather(1, largest))
+
+
+@dataclass
+class Kept(Effect):
+    """L1 for two steps, whose zeros stay."""
+
+    def before_update(self, weights):
+        self.zeros = [weight == 0 for weight in weights]
+
+    def after_update(self, weights, optimizer, step, share):
+        for weight, zeros in zip(weights, self.zeros, strict=True):
+            if step < 2:
+                weight.copy_(soften(weight, 0.1 * share * step_size(optimizer, weight)))
+            else:
+                weight[zeros] = 0.0
+
+
 def squared_norms(weights: Sequence[Tensor]) -> Tensor:
     return 0.1 * sum(torch.linalg.svdvals(weight)[0].square() for weight in weights)
 
@@ -152,8 +202,8 @@ def squared_norms(weights: Sequence[Tensor]) -> Tensor:
 class Kind:
     """One way to regularize a part of a network."""
 
-    make: Callable[[str], Callback]
-    """From a glob over weights."""
+    make: Callable[[str], Callback | list[Callback]]
+    """From a glob over weights; a list of those that belong together."""
     effect: Callable[[], Effect]
     alone: bool = False
     """Whether it changes weights by itself, so that no other such one may have the same weights."""
@@ -209,6 +259,27 @@ KINDS |= {
         alone=True,
         # It compares strengths in float32, and zeros jump: loops by hand that start 1e-15 apart may end 6e-4 apart.
         error=1e-3,
+    ),
+    "max norm": Kind(lambda glob: MaxNorm(0.5, select=glob), lambda: Rule(short_rows), alone=True),
+    "unit norm": Kind(
+        lambda glob: UnitNorm(select=glob), lambda: Rule(lambda w: w / w.norm(dim=1, keepdim=True)), alone=True
+    ),
+    "min max norm": Kind(
+        lambda glob: MinMaxNorm(0.5, 0.8, rate=0.5, select=glob), lambda: Rule(middle_norms), alone=True
+    ),
+    "non-negative": Kind(lambda glob: NonNegative(select=glob), lambda: Rule(torch.relu), alone=True),
+    "n of m": Kind(
+        lambda glob: NMSparsity(2, {"encoder": 5, "hidden": 7, "head": 3}[glob.split(".")[1]], select=glob),
+        lambda: Rule(largest_of_a_row),
+        alone=True,
+    ),
+    "keep zeros": Kind(
+        lambda glob: [
+            KeepZeros(2, select=glob),
+            L1Penalty(0.1, select=glob, mode="proximal", schedule=Piecewise((1.0, 0.0), (2,))),
+        ],
+        Kept,
+        alone=True,
     ),
     "constraint": Kind(lambda glob: SpectralConstraint(0.7, select=glob), lambda: Ball(0.7), alone=True),
     "normalization": Kind(

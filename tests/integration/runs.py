@@ -230,7 +230,10 @@ STOPS = dict(zip(INTERRUPTIONS[1:], (StopBefore, Terminate, Kill, KillWhileSavin
 
 def callbacks_of(case: Case) -> list[Callback]:
     """Return the callbacks that regularize, and those that watch."""
-    made = [KINDS[name].make(f"network.{part}.weight") for name, part in case.regularized]
+    made: list[Callback] = []
+    for name, part in case.regularized:
+        some = KINDS[name].make(f"network.{part}.weight")
+        made += some if isinstance(some, list) else [some]
     return [*made, *([dropout()] if case.drops else []), *(WATCHERS[name]() for name in case.watchers)]
 
 

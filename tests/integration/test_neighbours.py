@@ -36,7 +36,10 @@ HAS_EMA = KEEPS_WHAT_IT_FINDS = hasattr(of_lightning, "EMAWeightAveraging")  # s
 # One of each kind: the last, which has most settings.
 every_callback = pytest.mark.parametrize("ours", {type(it): it for it in CALLBACKS}.values(), ids=repr)
 
-pytestmark = pytest.mark.filterwarnings("ignore:.* averages weights, so that what mode=.proximal. made exactly zero")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.* averages weights, so that what mode=.proximal. made exactly zero"),
+    pytest.mark.filterwarnings("ignore:.* averages weights, and averages of weights that .* has changed need not keep"),
+]
 
 
 @pytest.fixture(scope="module", autouse=True)

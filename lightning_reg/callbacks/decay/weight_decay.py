@@ -18,7 +18,7 @@ from lightning_reg.callbacks.trainer.loggers import log
 from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
 from lightning_reg.callbacks.trainer.plan import publish
 from lightning_reg.callbacks.trainer.refusals import refuse_strategy, refuse_unless_listed_once
-from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
+from lightning_reg.callbacks.trainer.step_hooks import AroundSteps, Turn
 from lightning_reg.callbacks.trainer.timetable import Timetable
 from lightning_reg.functional.tensors.chunks import NumberOrTensor
 from lightning_reg.schedules import Schedule
@@ -145,7 +145,7 @@ class WeightDecay(ActsInSteps[Run]):
         if run is not None:
             _refuse_optimizers(run, trainer.optimizers)
             before = partial(_shrink, run, trainer, pl_module)
-            run.steps = run.steps or AroundSteps(run.after_update, before, innermost=True)
+            run.steps = run.steps or AroundSteps(run.after_update, before, turn=Turn.UPDATE)
             run.steps.add(trainer.optimizers)
 
     @override

@@ -34,6 +34,7 @@ from lightning_reg.callbacks.trainer.held_weights import HeldWeights, has_gradie
 from lightning_reg.callbacks.trainer.packages import Callback, LightningModule, Trainer, has_backward
 from lightning_reg.callbacks.trainer.refusals import refuse_strategy, refuse_unless_listed_once
 from lightning_reg.callbacks.trainer.settings import log_name
+from lightning_reg.callbacks.trainer.sharing import Change
 from lightning_reg.callbacks.trainer.timetable import Timetable
 from lightning_reg.callbacks.trainer.unseen_steps import UnseenSteps
 from lightning_reg.functional.penalties.counts import check_dim
@@ -136,6 +137,12 @@ class Penalty(DuringFit[Run], Formula):
         if not (self._run and self.overlaps_weight_decay and self.strength):
             return {}
         return dict.fromkeys(self.chosen(), f"{self._run.name} {self.strength:g}")
+
+    @override
+    def changes(self) -> dict[Tensor, Change]:
+        return dict.fromkeys(
+            self.chosen() if self.mode == "proximal" else (), "operator" if self.keeps_zeros else "moves"
+        )
 
     def aim_at(self, quota: Callable[[int], float]) -> None:
         """Until `fit` ends, be as strong in each step as makes a share `quota(step)` of all units zero."""

@@ -14,7 +14,7 @@ from lightning_reg.callbacks.penalties.refusals import (
 from lightning_reg.callbacks.penalties.run import Run
 from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
 from lightning_reg.callbacks.trainer.plan import publish
-from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
+from lightning_reg.callbacks.trainer.step_hooks import AroundSteps, Turn
 
 
 class Member(Protocol):
@@ -66,5 +66,6 @@ def follow_steps(trainer: Trainer, pl_module: LightningModule, penalties: Sequen
     """Have the proximal steps of all penalties follow those of the optimizers, in the order that is exact."""
     proximal = [(penalty, run) for penalty in penalties if (run := penalty.run) and penalty.mode == "proximal"]
     for penalty, run in sorted(proximal, key=lambda pair: not pair[0].exact_in_any_company):
-        run.hooks = run.hooks or AroundSteps(partial(penalty.after_update, trainer, pl_module), penalty.before_update)
+        after = partial(penalty.after_update, trainer, pl_module)
+        run.hooks = run.hooks or AroundSteps(after, penalty.before_update, turn=Turn.OPERATORS)
         run.hooks.add(trainer.optimizers)

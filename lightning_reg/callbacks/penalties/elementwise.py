@@ -44,6 +44,7 @@ class L1Penalty(Penalty):
     """
 
     elementwise = True
+    keeps_zeros = True
 
     @override
     def penalty(self, weights: Sequence[Tensor]) -> Tensor:
@@ -99,6 +100,7 @@ class L2Penalty(Penalty):
     """
 
     elementwise = True
+    keeps_zeros = True
 
     @property
     @override
@@ -149,6 +151,7 @@ class ElasticNetPenalty(Penalty):
     """
 
     elementwise = True
+    keeps_zeros = True
 
     def __init__(
         self,

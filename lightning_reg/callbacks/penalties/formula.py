@@ -19,6 +19,9 @@ class Formula(ABC):
     elementwise: ClassVar[bool] = False
     """Whether `penalty` is a sum over entries, so that each rank can do its own; FSDP2 else gathers, FSDP1 refuses."""
 
+    keeps_zeros: ClassVar[bool] = False
+    """Whether `proximal` keeps zeros and signs, so that constraints may have the same weights."""
+
     @abstractmethod
     def penalty(self, weights: Sequence[Tensor], *args: Any, **kwargs: Any) -> Tensor:
         r"""Return :math:`\Omega(w)`, the term at strength 1.

@@ -49,6 +49,8 @@ class GroupLassoPenalty(Penalty):
 
     """
 
+    keeps_zeros = True
+
     def __init__(
         self,
         strength: float,

@@ -10,7 +10,6 @@ from lightning_reg.callbacks.trainer.packages import (
     LightningModule,
     MisconfigurationException,
     Trainer,
-    is_a,
     rank_zero_warn,
 )
 from lightning_reg.functional.proximal.step_size import find_rule, known_optimizers
@@ -117,14 +116,10 @@ def refuse_shared_weights(weights: Mapping[str, Sequence[Tensor]]) -> None:
 
 def warn_of_averaging(trainer: Trainer) -> None:
     """Warn if a callback averages weights over steps, which are then exactly zero only where all of them were."""
-    averaging = [
-        type(callback).__name__
-        for callback in state.callbacks_of(trainer, object)
-        if is_a(callback, "StochasticWeightAveraging", "WeightAveraging")
-    ]
+    averaging = state.averaging_callback(trainer)
     if averaging:
         rank_zero_warn(
-            f'{averaging[0]} averages weights, so that what mode="proximal" made exactly zero becomes a small number'
+            f'{averaging} averages weights, so that what mode="proximal" made exactly zero becomes a small number'
             " again. Leave it out, or begin to average when the zeros have settled, and set entries of the average to"
             " zero where the last weights are zero."
         )

@@ -12,6 +12,7 @@ from typing_extensions import override
 from lightning_reg import _checks
 from lightning_reg.callbacks.spectral.control import SpectralControl
 from lightning_reg.callbacks.spectral.weights import WeightNorms, is_matrix, layer_of, local, mask_of, outline_of
+from lightning_reg.callbacks.trainer.sharing import Change
 from lightning_reg.functional.spectral.followed import FollowedNorm
 from lightning_reg.functional.spectral.followed_clipping import are_inside, clip_exactly, clip_followed, clipping_bases
 from lightning_reg.functional.spectral.frequencies import bound_allowance
@@ -261,6 +262,11 @@ class SpectralConstraint(SpectralControl):
     def action(self, weight: Weight) -> str:
         how = "clipped" if is_matrix(weight) and self.method == "clip" else "rescaled"
         return f"{how} to norm <= {self.norm_bound:g}"
+
+    @override
+    def change(self, weight: Weight) -> Change:
+        # Singular values that are clipped leave no zero where it was.
+        return "moves" if is_matrix(weight) and self.method == "clip" else "shrinks"
 
     @property
     @override

@@ -12,12 +12,18 @@ from typing_extensions import override
 
 from lightning_reg import _checks
 from lightning_reg.callbacks.penalties.base import Penalty
-from lightning_reg.callbacks.spectral.weights import refuse_weights, weights_of_layers
+from lightning_reg.callbacks.spectral.weights import weights_of_layers
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.guarded_steps import ActsInSteps, Guard
 from lightning_reg.callbacks.trainer.packages import LightningModule, MisconfigurationException, Trainer
 from lightning_reg.callbacks.trainer.plan import Plan, describe, publish
-from lightning_reg.callbacks.trainer.refusals import refuse_hidden_weights, refuse_strategy, refuse_unless_listed_once
+from lightning_reg.callbacks.trainer.refusals import (
+    refuse_hidden_weights,
+    refuse_strategy,
+    refuse_unless_listed_once,
+    refuse_weights,
+)
+from lightning_reg.callbacks.trainer.sharing import Change
 from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
 from lightning_reg.functional.tensors.weights import check_fits
 from lightning_reg.selection import Select, Selection, Weight, as_select, named_weights, select_weights
@@ -103,6 +109,10 @@ class SpectralControl(ActsInSteps[Run], ABC):
     @abstractmethod
     def action(self, weight: Weight) -> str:
         """Return what the plan says of a weight."""
+
+    @abstractmethod
+    def change(self, weight: Weight) -> Change:
+        """Return how a weight is changed after each step."""
 
     @property
     @abstractmethod
@@ -195,6 +205,11 @@ class SpectralControl(ActsInSteps[Run], ABC):
     def chosen(self) -> dict[Tensor, str]:
         """Return the weights under control in the fit that is running, with their names."""
         return {} if self._run is None else {weight.parameter: weight.name for weight in self._run.selection.chosen}
+
+    @override
+    def changes(self) -> dict[Tensor, Change]:
+        chosen = () if self._run is None else self._run.selection.chosen
+        return {weight.parameter: self.change(weight) for weight in chosen}
 
     def _run_on(self, selection: Selection) -> Run:
         engine, guard = self.engine(), Guard(selection, type(self).__name__, "controlled")

@@ -20,6 +20,7 @@ from lightning_reg import _checks
 from lightning_reg.callbacks.spectral.control import Run, SpectralControl
 from lightning_reg.callbacks.spectral.weights import WeightNorms, add_gradient, fits, local
 from lightning_reg.callbacks.trainer.packages import LightningModule, MisconfigurationException, Trainer, rank_zero_warn
+from lightning_reg.callbacks.trainer.sharing import Change
 from lightning_reg.functional.spectral.followed import FollowedNorm
 from lightning_reg.functional.tensors.shards import as_placed, has_dtensors, local_part, whole
 from lightning_reg.selection import Select, Weight
@@ -318,6 +319,10 @@ class SpectralNormalization(SpectralControl):
     @override
     def action(self, weight: Weight) -> str:
         return f"normalized to {self.norm} norm {self.norm_bound:g}"
+
+    @override
+    def change(self, weight: Weight) -> Change:
+        return "norms"
 
     @property
     @override

@@ -12,8 +12,9 @@ from typing_extensions import override
 from lightning_reg import _checks
 from lightning_reg.callbacks.penalties.base import Mode, Penalty
 from lightning_reg.callbacks.penalties.run import Run
-from lightning_reg.callbacks.spectral.weights import WeightNorms, add_gradient, layer_of, refuse_weights
+from lightning_reg.callbacks.spectral.weights import WeightNorms, add_gradient, layer_of
 from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
+from lightning_reg.callbacks.trainer.refusals import refuse_weights
 from lightning_reg.functional.spectral.followed import FollowedNorm
 from lightning_reg.functional.spectral.followed_gradient import value_at
 from lightning_reg.functional.spectral.norms import matrix_norm

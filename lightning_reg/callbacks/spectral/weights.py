@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_reg.functional.spectral.followed import ROUNDS, FollowedNorm, FollowedNorms, kernels_of
 from lightning_reg.functional.spectral.followed_gradient import add_gradient_, gradient_of
@@ -30,38 +30,9 @@ def weights_of_layers(selection: Selection, select: Selector) -> Selection:
     return replace(selection, chosen=chosen, left_out={**selection.left_out, **left_out})
 
 
-def refuse_weights(weights: Sequence[Weight], name: str) -> None:
-    """Raise for weights that are not the tensors of their layers, or complex.
-
-    Raises:
-        ValueError: If there is one.
-
-    """
-    for weight in weights:
-        leaf = weight.plain_name.rpartition(".")[2]
-        direct = any(weight.parameter is own for module in weight.modules for own in module.parameters(recurse=False))
-        computed = not direct or not any(
-            getattr(module, leaf, None) is weight.parameter or _mask(module, leaf) is not None
-            for module in weight.modules
-        )
-        if computed:
-            msg = (
-                f"{name} cannot control {weight.name!r}, from which another parametrization computes the weight of the"
-                " layer. Remove that parametrization (weight norm, torch's spectral norm), or leave the weight out:"
-                f" `select=Select(exclude={weight.plain_name!r})`."
-            )
-            raise ValueError(msg)
-        if weight.parameter.is_complex():
-            msg = (
-                f"{name} takes real weights, but {weight.name!r} is {weight.parameter.dtype}."
-                f" Leave it out: `select=Select(exclude={weight.plain_name!r})`."
-            )
-            raise ValueError(msg)
-
-
 def mask_of(weight: Weight) -> Tensor | None:
     """Return the mask that pruning has put on a weight, whole; None if there is none."""
-    return _mask(weight.modules[0], weight.plain_name.rpartition(".")[2])
+    return None if weight.mask is None else whole(weight.mask)
 
 
 def layer_of(weight: Weight) -> Layer:
@@ -131,8 +102,3 @@ def outline_of(weight: Weight) -> Layer:
     """Return the layer without its numbers: whatever its shape alone decides."""
     outline = torch.empty(weight.shape, dtype=weight.parameter.dtype, device="meta")
     return Layer(weight.name, outline, weight.modules[0], weight.dims)
-
-
-def _mask(module: nn.Module, leaf: str) -> Tensor | None:
-    mask = getattr(module, f"{leaf}_mask", None)
-    return whole(mask) if isinstance(mask, Tensor) else None

@@ -13,6 +13,7 @@ from lightning_reg.callbacks.trainer.decays import show_decays
 from lightning_reg.callbacks.trainer.loggers import flush
 from lightning_reg.callbacks.trainer.packages import Callback, LightningModule, MisconfigurationException, Trainer
 from lightning_reg.callbacks.trainer.settings import call_of
+from lightning_reg.callbacks.trainer.sharing import Change
 from lightning_reg.functional.tensors.chunks import NumberOrTensor
 
 RunT = TypeVar("RunT")
@@ -93,6 +94,10 @@ class DuringFit(Callback, Generic[RunT]):
 
     def decay_shares(self, trainer: Trainer, pl_module: LightningModule) -> Mapping[Tensor, NumberOrTensor]:
         """Return the share of itself that the coming step takes from each of these weights."""
+        return {}
+
+    def changes(self) -> Mapping[Tensor, Change]:
+        """Return which weights the callback changes right after the steps of the fit that is running, and how."""
         return {}
 
     @override

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.packages import MisconfigurationException, Trainer, is_a
+from lightning_reg.selection import Weight
 
 
 def refuse_strategy(trainer: Trainer, name: str) -> None:
@@ -37,3 +38,24 @@ def refuse_unless_listed_once(callback: object, listed: Sequence[object]) -> Non
     if count != 1:
         msg = f"{callback!r} must be in `Trainer(callbacks=[...])` itself, once; it is there {count} times."
         raise MisconfigurationException(msg)
+
+
+def refuse_weights(weights: Sequence[Weight], name: str) -> None:
+    """Raise for weights that are not the tensors of their layers, or complex.
+
+    Raises:
+        ValueError: If there is one.
+
+    """
+    for weight in weights:
+        remedy = f"`select=Select(exclude={weight.plain_name!r})`."
+        if weight.is_computed_from:
+            msg = (
+                f"{name} cannot control {weight.name!r}, from which another parametrization computes the weight of the"
+                " layer. Remove that parametrization (weight norm, torch's spectral norm), or leave the weight out:"
+                f" {remedy}"
+            )
+            raise ValueError(msg)
+        if weight.parameter.is_complex():
+            msg = f"{name} takes real weights, but {weight.name!r} is {weight.parameter.dtype}. Leave it out: {remedy}"
+            raise ValueError(msg)

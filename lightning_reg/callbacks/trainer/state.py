@@ -195,6 +195,12 @@ def only_measures(trainer: Trainer) -> bool:
     return _has_epoch_without_steps(trainer) and any(trainer.current_epoch > callback.swa_end for callback in averages)
 
 
+def averaging_callback(trainer: Trainer) -> str | None:
+    """Return the name of a callback that averages weights over steps; `None` if there is none."""
+    averaging = _of_lightning(trainer, "StochasticWeightAveraging") + _of_lightning(trainer, "WeightAveraging")
+    return type(averaging[0]).__name__ if averaging else None
+
+
 def mean_over_ranks(trainer: Trainer, value: Tensor) -> Tensor:
     """Return the mean of `value` over all ranks; a collective call."""
     mean: Tensor = trainer.strategy.reduce(value, reduce_op="mean") if trainer.world_size > 1 else value

@@ -1,12 +1,38 @@
 """What runs right before and right after optimizers change their weights, inside `Optimizer.step`."""
 
 from collections.abc import Callable, Sequence
+from enum import IntEnum
 from typing import Any
 
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 Act = Callable[[Optimizer], None]
+
+
+class Turn(IntEnum):
+    """Who acts nearer to the update: sooner after it, and later before it, whatever the order of the callbacks.
+
+    What comes later keeps what those before it have reached: operators of penalties keep zeros and signs, factors on
+    whole units keep both, and a factor on a whole layer keeps everything but norms.
+    """
+
+    UPDATE = 0
+    """Part of the update itself."""
+    ENTRIES = 1
+    """Which entries are zero."""
+    GROUPS = 2
+    """How many of a group are zero, of those that can be."""
+    OPERATORS = 3
+    """Proximal steps."""
+    UNITS = 4
+    """Norms of units."""
+    LAYERS = 5
+    """Norms of layers."""
+
+
+# Between the update with what belongs to it, and all others of ours.
+_HOOKS_OF_OTHERS = 0.5
 
 
 class AroundSteps:
@@ -19,12 +45,12 @@ class AroundSteps:
     Args:
         after: Gets the optimizer after its update.
         before: Gets the optimizer when its gradients are complete: summed over ranks, unscaled, clipped.
-        innermost: Whether to act right beside the update, after all others before it, and before all others after it.
+        turn: Where to act among the others.
 
     """
 
-    def __init__(self, after: Act, before: Act | None = None, *, innermost: bool = False) -> None:
-        self._after, self._before, self._innermost = after, before, innermost
+    def __init__(self, after: Act, before: Act | None = None, *, turn: Turn = Turn.LAYERS) -> None:
+        self._after, self._before, self._turn = after, before, turn
         self._handles: list[RemovableHandle] = []
         self._updating: set[Optimizer] = set()
         """Those between `before` and `after`."""
@@ -33,13 +59,14 @@ class AroundSteps:
         """Act around the steps of `optimizers` from now on, and of no others."""
         self.remove()
         for optimizer in optimizers:
-            if self._before is None:
-                self._handles.append(optimizer.register_step_post_hook(lambda own, *_: self._after(own)))
-                continue
-            before = optimizer.register_step_pre_hook(self._on_step)
-            after = optimizer.register_step_post_hook(lambda own, *_: self._end(own))
-            _move_to_front(after if self._innermost else before)
-            self._handles += [before, after]
+            end = self._after if self._before is None else self._end
+            self._handles.append(
+                optimizer.register_step_post_hook(_Hook(lambda own, *_, end=end: end(own), self._turn))
+            )
+            _sort(self._handles[-1], descending=False)
+            if self._before is not None:
+                self._handles.append(optimizer.register_step_pre_hook(_Hook(self._on_step, self._turn)))
+                _sort(self._handles[-1], descending=True)
 
     def remove(self) -> None:
         """Leave the optimizers as they were."""
@@ -78,8 +105,20 @@ class AroundSteps:
         return args, {**kwargs, "closure": between_updates}
 
 
-def _move_to_front(handle: RemovableHandle) -> None:
-    """Have a hook called before those that are there, and those that come later behind it."""
+class _Hook:
+    """A hook that knows its turn."""
+
+    def __init__(self, call: Callable[..., Any], turn: Turn) -> None:
+        self._call, self.turn = call, turn
+
+    def __call__(self, *args: Any) -> Any:
+        return self._call(*args)
+
+
+def _sort(handle: RemovableHandle, *, descending: bool) -> None:
+    """Have the hooks beside a new one called by their turns; those of one turn stay in their order."""
     hooks = handle.hooks_dict_ref()
     if hooks is not None:
-        hooks.move_to_end(handle.id, last=False)
+        by_turn = sorted(hooks, key=lambda key: getattr(hooks[key], "turn", _HOOKS_OF_OTHERS), reverse=descending)
+        for key in by_turn:
+            hooks.move_to_end(key)

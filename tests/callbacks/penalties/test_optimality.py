@@ -5,7 +5,6 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Callback
 from lightning.pytorch.plugins import MixedPrecision
 from torch import optim
 
@@ -171,7 +170,6 @@ class OwnPenalty(Penalty):
         L1Penalty(0.1, mode="proximal", schedule=Constant(0.0)),
         OwnPenalty(0.1, mode="proximal"),
         TargetSparsity(GroupLassoPenalty(0.0, mode="proximal"), 0.5),
-        Callback(),
     ],
     ids=repr,
 )

@@ -1,0 +1,124 @@
+"""What a constraint knows during one fit, and how weights reach it as it wants them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_reg import _checks
+from lightning_reg.callbacks.trainer.guarded_steps import Guard
+from lightning_reg.callbacks.trainer.held_weights import has_gradient
+from lightning_reg.callbacks.trainer.plan import Plan, describe
+from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
+from lightning_reg.functional.tensors.shards import has_dtensors, local_part, local_parts, local_slice, whole
+from lightning_reg.selection import Selection, Weight
+
+Act = Callable[[list[Tensor]], None]
+
+
+@dataclass
+class Run:
+    """A constraint between the start and the end of one fit; nothing in it has to survive a resume."""
+
+    selection: Selection
+    guard: Guard
+    takes_shards: bool
+    """Whether the constraint works on `DTensor`s; else it gets them whole, one at a time."""
+    steps: AroundSteps | None = None
+    schedule: Callable[[int], float] | None = None
+    """One from tick to a share, with durations in ticks."""
+    tick: int = 0
+    """That of the step at hand."""
+    zeros: list[list[Tensor]] = field(default_factory=list)
+    """What `KeepZeros` has seen before the step at hand, call by call."""
+
+    @property
+    def share(self) -> float:
+        """The value of the schedule at the step at hand; 1 without one."""
+        if self.schedule is None:
+            return 1.0
+        return _checks.in_range(f"schedule({self.tick})", self.schedule(self.tick), 0, 1)
+
+    @torch.no_grad()
+    def show(self, act: Act, optimizer: Optimizer, tick: int) -> None:
+        """Give the weights of `optimizer` to `act`, which leaves them alone."""
+        self.tick = tick
+        for tensors, _ in self._as_wanted(self._trained(optimizer)):
+            act(tensors)
+
+    @torch.no_grad()
+    def project(self, act: Act, optimizer: Optimizer, tick: int) -> None:
+        """Have `act` change the weights of `optimizer`, which has just taken a step."""
+        self.guard.unseen.see(optimizer)
+        self.tick = tick
+        weights = self._trained(optimizer)
+        # Fused optimizers look themselves whether gradients are finite, inside `step`; so whether this one was skipped
+        # is known on the device only.
+        found_inf: Tensor | None = getattr(optimizer, "found_inf", None)
+        parts = local_parts([weight.parameter.detach() for weight in weights]) if found_inf is not None else []
+        before = [part.clone() for part in parts]
+        for tensors, put_back in self._as_wanted(weights):
+            act(tensors)
+            put_back()
+        for part, old in zip(parts, before, strict=True):
+            part.copy_(torch.where(torch.as_tensor(found_inf == 0), part, old))
+
+    def plan(self, settings: str, action: str, optimizers: Sequence[Optimizer]) -> Plan:
+        """Return what happens to each weight: `action` if it is chosen."""
+        held = self.guard.held.of(optimizers)
+        return Plan(
+            settings,
+            shapes={weight.name: describe(weight) for weight in self.selection.weights},
+            actions={
+                weight.name: action
+                if weight.parameter in held and weight.parameter.requires_grad
+                else f"{action} (not trained at the moment)"
+                for weight in self.selection.chosen
+            },
+            left_out=self.selection.left_out,
+        )
+
+    def _trained(self, optimizer: Optimizer) -> list[Weight]:
+        """Return the weights of a step of `optimizer`: none if no gradient reaches any of them."""
+        if not has_gradient([optimizer]):
+            return []
+        held = self.guard.held.of([optimizer])
+        return [
+            weight for weight in self.selection.chosen if weight.parameter in held and weight.parameter.requires_grad
+        ]
+
+    def _as_wanted(self, weights: Sequence[Weight]) -> Iterator[tuple[list[Tensor], Callable[[], None]]]:
+        """Yield lists of tensors with output units first, each with what writes back a change that is not in place."""
+        plain: list[Tensor] = []
+        others: list[Weight] = []
+        for weight in weights:
+            tensor = weight.parameter.detach()
+            is_gathered = has_dtensors([tensor]) and (weight.blocks > 1 or not self.takes_shards)
+            if is_gathered or weight.mask is not None:
+                others.append(weight)
+            else:
+                plain += weight.by_units(tensor)
+        if plain:
+            yield plain, _nothing
+        for weight in others:
+            # One by one, for all of them at once may not fit.
+            yield _copied(weight)
+
+
+def _nothing() -> None:
+    """Do nothing: the change is in place."""
+
+
+def _copied(weight: Weight) -> tuple[list[Tensor], Callable[[], None]]:
+    """Return a copy of what acts of a weight, whole, and what puts it back; a collective call for a sharded one."""
+    parameter = weight.parameter.detach()
+    mask = None if weight.mask is None else whole(weight.mask)
+    copy = whole(parameter) if mask is None else whole(parameter) * mask
+
+    def put_back() -> None:
+        part, new = local_part(parameter), local_slice(copy, parameter)
+        part.copy_(new if mask is None else torch.where(local_slice(mask, parameter) != 0, new, part))
+
+    return weight.by_units(copy), put_back

@@ -1,0 +1,49 @@
+"""The constraint on the sign of each entry."""
+
+from typing import final
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_reg.callbacks.constraints.base import Constraint
+from lightning_reg.callbacks.trainer.step_hooks import Turn
+from lightning_reg.functional.tensors.shards import local_parts
+
+
+@final
+class NonNegative(Constraint):
+    r"""Keep weights at 0 or above: after each step, :math:`w \leftarrow \max(w, 0)`.
+
+    With every weight of a network non-negative, and activations that rise, its outputs rise with its inputs; as a
+    linear model it is non-negative least squares. Beside `L1Penalty(mode="proximal")` it is the non-negative lasso.
+
+    Logged: nothing at steps; TensorBoard's text `reg/setup_constraints` has what happens to which weight.
+
+    Args:
+        select: Which weights, see `Constraint`.
+
+    Raises:
+        TypeError: If `select` is of the wrong kind.
+        ValueError: See `Constraint`.
+        MisconfigurationException: See `Constraint`.
+
+    Example:
+        >>> NonNegative(select="head.*")
+        NonNegative(select='head.*')
+
+    Reference:
+        Keras, `keras.constraints.NonNeg`; Chorowski & Zurada, Learning Understandable Neural Networks with Nonnegative
+        Weight Constraints, 2015, doi:10.1109/TNNLS.2014.2310059.
+
+    """
+
+    change = "zeros"
+    takes_shards = True
+    survives_averaging = True
+    turn = Turn.ENTRIES
+
+    @override
+    @torch.no_grad()
+    def project(self, weights: list[Tensor]) -> None:
+        torch._foreach_clamp_min_(local_parts(weights), 0.0)

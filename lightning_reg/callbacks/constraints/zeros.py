@@ -1,0 +1,158 @@
+"""Constraints on which entries are zero: those that are, or all but the largest of each group of neighbours."""
+
+from collections.abc import Callable, Sequence
+from typing import final
+
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_reg import _checks
+from lightning_reg.callbacks.constraints.base import Constraint
+from lightning_reg.callbacks.trainer.step_hooks import Turn
+from lightning_reg.functional.constraints.pattern import keep_largest_
+from lightning_reg.functional.penalties.counts import check_dim
+from lightning_reg.functional.tensors.shards import local_parts
+from lightning_reg.schedules import Constant, Piecewise, Schedule
+from lightning_reg.schedules.base import check_schedule
+from lightning_reg.selection import Select
+
+
+@final
+class KeepZeros(Constraint):
+    r"""Keep what is zero at zero: from :math:`t_0` on, what is exactly zero right before a step is zero after it.
+
+    Whatever the optimizer does, so the set of zeros only grows. With a penalty in `mode="proximal"` whose schedule ends
+    at `start`, the zeros that it has found stay while its pull on the other weights goes: what is left of the lasso is
+    least squares on the selected features.
+
+    Logged: nothing at steps; TensorBoard's text `reg/setup_constraints` has what happens to which weight.
+
+    Args:
+        start: :math:`t_0`, from which optimizer step on: an int, or a float in (0, 1] for a share of the whole run.
+        select: Which weights, see `Constraint`.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If `start` is negative or no share in (0, 1], see `Constraint`; when training starts, if a share is
+            asked for of a run of unknown length.
+        MisconfigurationException: See `Constraint`.
+
+    Example:
+        >>> from lightning_reg import L1Penalty, Piecewise
+        >>> callbacks = [L1Penalty(0.1, mode="proximal", schedule=Piecewise((1.0, 0.0), (0.5,))), KeepZeros(0.5)]
+
+    Reference:
+        Belloni & Chernozhukov, Least Squares after Model Selection in High-dimensional Sparse Models, 2013,
+        arXiv:1001.0188.
+
+    """
+
+    change = "zeros"
+    takes_shards = True
+    turn = Turn.ENTRIES
+
+    def __init__(self, start: float = 0.5, *, select: str | Sequence[str] | Select | None = None) -> None:
+        super().__init__(select=select)
+        if isinstance(start, int) and not isinstance(start, bool):
+            self.start: float = _checks.count("start", start, 0)
+        elif 0 < _checks.number("start", start) <= 1:
+            self.start = start
+        else:
+            msg = f"`start` must be an int >= 0 (steps), or a float in (0, 1] (share of the run), got {start}."
+            raise ValueError(msg)
+
+    @override
+    def timetable(self) -> Schedule:
+        return Piecewise((0.0, 1.0), (self.start,)) if self.start else Constant(1.0)
+
+    @override
+    def look(self, weights: list[Tensor]) -> None:
+        if self._run is not None and self._run.share:
+            self._run.zeros.append([part == 0 for part in local_parts(weights)])
+
+    @override
+    def project(self, weights: list[Tensor]) -> None:
+        if self._run is not None and self._run.zeros:
+            for part, zeros in zip(local_parts(weights), self._run.zeros.pop(0), strict=True):
+                part.masked_fill_(zeros, 0.0)
+
+
+@final
+class NMSparsity(Constraint):
+    r"""Keep n of every m entries: after each step, all but the n largest magnitudes of m neighbours become zero.
+
+    Neighbours follow one another along `dim`, by default the inputs of each output unit; of equal magnitudes the first
+    stays. With a schedule s, the :math:`m - \mathrm{round}((m - n) s(t))` largest stay: entries go one by one. Matrices
+    with 2 of 4 are those that sparse tensor cores take (`torch.sparse.to_sparse_semi_structured`).
+
+    Logged: nothing at steps; TensorBoard's text `reg/setup_constraints` has what happens to which weight.
+
+    Args:
+        n: How many stay, >= 1 and below m.
+        m: Of how many.
+        dim: The dimension along which neighbours lie: 1 for input units or channels, 0 for output units, whatever the
+            layout, see `MaxNorm`.
+        schedule: :math:`s(t)`, a schedule or any callable from optimizer steps so far to a share in [0, 1]; 1 by
+            default.
+        select: Which weights, see `Constraint`.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If an argument is out of range, see `Constraint`; when training starts, if m does not divide the
+            size of a weight along `dim`.
+        MisconfigurationException: See `Constraint`.
+
+    Example:
+        Of 4 one goes after a tenth of the run, and the second after half of it:
+
+        >>> from lightning_reg import Piecewise
+        >>> callback = NMSparsity(2, 4, select="encoder.*", schedule=Piecewise((0.0, 0.5, 1.0), (0.1, 0.4)))
+
+    Reference:
+        Mishra et al., Accelerating Sparse Deep Neural Networks, 2021, arXiv:2104.08378.
+
+    """
+
+    change = "zeros"
+    takes_shards = True
+    turn = Turn.GROUPS
+
+    def __init__(
+        self,
+        n: int = 2,
+        m: int = 4,
+        *,
+        dim: int = 1,
+        schedule: Schedule | Callable[[int], float] | None = None,
+        select: str | Sequence[str] | Select | None = None,
+    ) -> None:
+        super().__init__(select=select)
+        self.n, self.m = _checks.count("n", n, 1), _checks.count("m", m, 2)
+        if self.n >= self.m:
+            msg = f"`n` must be below `m`, {m}, or nothing becomes zero; got {n}."
+            raise ValueError(msg)
+        self.dim = _checks.integer("dim", dim)
+        if schedule is not None:
+            check_schedule(schedule, "from step to share")
+        self.schedule = schedule
+
+    @override
+    def check(self, name: str, weight: Tensor) -> None:
+        check_dim([weight], self.dim)
+        if weight.shape[self.dim] % self.m:
+            msg = (
+                f"NMSparsity has groups of {self.m}, which do not divide the {weight.shape[self.dim]} entries of"
+                f" {name!r} along dimension {self.dim} of its units. Leave it out: `select=Select(exclude={name!r})`."
+            )
+            raise ValueError(msg)
+
+    @override
+    def timetable(self) -> Schedule | Callable[[int], float] | None:
+        return self.schedule
+
+    @override
+    def project(self, weights: list[Tensor]) -> None:
+        share = 1.0 if self._run is None else self._run.share
+        keep = self.m - round((self.m - self.n) * share)
+        if keep < self.m:
+            keep_largest_(weights, keep, self.m, dim=self.dim)
