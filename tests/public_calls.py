@@ -165,6 +165,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Argument]]] = {
             "updates": boolean(False),
             "layout": boolean(False),
             "hparams": boolean(False),
+            "html": boolean(False),
         },
     ),
     "LipschitzMonitor": (

@@ -65,6 +65,7 @@ def zero_units(cli):
 # What is true after forty steps.
 OUTCOMES = {
     "l2": lambda cli, path: logged(cli, path)["reg/penalty/l2"] > 0,
+    "anchor": lambda cli, path: logged(cli, path)["reg/penalty/anchor"] > 0,
     "l1_sparse": lambda cli, path: logged(cli, path)["reg/sparsity"] > 0.1 and (cli.model.head.weight != 0).all(),
     "elastic_net": lambda cli, path: (
         {"reg/penalty/elastic_net", "reg/penalty/elastic_net-1"} <= logged(cli, path).keys()

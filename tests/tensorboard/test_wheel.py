@@ -55,6 +55,11 @@ def test_the_wheel_holds_every_file_of_the_page(wheel):
     assert packed == files
 
 
+def test_the_wheel_holds_the_page_that_is_one_file(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        assert "lightning_reg/tensorboard/heatmap.html" in archive.namelist()
+
+
 def test_a_fresh_environment_has_the_tab_the_page_and_the_numbers(python, wheel, logs):
     # -E: whatever PYTHONPATH is here.
     where = [str(python), "-E", "-c", "import lightning_reg; print(lightning_reg.__file__)"]

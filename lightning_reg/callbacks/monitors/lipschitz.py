@@ -31,7 +31,8 @@ class LipschitzMonitor(Monitor[Run]):
     - `reg/lipschitz_gap`: upper over lower, a ratio >= 1. The constant is somewhere in between: if the gap is large,
       neither bound is it.
     - An upper bound of each layer, on TensorBoard's page "Regularization"; up to 16 layers also as
-      `reg.lipschitz/<layer>`.
+      `reg.lipschitz/<layer>`. Convolutions are bounded for the size of the images in the batch: the norm over images of
+      any size, which `RegularizationMonitor` estimates from below, can be larger.
     - `reg/certified_accuracy@<radius>` for each of `certify`: the share of the validation set that is classified right
       and stays so, whatever happens to a sample within that radius, at the end of each validation
       (`metrics.CertifiedAccuracy`); zero where no upper bound is known.
