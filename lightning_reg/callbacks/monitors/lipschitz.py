@@ -54,9 +54,9 @@ class LipschitzMonitor(Monitor[Run]):
             as long, too, if epochs are shorter. With the default both cost less than 2 % of the time of training in
             typical networks; 1 is every logging step.
         samples: The most samples for a lower bound, on each rank, >= 1: the first ones of the batch.
-        budget: The largest share of the training time that upper bounds may take, >= 0, after five seconds that are
-            free. Norms of layers that begin later are bounded in a cheaper way that is as certain, and several times
-            larger; a warning says so, and `reg/lipschitz_cheap_norms` counts them. Default 0.05.
+        budget: The largest share of the training time that upper bounds may take, in [0, 1], after five seconds that
+            are free. Norms of layers that begin later are bounded in a cheaper way that is as certain, and several
+            times larger; a warning says so, and `reg/lipschitz_cheap_norms` counts them. Default 0.05.
         input_transform: A function from a batch to the target's input, shape (batch, ...), or to a tuple of all that
             its `forward` takes, or to a dict: floating-point numbers count as one input, whole numbers, such as labels,
             are held fixed. Default: the first tensor of floating-point numbers in the batch.
@@ -102,7 +102,7 @@ class LipschitzMonitor(Monitor[Run]):
         self.every_n_epochs = _checks.count("every_n_epochs", every_n_epochs, 1)
         self.every_n_steps = _checks.count("every_n_steps", every_n_steps, 1)
         self.samples = _checks.count("samples", samples, 1)
-        self.budget = _checks.non_negative("budget", budget)
+        self.budget = _checks.in_range("budget", budget, 0, 1)
         if input_transform is not None:
             _checks.function("input_transform", input_transform, "a function of a batch or None")
         self.input_transform = input_transform

@@ -1,7 +1,6 @@
 """What the monitor of Lipschitz constants finds out during one `fit`."""
 
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from lightning_reg.callbacks.monitors.lipschitz_target import OfOneTensor, Targe
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.packages import MisconfigurationException, Trainer, is_a, rank_zero_warn
 from lightning_reg.functional.lipschitz.bound import lipschitz_bound
-from lightning_reg.functional.lipschitz.budget import within
+from lightning_reg.functional.lipschitz.budget import now, within
 from lightning_reg.functional.lipschitz.jacobian import jacobian_norm
 from lightning_reg.functional.lipschitz.nested import found
 from lightning_reg.functional.lipschitz.stand_in import stand_in
@@ -56,7 +55,7 @@ class Run:
     has_contradicted: bool = False
     budget: float = math.inf
     """The share of the training time that upper bounds may take."""
-    start: float = field(default_factory=time.monotonic)
+    start: float = field(default_factory=now)
     spent: float = 0.0
     """Seconds that upper bounds have taken."""
     has_warned_of_budget: bool = False
@@ -131,7 +130,7 @@ class Run:
 
     def _upper_bound(self, trainer: Trainer) -> tuple[float, dict[str, float], float]:
         """Return the bound, that of each layer, and how many norms of layers came too late for an exact one."""
-        trained = time.monotonic() - self.start - self.spent
+        trained = now() - self.start - self.spent
         with within(_GRACE + self.budget * trained - self.spent) as budget:
             report = lipschitz_bound(self.target.module, self._arguments())
         self.spent += budget.used()

@@ -12,6 +12,11 @@ from torch import Tensor
 from lightning_reg.functional.lipschitz.rounding import UPWARDS, precise
 
 
+def now() -> float:
+    """Return the seconds on a clock that never goes back."""
+    return time.monotonic()
+
+
 @dataclass
 class Budget:
     """How much time there is, and how many norms came too late."""
@@ -19,11 +24,11 @@ class Budget:
     seconds: float
     cheap: int = 0
     """Norms that were bounded in the cheaper way."""
-    _start: float = field(default_factory=time.monotonic)
+    _start: float = field(default_factory=now)
 
     def used(self) -> float:
         """Return the seconds since the start."""
-        return time.monotonic() - self._start
+        return now() - self._start
 
 
 _CURRENT: ContextVar[Budget | None] = ContextVar("budget", default=None)

@@ -2,11 +2,13 @@
 
 import math
 from collections import namedtuple
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
@@ -15,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_reg import LipschitzMonitor, SpectralConstraint, register_lipschitz_rule
 from lightning_reg.callbacks.monitors import lipschitz_run
+from lightning_reg.functional.lipschitz import budget as lipschitz_budget
 from tests.callbacks.monitors.lipschitz import Passing, Recorder, true_lower
 from tests.event_files import scalars
 from tests.models import Gan, Regressor, loader, samples
@@ -427,9 +430,32 @@ def test_a_monitor_that_has_used_up_its_budget_logs_cheaper_bounds_and_says_so(f
         assert value == pytest.approx(GELU * math.prod(cheap), rel=1e-4)
 
 
-def test_a_monitor_within_its_budget_logs_no_count_of_cheap_norms(fit, tmp_path, monkeypatch):
-    monkeypatch.setattr(lipschitz_run, "_GRACE", 0.0)  # the budget is used up by no bound of so small a network
+class Clock(Callback):
+    """Each look at the time takes a second, and each step 100."""
 
-    fit(LipschitzMonitor(budget=1e6, **EVERY), module=Passing(), logger=TensorBoardLogger(tmp_path))
+    def __init__(self):
+        self.now = 0.0
 
-    assert "reg/lipschitz_cheap_norms" not in scalars(tmp_path)
+    def monotonic(self):
+        self.now += 1
+        return self.now
+
+    def on_train_batch_start(self, *_):
+        self.now += 100
+
+
+@pytest.mark.parametrize(("budget", "is_exact"), [(0, False), (0.05, True)])
+def test_the_budget_is_a_share_of_the_training_time_after_five_seconds(fit, tmp_path, monkeypatch, budget, is_exact):
+    clock = Clock()
+    monkeypatch.setattr(lipschitz_budget, "time", clock)
+    monitor = LipschitzMonitor(budget=budget, **EVERY)
+
+    with nullcontext() if is_exact else pytest.warns(UserWarning, match="used up its budget"):
+        fit(clock, monitor, module=Passing(), logger=TensorBoardLogger(tmp_path), max_epochs=4)
+
+    logged = scalars(tmp_path)
+    cheap = list(logged.get("reg/lipschitz_cheap_norms", {}))
+    steps = list(logged["reg/lipschitz_upper"])
+    assert len(steps) == 5
+    assert steps[0] not in cheap
+    assert (steps[-1] in cheap) is not is_exact
