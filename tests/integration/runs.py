@@ -112,7 +112,8 @@ def draw(seed: int) -> Case:
         strategy=strategy,
         interruption=interruption,
         at_batch=rng.randrange(1, 2 * BATCHES),
-        save_every=rng.choice((1, 2, 3)),
+        # One must come after any batch, to be cut off: the last step has one then.
+        save_every=1 if interruption == INTERRUPTIONS[-1] else rng.choice((1, 2, 3)),
     )
 
 

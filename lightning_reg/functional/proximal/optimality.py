@@ -19,7 +19,7 @@ def elementwise_residual(weights: Sequence[Tensor], grads: Sequence[Tensor], *, 
     worst = []
     for weight, grad in zip(local_parts(list(weights)), local_parts(list(grads)), strict=True):
         if weight.numel():
-            slope = grad.add(weight, alpha=2 * l2).add_(weight.sign(), alpha=l1).abs_()
+            slope = grad.add(weight, alpha=2 * l2).add_(weight.sgn(), alpha=l1).abs()
             worst.append(slope.sub_((weight == 0).to(slope.dtype), alpha=l1).clamp_(min=0).amax().float())
     return _largest(worst, weights)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from lightning_reg import Penalty, SpectralNormPenalty
+from lightning_reg import AnchorPenalty, Penalty, SpectralNormPenalty
 from lightning_reg.callbacks.penalties.formula import Formula
 from tests.documented import EXPORTED
 from tests.reference import PENALTIES, every_penalty
@@ -21,8 +21,9 @@ def some_weights():
 def test_every_penalty_has_a_term_by_hand():
     penalties = {kind for kind in EXPORTED if issubclass(kind, Penalty)}
 
-    # The norms of layers are followed over steps: tests/callbacks/spectral/test_penalty.py has them.
-    assert {type(make()) for make, _ in PENALTIES.values()} == penalties - {SpectralNormPenalty}
+    # The norms of layers are followed over steps: tests/callbacks/spectral/test_penalty.py has them. An anchor is what
+    # weights were: test_anchor.py.
+    assert {type(make()) for make, _ in PENALTIES.values()} == penalties - {SpectralNormPenalty, AnchorPenalty}
 
 
 @every_penalty
