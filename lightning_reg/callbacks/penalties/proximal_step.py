@@ -16,6 +16,7 @@ Proximal = Callable[[list[Tensor], list[NumberOrTensor]], None]
 # Entries that are worked on at once: what is computed on the way stays in a cache on a CPU, and small on a GPU.
 _CPU_ENTRIES = 1 << 18
 _GPU_ENTRIES = 1 << 24
+_SCALE = "strength of lightning_reg"
 
 
 def fill_gradients(weights: Sequence[Tensor]) -> None:
@@ -35,7 +36,7 @@ def shrink(
         proximal: Replaces weights, in place, by its result for a factor for each; `elementwise` if it may get parts.
         optimizer: Has just taken a step.
         weights: The weights, among those of the optimizer.
-        strength: Factor on the penalty.
+        strength: Factor on the penalty, or one for each weight, shape (weights,).
         elementwise: Whether `proximal` works on flat parts of weights; else it gets them as the optimizer holds them.
 
     """
@@ -53,18 +54,27 @@ def with_step_sizes(
 ) -> Iterator[tuple[list[Tensor], list[NumberOrTensor]]]:
     """Yield `weights`, or parts of them if `elementwise`, in lists, with `scale` times the optimizer's step sizes.
 
+    `scale` may have one entry for each weight, shape (weights,).
+
     What has no gradient is left out: the optimizer has not moved it.
     """
     rule = find_rule(type(optimizer))
     if rule is None:  # refused before training
         return
     chosen = set(weights)
+    scales = dict(zip(weights, scale.unbind(), strict=True)) if isinstance(scale, Tensor) and scale.ndim else {}
     for group in optimizer.param_groups:
         members = [weight for weight in group["params"] if weight in chosen and weight.grad is not None]
         states = [optimizer.state.get(weight, {}) for weight in members]
+        if scales:
+            # Beside the optimizer's state, so that it goes with each part that a weight is cut into.
+            states = [{**state, _SCALE: scales[weight]} for weight, state in zip(members, states, strict=True)]
         for parts, part_states in _cut(members, states, split=elementwise) if rule.elementwise else [(members, states)]:
-            step_sizes = rule.scaled(local_parts(parts) if rule.elementwise else parts, part_states, group, scale)
+            all_alike = 1.0 if scales else scale
+            step_sizes = rule.scaled(local_parts(parts) if rule.elementwise else parts, part_states, group, all_alike)
             local_sizes = [local_part(size) if isinstance(size, Tensor) else size for size in step_sizes]
+            if scales:
+                local_sizes = [size * state[_SCALE] for size, state in zip(local_sizes, part_states, strict=True)]
             yield local_parts(parts) if elementwise else parts, local_sizes
 
 
