@@ -130,7 +130,13 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Argument]]] = {
     "SpectralNormPenalty": (lightning_reg.SpectralNormPenalty, {**PENALTY, "norm": good("matrix")}),
     "TargetSparsity": (
         lightning_reg.TargetSparsity,
-        {"penalty": good(proximal()), "target": good(0.5), "schedule": SCHEDULE},
+        {
+            "penalty": good(proximal()),
+            "target": good(0.5),
+            "scope": good("layer"),
+            "floor": good(0.1),
+            "schedule": SCHEDULE,
+        },
     ),
     "Constraint": (OwnConstraint, {"select": SELECT}),
     "MaxNorm": (lightning_reg.MaxNorm, {"max_norm": strength(1.0), "dim": LATER_DIM, "select": SELECT}),

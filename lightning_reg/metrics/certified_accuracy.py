@@ -1,6 +1,7 @@
 """How many samples are right, and stay so whatever happens to them within a radius."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import torch
@@ -86,8 +87,14 @@ class CertifiedAccuracy(Metric):
 
     @override
     def compute(self) -> Tensor:
-        """Return the share for each radius, shape (radii,), of one radius (), as in all of torchmetrics."""
+        """Return the share for each radius, shape (R,) for R radii."""
         return self.certified / self.count
+
+    @override
+    def _wrap_compute(self, compute: Callable[..., Any]) -> Callable[..., Any]:
+        squeezed = super()._wrap_compute(compute)
+        # torchmetrics makes a scalar of a vector of one.
+        return functools.wraps(compute)(lambda *args, **kwargs: squeezed(*args, **kwargs).reshape(-1))
 
 
 def _holds_classes(target: object) -> bool:

@@ -25,6 +25,10 @@ PENALTIES = {
     "inputs": lambda: GroupLassoPenalty(0.02, dim=1, mode="proximal", select=PATTERN),
     "inputs, gradient": lambda: GroupLassoPenalty(0.02, dim=1, mode="grad", select=PATTERN),
     "target": lambda: TargetSparsity(L1Penalty(0.0, mode="proximal", select=PATTERN), 0.6),
+    "target of each": lambda: TargetSparsity(L1Penalty(0.0, mode="proximal", select=PATTERN), 0.5, scope="layer"),
+    "target inputs, floor": lambda: TargetSparsity(
+        GroupLassoPenalty(0.0, dim=1, mode="proximal", select=PATTERN), 0.4, floor=0.3
+    ),
     "target filters": lambda: TargetSparsity(GroupLassoPenalty(0.0, mode="proximal", select=PATTERN), 0.4),
     "target inputs": lambda: TargetSparsity(GroupLassoPenalty(0.0, dim=1, mode="proximal", select=PATTERN), 0.4),
 }

@@ -55,7 +55,7 @@ class Certificate:
         """Return the share for each radius, by tag; a collective call."""
         if not self._metric.update_called:
             return {}
-        shares = self._metric.compute().reshape(-1).tolist()  # torchmetrics squeezes one
+        shares = self._metric.compute().tolist()
         return {
             f"{tags.CERTIFIED_ACCURACY}@{radius:g}{suffix}": share
             for radius, share in zip(self._metric.radii, shares, strict=True)

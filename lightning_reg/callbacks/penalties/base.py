@@ -16,7 +16,7 @@ from lightning_reg.callbacks.penalties.formula import Formula, Memories
 from lightning_reg.callbacks.penalties.memory import Memory
 from lightning_reg.callbacks.penalties.optimality import residuals
 from lightning_reg.callbacks.penalties.proximal_step import fill_gradients, shrink
-from lightning_reg.callbacks.penalties.quota import strength_for
+from lightning_reg.callbacks.penalties.quota import Quota, strength_for
 from lightning_reg.callbacks.penalties.refusals import (
     refuse_directions,
     refuse_large_strength,
@@ -144,8 +144,8 @@ class Penalty(DuringFit[Run], Formula):
             self.chosen() if self.mode == "proximal" else (), "operator" if self.keeps_zeros else "moves"
         )
 
-    def aim_at(self, quota: Callable[[int], float]) -> None:
-        """Until `fit` ends, be as strong in each step as makes a share `quota(step)` of all units zero."""
+    def aim_at(self, quota: Quota) -> None:
+        """Until `fit` ends, be as strong in each step as meets `quota`."""
         if self._run is not None:
             self._run.quota = quota
 
@@ -302,11 +302,14 @@ class Penalty(DuringFit[Run], Formula):
         if not has_gradient([optimizer]):
             return
         tick, weights = state.tick(trainer, pl_module), run.targets.of([optimizer])
-        strength: float | Tensor = self.strength * run.factor(tick)
+        least = self.strength * run.factor(tick)
+        strength: float | Tensor = least
         if run.quota and share and weights:
-            dims = self.unit_dims(weights)
-            needed = strength_for(run.quota(tick), self.vanishing_strengths, optimizer, weights, dims)
-            run.strength = strength = (needed / share).clamp(min=strength)
+            needed = strength_for(
+                run.quota, tick, least * share, self.vanishing_strengths, optimizer, weights, self.unit_dims(weights)
+            )
+            strength = needed / share
+            run.needed = strength if not strength.ndim else dict(zip(weights, strength.unbind(), strict=True))
         else:
             strongest = self.strength * run.largest_factor(tick)
             run.rounded_away.measure(
@@ -376,10 +379,13 @@ class Penalty(DuringFit[Run], Formula):
         if run is None or self.mode == "loss" or (ledger := self._ledger_if_read(trainer, run)) is None:
             return
         factor = run.factor(state.tick(trainer, pl_module))
-        strength = self.strength * factor if run.strength is None else run.strength
+        strength = self.strength * factor if run.needed is None else run.needed
         weights = run.targets.of(trainer.optimizers)
         ledger.penalties[run.name] = 0.0
-        if weights and (isinstance(strength, Tensor) or strength):
+        if isinstance(strength, dict):
+            terms = [strength[weight] * self.value([weight]) for weight in weights if weight in strength]
+            ledger.penalties[run.name] = torch.stack(terms).sum() if terms else 0.0
+        elif weights and (isinstance(strength, Tensor) or strength):
             value = self.value(weights)
             ledger.penalties[run.name] = strength * state.sum_flat_shards(trainer, value)
 

@@ -19,6 +19,7 @@ Recall = Callable[[Sequence[Tensor]], tuple[()] | tuple[Sequence[Tensor | None]]
 _CPU_ENTRIES = 1 << 18
 _GPU_ENTRIES = 1 << 24
 _MEMORY = "lightning_reg.memory"
+_SCALE = "strength of lightning_reg"
 
 
 def fill_gradients(weights: Sequence[Tensor]) -> None:
@@ -44,7 +45,7 @@ def shrink(
         proximal: Replaces weights, in place, by its result for a factor for each; `elementwise` if it may get parts.
         optimizer: Has just taken a step.
         weights: The weights, among those of the optimizer.
-        strength: Factor on the penalty.
+        strength: Factor on the penalty, or one for each weight, shape (weights,).
         recall: From weights to what `proximal` gets besides, see `Formula.recalled`.
         elementwise: Whether `proximal` works on flat parts of weights; else it gets them as the optimizer holds them.
 
@@ -68,23 +69,29 @@ def with_step_sizes(
 ) -> Iterator[tuple[Any, ...]]:
     """Yield `weights`, or parts of them if `elementwise`, in lists, with `scale` times the optimizer's step sizes.
 
-    After them, if `recall` has anything, comes what it has of these weights, in the same parts.
-
-    What has no gradient is left out: the optimizer has not moved it.
+    After them, if `recall` has anything, comes what it has of these weights, in the same parts. `scale` may have one
+    entry for each weight, shape (weights,). What has no gradient is left out: the optimizer has not moved it.
     """
     rule = find_rule(type(optimizer))
     if rule is None:  # refused before training
         return
     chosen = set(weights)
+    scales = dict(zip(weights, scale.unbind(), strict=True)) if isinstance(scale, Tensor) and scale.ndim else {}
     for group in optimizer.param_groups:
         members = [weight for weight in group["params"] if weight in chosen and weight.grad is not None]
         states = [optimizer.state.get(weight, {}) for weight in members]
         for memory in recall(members):
             # Beside the optimizer's state, so that it is cut as that is.
             states = [{**state, _MEMORY: kept} for state, kept in zip(states, memory, strict=True)]
+        if scales:
+            # Beside the optimizer's state, so that it goes with each part that a weight is cut into.
+            states = [{**state, _SCALE: scales[weight]} for weight, state in zip(members, states, strict=True)]
         for parts, part_states in _cut(members, states, split=elementwise) if rule.elementwise else [(members, states)]:
-            step_sizes = rule.scaled(local_parts(parts) if rule.elementwise else parts, part_states, group, scale)
+            all_alike = 1.0 if scales else scale
+            step_sizes = rule.scaled(local_parts(parts) if rule.elementwise else parts, part_states, group, all_alike)
             local_sizes = [local_part(size) if isinstance(size, Tensor) else size for size in step_sizes]
+            if scales:
+                local_sizes = [size * state[_SCALE] for size, state in zip(local_sizes, part_states, strict=True)]
             memories = ([state[_MEMORY] for state in part_states] for _ in recall(()))
             if elementwise:
                 memories = ([None if m is None else local_part(m) for m in some] for some in memories)

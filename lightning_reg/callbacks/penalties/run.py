@@ -1,6 +1,6 @@
 """What a penalty knows during one fit, and what its term and the data loss were in the step at hand."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_reg import _checks
+from lightning_reg.callbacks.penalties.quota import Quota
 from lightning_reg.callbacks.penalties.rounding import RoundedAway
 from lightning_reg.callbacks.penalties.targets import Targets
 from lightning_reg.callbacks.trainer import state
@@ -84,10 +85,10 @@ class Run:
     """Share of the optimizer step that is about to be taken."""
     first_step: bool = True
     ledger: Ledger = field(default_factory=Ledger)
-    quota: Callable[[int], float] | None = None
-    """Which share of weights, or groups, the penalty has to make zero at a step, instead of having a strength."""
-    strength: Tensor | None = None
-    """What that took in the last step."""
+    quota: Quota | None = None
+    """Which share of weights, or groups, the penalty has to make zero, instead of having a strength."""
+    needed: Tensor | dict[Tensor, Tensor] | None = None
+    """The strength that this took in the last step, or that of each weight."""
     rounded_away: RoundedAway = field(default_factory=RoundedAway)
     hooks: AroundSteps | None = None
     """What takes proximal steps after those of the optimizers."""

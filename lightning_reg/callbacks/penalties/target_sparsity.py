@@ -2,13 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Literal, final, get_args
 
+import torch
+from torch import Tensor
 from typing_extensions import override
 
 from lightning_reg import _checks
 from lightning_reg.callbacks.penalties.base import Penalty
 from lightning_reg.callbacks.penalties.formula import Formula
+from lightning_reg.callbacks.penalties.quota import Quota
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
 from lightning_reg.callbacks.trainer.loggers import log
@@ -18,6 +21,8 @@ from lightning_reg.functional.penalties.counts import zero_share
 from lightning_reg.schedules import Cosine, Schedule
 from lightning_reg.schedules.base import check_schedule
 from lightning_reg.tensorboard import tags
+
+Scope = Literal["global", "layer"]
 
 
 @dataclass
@@ -45,18 +50,24 @@ class TargetSparsity(DuringFit[Aim]):
     and loss; weights that the data's gradient brings back replace others. A step depends on nothing but weights,
     optimizer and step: a resumed run is the uninterrupted one, without a state of its own.
 
-    Exact but for ties; of more than a million weights, as many are looked at, and the share is within 0.002. It can be
-    larger than the target where weights without a gradient are zero already (behind dead units) or where `penalty` has
-    a strength that makes more of them zero. With several optimizers, each one's weights meet the target.
+    Exact but for ties; of more than a million weights, as many are looked at, and the share is within 0.002 (of a
+    quarter of that in each layer, and 0.004, where layers are told apart by `scope` or `floor`). It can be larger than
+    the target where weights without a gradient are zero already (behind dead units) or where `penalty` has a strength
+    that makes more of them zero. With several optimizers, each one's weights meet the target.
 
     Logged at the trainer's `log_every_n_steps`, beside what the penalty logs: `reg/target_sparsity/strength` (that of
-    the last step), `reg/target_sparsity/target` (:math:`s(t)\,p`) and `reg/target_sparsity/reached` (the share of
-    zeros); a second callback logs `reg/target_sparsity-1/strength` and so on.
+    the last step; the largest, where each layer has its own), `reg/target_sparsity/target` (:math:`s(t)\,p`) and
+    `reg/target_sparsity/reached` (the share of zeros of all weights together); a second callback logs
+    `reg/target_sparsity-1/strength` and so on.
 
     Args:
         penalty: An `L1Penalty`, `ElasticNetPenalty` or `GroupLassoPenalty` with `mode="proximal"` and no schedule, not
             in the trainer's callbacks itself. Its strength is the least that is used; 0 leaves all to the target.
         target: :math:`p`, the share of zeros, in (0, 1).
+        scope: `"global"`: all selected weights together have the share, so that layers that matter less lose more;
+            `"layer"`: each weight has it.
+        floor: The least share of units that is left in each weight, in [0, 1 - p]: no layer has a share of zeros above
+            1 minus it, for one with nothing left ends the network; the others make up for it. 0 for no limit.
         schedule: :math:`s(t)`, a schedule or any callable from optimizer steps so far to a factor in [0, 1]; by default
             `Cosine(0.0, 1.0, 0.5)`, from 0 to 1 in the first half of the run.
 
@@ -76,7 +87,13 @@ class TargetSparsity(DuringFit[Aim]):
     """
 
     def __init__(
-        self, penalty: Penalty, target: float, *, schedule: Schedule | Callable[[int], float] | None = None
+        self,
+        penalty: Penalty,
+        target: float,
+        *,
+        scope: Scope = "global",
+        floor: float = 0.0,
+        schedule: Schedule | Callable[[int], float] | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(penalty, Penalty):
@@ -98,6 +115,15 @@ class TargetSparsity(DuringFit[Aim]):
         self.target = _checks.in_range("target", target, 0, 1)
         if self.target in (0, 1):
             msg = f"`target` must be in (0, 1), without 0 and 1, got {target}."
+            raise ValueError(msg)
+        self.scope: Scope = scope
+        _checks.one_of("scope", scope, get_args(Scope))
+        self.floor = _checks.in_range("floor", floor, 0, 1)
+        if self.floor + self.target > 1 + 1e-12:
+            msg = (
+                f"`floor`, the least share that is left in each layer, must be at most 1 - `target`, {1 - target:g},"
+                f" got {floor}."
+            )
             raise ValueError(msg)
         if schedule is not None:
             check_schedule(schedule, "from step to factor")
@@ -124,7 +150,7 @@ class TargetSparsity(DuringFit[Aim]):
         if self._run is None:  # a tuner trains for a moment before `on_fit_start`
             return
         self._run.factor = Timetable(self.schedule or Cosine(0.0, 1.0, 0.5), trainer, pl_module)
-        self.penalty.aim_at(self._run.at)
+        self.penalty.aim_at(Quota(self._run.at, self.scope == "layer", self.floor))
 
     @override
     def on_train_batch_end(
@@ -139,7 +165,7 @@ class TargetSparsity(DuringFit[Aim]):
         if weights:
             dims = self.penalty.unit_dims(weights)
             values = {
-                "strength": self.penalty.strength if run.strength is None else run.strength,
+                "strength": self.penalty.strength if run.needed is None else _largest(run.needed),
                 "target": aim.at(max(state.tick(trainer, pl_module) - 1, 0)),
                 "reached": zero_share(weights, 0.0, None if dims is None else list(dims.values())),
             }
@@ -148,3 +174,7 @@ class TargetSparsity(DuringFit[Aim]):
     @override
     def end_run(self, trainer: Trainer, run: Aim | None) -> None:
         state.remove_callback(trainer, self.penalty)
+
+
+def _largest(needed: Tensor | dict[Tensor, Tensor]) -> Tensor:
+    return torch.stack(list(needed.values())).amax() if isinstance(needed, dict) else needed

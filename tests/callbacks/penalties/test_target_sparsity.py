@@ -1,5 +1,7 @@
 """A target of zeros is met, whatever the optimizer and the model; and what is logged is true."""
 
+import math
+
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -295,3 +297,99 @@ def test_the_weights_are_those_of_a_loop_that_sorts(trainer_of):
             for weight in matrices(by_hand):
                 weight.copy_(weight.sign() * (weight.abs() - threshold).clamp(min=0))
     assert_same_weights(weights_of(module), weights_of(by_hand), rtol=1e-4)
+
+
+def by_sorting(weights, target, *, each_layer, floor):
+    """Return the thresholds of the weights: the least that make so many zero, found by looking at all moduli."""
+    moduli = [weight.abs().flatten().sort().values for weight in weights]
+    allowed = [len(values) - math.ceil(floor * len(values)) for values in moduli]
+    if each_layer:
+        return [values[round(target * len(values)) - 1] for values in moduli]
+    wanted = round(target * sum(map(len, moduli)))
+    for threshold in torch.cat(moduli).sort().values:
+        counts = [min(int((values <= threshold).sum()), most) for values, most in zip(moduli, allowed, strict=True)]
+        if sum(counts) >= wanted:
+            break
+    return [min(threshold, values[most - 1]) for values, most in zip(moduli, allowed, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("scope", "floor", "target"),
+    [("layer", 0.0, 0.5), ("layer", 0.25, 0.7), ("global", 0.25, 0.7), ("global", 0.4, 0.5)],
+)
+def test_scope_and_floor_are_those_of_a_loop_that_sorts(trainer_of, scope, floor, target):
+    module = Regressor(lambda parameters: torch.optim.SGD(parameters, lr=0.1))
+    penalty = L1Penalty(0.0, mode="proximal")
+    callback = TargetSparsity(penalty, target, scope=scope, floor=floor, schedule=Constant(1.0))
+    trainer = trainer_of(callback, max_epochs=1)
+    trainer.fit(module, loader())
+
+    by_hand = Regressor(lambda parameters: torch.optim.SGD(parameters, lr=0.1))
+    optimizer = by_hand.configure_optimizers()
+    for batch in loader():
+        optimizer.zero_grad()
+        by_hand.loss(batch).backward()
+        optimizer.step()
+        with torch.no_grad():
+            weights = matrices(by_hand)
+            thresholds = by_sorting(weights, target, each_layer=scope == "layer", floor=floor)
+            for weight, threshold in zip(weights, thresholds, strict=True):
+                weight.copy_(weight.sign() * (weight.abs() - threshold).clamp(min=0))
+    assert_same_weights(weights_of(module), weights_of(by_hand), rtol=1e-4)
+    shares = [zero_share([weight]) for weight in matrices(module)]
+    assert max(shares) <= 1 - floor + 1e-6
+    if scope == "layer":
+        assert shares == pytest.approx([target] * 3, abs=0.06)  # of nine entries, one is 0.11
+    else:
+        assert zero_share(matrices(module)) == pytest.approx(target, abs=0.02)
+        assert max(shares) - min(shares) > 0.05
+    logged = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    assert logged["reg/target_sparsity/strength"] == pytest.approx(max(thresholds).item() / 0.1, rel=1e-3)
+
+
+def test_without_a_floor_a_small_layer_can_end_and_with_one_it_does_not(fit):
+    class Unneeded(Regressor):
+        """The convolution's weights are small: they go first."""
+
+        def __init__(self):
+            super().__init__(lambda parameters: torch.optim.SGD(parameters, lr=1e-3))
+            self.network.conv.weight.data *= 1e-3
+
+    def share_of_conv(**settings):
+        callback = TargetSparsity(L1Penalty(0.0, mode="proximal"), 0.6, schedule=Constant(1.0), **settings)
+        return zero_share([fit(callback, module=Unneeded())["network.conv.weight"]])
+
+    assert share_of_conv() == 1
+    assert share_of_conv(floor=0.3) == pytest.approx(6 / 9)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_each_layer_has_its_share_of_groups(fit, optimizer):
+    penalty = GroupLassoPenalty(0.0, mode="proximal", select=["*.encoder.weight", "*.conv.weight"])
+
+    weights = fit(TargetSparsity(penalty, 2 / 3, scope="layer", schedule=Constant(1.0)), module=Regressor(optimizer))
+
+    assert zero_share([weights["network.encoder.weight"]], dim=0) == pytest.approx(5 / 7)
+    assert zero_share([weights["network.conv.weight"]], dim=0) == pytest.approx(2 / 3)
+
+
+def test_a_floor_goes_before_the_strength_of_the_penalty(fit):
+    strong = L1Penalty(10.0, mode="proximal")
+
+    weights = fit(TargetSparsity(strong, 0.1, floor=0.2, schedule=Constant(1.0)))
+
+    assert zero_share([weights["network.head.weight"]]) == pytest.approx(33 / 42)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"scope": "unit"}, ValueError, "`scope` must be one of 'global', 'layer', got 'unit'"),
+        ({"scope": None}, TypeError, "`scope` must be a string"),
+        ({"floor": -0.1}, ValueError, r"`floor` must be in \[0, 1\], got -0.1"),
+        ({"floor": 0.6}, ValueError, r"`floor`, the least share that is left.* at most 1 - `target`, 0.5, got 0.6"),
+    ],
+)
+def test_a_bad_scope_or_floor_is_refused(settings, error, message):
+    with pytest.raises(error, match=message):
+        TargetSparsity(L1Penalty(0.0, mode="proximal"), 0.5, **settings)

@@ -127,6 +127,12 @@ def test_certified_accuracy_counts_what_is_right_with_a_greater_radius_over_upda
     assert metric.compute().tolist() == [0.5, 0.25, 0.25]
 
 
+def test_certified_accuracy_of_one_radius_is_a_vector_of_one():
+    metric = CertifiedAccuracy((0.1,))
+    share = metric(torch.tensor([[1.0, 0.0], [0.0, 3.0]]), torch.tensor([0, 0]), torch.ones(2, 2))
+    assert share.tolist() == metric.compute().tolist() == [0.5]
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
