@@ -10,6 +10,7 @@ hooks, over the time of the rest.
 
 import copy
 import logging
+import math
 import statistics
 import sys
 import tempfile
@@ -28,8 +29,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from typing_extensions import override
 
 from benchmarks._table import print_table
+from benchmarks.spectral import resnet
 from lightning_reg import LipschitzMonitor
-from lightning_reg.functional import jacobian_norm, lipschitz_bound
+from lightning_reg.functional import conv_norm_bound, jacobian_norm, lipschitz_bound
 
 SAMPLES = 8
 BATCH = 64
@@ -194,6 +196,45 @@ def large_layer(size: int) -> list[str]:
     return [f"{size} x {size}", f"{seconds[0]:.2f}", f"{seconds[1] / seconds[0]:.2f}", f"{above:.2%}", "2"]
 
 
+def by_eigenvalues(weight: Tensor, points: int = 16) -> Tensor:
+    """Return the bound of 3 x 3 taps for images of any size, by eigenvalues at each frequency."""
+    norms = []
+    for first in range(points // 2 + 1):
+        waves = torch.polar(
+            torch.ones(points, 3), 2 * math.pi / points * torch.arange(points)[:, None] * torch.arange(3)
+        )
+        rows = weight.to(torch.complex64) @ waves.T  # over the last axis: (outputs, inputs, 3, points)
+        responses = torch.einsum("oitf,t->foi", rows, waves[first])
+        norms.append(torch.linalg.eigvalsh(responses @ responses.mH).amax().sqrt())
+    return torch.stack(norms).amax() / math.cos(math.pi / points) ** 2
+
+
+def large_convolution(channels: int) -> list[str]:
+    """Return a row of the fourth table, in seconds of the CPU."""
+    weight = nn.Conv2d(channels, channels, 3).weight.detach()
+    seconds, found = [], []
+    for compute in (by_eigenvalues, conv_norm_bound):
+        start = time.process_time()
+        found.append(float(compute(weight)))
+        seconds.append(time.process_time() - start)
+    above = found[1] / found[0] - 1
+    return [f"{channels} -> {channels}", f"{seconds[0]:.2f}", f"{seconds[1] / seconds[0]:.2f}", f"{above:.3%}", "0.33"]
+
+
+def resnet_bound() -> list[str]:
+    """Return the row of the fifth table, in seconds of the CPU."""
+    network, images = resnet(), torch.randn(8, 3, 64, 64)
+    step = step_of(network, images)
+    step()
+    seconds = []
+    for compute, count in ((step, 5), (lambda: lipschitz_bound(network, images[:SAMPLES]), 1)):
+        start = time.process_time()
+        for _ in range(count):
+            compute()
+        seconds.append((time.process_time() - start) / count)
+    return ["ResNet-18, 64 x 64", "8", f"{1e3 * seconds[0]:.0f}", f"{seconds[1] / seconds[0]:.0f}", "60"]
+
+
 def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
@@ -213,6 +254,11 @@ def main() -> None:
     print_table(["model", "batch", "steps", "in hooks, ms", "of training", "target"], [run(500 if quick else 1500)])
     print("\n`lipschitz_bound` of a large layer and a head, beside eigenvalues of its Gram matrix in float64.\n")
     print_table(["layer", "eigenvalues, s", "bound / this", "norm above the truth", "target"], [large_layer(2048)])
+    print("\n`conv_norm_bound` of 3 x 3 taps for images of any size, beside eigenvalues at each frequency.\n")
+    rows = [large_convolution(channels) for channels in (128, 256, 512)]
+    print_table(["channels", "eigenvalues, s", "bound / this", "bound above this one", "target for 512"], rows)
+    print("\n`lipschitz_bound` of a ResNet-18.\n")
+    print_table(["model", "batch", "step, ms", "bound, steps", "target"], [resnet_bound()])
 
 
 if __name__ == "__main__":

@@ -197,6 +197,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Argument]]] = {
             "updates": boolean(False),
             "layout": boolean(False),
             "hparams": boolean(False),
+            "html": boolean(False),
         },
     ),
     "LipschitzMonitor": (
@@ -206,7 +207,10 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Argument]]] = {
             "every_n_epochs": good(1),
             "every_n_steps": good(1),
             "samples": good(1),
+            "budget": good(0, 0.5),
             "input_transform": good(lambda batch: batch[0], "None", "lambda", "module"),
+            "certify": good((0.1, 0.25), "None"),
+            "label_transform": good(lambda batch: batch[1], "None", "lambda", "module"),
             "prog_bar": boolean(False),
             "layout": boolean(False),
         },

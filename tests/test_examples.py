@@ -1,5 +1,6 @@
 """Every example runs, and the README's quickstart is true."""
 
+import logging
 import re
 import runpy
 import sys
@@ -58,6 +59,15 @@ def test_links_lead_to_files_and_headings(page):
         if heading:
             headings = re.findall(r"^#+ (.*)$", target.read_text(), flags=re.MULTILINE)
             assert heading in {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in headings}, link
+
+
+@pytest.fixture(autouse=True)
+def _lightning_logs_as_before():
+    """A program may be quiet for itself, and not for the tests that come after it."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 def test_the_demo_prints_its_table_and_the_command_for_its_logs(tmp_path, monkeypatch, capsys):

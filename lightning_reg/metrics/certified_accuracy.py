@@ -86,7 +86,7 @@ class CertifiedAccuracy(Metric):
 
     @override
     def compute(self) -> Tensor:
-        """Return the share for each radius, shape (radii,); NaN if there were no samples."""
+        """Return the share for each radius, shape (radii,), of one radius (), as in all of torchmetrics."""
         return self.certified / self.count
 
 

@@ -26,7 +26,7 @@ def layout(prefix: str = "") -> Layout:
 
     Example:
         >>> list(layout()["Regularization"])[:4]
-        ['Loss and penalties', 'Penalty share', 'Sparsity', 'Norms']
+        ['Loss and penalties', 'Validation', 'Penalty share', 'Sparsity']
 
     """
     if not isinstance(prefix, str):
@@ -42,8 +42,9 @@ def layout(prefix: str = "") -> Layout:
 
     return {
         "Regularization": {
-            # Losses are named as users please.
+            # Losses and validation metrics are named as users please.
             "Loss and penalties": lines("(train(ing)?[/_.])?loss(_step)?", f"{tags.PENALTY}(/.*)?"),
+            "Validation": lines("val(id(ation)?)?[/_.].+"),
             "Penalty share": lines(tags.PENALTY_RATIO),
             "Sparsity": lines(
                 tags.overall("sparsity"), tags.over_layers("sparsity", "max"), rf"{tags.TARGET_SPARSITY}(-\d+)?/target"

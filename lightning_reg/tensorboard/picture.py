@@ -10,8 +10,8 @@ _COLUMN, _MOST = 12, 480
 """Pixels of a step where there are few, and of all steps together at most."""
 _ROW, _HEIGHT = 14, 1400
 _LABELS, _HEAD, _GAP = 200, 34, 24
-_NOT_FINITE = (216, 27, 96)
-_LOW, _MIDDLE, _HIGH = (68, 1, 84), (33, 145, 140), (253, 231, 37)
+NOT_FINITE = (216, 27, 96)
+LOW, MIDDLE, HIGH = (68, 1, 84), (33, 145, 140), (253, 231, 37)
 """Viridis at its start, in its middle and at its end."""
 
 
@@ -49,8 +49,8 @@ def picture(metrics: Mapping[str, NDArray[np.float64]], layers: Sequence[str], s
 
 def _colours(values: NDArray[np.float64], low: float, high: float) -> NDArray[np.uint8]:
     place = (values - low) / (high - low) if high > low else np.where(np.isfinite(values), 0.5, np.nan)
-    anchors = np.array([_LOW, _MIDDLE, _HIGH])
+    anchors = np.array([LOW, MIDDLE, HIGH])
     channels = [np.interp(np.nan_to_num(place), [0, 0.5, 1], anchors[:, channel]) for channel in range(3)]
     colours = np.stack(channels, axis=-1).round().astype(np.uint8)
-    colours[~np.isfinite(values)] = _NOT_FINITE
+    colours[~np.isfinite(values)] = NOT_FINITE
     return colours

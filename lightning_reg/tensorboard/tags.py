@@ -8,6 +8,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 
+CERTIFIED_ACCURACY = "reg/certified_accuracy"
 CONSTRAINT_SETUP = "reg/setup_constraints"
 DECAY_RATIO = "decay_ratio"
 DECAYS = "reg/setup_decayed_by"
@@ -15,11 +16,13 @@ DECAY_SETUP = "reg/setup_decay"
 DROPOUT = "reg/dropout"
 DROPOUT_SETUP = "reg/setup_dropout"
 LAYERS = "reg.layers"
+LIPSCHITZ_CHEAP = "reg/lipschitz_cheap_norms"
 LIPSCHITZ_GAP = "reg/lipschitz_gap"
 LIPSCHITZ_LOG10 = "reg/lipschitz_log10"
 LIPSCHITZ_LOWER = "reg/lipschitz_lower"
 LIPSCHITZ_UPPER = "reg/lipschitz_upper"
 MC_DROPOUT = "reg/mc_dropout"
+OPTIMALITY = "reg/optimality"
 PENALTY = "reg/penalty"
 PENALTY_RATIO = "reg/penalty_ratio"
 SETUP = "reg/setup"
@@ -29,6 +32,7 @@ UPDATE_RATIO = "update_ratio"
 WEIGHT_DECAY = "reg/weight_decay"
 
 TAKEN = (
+    "certified_accuracy",
     "decay_ratio",
     "dropout",
     "lipschitz",
@@ -37,6 +41,7 @@ TAKEN = (
     "lipschitz_lower",
     "lipschitz_upper",
     "mc_dropout",
+    "optimality",
     "penalty",
     "penalty_ratio",
     "setup",

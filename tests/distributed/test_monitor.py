@@ -28,7 +28,8 @@ METRICS = {
 
 
 def monitor():
-    return RegularizationMonitor(metrics={name: make() for name, make in METRICS.items()}, histograms=True)
+    metrics = {name: make() for name, make in METRICS.items()}
+    return RegularizationMonitor(metrics=metrics, histograms=True, per_layer=True)
 
 
 def train(strategy, folder, settings):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_reg import (
+    AnchorPenalty,
     Cosine,
     DropoutScheduler,
     KeepZeros,
@@ -74,6 +75,29 @@ class Operator(Effect):
     def after_update(self, weights, optimizer, step, share):
         for weight in weights:
             weight.copy_(self.operator(weight, falling(step) * share * step_size(optimizer, weight)))
+
+
+@dataclass
+class Anchored(Effect):
+    """Weights that are drawn to where they started: by squared distances, or by moduli in an operator."""
+
+    strength: float
+    is_operator: bool
+
+    def start(self, weights):
+        self.starts = [weight.clone() for weight in weights]
+
+    def add_gradient(self, weights, step, share):
+        if not self.is_operator:
+            for weight, start in zip(weights, self.starts, strict=True):
+                gradient = 2 * self.strength * falling(step) * share * (weight.detach() - start)
+                weight.grad = gradient if weight.grad is None else gradient + weight.grad
+
+    def after_update(self, weights, optimizer, step, share):
+        if self.is_operator:
+            for weight, start in zip(weights, self.starts, strict=True):
+                factor = self.strength * falling(step) * share * step_size(optimizer, weight)
+                weight.copy_(start + soften(weight - start, factor))
 
 
 @dataclass
@@ -217,7 +241,18 @@ for _mode in ("loss", "grad"):
         lambda: Gradient(squared_norms),
         error=1e-5,
     )
+    KINDS[f"anchor {_mode}"] = Kind(
+        lambda glob, mode=_mode: AnchorPenalty(0.1, select=glob, mode=mode, schedule=FALLING),
+        lambda: Anchored(0.1, is_operator=False),
+        # Others change weights as training starts: where it starts would depend on their order.
+        alone=True,
+    )
 KINDS |= {
+    "anchor proximal": Kind(
+        lambda glob: AnchorPenalty(0.02, norm="l1", select=glob, mode="proximal", schedule=FALLING),
+        lambda: Anchored(0.02, is_operator=True),
+        alone=True,
+    ),
     "target sparsity": Kind(
         lambda glob: TargetSparsity(L1Penalty(0.0, select=glob, mode="proximal"), 0.5, schedule=RISING),
         lambda: Sparse(0.5),

@@ -37,6 +37,7 @@ class Page:
         """Load TensorBoard anew at an address of this tab."""
         self.browser.switch_to.default_content()
         self.browser.get("about:blank")
+        self.browser.get_log("browser")  # what pages before this one have said, perhaps of a server that is gone
         self.browser.get(address)
         self.enter()
 

@@ -39,6 +39,7 @@ def test_every_chart_shows_its_data_and_the_console_no_error(browser, logs):
 
         assert set(charts) == set(expected)
         assert charts["Loss and penalties"] == 7  # of both runs: loss and sum; three penalties
+        assert charts["Validation"] == len(RUNS)
         assert charts["Weight norm of layers"] == len(RUNS)
         assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
     finally:

@@ -156,6 +156,15 @@ def test_cells_have_the_colours_of_the_numbers_in_the_event_files(page, folder, 
         assert_colours(page, run, layers, low, high)
 
 
+def test_of_two_norms_of_one_convolution_each_says_for_which_images(page):
+    page.open(metric="spectral_norm")
+    assert "images of any size" in page.text(".meaning")
+    page.choose("metric", "lipschitz")
+    assert "the size of the images in a batch" in page.text(".meaning")
+    page.choose("metric", "sparsity")
+    assert not page.text(".meaning")
+
+
 def test_each_run_can_have_its_own_colours(page, folder):
     page.choose("range", "run")
 

@@ -10,7 +10,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from tests.event_files import scalars
+from tests.event_files import layers
 from tests.tensorboard.conftest import RUNS, Server
 
 ROOT = Path(__file__).parent.parent.parent
@@ -55,6 +55,11 @@ def test_the_wheel_holds_every_file_of_the_page(wheel):
     assert packed == files
 
 
+def test_the_wheel_holds_the_page_that_is_one_file(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        assert "lightning_reg/tensorboard/heatmap.html" in archive.namelist()
+
+
 def test_a_fresh_environment_has_the_tab_the_page_and_the_numbers(python, wheel, logs):
     # -E: whatever PYTHONPATH is here.
     where = [str(python), "-E", "-c", "import lightning_reg; print(lightning_reg.__file__)"]
@@ -73,4 +78,4 @@ def test_a_fresh_environment_has_the_tab_the_page_and_the_numbers(python, wheel,
     finally:
         server.close()
 
-    assert heatmap["values"][-1] == list(scalars(logs / "small")["reg.weight_norm/network.head"].values())
+    assert heatmap["values"][-1] == list(layers(logs / "small")["weight_norm"]["network.head"].values())

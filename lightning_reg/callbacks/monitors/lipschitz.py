@@ -7,11 +7,13 @@ from typing_extensions import override
 
 from lightning_reg import _checks
 from lightning_reg.callbacks.monitors.base import Monitor
+from lightning_reg.callbacks.monitors.certificate import Certificate
 from lightning_reg.callbacks.monitors.lipschitz_run import Found, Run
 from lightning_reg.callbacks.monitors.lipschitz_target import InputTransform, find_target
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.loggers import log_for_callbacks, write_layers_and_few_scalars, write_scalars
 from lightning_reg.callbacks.trainer.packages import LightningModule, MisconfigurationException, Trainer
+from lightning_reg.metrics.certified_accuracy import check_radii
 from lightning_reg.tensorboard import tags
 
 
@@ -29,7 +31,11 @@ class LipschitzMonitor(Monitor[Run]):
     - `reg/lipschitz_gap`: upper over lower, a ratio >= 1. The constant is somewhere in between: if the gap is large,
       neither bound is it.
     - An upper bound of each layer, on TensorBoard's page "Regularization"; up to 16 layers also as
-      `reg.lipschitz/<layer>`.
+      `reg.lipschitz/<layer>`. Convolutions are bounded for the size of the images in the batch: the norm over images of
+      any size, which `RegularizationMonitor` estimates from below, can be larger.
+    - `reg/certified_accuracy@<radius>` for each of `certify`: the share of the validation set that is classified right
+      and stays so, whatever happens to a sample within that radius, at the end of each validation
+      (`metrics.CertifiedAccuracy`); zero where no upper bound is known.
 
     Several monitors add their targets: `reg/lipschitz_lower/<target>`.
 
@@ -48,8 +54,16 @@ class LipschitzMonitor(Monitor[Run]):
             as long, too, if epochs are shorter. With the default both cost less than 2 % of the time of training in
             typical networks; 1 is every logging step.
         samples: The most samples for a lower bound, on each rank, >= 1: the first ones of the batch.
-        input_transform: A function from a batch to the target's input, shape (batch, ...). Default: the first tensor of
-            floating-point numbers in the batch.
+        budget: The largest share of the training time that upper bounds may take, in [0, 1], after five seconds that
+            are free. Norms of layers that begin later are bounded in a cheaper way that is as certain, and several
+            times larger; a warning says so, and `reg/lipschitz_cheap_norms` counts them. Default 0.05.
+        input_transform: A function from a batch to the target's input, shape (batch, ...), or to a tuple of all that
+            its `forward` takes, or to a dict: floating-point numbers count as one input, whole numbers, such as labels,
+            are held fixed. Default: the first tensor of floating-point numbers in the batch.
+        certify: Radii, each >= 0, in the unit of the target's input. The target is a classifier then, and returns
+            logits, shape (batch, classes).
+        label_transform: A function from a batch to the classes of its samples, shape (batch,). Default: the second
+            entry of the batch.
         prog_bar: Whether both bounds are in the progress bar, too.
         layout: Whether to write the charts of TensorBoard's page "Custom Scalars", see `RegularizationMonitor`.
 
@@ -73,7 +87,10 @@ class LipschitzMonitor(Monitor[Run]):
         every_n_epochs: int = 1,
         every_n_steps: int = 250,
         samples: int = 8,
+        budget: float = 0.05,
         input_transform: InputTransform | None = None,
+        certify: Sequence[float] | None = None,
+        label_transform: InputTransform | None = None,
         prog_bar: bool = False,
         layout: bool = True,
     ) -> None:
@@ -85,9 +102,14 @@ class LipschitzMonitor(Monitor[Run]):
         self.every_n_epochs = _checks.count("every_n_epochs", every_n_epochs, 1)
         self.every_n_steps = _checks.count("every_n_steps", every_n_steps, 1)
         self.samples = _checks.count("samples", samples, 1)
+        self.budget = _checks.in_range("budget", budget, 0, 1)
         if input_transform is not None:
             _checks.function("input_transform", input_transform, "a function of a batch or None")
         self.input_transform = input_transform
+        self.certify = None if certify is None else check_radii("certify", certify)
+        if label_transform is not None:
+            _checks.function("label_transform", label_transform, "a function of a batch or None")
+        self.label_transform = label_transform
         self.prog_bar = _checks.boolean("prog_bar", prog_bar)
         self.layout = _checks.boolean("layout", layout)
 
@@ -103,15 +125,16 @@ class LipschitzMonitor(Monitor[Run]):
     def watch(self, trainer: Trainer, pl_module: LightningModule) -> Run:
         others = [monitor.target for monitor in state.callbacks_of(trainer, LipschitzMonitor) if monitor is not self]
         return Run(
-            find_target(pl_module, self.target),
+            find_target(pl_module, self.target, has_transform=self.input_transform is not None),
             suffix=f"/{self.target or 'all'}" if others else "",
+            budget=self.budget,
             has_layers=not any(_is_inside(self.target, other) for other in others),
         )
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         run = self._run
-        if run is not None and not run.inputs.numel():  # before the first step, for errors
+        if run is not None and run.inputs is None:  # before the first step, for errors
             run.inputs = run.target.samples(batch, self.samples, self.input_transform)
             run.check(trainer)
 
@@ -132,6 +155,28 @@ class LipschitzMonitor(Monitor[Run]):
             found = run.measure(trainer, upper=upper)
             self._log(pl_module, found)
             _write(trainer, found, step)
+
+    @override
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        run = self._run
+        if run is None or self.certify is None or trainer.sanity_checking:
+            return
+        if batch_idx == dataloader_idx == 0:
+            run.certificate = Certificate(run.target, self.certify)
+        if run.certificate is not None:
+            run.certificate.add(batch, self.input_transform, self.label_transform)
+
+    @override
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        run = self._run
+        if run is None or run.certificate is None:
+            return
+        shares = dict(run.certificate.accuracy(run.suffix))
+        run.certificate = None
+        pl_module.log_dict(shares, on_step=False, on_epoch=True, logger=False, batch_size=1)
+        write_scalars(trainer, shares, state.log_step(trainer))
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -3,20 +3,25 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_reg.callbacks.monitors.lipschitz_target import Target
+from lightning_reg.callbacks.monitors.certificate import Certificate
+from lightning_reg.callbacks.monitors.lipschitz_target import OfOneTensor, Target
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.packages import MisconfigurationException, Trainer, is_a, rank_zero_warn
 from lightning_reg.functional.lipschitz.bound import lipschitz_bound
+from lightning_reg.functional.lipschitz.budget import now, within
 from lightning_reg.functional.lipschitz.jacobian import jacobian_norm
+from lightning_reg.functional.lipschitz.nested import found
 from lightning_reg.functional.lipschitz.stand_in import stand_in
 from lightning_reg.tensorboard import tags
 
 _NODES_NAMED = 5
+# Seconds that upper bounds may take before there is a training time to compare with.
+_GRACE = 5.0
 # By more than this, or so many units of the last place in half precision, rounding puts no lower bound above an upper.
 _ROUNDING, _UNITS = 1e-3, 16
 
@@ -39,7 +44,7 @@ class Run:
     """What ends the tags of the whole network: tells several monitors apart."""
     has_layers: bool
     """Whether the bounds of single layers are wanted."""
-    inputs: Tensor = field(default_factory=lambda: torch.empty(0))
+    inputs: Tensor | tuple[Any, ...] | None = None
     """Samples of the last batch at a logging step, on which the network is looked at."""
     last_step: int | None = None
     """The last step of training so far, in this run."""
@@ -48,6 +53,14 @@ class Run:
     upper_step: int | None = None
     has_warned: bool = False
     has_contradicted: bool = False
+    budget: float = math.inf
+    """The share of the training time that upper bounds may take."""
+    start: float = field(default_factory=now)
+    spent: float = 0.0
+    """Seconds that upper bounds have taken."""
+    has_warned_of_budget: bool = False
+    certificate: Certificate | None = None
+    """What is certain in the validation that runs."""
 
     def check(self, trainer: Trainer) -> None:
         """Raise if the target cannot be evaluated on the samples."""
@@ -56,7 +69,7 @@ class Run:
         except Exception as error:  # whatever a user's module does
             name = self.target.name or type(self.target.module).__name__
             msg = (
-                f"LipschitzMonitor cannot look at {name!r} on {self.inputs.dtype} of shape {tuple(self.inputs.shape)},"
+                f"LipschitzMonitor cannot look at {name!r} on {_described(self.inputs)},"
                 f" the first floating-point tensor of a batch, or what `input_transform` made of it: {error} Name a"
                 " part of the network that is a function of one tensor by `target=`, and pass `input_transform`, a"
                 " function from the batch to that part's input."
@@ -74,8 +87,10 @@ class Run:
             self.lower, self.lower_step = self._lower_bound(trainer), self.last_step
             summary[tags.LIPSCHITZ_LOWER] = self.lower
         if upper and self.upper_step != self.last_step:
-            value, layers = self._upper_bound()
+            value, layers, cheap = self._upper_bound(trainer)
             self.upper_step = self.last_step
+            if cheap:
+                summary[tags.LIPSCHITZ_CHEAP] = cheap
             self._compare(value)
             summary[tags.LIPSCHITZ_UPPER] = value
             summary[tags.LIPSCHITZ_LOG10] = math.log10(value) if value else -math.inf
@@ -84,7 +99,8 @@ class Run:
 
     def _compare(self, upper: float) -> None:
         """Warn, once, of an upper bound that a sample refutes."""
-        rounding = max(_ROUNDING, _UNITS * torch.finfo(self.inputs.dtype).eps)
+        types = (tensor.dtype for tensor in found(self.inputs, Tensor) if tensor.is_floating_point())
+        rounding = max(_ROUNDING, *(_UNITS * torch.finfo(kind).eps for kind in types))
         if self.lower > upper * (1 + rounding) and not self.has_contradicted:
             self.has_contradicted = True
             rank_zero_warn(
@@ -104,10 +120,35 @@ class Run:
         fn = stand_in(module) if is_a(trainer.strategy, "ModelParallelStrategy") else module
         # In true half precision, modules may rely on the default type.
         with trainer.precision_plugin.forward_context():
-            return jacobian_norm(fn, self.inputs)
+            if isinstance(self.inputs, Tensor):
+                return jacobian_norm(fn, self.inputs)
+            of_one = OfOneTensor(fn, self._arguments())
+            return jacobian_norm(of_one, of_one.rows())
 
-    def _upper_bound(self) -> tuple[float, dict[str, float]]:
-        report = lipschitz_bound(self.target.module, self.inputs)
+    def _arguments(self) -> tuple[Any, ...]:
+        return self.inputs if isinstance(self.inputs, tuple) else (self.inputs,)
+
+    def _upper_bound(self, trainer: Trainer) -> tuple[float, dict[str, float], float]:
+        """Return the bound, that of each layer, and how many norms of layers came too late for an exact one."""
+        trained = now() - self.start - self.spent
+        with within(_GRACE + self.budget * trained - self.spent) as budget:
+            report = lipschitz_bound(self.target.module, self._arguments())
+        self.spent += budget.used()
+        # Ranks have clocks of their own. The largest of true bounds is one.
+        device = next(found(self.inputs, Tensor)).device
+        kind = torch.float32 if device.type == "mps" else torch.float64
+        value, cheap = (
+            float(state.largest_over_ranks(trainer, torch.tensor(number, dtype=kind, device=device)))
+            for number in (report.value, budget.cheap)
+        )
+        if cheap and not self.has_warned_of_budget:
+            self.has_warned_of_budget = True
+            rank_zero_warn(
+                f"LipschitzMonitor has used up its budget, {self.budget:g} of the training time: {cheap:g} norms of"
+                " layers are bounded in a cheaper way, by the root of |W|_1 |W|_inf or by the norm of a reshaped kernel"
+                f" times the root of its taps. Such bounds are true, and several times larger. `{tags.LIPSCHITZ_CHEAP}`"
+                " counts them at each step where there are any. Raise `budget`, `every_n_epochs` or `every_n_steps`."
+            )
         if report.unbounded and not self.has_warned:
             self.has_warned = True
             nodes = "; ".join(f"{name}: {reason}" for name, reason in report.unbounded[:_NODES_NAMED])
@@ -118,9 +159,12 @@ class Run:
                 " the lower bound. For a finite one name a part of the network without these by `target=`, or tell"
                 " the bound of such an operation by `lightning_reg.register_lipschitz_rule`."
             )
-        return report.value, {
-            self.target.layer(name): value for name, value in report.per_layer.items() if self.has_layers
-        }
+        layers = {self.target.layer(name): own for name, own in report.per_layer.items() if self.has_layers}
+        return value, layers, cheap
+
+
+def _described(inputs: Any) -> str:
+    return ", ".join(f"{tensor.dtype} of shape {tuple(tensor.shape)}" for tensor in found(inputs, Tensor))
 
 
 def _ratio(upper: float, lower: float) -> float:

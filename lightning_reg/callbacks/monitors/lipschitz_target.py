@@ -9,13 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from lightning_reg import _checks
 from lightning_reg.callbacks.trainer.nested import tensors_in
 from lightning_reg.callbacks.trainer.packages import LightningModule, MisconfigurationException, has_forward
+from lightning_reg.functional.lipschitz.nested import found, replaced
 from lightning_reg.selection.weights import clean_name
 
-InputTransform = Callable[[Any], Tensor]
+InputTransform = Callable[[Any], Any]
 _REMEDY = "Name the part of it that is a function of one tensor by `target=`"
 
 
@@ -33,8 +35,10 @@ class Target:
         is_inside = hasattr(self.module, name.partition(".")[0])
         return ".".join(filter(None, (self.name, clean_name(name) if is_inside else ""))) or name
 
-    def samples(self, batch: Any, count: int, transform: InputTransform | None) -> Tensor:
+    def samples(self, batch: Any, count: int | None, transform: InputTransform | None) -> Tensor | tuple[Any, ...]:
         """Return the target's input for the first `count` samples of a batch, in the precision in which it computes.
+
+        A tensor, or the arguments of `forward`, if `transform` gives several.
 
         Raises:
             TypeError: If `transform` returns something else than floating-point numbers, one row for each sample.
@@ -51,12 +55,56 @@ class Target:
                 raise MisconfigurationException(msg)
         else:
             inputs = _checked(transform(batch))
-        # A copy: the rest of the batch is not kept.
-        return inputs[:count].detach().to(_precision(self.module, inputs), copy=True)
+
+        def taken(tensor: Tensor) -> Tensor:
+            # A copy: the rest of the batch is not kept.
+            rows = tensor[:count].detach()
+            return rows.to(_precision(self.module, tensor) if tensor.is_floating_point() else tensor.dtype, copy=True)
+
+        return replaced(inputs, Tensor, taken)  # type: ignore[no-any-return]  # of the same kind
 
 
-def find_target(pl_module: LightningModule, name: str | None) -> Target:
+class OfOneTensor(nn.Module):
+    """A module as a function of all floating-point numbers among its arguments, a row for each sample.
+
+    Whole numbers are held fixed.
+
+    Args:
+        module: What is called.
+        arguments: Those of `forward`.
+
+    """
+
+    def __init__(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        super().__init__()
+        self.module, self.arguments = module, arguments
+        self._tensors = [tensor for tensor in found(arguments, Tensor) if tensor.is_floating_point()]
+
+    def rows(self) -> Tensor:
+        """Return the numbers, shape (samples, numbers)."""
+        return torch.cat([tensor.flatten(1) if tensor.ndim > 1 else tensor[:, None] for tensor in self._tensors], 1)
+
+    @override
+    def forward(self, rows: Tensor) -> Tensor:
+        sizes = [tensor[0].numel() for tensor in self._tensors]
+        parts = (
+            part.reshape(len(rows), *tensor.shape[1:]).to(tensor.dtype)
+            for part, tensor in zip(torch.split(rows, sizes, 1), self._tensors, strict=True)
+        )
+        taken = iter(list(parts))
+        change = lambda tensor: next(taken) if tensor.is_floating_point() else tensor.clone()  # noqa: E731
+        output = self.module(*replaced(self.arguments, Tensor, change))
+        tensors = [output] if isinstance(output, Tensor) else list(found(output, Tensor))
+        return torch.cat([tensor.reshape(len(rows), -1) for tensor in tensors], 1)
+
+
+def find_target(pl_module: LightningModule, name: str | None, *, has_transform: bool = False) -> Target:
     """Return the module of that name, without what has been wrapped around it; `None` is the LightningModule.
+
+    Args:
+        pl_module: The module that trains.
+        name: As the user wrote it.
+        has_transform: Whether a function of the user gives all that `forward` takes.
 
     Raises:
         ValueError: If there is none of that name.
@@ -70,11 +118,11 @@ def find_target(pl_module: LightningModule, name: str | None) -> Target:
         msg = f"`target` {name!r} is no module of {type(pl_module).__name__}. Nearest names: {nearest}."
         raise ValueError(msg)
     module = pl_module if name is None else found[name]
-    _refuse_other_signatures(module, [child for child, _ in pl_module.named_children()])
+    _refuse_other_signatures(module, [child for child, _ in pl_module.named_children()], several=has_transform)
     return Target(name or "", module)
 
 
-def _refuse_other_signatures(module: nn.Module, names: list[str]) -> None:
+def _refuse_other_signatures(module: nn.Module, names: list[str], *, several: bool) -> None:
     title = type(module).__name__
     if not has_forward(module):
         msg = f"LipschitzMonitor needs a function, but {title} has no `forward`. {_REMEDY}, e.g. one of {names}."
@@ -86,17 +134,27 @@ def _refuse_other_signatures(module: nn.Module, names: list[str]) -> None:
             if parameter.default is parameter.empty
             and parameter.kind in {parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY}
         ][1:]
-        if len(needed) > 1:
-            msg = f"LipschitzMonitor needs a function of one tensor, but {title}.forward takes {needed}. {_REMEDY}."
+        if len(needed) > 1 and not several:
+            msg = (
+                f"LipschitzMonitor needs a function of one tensor, but {title}.forward takes {needed}. {_REMEDY}, or"
+                " pass `input_transform`, a function from the batch to a tuple of them."
+            )
             raise MisconfigurationException(msg)
 
 
-def _checked(inputs: object) -> Tensor:
+def _checked(inputs: object) -> Any:
     """Return what a user's function made of a batch, if it can be differentiated by."""
     if isinstance(inputs, Tensor) and _has_samples(inputs):
         return inputs
+    if isinstance(inputs, tuple | list | dict):
+        tensors = list(found(inputs, Tensor))
+        if any(map(_has_samples, tensors)) and len({tensor.shape[:1] for tensor in tensors}) == 1:
+            return (inputs,) if isinstance(inputs, dict) else tuple(inputs)
     kind = f"one of {inputs.dtype}" if isinstance(inputs, Tensor) else f"a {type(inputs).__name__}"
-    msg = f"`input_transform` must return a tensor of floating-point numbers, shape (batch, ...), got {kind}."
+    msg = (
+        f"`input_transform` must return a tensor of floating-point numbers, shape (batch, ...), or a tuple or dict with"
+        f" such tensors, and others with a row for each sample, got {kind}."
+    )
     raise TypeError(msg)
 
 

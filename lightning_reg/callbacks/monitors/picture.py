@@ -1,4 +1,4 @@
-"""One picture of all layers, for the loggers that take pictures and for the folder of a CSV logger."""
+"""One picture of all layers, for the loggers that take pictures and the folder of a CSV logger; a page, if wanted."""
 
 import time
 from collections.abc import Mapping
@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL.Image import Image
 
-from lightning_reg.callbacks.trainer.loggers import other_loggers
+from lightning_reg.callbacks.trainer.loggers import other_loggers, run_folder
 from lightning_reg.callbacks.trainer.packages import Trainer, is_a
+from lightning_reg.tensorboard.heatmap import heatmap
 from lightning_reg.tensorboard.picture import picture
 
 _STEPS = 400
@@ -20,7 +22,8 @@ _NAME = "reg"
 class History:
     """The numbers of all layers at the steps that were written, at most 400: then every other one is dropped."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, has_page: bool) -> None:
+        self._has_page = has_page
         self._steps: list[int] = []
         self._reports: list[Mapping[str, Mapping[str, float]]] = []
         self._given = time.monotonic()
@@ -35,23 +38,32 @@ class History:
         self._reports.append(layers)
 
     def give(self, trainer: Trainer, *, now: bool) -> None:
-        """Give the picture to the loggers: `now`, or if the last one is ten minutes old."""
+        """Give the picture to the loggers and save the page: `now`, or if the last ones are ten minutes old."""
         loggers = list(other_loggers(trainer))
-        if not (loggers and self._steps) or not (now or time.monotonic() - self._given > _SECONDS):
+        if not (self._steps and (loggers or self._has_page)) or not (now or time.monotonic() - self._given > _SECONDS):
             return
         self._given = time.monotonic()
-        image = self._image()
-        for logger in loggers:
-            _give(logger, image, self._steps[-1])
+        metrics, layers = self._numbers()
+        if loggers:
+            image = picture(metrics, layers, self._steps)
+            for logger in loggers:
+                _give(logger, image, self._steps[-1])
+        if self._has_page:
+            page = heatmap(metrics, layers, self._steps)
+            for logger in trainer.loggers:
+                folder = run_folder(trainer, logger)
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / f"{_NAME}.html").write_text(page, "utf-8")
 
-    def _image(self) -> Image:
+    def _numbers(self) -> tuple[dict[str, NDArray[np.float64]], list[str]]:
+        """Return for each metric its numbers, shape (layers, steps), and the names of the layers."""
         names = list(dict.fromkeys(name for each in self._reports for layers in each.values() for name in layers))
         metrics = dict.fromkeys(metric for each in self._reports for metric in each)
         values = {
             metric: np.array([[each.get(metric, {}).get(name, np.nan) for each in self._reports] for name in names])
             for metric in metrics
         }
-        return picture(values, names, self._steps)
+        return values, names
 
 
 def _give(logger: Any, image: Image, step: int) -> None:

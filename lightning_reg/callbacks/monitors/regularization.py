@@ -11,6 +11,7 @@ from typing_extensions import override
 from lightning_reg import _checks
 from lightning_reg.callbacks.monitors.base import Monitor
 from lightning_reg.callbacks.monitors.dashboard import write_hyperparameters
+from lightning_reg.callbacks.monitors.picture import History
 from lightning_reg.callbacks.monitors.regularization_run import Run
 from lightning_reg.callbacks.monitors.updates import Updates
 from lightning_reg.callbacks.trainer import state
@@ -39,7 +40,8 @@ class RegularizationMonitor(Monitor[Run]):
       `trainer.callback_metrics`, too, so `EarlyStopping(monitor="reg/sparsity")` and `ModelCheckpoint` can use them.
     - Each layer, a weight by its name without `.weight`: for TensorBoard's page "Regularization" one tensor a metric,
       of any number of layers; as scalars `reg.<metric>/<layer>` for every logger only if `per_layer` asks for them.
-    - `reg/<metric>_over_layers`: a histogram over the layers (TensorBoard only).
+    - `reg/<metric>_over_layers`: a histogram over the layers (TensorBoard only), from the first step on at which one
+      of them is not zero.
     - With `updates`, :math:`\|\Delta w\|_2 / \|w\|_2` of the whole optimizer step, w before it: `reg/update_ratio_min`,
       `_median`, `_max`, and that of each layer. 0 where a step was skipped. Beside them, `reg/decay_ratio_...`:
       the share of w that decay alone takes in that step, by `WeightDecay` or by an optimizer whose decay goes past the
@@ -47,8 +49,9 @@ class RegularizationMonitor(Monitor[Run]):
     - `reg.weights/<layer>`: a histogram of the layer's weights at the end of epochs, if asked for (TensorBoard only).
 
     Weights are those that the forward pass uses (parametrized, pruned), whole ones of FSDP2. Nothing is changed:
-    training with the monitor ends in the same weights, bit for bit. `spectral_norm` is a lower estimate, that of
-    convolutions for images of any size, see `SpectralNorm(iterations=5, input_size="any")`.
+    training with the monitor ends in the same weights, bit for bit. `spectral_norm` is a lower estimate, of
+    convolutions for images of any size, see `SpectralNorm(iterations=5, input_size="any")`; the bounds of
+    `LipschitzMonitor` are for the size of the images in the batch, and can be smaller.
 
     Args:
         metrics: From a name to a metric, `lightning_reg.metrics` or your own with such an `update`. Default:
@@ -65,10 +68,14 @@ class RegularizationMonitor(Monitor[Run]):
             `lightning_reg.tensorboard.layout()` returns the charts for merging.
         hparams: Whether the settings of this package's callbacks appear on TensorBoard's page "HPARAMS", beside the
             hyperparameters that your modules save. `False` leaves that page to Lightning.
+        html: Whether to save all layers against steps as `reg.html` in the folder of each logger, where its logs or
+            checkpoints are: one file for any browser, without TensorBoard. At the end of training, and every ten
+            minutes at the end of an epoch; of many steps it holds some, below 1 MB for 200 layers.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
-        ValueError: If an argument is out of range; when training starts, if a pattern of a selection matches nothing.
+        ValueError: If an argument is out of range, or `html` meets `per_layer=False`; when training starts, if a
+            pattern of a selection matches nothing.
         MisconfigurationException: When training starts, if there is no logger, or if the strategy hides the weights.
 
     Example:
@@ -88,6 +95,7 @@ class RegularizationMonitor(Monitor[Run]):
         updates: bool = False,
         layout: bool = True,
         hparams: bool = True,
+        html: bool = False,
     ) -> None:
         super().__init__()
         self.metrics = None if metrics is None else _checked(metrics)
@@ -104,6 +112,13 @@ class RegularizationMonitor(Monitor[Run]):
         self.updates = _checks.boolean("updates", updates)
         self.layout = _checks.boolean("layout", layout)
         self.hparams = _checks.boolean("hparams", hparams)
+        self.html = _checks.boolean("html", html)
+        if html and per_layer is False:
+            msg = (
+                "`html` needs the numbers of single layers, and `per_layer` leaves them out, got html=True and"
+                " per_layer=False. Leave `per_layer` at 'auto', which writes no scalars for them."
+            )
+            raise ValueError(msg)
 
     @override
     def refuse_shared_tags(self, monitors: Sequence[Self]) -> None:
@@ -128,6 +143,7 @@ class RegularizationMonitor(Monitor[Run]):
             Updates(weights) if self.updates else None,
             self._shown(weights),
             has_layers=self.per_layer is not False,
+            history=History(has_page=self.html),
         )
 
     @override

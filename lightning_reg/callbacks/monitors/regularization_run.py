@@ -45,13 +45,15 @@ class Run:
     """The layers whose numbers are written one by one, as scalars."""
     has_layers: bool
     """Whether the numbers of all layers are written, as one tensor a metric."""
+    history: History
+    """What the picture and the page for those without TensorBoard are made of."""
     last_step: int | None = None
     """The last step of training so far, in this run."""
     reported_step: int | None = None
     written_step: int | None = None
+    spread_tags: set[str] = field(default_factory=set)
+    """The tags of the histograms over the layers that have begun."""
     report: Report = field(default_factory=Report)
-    history: History = field(default_factory=History)
-    """What the picture for other loggers is made of."""
 
     def tags(self) -> list[str]:
         """Return what starts the tags of the numbers of all layers together and over the layers."""
@@ -102,8 +104,11 @@ class Run:
                 write_layers(trainer, metric, layers, step)
         if self.has_layers and trainer.is_global_zero:
             self.history.add(step, report.layers)
+        # Zeros of a network without sparsity would be the first thing that the page "Distributions" shows.
+        self.spread_tags.update(tag for tag, values in report.spreads.items() if values.any())
         for logger, writer in tensorboard_writers(trainer):
-            for tag, values in report.spreads.items():
+            for tag in self.spread_tags & report.spreads.keys():
+                values = report.spreads[tag]
                 events.write(writer, events.histogram(prefixed(logger, tag), values), step)
         self.written_step = step
 

@@ -9,14 +9,18 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_reg import _checks
+from lightning_reg.callbacks.penalties.attributes import OwnTensors
 from lightning_reg.callbacks.penalties.company import begin_together, follow_steps
 from lightning_reg.callbacks.penalties.dropped import reaches
-from lightning_reg.callbacks.penalties.formula import Formula
+from lightning_reg.callbacks.penalties.formula import Formula, Memories
+from lightning_reg.callbacks.penalties.memory import Memory
+from lightning_reg.callbacks.penalties.optimality import residuals
 from lightning_reg.callbacks.penalties.proximal_step import fill_gradients, shrink
 from lightning_reg.callbacks.penalties.quota import Quota, strength_for
 from lightning_reg.callbacks.penalties.refusals import (
     refuse_directions,
     refuse_large_strength,
+    refuse_memory,
     refuse_missing_operator,
     refuse_mode,
     refuse_optimizers,
@@ -27,7 +31,7 @@ from lightning_reg.callbacks.penalties.targets import Targets, add_scaled
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
 from lightning_reg.callbacks.trainer.held_weights import HeldWeights, has_gradient
-from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer, has_backward
+from lightning_reg.callbacks.trainer.packages import Callback, LightningModule, Trainer, has_backward
 from lightning_reg.callbacks.trainer.refusals import refuse_strategy, refuse_unless_listed_once
 from lightning_reg.callbacks.trainer.settings import log_name
 from lightning_reg.callbacks.trainer.sharing import Change
@@ -41,17 +45,26 @@ from lightning_reg.selection import Select, as_select, named_weights, select_wei
 
 Mode = Literal["loss", "grad", "proximal"]
 
+# Where checkpoints have what penalties remember.
+_MEMORIES = "lightning_reg.penalty_memory"
+
 
 class Penalty(DuringFit[Run], Formula):
     r"""A term of the training objective, :math:`J = L + s(t)\,\lambda\,\Omega(w)`; subclass it for your own.
 
     A subclass defines `penalty`, from weights to a scalar, and has `mode="loss"` and `mode="grad"` from it; for
-    `mode="proximal"` it defines `proximal` as well. For every optimizer step the update is that of :math:`J`, with
-    :math:`L` the mean loss over the effective batch, whatever the accumulation, precision, strategy and devices.
+    `mode="proximal"` it defines `proximal` as well, and `remember` if the term depends on weights of before, such as
+    those at the start. For every optimizer step the update is that of :math:`J`, with :math:`L` the mean loss over the
+    effective batch, whatever the accumulation, precision, strategy and devices.
 
     Logged at the trainer's `log_every_n_steps`, on the step axis of `self.log`: `reg/penalty/<name>` (the value of the
     term, in units of the loss), `reg/penalty` (the sum over all penalties) and `reg/penalty_ratio` (that sum over the
     absolute data loss; automatic optimization only). The name is that of the class; a second of that name gets `-1`.
+
+    With `mode="proximal"`, `reg/optimality/<name>` tells whether this is the minimum: the largest distance of the
+    negative gradient of the whole step, before clipping, from the subdifferential of the term, over the strength; by
+    entry, or the 2-norm by group. It is 0 at a minimum. Small batches are noisy: it then levels off at the largest
+    error of their gradient, over the strength. Where two proximal penalties share weights, each sees its own term only.
 
     Args:
         strength: :math:`\lambda`, >= 0.
@@ -95,6 +108,16 @@ class Penalty(DuringFit[Run], Formula):
         if schedule is not None:
             check_schedule(schedule, "from step to factor")
         self.schedule = schedule
+        self._memory = Memory()
+        self._own = OwnTensors()
+
+    @override
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_memory": Memory(), "_own": OwnTensors()}
+
+    @override
+    def recalled(self, weights: Sequence[Tensor]) -> tuple[()] | tuple[Memories]:
+        return (self._memory.of(weights),) if self.remembers else ()
 
     def chosen(self) -> dict[Tensor, str]:
         """Return the weights that the penalty acts on in the fit that is running, with their names."""
@@ -133,6 +156,10 @@ class Penalty(DuringFit[Run], Formula):
             refuse_unless_listed_once(self, _penalties(trainer))
             refuse_strategy(trainer, type(self).__name__)
             refuse_mode(trainer, pl_module, type(self).__name__, self.mode, elementwise=self.elementwise)
+            if self.remembers:
+                refuse_memory(trainer, type(self).__name__)
+            self._memory = Memory()
+            self._own.watch(self)
             if self.mode == "proximal" and type(self).proximal is Formula.proximal:
                 refuse_missing_operator(type(self).__name__)
 
@@ -171,6 +198,12 @@ class Penalty(DuringFit[Run], Formula):
             )
         if self.schedule is not None:
             self._run.schedule = Timetable(self.schedule, trainer, pl_module)
+        # Not in `on_fit_start`, after which some strategies load the checkpoint.
+        chosen, name = self._run.selection.chosen, type(self).__name__
+        self._own.are_parts = self._run.are_sharded
+        self._own.put_back(self, chosen[0].parameter.device)
+        if self.remembers:
+            self._memory.begin(self.remember, chosen, name, sharded=self.elementwise)
         penalties = [penalty for penalty in _penalties(trainer) if penalty.run]
         if self is penalties[-1]:
             begin_together(trainer, penalties)
@@ -230,9 +263,14 @@ class Penalty(DuringFit[Run], Formula):
     @override
     @torch.no_grad()
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        run = self._run
-        if run is None:
+        if self._run is None:
             return
+        self._act_on_gradients(trainer, pl_module, optimizer, self._run)
+        # The gradient of the whole step: behind the penalties that are in it.
+        if self is _penalties(trainer)[-1] and (ledger := self._ledger_if_read(trainer, self._run)):
+            ledger.add_residuals(residuals(trainer, pl_module, optimizer, _penalties(trainer)))
+
+    def _act_on_gradients(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer, run: Run) -> None:
         # No share: `training_step` returned None, so no backward pass ran and there is no step to take part in.
         share = run.pending if pl_module.automatic_optimization else 1.0
         run.pending, run.share = 0.0, share
@@ -274,9 +312,11 @@ class Penalty(DuringFit[Run], Formula):
             run.needed = strength if not strength.ndim else dict(zip(weights, strength.unbind(), strict=True))
         else:
             strongest = self.strength * run.largest_factor(tick)
-            run.rounded_away.measure(self.proximal_of, optimizer, weights, strongest, elementwise=self.elementwise)
+            run.rounded_away.measure(
+                self.proximal_of, optimizer, weights, strongest, self.recalled, elementwise=self.elementwise
+            )
         if share and weights and (isinstance(strength, Tensor) or strength):  # reading a tensor would wait for it
-            shrink(self.proximal, optimizer, weights, strength * share, elementwise=self.elementwise)
+            shrink(self.proximal, optimizer, weights, strength * share, self.recalled, elementwise=self.elementwise)
 
     @override
     def on_train_batch_end(
@@ -295,8 +335,35 @@ class Penalty(DuringFit[Run], Formula):
         if run and run.acts_at_step:
             run.unseen.refuse({optimizer: run.targets.of([optimizer]) for optimizer in trainer.optimizers})
 
+    # Under a key of the checkpoint instead of in `state_dict`: with that, Lightning refuses two penalties of one class.
+    @override
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        kept: dict[str, Any] = {"memory": self._memory.state()} if self.remembers else {}
+        if type(self).state_dict is Callback.state_dict:  # else the user saves by other means
+            kept["attributes"] = self._own.state(self)
+        if any(kept.values()) and trainer.is_global_zero:
+            checkpoint.setdefault(_MEMORIES, {})[self._memory_key(trainer)] = kept
+
+    @override
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        kept = checkpoint.get(_MEMORIES, {}).get(self._memory_key(trainer), {})
+        self._own.load(kept.get("attributes", {}))
+        if self.remembers:
+            # The checkpoint that a tuner puts back is that of step 0.
+            self._memory.load(kept.get("memory") or None, has_begun=checkpoint["global_step"] > 0)
+
+    def _memory_key(self, trainer: Trainer) -> str:
+        alike = [
+            penalty
+            for penalty in _penalties(trainer)
+            if type(penalty) is type(self) and repr(penalty.select) == repr(self.select)
+        ]
+        key, position = f"{type(self).__qualname__}({self.select!r})", alike.index(self) if self in alike else 0
+        return f"{key}-{position}" if position else key
+
     @override
     def end_run(self, trainer: Trainer, run: Run | None) -> None:
+        self._memory.end()
         if run is not None and run.hooks is not None:
             run.hooks.remove()
 

@@ -11,6 +11,7 @@ from lightning_reg.callbacks.penalties.base import Mode, Penalty
 from lightning_reg.functional import elastic_net, l1_norm, squared_l2_norm
 from lightning_reg.functional.penalties.elementwise import add_elementwise_gradient_
 from lightning_reg.functional.proximal.elementwise import elastic_net_prox, soft_threshold, vanishing_factors
+from lightning_reg.functional.proximal.optimality import elementwise_residual
 from lightning_reg.schedules import Schedule
 from lightning_reg.selection import Select
 
@@ -60,6 +61,10 @@ class L1Penalty(Penalty):
     @override
     def vanishing_strengths(self, weights: list[Tensor], step_sizes: Sequence[float | Tensor]) -> list[Tensor]:
         return vanishing_factors(weights, step_sizes)
+
+    @override
+    def residual(self, weights: list[Tensor], grads: list[Tensor]) -> Tensor:
+        return elementwise_residual(weights, grads, l1=1.0)
 
     @property
     @override
@@ -113,6 +118,10 @@ class L2Penalty(Penalty):
     @override
     def proximal(self, weights: list[Tensor], factors: list[float | Tensor]) -> None:
         elastic_net_prox(weights, [2 * factor for factor in factors], l1_ratio=0.0, inplace=True)
+
+    @override
+    def residual(self, weights: list[Tensor], grads: list[Tensor]) -> Tensor:
+        return elementwise_residual(weights, grads, l1=0.0, l2=1.0)
 
 
 @final
@@ -181,3 +190,7 @@ class ElasticNetPenalty(Penalty):
     @override
     def vanishing_strengths(self, weights: list[Tensor], step_sizes: Sequence[float | Tensor]) -> list[Tensor]:
         return vanishing_factors(weights, step_sizes, self.l1_ratio)
+
+    @override
+    def residual(self, weights: list[Tensor], grads: list[Tensor]) -> Tensor:
+        return elementwise_residual(weights, grads, l1=self.l1_ratio, l2=(1 - self.l1_ratio) / 2)

@@ -1,15 +1,16 @@
 """What a penalty is: formulas on weights, with no trainer."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from lightning_reg.callbacks.trainer.packages import rank_zero_warn
 from lightning_reg.functional.tensors.shards import local_parts, sum_over_shards, whole
+
+Memories = Sequence[Tensor | None]
 
 
 class Formula(ABC):
@@ -22,23 +23,54 @@ class Formula(ABC):
     """Whether `proximal` keeps zeros and signs, so that constraints may have the same weights."""
 
     @abstractmethod
-    def penalty(self, weights: Sequence[Tensor]) -> Tensor:
+    def penalty(self, weights: Sequence[Tensor], *args: Any, **kwargs: Any) -> Tensor:
         r"""Return :math:`\Omega(w)`, the term at strength 1.
+
+        Define it as `penalty(self, weights)`; with `remember` as `penalty(self, weights, memory)`.
 
         Args:
             weights: The chosen weights that are trained, in the order of the model, at least one; this rank's parts of
                 them if `elementwise` under FSDP. With several optimizers, those of one: the term is a sum over them.
+            *args: If the class has `remember`, the memory: for each weight what that returned, or `None` where it
+                returned nothing; a list in the order of `weights`, and parts of the same entries.
+            **kwargs: None.
 
         Returns:
             A tensor of one entry, differentiable in the weights.
 
         """
 
+    def remember(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return what the term has to know of weights as training starts; override it for a penalty with a memory.
+
+        Called once, before the first step. What it returns is copied, moved to the weight, sharded as the weight is if
+        it has its shape (further dimensions may come in front), saved in checkpoints and restored: a resumed run has
+        the memory of the run it continues. Each `fit` that is not resumed starts anew.
+
+        Args:
+            weights: All chosen weights by name, frozen ones too, without gradient; under FSDP2 `DTensor`s if
+                `elementwise`, else whole weights, each gathered when it is read.
+
+        Returns:
+            Tensors by the same names, not necessarily all; copies are not needed.
+
+        """
+        return {}
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the class defines `remember`: `penalty` and `proximal` then get a further argument."""
+        return type(self).remember is not Formula.remember
+
+    def recalled(self, weights: Sequence[Tensor]) -> tuple[()] | tuple[Memories]:
+        """Return the arguments that `penalty` and `proximal` get besides: none, or the memory of `weights`."""
+        return ()
+
     def value(self, weights: list[Tensor]) -> Tensor:
         """Return `penalty` of weights as the optimizer holds them, sharded or not, shape ()."""
-        return evaluate(self.penalty, weights, elementwise=self.elementwise)
+        return evaluate(self.penalty, weights, *self.recalled(weights), elementwise=self.elementwise)
 
-    def proximal(self, weights: list[Tensor], factors: list[float | Tensor]) -> None:
+    def proximal(self, weights: list[Tensor], factors: list[float | Tensor], *args: Any, **kwargs: Any) -> None:
         r"""Replace each weight, in place, by :math:`\arg\min_u \sum_i (u_i - w_i)^2 / (2 f_i) + \Omega(u)`.
 
         Override it to allow `mode="proximal"`.
@@ -47,11 +79,13 @@ class Formula(ABC):
             weights: Weights of one optimizer, without gradient; flat parts of them if `elementwise`.
             factors: :math:`f \ge 0` for each weight: a number, a tensor of one entry, or one of the weight's shape
                 (that of its local part for a `DTensor`).
+            *args: The memory, as `penalty` gets it, if the class has `remember`.
+            **kwargs: None.
 
         """
         raise NotImplementedError
 
-    def proximal_of(self, weights: list[Tensor]) -> Callable[[list[Tensor], list[float | Tensor]], None]:
+    def proximal_of(self, weights: list[Tensor]) -> Callable[..., None]:
         """Return `proximal` for copies of `weights`: what it has to know of weights cannot be told from copies."""
         return self.proximal
 
@@ -69,6 +103,21 @@ class Formula(ABC):
 
         """
         raise NotImplementedError
+
+    def residual(self, weights: list[Tensor], grads: list[Tensor]) -> Tensor | None:
+        """Return the largest distance of any `-grads` from the subdifferential of `penalty`; None if nobody knows it.
+
+        Override it, beside `proximal`, to have `reg/optimality/<name>`: 0 at a minimum of the objective at strength 1.
+
+        Args:
+            weights: Weights of one optimizer, without gradient; `DTensor`s if they are sharded.
+            grads: Their dense gradients, of the data loss over the strength.
+
+        Returns:
+            Shape (), of what this rank has of the weights.
+
+        """
+        return None
 
     @property
     def unit_dim(self) -> int | None:
@@ -93,7 +142,15 @@ class Formula(ABC):
 
         This one asks autograd; a subclass that knows its gradient can do without the graph and the copy.
         """
-        add_autograd_gradient(partial(evaluate, self.penalty, elementwise=self.elementwise), grads, weights, factor)
+
+        def value(leaves: list[Tensor]) -> Tensor:
+            return evaluate(self.penalty, leaves, *self.recalled(weights), elementwise=self.elementwise)
+
+        add_autograd_gradient(value, grads, weights, factor)
+
+
+def _has_hooks(weight: Tensor) -> bool:
+    return bool(weight._backward_hooks)  # noqa: SLF001  # torch has no other way to ask
 
 
 def add_autograd_gradient(
@@ -101,18 +158,22 @@ def add_autograd_gradient(
 ) -> None:
     """Add `factor` times the gradient of `penalty`, as autograd finds it, to `grads` in place."""
     with torch.enable_grad():
-        leaves = [weight.detach().requires_grad_() for weight in weights]
+        # The weights themselves, by which a user's penalty may know them; copies where hooks wait for a gradient.
+        leaves = [
+            weight if weight.requires_grad and not _has_hooks(weight) else weight.detach().requires_grad_()
+            for weight in weights
+        ]
         value = penalty(leaves)
     if value.requires_grad:
         found = torch.autograd.grad(value, leaves, materialize_grads=True)
         torch._foreach_add_(local_parts(grads), local_parts(list(found)), alpha=factor)
 
 
-def evaluate(penalty: Callable[[list[Tensor]], Tensor], weights: list[Tensor], *, elementwise: bool) -> Tensor:
+def evaluate(penalty: Callable[..., Tensor], weights: list[Tensor], *memory: Memories, elementwise: bool) -> Tensor:
     """Return `penalty` of all `weights`, shape (), whether it works on shards (`elementwise`) or on whole weights."""
 
-    def scalar(parts: list[Tensor]) -> Tensor:
-        value = penalty(parts)
+    def scalar(parts: list[Tensor], *recalled: list[Tensor | None]) -> Tensor:
+        value = penalty(parts, *recalled)
         if not isinstance(value, Tensor) or value.numel() != 1:  # type: ignore[redundant-expr]  # users may be untyped
             msg = f"`{penalty.__qualname__}` must return a tensor of one entry, got {value!r}."
             raise TypeError(msg)
@@ -123,4 +184,7 @@ def evaluate(penalty: Callable[[list[Tensor]], Tensor], weights: list[Tensor], *
             )
         return value.squeeze()
 
-    return sum_over_shards(scalar, weights) if elementwise else scalar([whole(weight) for weight in weights])
+    if elementwise:
+        return sum_over_shards(scalar, weights, *memory)
+    recalled = ([None if tensor is None else whole(tensor) for tensor in some] for some in memory)
+    return scalar([whole(weight) for weight in weights], *recalled)

@@ -11,12 +11,15 @@ from lightning_reg.functional.proximal.step_size import find_rule
 from lightning_reg.functional.tensors.chunks import NumberOrTensor, in_memory_order
 from lightning_reg.functional.tensors.shards import local_part, local_parts
 
-Proximal = Callable[[list[Tensor], list[NumberOrTensor]], None]
+Proximal = Callable[..., None]
+"""Of weights and factors, and of what is remembered of the weights if anything is."""
+Recall = Callable[[Sequence[Tensor]], tuple[()] | tuple[Sequence[Tensor | None]]]
 
 # Entries that are worked on at once: what is computed on the way stays in a cache on a CPU, and small on a GPU.
 _CPU_ENTRIES = 1 << 18
 _GPU_ENTRIES = 1 << 24
-_SCALE = "strength of lightning_reg"
+_MEMORY = "lightning_reg.memory"
+_SCALE = "lightning_reg.scale"
 
 
 def fill_gradients(weights: Sequence[Tensor]) -> None:
@@ -28,7 +31,13 @@ def fill_gradients(weights: Sequence[Tensor]) -> None:
 
 @torch.no_grad()
 def shrink(
-    proximal: Proximal, optimizer: Optimizer, weights: Sequence[Tensor], strength: NumberOrTensor, *, elementwise: bool
+    proximal: Proximal,
+    optimizer: Optimizer,
+    weights: Sequence[Tensor],
+    strength: NumberOrTensor,
+    recall: Recall = lambda _: (),
+    *,
+    elementwise: bool,
 ) -> None:
     """Put weights through the proximal operator of `strength` times the step size that `optimizer` has for each.
 
@@ -37,6 +46,7 @@ def shrink(
         optimizer: Has just taken a step.
         weights: The weights, among those of the optimizer.
         strength: Factor on the penalty, or one for each weight, shape (weights,).
+        recall: From weights to what `proximal` gets besides, see `Formula.recalled`.
         elementwise: Whether `proximal` works on flat parts of weights; else it gets them as the optimizer holds them.
 
     """
@@ -45,16 +55,22 @@ def shrink(
     found_inf = getattr(optimizer, "found_inf", None)
     if found_inf is not None:
         strength = strength * (found_inf == 0)
-    for parts, factors in with_step_sizes(optimizer, weights, strength, elementwise=elementwise):
-        proximal(parts, factors)
+    for parts, factors, *memory in with_step_sizes(optimizer, weights, strength, recall, elementwise=elementwise):
+        proximal(parts, factors, *memory)
 
 
 def with_step_sizes(
-    optimizer: Optimizer, weights: Sequence[Tensor], scale: NumberOrTensor = 1.0, *, elementwise: bool
-) -> Iterator[tuple[list[Tensor], list[NumberOrTensor]]]:
+    optimizer: Optimizer,
+    weights: Sequence[Tensor],
+    scale: NumberOrTensor = 1.0,
+    recall: Recall = lambda _: (),
+    *,
+    elementwise: bool,
+) -> Iterator[tuple[Any, ...]]:
     """Yield `weights`, or parts of them if `elementwise`, in lists, with `scale` times the optimizer's step sizes.
 
-    `scale` may have one entry for each weight, shape (weights,).
+    `scale` may have one entry for each weight, shape (weights,). After the step sizes, if `recall` has anything, comes
+    what it has of these weights, in the same parts.
 
     What has no gradient is left out: the optimizer has not moved it.
     """
@@ -66,16 +82,21 @@ def with_step_sizes(
     for group in optimizer.param_groups:
         members = [weight for weight in group["params"] if weight in chosen and weight.grad is not None]
         states = [optimizer.state.get(weight, {}) for weight in members]
+        # Beside the optimizer's state, so that it is cut as that is.
         if scales:
-            # Beside the optimizer's state, so that it goes with each part that a weight is cut into.
             states = [{**state, _SCALE: scales[weight]} for weight, state in zip(members, states, strict=True)]
+        for memory in recall(members):
+            states = [{**state, _MEMORY: kept} for state, kept in zip(states, memory, strict=True)]
         for parts, part_states in _cut(members, states, split=elementwise) if rule.elementwise else [(members, states)]:
             all_alike = 1.0 if scales else scale
             step_sizes = rule.scaled(local_parts(parts) if rule.elementwise else parts, part_states, group, all_alike)
             local_sizes = [local_part(size) if isinstance(size, Tensor) else size for size in step_sizes]
             if scales:
                 local_sizes = [size * state[_SCALE] for size, state in zip(local_sizes, part_states, strict=True)]
-            yield local_parts(parts) if elementwise else parts, local_sizes
+            memories = ([state[_MEMORY] for state in part_states] for _ in recall(()))
+            if elementwise:
+                memories = ([None if m is None else local_part(m) for m in some] for some in memories)
+            yield (local_parts(parts) if elementwise else parts, local_sizes, *memories)
 
 
 def _cut(
@@ -90,7 +111,10 @@ def _cut(
     entries = 0
     for weight, state in zip(weights, states, strict=True):
         size = _CPU_ENTRIES if weight.device.type == "cpu" else _GPU_ENTRIES
-        own = {name: local_part(value) if isinstance(value, Tensor) else value for name, value in state.items()}
+        own = {
+            name: local_part(value) if isinstance(value, Tensor) and (split or name != _MEMORY) else value
+            for name, value in state.items()
+        }
         for part, part_state in _split(local_part(weight), own, size) if split else [(weight, own)]:
             if parts and (entries + part.numel() > size or part.device != parts[0].device):
                 yield parts, part_states
@@ -106,7 +130,13 @@ def _split(weight: Tensor, state: Mapping[str, Any], size: int) -> Iterator[tupl
     """Yield flat parts of a large weight, with the parts of every tensor in its state that has the same shape."""
     alike = {name: value for name, value in state.items() if isinstance(value, Tensor) and value.shape == weight.shape}
     tensors = in_memory_order([weight, *alike.values()])
-    if weight.numel() <= size or not all(tensor.is_contiguous() for tensor in tensors):
+    memory = state.get(_MEMORY)
+    # A memory of another shape belongs to the whole weight.
+    if (
+        weight.numel() <= size
+        or (memory is not None and _MEMORY not in alike)
+        or not all(tensor.is_contiguous() for tensor in tensors)
+    ):
         yield weight, state
         return
     for part, *others in zip(*(torch.split(tensor.view(-1), size) for tensor in tensors), strict=True):

@@ -33,6 +33,13 @@ def refuse_mode(trainer: Trainer, pl_module: LightningModule, name: str, mode: s
         raise MisconfigurationException(msg)
 
 
+def refuse_memory(trainer: Trainer, name: str) -> None:
+    """Raise if weights are flat pieces, of which nothing can be saved by name."""
+    if state.has_flat_shards(trainer):
+        msg = f"{name}, which remembers weights, does not work with FSDP1. Use FSDP2 (ModelParallelStrategy)."
+        raise MisconfigurationException(msg)
+
+
 def refuse_missing_operator(name: str) -> None:
     """Raise, for a penalty without a proximal operator."""
     msg = (

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_reg.callbacks.penalties.proximal_step import Proximal, with_step_sizes
+from lightning_reg.callbacks.penalties.proximal_step import Proximal, Recall, with_step_sizes
 from lightning_reg.callbacks.trainer.packages import rank_zero_warn
 from lightning_reg.functional.tensors.shards import local_parts
 
@@ -29,6 +29,7 @@ class RoundedAway:
         optimizer: Optimizer,
         weights: Sequence[Tensor],
         strength: float,
+        recall: Recall,
         *,
         elementwise: bool,
     ) -> None:
@@ -39,6 +40,7 @@ class RoundedAway:
             optimizer: Has just taken a step.
             weights: The weights, among those of the optimizer.
             strength: Factor on the penalty.
+            recall: From weights to what that gets besides.
             elementwise: Whether that works on flat parts of weights.
 
         """
@@ -47,9 +49,10 @@ class RoundedAway:
             return
         self._dtype = coarse[0].dtype
         self._counts = torch.zeros(2, dtype=torch.long, device=coarse[0].device)
-        for parts, factors in with_step_sizes(optimizer, coarse, strength, elementwise=elementwise):
+        for parts, factors, *memory in with_step_sizes(optimizer, coarse, strength, recall, elementwise=elementwise):
             exact = [part.float() for part in parts]
-            proximal_of(parts)(exact, [factor.float() if isinstance(factor, Tensor) else factor for factor in factors])
+            sizes = [factor.float() if isinstance(factor, Tensor) else factor for factor in factors]
+            proximal_of(parts)(exact, sizes, *memory)
             for before, after in zip(local_parts(parts), local_parts(exact), strict=True):
                 moves = after != before
                 stays = moves & (after.to(before.dtype) == before)

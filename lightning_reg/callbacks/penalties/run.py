@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -30,6 +31,7 @@ class Ledger:
     def clear(self) -> None:
         """Forget the step."""
         self.penalties: dict[str, Tensor | float] = {}
+        self._residuals: dict[str, Tensor] = {}
         self._loss: Tensor | None = None
         self._share = 0.0
 
@@ -38,10 +40,16 @@ class Ledger:
         self._loss = loss if self._loss is None else self._loss + loss
         self._share += share
 
-    def log(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the value of each penalty, their sum, and its ratio to the mean data loss; nothing if there is none.
+    def add_residuals(self, residuals: Mapping[str, Tensor]) -> None:
+        """Keep how far the weights of one optimizer are from where they rest, if no other's are further."""
+        for name, value in residuals.items():
+            known = self._residuals.get(name)
+            self._residuals[name] = value if known is None else torch.maximum(known, value.to(known.device))
 
-        A collective call.
+    def log(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the value of each penalty, their sum, its ratio to the mean data loss, and the distance from a minimum.
+
+        Nothing if there is no penalty. A collective call.
         """
         if not self.penalties:
             return
@@ -50,6 +58,7 @@ class Ledger:
         metrics[tags.PENALTY] = total
         if self._loss is not None:
             metrics[tags.PENALTY_RATIO] = total / state.mean_over_ranks(trainer, self._loss / self._share).abs()
+        metrics |= {f"{tags.OPTIMALITY}/{name}": value for name, value in self._residuals.items()}
         log(trainer, pl_module, metrics)
 
 

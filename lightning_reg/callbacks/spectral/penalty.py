@@ -130,16 +130,13 @@ class SpectralNormPenalty(Penalty):
     def make_run(self, trainer: Trainer, pl_module: LightningModule) -> NormsRun:
         run = super().make_run(trainer, pl_module)
         known: dict[Tensor, Weight] = {weight.parameter: weight for weight in run.selection.chosen}
+        # Not later: FSDP2 replaces parameters of modules once a forward pass has run, and the sanity check runs one.
+        refuse_weights([known[weight] for weight in run.targets.of(trainer.optimizers)], type(self).__name__)
         return NormsRun(**vars(run), norms=WeightNorms(as_matrices=self.norm == "matrix"), known=known)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        if self._run is not None:
-            trained = set(self._run.targets.of(trainer.optimizers))
-            refuse_weights(
-                [each for each in self._run.selection.chosen if each.parameter in trained], type(self).__name__
-            )
         if self._run is not None and self._saved.get("norm") == self.norm:
             # Not in `on_fit_start`, after which some strategies load the checkpoint.
             names = {weight.name for weight in self._norms_run.known.values()}

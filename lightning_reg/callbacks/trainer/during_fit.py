@@ -58,8 +58,7 @@ class DuringFit(Callback, Generic[RunT]):
     def __getstate__(self) -> dict[str, Any]:
         # Lightning pickles the trainer with its callbacks while it trains, where a data loader spawns its workers and
         # `collate_fn` is a method of the data module. A run holds hooks and optimizers, which cannot be pickled.
-        # Lightning hangs the module's `log` and `log_dict` on each callback, and the whole module with them, in each
-        # fit anew.
+        # Lightning hangs the module's `log` on each callback in each fit, and with it the whole module.
         kept = {name: value for name, value in vars(self).items() if name not in {"log", "log_dict"}}
         return {**kept, "_run": None, "_trainer": None}
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from torch import Tensor
@@ -41,6 +42,14 @@ def other_loggers(trainer: Trainer) -> Iterator[Logger]:
     for logger in trainer.loggers:
         if trainer.is_global_zero and not is_a(logger, "TensorBoardLogger"):
             yield logger
+
+
+def run_folder(trainer: Trainer, logger: Logger) -> Path:
+    """Return the folder of what a logger's run leaves behind: of its logs, or else of its checkpoints."""
+    if logger.log_dir is not None:
+        return Path(logger.log_dir)
+    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+    return Path(logger.save_dir or trainer.default_root_dir, str(logger.name), version)
 
 
 def prefixed(logger: Logger, tag: str) -> str:

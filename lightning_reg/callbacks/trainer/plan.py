@@ -66,10 +66,13 @@ def _action(name: str, plans: Sequence[Plan]) -> str:
     actions = [plan.actions[name] for plan in plans if name in plan.actions]
     if actions:
         return " + ".join(actions)
-    reasons = [(plan.title, plan.left_out[name]) for plan in plans if name in plan.left_out]
-    if len({reason for _, reason in reasons}) == 1:  # the same for all
-        return f"none: {reasons[0][1]}"
-    return "none: " + "; ".join(dict.fromkeys(f"{reason} ({title})" for title, reason in reasons))
+    titles: dict[str, dict[str, None]] = {}
+    for plan in plans:
+        if name in plan.left_out:
+            titles.setdefault(plan.left_out[name], {})[plan.title] = None
+    if len(titles) == 1:  # the same for all
+        return f"none: {next(iter(titles))}"
+    return "none: " + "; ".join(f"{reason} ({', '.join(own)})" for reason, own in titles.items())
 
 
 def _total(plan: Plan, noun: str) -> str:

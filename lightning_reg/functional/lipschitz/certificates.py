@@ -11,20 +11,25 @@ from lightning_reg.functional.lipschitz.bound import as_inputs, check_module, de
 from lightning_reg.functional.lipschitz.nested import found
 from lightning_reg.functional.lipschitz.rounding import UPWARDS, precise
 from lightning_reg.functional.lipschitz.stand_in import stand_in, widened
+from lightning_reg.functional.lipschitz.value import Bound
 from lightning_reg.functional.tensors.precision import reported, without_autocast
 from lightning_reg.functional.tensors.random import unchanged_generators
 
 __all__ = ["certified_radius", "margin_bounds"]
 
+# More than float64 rounds eigenvalues of matrices below 1.
+_ROUNDING = 1e-12
+
 
 def margin_bounds(module: nn.Module, example_input: Tensor | Sequence[Any] | dict[Any, Any]) -> Tensor:
     r"""Return how fast the difference of two outputs changes with the input, at most.
 
-    .. math:: |(f_i(x) - f_j(x)) - (f_i(y) - f_j(y))| \\le M_{ij} \\|x - y\\|_2
+    .. math:: |(f_i(x) - f_j(x)) - (f_i(y) - f_j(y))| \le M_{ij} \|x - y\|_2
 
     Upper bounds, for all inputs. Where a linear layer is last, M is the bound of what comes before it (as by
-    `lipschitz_bound`) times :math:`\\|w_i - w_j\\|_2`, the distance of its rows; else :math:`\\sqrt 2` times the bound
-    of the module. One walk for any number of classes.
+    `lipschitz_bound`) times :math:`\|w_i - w_j\|_2`, the distance of its rows; less at the end of a chain of linear
+    layers and monotone activations, for the difference of rows goes through the walk. Else it is :math:`\sqrt 2` times
+    the bound of the module. One walk for any number of classes.
 
     Args:
         module: A classifier that keeps samples apart. As in eval mode, and left as it is.
@@ -58,18 +63,14 @@ def margin_bounds(module: nn.Module, example_input: Tensor | Sequence[Any] | dic
     if findings.last is None:
         bounds = torch.full((classes, classes), findings.value * math.sqrt(2) * UPWARDS, dtype=torch.float64)
     else:
-        weight, before = findings.last
-        rows = precise(weight)
-        # Products would lose the digits of rows that are close.
-        distances = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").cpu()
-        bounds = torch.where(distances == 0, 0, distances * before * UPWARDS)
+        bounds = _between_rows(*findings.last).cpu()
     return (bounds * rounding).fill_diagonal_(0).to(device)
 
 
 def certified_radius(logits: Tensor, margin_bounds: Tensor) -> Tensor:
     r"""Return how far each sample may move, in the 2-norm, before the predicted class can change.
 
-    .. math:: r = \\min_{j \\ne i} (f_i(x) - f_j(x)) / M_{ij}, \\qquad i = \\arg\\max_k f_k(x)
+    .. math:: r = \min_{j \ne i} (f_i(x) - f_j(x)) / M_{ij}, \qquad i = \arg\max_k f_k(x)
 
     Certain: no change of the input that is smaller changes the class.
 
@@ -103,6 +104,22 @@ def certified_radius(logits: Tensor, margin_bounds: Tensor) -> Tensor:
     radii.scatter_(1, predicted[:, None], math.inf)
     certain = torch.where(outputs.isfinite().all(1), radii.amin(1), 0.0)
     return _downwards(certain, reported(logits)).to(logits.device)
+
+
+def _between_rows(weight: Tensor, before: Bound) -> Tensor:
+    """Return the bounds of differences of the rows' products, shape (rows, rows), float64."""
+    rows = precise(weight)
+    # Products would lose the digits of rows that are close.
+    distances = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
+    bounds = distances * before.value
+    if before.chain is not None and before.chain.shape is not None:
+        # With R as in `chain`: |d^T x| <= g sqrt(d^T R d). Rounding, of R and its root, is by far less than 1e-6.
+        factor = torch.linalg.eigh(before.chain.shape)
+        root = factor.eigenvectors * (factor.eigenvalues.clamp_min(0) + _ROUNDING).sqrt()
+        within = rows @ root
+        chained = torch.cdist(within, within, compute_mode="donot_use_mm_for_euclid_dist") * before.chain.gain
+        bounds = torch.where(bounds.isnan(), bounds, torch.minimum(bounds, chained))
+    return torch.where(distances == 0, 0, bounds * UPWARDS)
 
 
 def _downwards(values: Tensor, dtype: torch.dtype) -> Tensor:

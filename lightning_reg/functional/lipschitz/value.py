@@ -39,7 +39,7 @@ class Bound:
     """The dimension of the channels, counted from the end."""
     own: float | None = None
     """The constant of the layer alone that made the value."""
-    last: "tuple[Tensor, float] | None" = None
+    last: "tuple[Tensor, Bound] | None" = None
     """Of what is a product with a matrix but for constants that are added: its weight, and the bound before it."""
 
     def after(self, factor: float, slopes: Slopes | None = None) -> "Bound":

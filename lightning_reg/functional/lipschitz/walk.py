@@ -14,7 +14,7 @@ from lightning_reg.functional.lipschitz.rules.registry import own_functions
 from lightning_reg.functional.lipschitz.stand_in import stand_in
 from lightning_reg.functional.lipschitz.tracer import Tracer
 from lightning_reg.functional.lipschitz.untraced import layers_alone
-from lightning_reg.functional.lipschitz.value import together
+from lightning_reg.functional.lipschitz.value import Bound, together
 from lightning_reg.functional.tensors.random import devices_of, watched_generators
 
 
@@ -24,7 +24,7 @@ class Findings(NamedTuple):
     value: float
     per_layer: dict[str, float]
     unbounded: tuple[tuple[str, str], ...]
-    last: tuple[Tensor, float] | None = None
+    last: tuple[Tensor, Bound] | None = None
     """Of an output that a matrix makes: its weight, and the bound before it."""
 
 

@@ -1,4 +1,5 @@
 """Proximal operators, which make weights exactly zero: of single entries (`elementwise`) and of `groups`.
 
-`step_size` knows how far each optimizer moves a weight, which is the factor that an operator needs.
+`step_size` knows how far each optimizer moves a weight, which is the factor that an operator needs; `optimality` is how
+far weights are from a minimum.
 """

@@ -35,7 +35,7 @@ def add_gradient_(grad: Tensor, layer: Layer, norm: FollowedNorm, factor: Tensor
     is_plain = not (layer.tensor.is_complex() or (_is_matrix(layer, norm) and layer.is_reordered))
     if is_plain and grad.is_contiguous() and grad.dtype == norm.left.dtype:
         # A matrix of low rank, as large as the weight, need not be written first.
-        grad.view(groups, rows, -1).baddbmm_((norm.left * factor).mT, norm.right)
+        grad.view(groups, rows, norm.right.shape[-1]).baddbmm_((norm.left * factor).mT, norm.right)
     else:
         grad.add_(gradient_of(layer, norm, factor))
 

@@ -9,7 +9,6 @@ cos(m x).
 
 import math
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from lightning_reg.functional.spectral.convolution import Convolution, Sizes, smallest_image
 from lightning_reg.functional.spectral.matrices import largest_singular_value, scale_of
+from lightning_reg.functional.spectral.responses import Axis, largest_response
 from lightning_reg.functional.tensors.precision import reported, wide, without_autocast
 
 # Layers of at most so many rows or columns are written out as matrices, which is exact.
@@ -27,19 +27,6 @@ _ROUNDING = 1e-5
 _COARSE, _FINE = 4, 16
 # The grid of a known image size may have this many times more points.
 _FINER = 4
-# Complex entries of the matrices of one batch of frequencies.
-_ENTRIES = 1 << 22
-
-
-@dataclass(frozen=True, slots=True)
-class _Axis:
-    """How one spatial dimension is sampled: for each tap that counts, its phase and its position on the grid's line."""
-
-    taps: list[int]
-    phases: list[int]
-    positions: list[int]
-    points: int
-    factor: float  # of the bound, for what the grid or the padding may add
 
 
 def certified_bound(weight: Tensor, layer: Convolution, input_size: Sizes | None, grid: int) -> Tensor:
@@ -60,6 +47,28 @@ def certified_bound(weight: Tensor, layer: Convolution, input_size: Sizes | None
         return bound + bound.detach().sign() * torch.finfo(bound.dtype).smallest_normal * torch.finfo(bound.dtype).eps
 
 
+def reshaped_bound(weight: Tensor, layer: Convolution, input_size: Sizes | None) -> Tensor:
+    r"""Return an upper bound of the norm of the layer with `weight` for one eigenvalue problem, shape ().
+
+    The norm of the kernel as a matrix (outputs, inputs * taps), times the root of the number of windows that show one
+    pixel: :math:`\prod \lceil k / s \rceil`, and as often as padding copies it.
+    """
+    if not weight.numel():
+        return weight.sum().to(reported(weight))
+    windows = 1
+    settings = zip(layer.kernel, layer.stride, layer.dilation, layer.before, layer.after, strict=True)
+    for dim, (kernel, stride, dilation, before, after) in enumerate(settings):
+        windows *= -(-kernel // (stride // math.gcd(stride, dilation)))
+        if layer.padding_mode != "zeros" and before + after:
+            axis = _Dimension(kernel, stride, dilation, before, after, layer.padding_mode, 1)
+            windows *= max(axis.copies(n) for n in ([input_size[dim]] if input_size else axis.any_image()))
+    with without_autocast(weight.device):
+        entries = wide(weight)
+        norm = largest_singular_value(entries.reshape(layer.groups, -1, math.prod(entries.shape[1:]))).amax()
+        norm = (norm * math.sqrt(windows) * (1 + _ROUNDING)).to(reported(weight))
+        return norm + norm.sign() * torch.finfo(norm.dtype).smallest_normal * torch.finfo(norm.dtype).eps
+
+
 def bound_allowance(layer: Convolution, grid: int = 16) -> float:
     """Return the most that `certified_bound` for images of any size can be, in multiples of the largest response."""
     factors = [math.prod(axis.factor for axis in _sampled(layer, None, grid, ring=False))]
@@ -72,14 +81,14 @@ def bound_allowance(layer: Convolution, grid: int = 16) -> float:
 def frequency_bound(weight: Tensor, layer: Convolution, input_size: Sizes | None, grid: int) -> Tensor:
     """Return an upper bound of the norm of the layer with `weight`, up to rounding, shape ()."""
     line = _sampled(layer, input_size, grid, ring=False)
-    bound = _largest_response(weight, layer.groups, line)
+    bound = largest_response(weight, layer.groups, line)
     if layer.padding_mode == "circular" and any(layer.before + layer.after):
         ring = _sampled(layer, input_size, grid, ring=True)
-        bound = torch.minimum(bound, _largest_response(weight, layer.groups, ring))
+        bound = torch.minimum(bound, largest_response(weight, layer.groups, ring))
     return bound
 
 
-def _sampled(layer: Convolution, input_size: Sizes | None, grid: int, *, ring: bool) -> list[_Axis]:
+def _sampled(layer: Convolution, input_size: Sizes | None, grid: int, *, ring: bool) -> list[Axis]:
     """Return the axes of `layer`; `ring`: circular padding as a ring, not as an image that repeats its border."""
     axes = []
     images = None if input_size is None else layer.image_sizes(input_size)
@@ -109,7 +118,7 @@ class _Dimension:
     mode: str
     grid: int
 
-    def cut_out(self, large: int | None, small: int | None, before: int) -> _Axis:
+    def cut_out(self, large: int | None, small: int | None, before: int) -> Axis:
         """Return the axis for zeros around an image of `large` pixels (None: any), `before` of them in front."""
         if large is None or small is None:
             return self._on_line(self.stride, self.grid, _COARSE)
@@ -121,16 +130,16 @@ class _Dimension:
         points = -(-(large + max(before, behind, 0)) // step)
         return self._on_ring(points, step, met)
 
-    def padded(self, large: int | None, small: int | None) -> _Axis:
+    def padded(self, large: int | None, small: int | None) -> Axis:
         """Return the axis for padding with copies of pixels: then the image is longer, and larger by the copies."""
         if large is None:
             axis = self.cut_out(None, None, 0)
         else:
             axis = self.cut_out(large + self.before + self.after, small, 0)
-        copies = max(self._copies(n) for n in ([large] if large is not None else self._any_image()))
+        copies = max(self.copies(n) for n in ([large] if large is not None else self.any_image()))
         return _scaled(axis, math.sqrt(copies))
 
-    def closed(self, size: int | None) -> _Axis:
+    def closed(self, size: int | None) -> Axis:
         """Return the axis for circular padding: outputs of a ring, some perhaps more than once.
 
         The outputs lie at multiples of the stride around the ring: at those of its common divisor with the size.
@@ -139,19 +148,19 @@ class _Dimension:
             step = math.gcd(self.stride, size)
             axis = self._on_ring(size // step, step, list(range(self.kernel)))
             return _scaled(axis, math.sqrt(self._rounds(size)))
-        rounds = max(self._rounds(n) for n in self._any_image())
+        rounds = max(self._rounds(n) for n in self.any_image())
         return _scaled(self._on_line(1, self.grid, _COARSE), math.sqrt(rounds))
 
-    def _on_line(self, stride: int, points: int, least: int) -> _Axis:
+    def _on_line(self, stride: int, points: int, least: int) -> Axis:
         # Only what stride and dilation do not share makes phases.
         step = stride // math.gcd(stride, self.dilation)
         taps = list(range(self.kernel))
         degree = (self.kernel - 1) // step
         points = max(points, least * degree) if degree else 1
         factor = 1 / math.cos(math.pi * degree / (2 * points))
-        return _Axis(taps, [tap % step for tap in taps], [tap // step for tap in taps], points, factor)
+        return Axis(taps, [tap % step for tap in taps], [tap // step for tap in taps], points, factor)
 
-    def _on_ring(self, points: int, step: int, taps: list[int]) -> _Axis:
+    def _on_ring(self, points: int, step: int, taps: list[int]) -> Axis:
         limit = max(_FINER * self.grid, _FINE * ((self.kernel - 1) // (step // math.gcd(step, self.dilation))))
         if points > limit and len(taps) == self.kernel:
             return self._on_line(step, limit, _FINE)
@@ -160,16 +169,16 @@ class _Dimension:
         # Where a phase begins changes no norm.
         first = {phase: min(q for q, r in places if r == phase) for phase in ranks}
         positions = [(q - first[r]) % points for q, r in places]
-        return _Axis(taps, [ranks[r] for _, r in places], positions, points if any(positions) else 1, 1.0)
+        return Axis(taps, [ranks[r] for _, r in places], positions, points if any(positions) else 1, 1.0)
 
-    def _any_image(self) -> range:
+    def any_image(self) -> range:
         """Return image sizes that the layer takes, up to one after which no image has more copies or rounds."""
         span = self.dilation * (self.kernel - 1) + 1
         pad = self.before + self.after
         least = max(smallest_image(self.mode, self.before, self.after), span - pad)
         return range(least, least + pad + 2 * self.stride + 2)
 
-    def _copies(self, size: int) -> int:
+    def copies(self, size: int) -> int:
         """Return how often padding shows the pixel that it shows most often."""
         outside = [*range(-self.before, 0), *range(size, size + self.after)]
         if self.mode == "circular":
@@ -187,64 +196,5 @@ class _Dimension:
         return -(-outputs * math.gcd(self.stride, size) // size)
 
 
-def _scaled(axis: _Axis, factor: float) -> _Axis:
-    return _Axis(axis.taps, axis.phases, axis.positions, axis.points, axis.factor * factor)
-
-
-def _largest_response(weight: Tensor, groups: int, axes: Sequence[_Axis]) -> Tensor:
-    """Return the largest norm over all frequencies of the grid and all groups, times the factors of the axes."""
-    for dim, axis in enumerate(axes, start=2):
-        if len(axis.taps) < weight.shape[dim]:
-            weight = weight.index_select(dim, torch.tensor(axis.taps, dtype=torch.long, device=weight.device))
-    weight = weight.flatten(2)
-    response = _Response(weight.view(groups, weight.shape[0] // groups, *weight.shape[1:]), axes)
-    with torch.no_grad():
-        norms = torch.cat([largest_singular_value(response.at(some)) for some in response.batches()])
-    largest = norms.max()
-    if torch.is_grad_enabled() and weight.requires_grad:
-        # Only one frequency has a gradient: the others need no graph, which would hold all their matrices.
-        best = norms.argmax().view(1)
-        matrix = response.at(best // groups).index_select(1, best % groups)
-        largest = largest_singular_value(matrix).squeeze()
-    return largest * math.prod(axis.factor for axis in axes)
-
-
-class _Response:
-    """The matrices between channels at the frequencies of a grid."""
-
-    def __init__(self, taps: Tensor, axes: Sequence[_Axis]) -> None:
-        self._taps = taps  # (groups, outputs, inputs, taps)
-        self._points = [axis.points for axis in axes]
-        device = taps.device
-        self._positions = torch.cartesian_prod(
-            *(torch.tensor(axis.positions, dtype=torch.long, device=device) for axis in axes)
-        )
-        self._positions = self._positions.view(-1, len(axes))
-        phase = torch.zeros(1, dtype=torch.long, device=device)
-        self._phases = 1
-        for axis in axes:
-            count = 1 + max(axis.phases, default=0)
-            phase = (phase[:, None] * count + torch.tensor(axis.phases, dtype=torch.long, device=device)).flatten()
-            self._phases *= count
-        self._in_phase = torch.nn.functional.one_hot(phase, self._phases).to(taps.dtype)  # (taps, phases)
-
-    def batches(self) -> Sequence[Tensor]:
-        """Return the indices of all frequencies but the conjugates of others, in parts that fit into memory."""
-        # Opposite frequencies have conjugate matrices: half of the first axis is enough.
-        half = self._points[0] // 2 + 1
-        count = half * math.prod(self._points[1:])
-        entries = math.prod(self._taps.shape[:-1]) * self._phases
-        return torch.split(torch.arange(count, device=self._taps.device), max(_ENTRIES // entries, 1))
-
-    def at(self, indices: Tensor) -> Tensor:
-        """Return the matrices at frequencies, shape (frequencies, groups, outputs, inputs * phases)."""
-        turns = torch.zeros((), dtype=self._taps.dtype, device=self._taps.device)
-        for dim in reversed(range(len(self._points))):
-            points = self._points[dim]
-            # Whole numbers, so that the angle is exact for large kernels, too.
-            turns = turns + ((indices % points)[:, None] * self._positions[:, dim] % points).to(turns.dtype) / points
-            indices = indices // points
-        waves = torch.polar(torch.ones_like(turns), 2 * math.pi * turns)  # (frequencies, taps)
-        waves = waves[..., None] * self._in_phase
-        response = self._taps.to(waves.dtype) @ waves.transpose(0, 1).flatten(1)
-        return response.view(*response.shape[:3], len(turns), self._phases).movedim(3, 0).flatten(3)
+def _scaled(axis: Axis, factor: float) -> Axis:
+    return Axis(axis.taps, axis.phases, axis.positions, axis.points, axis.factor * factor)

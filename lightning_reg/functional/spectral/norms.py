@@ -86,8 +86,8 @@ def conv_norm_bound(  # noqa: PLR0913  # the arguments of a convolution
     - Other padding that copies pixels: by a further :math:`\sqrt c` at most, the most copies that padding makes of one
       pixel: usually 2 for each padded dimension, more for images smaller than the padding.
 
-    Differentiable: the gradient is that of the frequency that attains the maximum. Costs an eigenvalue problem for each
-    frequency, far more than `operator_norm_estimate`, and waits for the device.
+    Differentiable: the gradient is that of the frequency that attains the maximum. Costs a factorization or an
+    eigenvalue problem for each frequency, far more than `operator_norm_estimate`, and waits for the device.
 
     Args:
         weight: The layer's weight, shape (rows, columns / groups, *kernel), 1d to 3d; of a transposed convolution as it

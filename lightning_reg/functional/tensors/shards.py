@@ -19,6 +19,10 @@ def local_part(tensor: Tensor) -> Tensor:
     return tensor.to_local() if has_dtensors([tensor]) else tensor  # type: ignore[attr-defined]
 
 
+def _part_or_none(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else local_part(tensor)
+
+
 def local_parts(tensors: list[Tensor]) -> list[Tensor]:
     """Return the local part of each."""
     return [local_part(tensor) for tensor in tensors] if has_dtensors(tensors) else tensors
@@ -37,7 +41,7 @@ def as_placed(tensor: Tensor, like: Tensor) -> Tensor:
     return placed
 
 
-def sum_over_shards(term: Callable[[list[Tensor]], Tensor], weights: Iterable[Tensor]) -> Tensor:
+def sum_over_shards(term: Callable[..., Tensor], weights: Iterable[Tensor], *beside: Sequence[Tensor | None]) -> Tensor:
     """Return `term` of all `weights`, shape (), the same on every rank.
 
     Its gradient in a sharded weight is that of the local shard. A collective call where weights are sharded.
@@ -45,11 +49,12 @@ def sum_over_shards(term: Callable[[list[Tensor]], Tensor], weights: Iterable[Te
     Args:
         term: A sum over the entries of the plain tensors it is given, one device at a time.
         weights: Plain tensors and `DTensor`s; none at all give 0.
+        beside: Tensors that belong to the weights, in the same order, of which `term` gets the parts as well.
 
     """
     total = None
-    for (_, spread), (_, parts) in _by_layout(list(weights)).items():
-        value = term(parts)
+    for (_, spread), (positions, parts) in _by_layout(list(weights)).items():
+        value = term(parts, *([_part_or_none(some[position]) for position in positions] for some in beside))
         if spread:
             everywhere = value.detach().clone()
             for group in spread:
@@ -160,3 +165,21 @@ def local_slice(tensor: Tensor, like: Tensor) -> Tensor:
     everywhere = module.DTensor.from_local(tensor, mesh, [module.Replicate()] * mesh.ndim, run_check=False)
     part: Tensor = everywhere.redistribute(mesh, like.placements).to_local()  # type: ignore[attr-defined]
     return part
+
+
+def spread_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return a whole `tensor` that all ranks have as a `DTensor` spread as `like` is; no communication.
+
+    Of one with further dimensions in front of those of `like`, the last ones are spread. One of another shape, or
+    beside a plain tensor, stays as it is.
+    """
+    further = tensor.ndim - like.ndim
+    if not has_dtensors([like]) or further < 0 or tensor.shape[further:] != like.shape:
+        return tensor
+    module = sys.modules["torch.distributed.tensor"]
+    mesh, placements = like.device_mesh, like.placements  # type: ignore[attr-defined]
+    if further:
+        placements = [module.Shard(spot.dim + further) if spot.is_shard() else spot for spot in placements]
+    everywhere = module.DTensor.from_local(tensor, mesh, [module.Replicate()] * mesh.ndim, run_check=False)
+    spread: Tensor = everywhere.redistribute(mesh, placements)
+    return spread

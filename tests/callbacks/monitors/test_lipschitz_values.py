@@ -2,11 +2,13 @@
 
 import math
 from collections import namedtuple
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
@@ -14,6 +16,8 @@ from torch.nn.utils import parametrizations, prune
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_reg import LipschitzMonitor, SpectralConstraint, register_lipschitz_rule
+from lightning_reg.callbacks.monitors import lipschitz_run
+from lightning_reg.functional.lipschitz import budget as lipschitz_budget
 from tests.callbacks.monitors.lipschitz import Passing, Recorder, true_lower
 from tests.event_files import scalars
 from tests.models import Gan, Regressor, loader, samples
@@ -408,3 +412,50 @@ def test_bounds_that_rounding_alone_puts_in_disorder_are_not_reported(fit, tmp_p
 
     logged = scalars(tmp_path)
     assert logged["reg/lipschitz_gap"][13] == pytest.approx(1, rel=1e-3)  # and no warning
+
+
+def test_a_monitor_that_has_used_up_its_budget_logs_cheaper_bounds_and_says_so(fit, tmp_path, monkeypatch):
+    monkeypatch.setattr(lipschitz_run, "_GRACE", -1.0)
+    recorder = Recorder()
+
+    with pytest.warns(UserWarning, match=r"used up its budget, 0 of the training time: 2 norms of layers are bounded"):
+        fit(recorder, LipschitzMonitor(budget=0, **EVERY), module=Passing(), logger=TensorBoardLogger(tmp_path))
+
+    logged = scalars(tmp_path)
+    assert set(logged["reg/lipschitz_cheap_norms"].values()) == {2}
+    for step, value in logged["reg/lipschitz_upper"].items():
+        matrices = [recorder.networks[step][index].weight.detach().numpy() for index in (0, 2)]
+        schur = [math.sqrt(np.linalg.norm(matrix, 1) * np.linalg.norm(matrix, np.inf)) for matrix in matrices]
+        cheap = [min(own, np.linalg.norm(matrix)) for own, matrix in zip(schur, matrices, strict=True)]
+        assert value == pytest.approx(GELU * math.prod(cheap), rel=1e-4)
+
+
+class Clock(Callback):
+    """Each look at the time takes a second, and each step 100."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def monotonic(self):
+        self.now += 1
+        return self.now
+
+    def on_train_batch_start(self, *_):
+        self.now += 100
+
+
+@pytest.mark.parametrize(("budget", "is_exact"), [(0, False), (0.05, True)])
+def test_the_budget_is_a_share_of_the_training_time_after_five_seconds(fit, tmp_path, monkeypatch, budget, is_exact):
+    clock = Clock()
+    monkeypatch.setattr(lipschitz_budget, "time", clock)
+    monitor = LipschitzMonitor(budget=budget, **EVERY)
+
+    with nullcontext() if is_exact else pytest.warns(UserWarning, match="used up its budget"):
+        fit(clock, monitor, module=Passing(), logger=TensorBoardLogger(tmp_path), max_epochs=4)
+
+    logged = scalars(tmp_path)
+    cheap = list(logged.get("reg/lipschitz_cheap_norms", {}))
+    steps = list(logged["reg/lipschitz_upper"])
+    assert len(steps) == 5
+    assert steps[0] not in cheap
+    assert (steps[-1] in cheap) is not is_exact

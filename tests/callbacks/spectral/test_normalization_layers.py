@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from lightning_reg import Select, SpectralConstraint, SpectralNormalization
+from lightning_reg import Select, SpectralConstraint, SpectralNormalization, SpectralNormPenalty
 from tests.callbacks.spectral.norms import norm as largest_response
 
 
@@ -268,3 +268,34 @@ def test_a_sparse_gradient_becomes_a_dense_one(trainer_of):
     trainer_of(SpectralNormalization(), max_epochs=1).fit(module)
 
     assert spectral(network.weight) == pytest.approx(1, rel=0.02)
+
+
+class WithoutEntries(nn.Module):
+    def __init__(self, empty):
+        super().__init__()
+        self.empty, self.full = empty, nn.Linear(4, 3)
+
+    def forward(self, inputs):
+        return self.full(inputs) + self.empty(inputs[:, : self.empty.in_features]).sum()
+
+
+@pytest.mark.parametrize("shape", [(4, 0), (0, 3)])
+@pytest.mark.parametrize(
+    "control",
+    [
+        SpectralNormalization(0.5),
+        SpectralConstraint(0.5),
+        SpectralNormPenalty(3.0),
+        SpectralNormPenalty(3.0, mode="grad"),
+    ],
+    ids=repr,
+)
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_a_layer_without_entries_does_not_stop_the_run_and_others_are_controlled(control, shape, trainer_of):
+    network = WithoutEntries(nn.Linear(*shape))
+    start = torch.linalg.matrix_norm(network.full.weight, 2).item()
+
+    train(trainer_of, network, torch.ones(2, 4), callback=control)
+
+    norm = torch.linalg.matrix_norm(network.full.weight, 2).item()
+    assert norm < start if isinstance(control, SpectralNormPenalty) else norm <= 0.505

@@ -12,13 +12,13 @@ from lightning_reg.functional import certified_radius, lipschitz_bound, margin_b
 from lightning_reg.metrics import CertifiedAccuracy
 
 
-def classifier(seed=0):
+def classifier(seed=0, activation=nn.Tanh):
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 12), nn.Tanh(), nn.Linear(12, 4)).double()
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 12), activation(), nn.Linear(12, 4)).double()
 
 
 def test_the_bound_of_a_margin_is_the_bound_before_the_last_layer_times_the_distance_of_its_rows():
-    network, example = classifier(), torch.zeros(1, 6).double()
+    network, example = classifier(activation=nn.GELU), torch.zeros(1, 6).double()
     before = lipschitz_bound(network[:-1], example).value
     rows = network[-1].weight.detach().numpy()
     bounds = margin_bounds(network, example)
@@ -28,6 +28,18 @@ def test_the_bound_of_a_margin_is_the_bound_before_the_last_layer_times_the_dist
     # What only shifts the outputs, or passes them on, does not matter.
     longer = nn.Sequential(network, nn.Dropout(), nn.Identity())
     assert torch.equal(margin_bounds(longer, example), bounds)
+
+
+def test_at_the_end_of_a_chain_the_difference_of_rows_is_one_more_matrix_of_it():
+    network, example = classifier(), torch.zeros(1, 6).double()
+    bounds = margin_bounds(network, example)
+    before = lipschitz_bound(network[:-1], example).value
+    rows = network[-1].weight.detach()
+    for first, second in ((0, 1), (2, 3), (3, 0)):
+        network[-1] = nn.Linear(12, 1).double()
+        network[-1].weight = nn.Parameter((rows[first] - rows[second])[None])
+        assert bounds[first, second] == pytest.approx(lipschitz_bound(network, example).value, rel=1e-6)
+        assert bounds[first, second] < 0.99 * before * (rows[first] - rows[second]).norm()
 
 
 def test_without_a_linear_last_layer_it_is_root_two_times_the_bound():

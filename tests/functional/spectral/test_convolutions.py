@@ -11,7 +11,8 @@ from scipy.sparse.linalg import LinearOperator, svds
 from torch import nn
 
 from lightning_reg.functional import conv_norm_bound, operator_norm_estimate
-from lightning_reg.functional.spectral import frequencies
+from lightning_reg.functional.spectral import frequencies, responses
+from lightning_reg.functional.spectral.convolution import convolution_of
 from tests.functional.spectral.layer_maps import layer_bound, layer_map
 
 LAYERS = {
@@ -97,6 +98,12 @@ def test_bounds_and_estimates_hold_for_one_hundred_random_layers(seed, monkeypat
         with monkeypatch.context() as patch:
             patch.setattr(frequencies, "_DENSE", 0)
             assert layer_bound(layer, weight, size) >= truth, what
+            patch.setattr(responses, "_LARGE", 0)  # the search that large layers take
+            assert layer_bound(layer, weight, size) >= truth, what
+            assert layer_bound(layer, weight) >= truth, what
+        for images in (size, None):  # without frequencies
+            described = convolution_of(layer, weight)
+            assert frequencies.reshaped_bound(weight, described, images) >= truth, what
 
         apply, adjoint, shape = layer_map(layer, layer.weight, size)
         basis = basis_of(layer, size)
@@ -236,7 +243,7 @@ def test_a_large_layer_is_bounded_in_parts():
     weight = torch.randn(128, 128, 3, 3, generator=torch.Generator().manual_seed(0))
     whole = conv_norm_bound(weight, grid=8)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(frequencies, "_ENTRIES", 1)
+        patch.setattr(responses, "_ENTRIES", 1)
         parts = conv_norm_bound(weight, grid=8)
 
     torch.testing.assert_close(whole, parts)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lightning_reg.functional.lipschitz.budget import cheap_norm, is_too_late
 from lightning_reg.functional.lipschitz.chain import Chain
 from lightning_reg.functional.lipschitz.rounding import UPWARDS, norm_and_gram, norm_upwards, precise, times
 from lightning_reg.functional.lipschitz.rules.registry import (
@@ -28,7 +29,7 @@ from lightning_reg.functional.lipschitz.value import (
     smaller,
 )
 from lightning_reg.functional.spectral.convolution import Convolution, Sizes, convolution, convolution_of
-from lightning_reg.functional.spectral.frequencies import certified_bound
+from lightning_reg.functional.spectral.frequencies import certified_bound, reshaped_bound
 
 _GRID = 16
 
@@ -47,8 +48,11 @@ def _linear(op: Operation, input: Any, weight: Any, bias: Any = None) -> Bound:
 
 def dense(bound: Bound, weight: Tensor) -> Bound:
     """Return the bound after a product of the last dimension with `weight`, shape (out, in)."""
-    norm, gram = norm_and_gram(weight)
-    chain = (bound.chain or Chain(bound.value)).linear(weight, norm, gram)
+    if is_too_late():
+        norm, chain = cheap_norm(weight), None
+    else:
+        norm, gram = norm_and_gram(weight)
+        chain = (bound.chain or Chain(bound.value)).linear(weight, norm, gram)
     value = times(bound.value, norm)
     return Bound(
         value if chain is None else smaller(value, chain.gain),
@@ -56,13 +60,13 @@ def dense(bound: Bound, weight: Tensor) -> Bound:
         lambda scale: dense(bound, precise(weight) * scale[:, None]),
         channels=-1,
         own=norm,
-        last=(weight, bound.value),
+        last=(weight, bound),
     )
 
 
 def convolved(bound: Bound, weight: Tensor, layer: Convolution, size: Sizes | None) -> Bound:
     """Return the bound after a convolution of images of `size`; None: of any."""
-    norm = float(certified_bound(weight, layer, size, _GRID))
+    norm = float(reshaped_bound(weight, layer, size) if is_too_late() else certified_bound(weight, layer, size, _GRID))
 
     def scaled(scale: Tensor) -> Bound:
         if layer.transposed:

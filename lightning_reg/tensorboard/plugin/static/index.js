@@ -4,6 +4,7 @@ import { comparison } from "./compare/compare.js";
 import { curvePanel } from "./curve/curve.js";
 import { controls } from "./frame/controls.js";
 import { advice } from "./frame/empty.js";
+import { moduleTree } from "./frame/modules.js";
 import { assembled, styled } from "./frame/page.js";
 import { runList } from "./frame/runs.js";
 import { statusBar } from "./frame/status.js";
@@ -12,6 +13,7 @@ import { borrowFont, followReload, followTheme } from "./frame/theme.js";
 import { tooltip } from "./frame/tooltip.js";
 import { heatmaps } from "./heatmap/heatmaps.js";
 import { oddLayers } from "./odd/odd.js";
+import { rowName } from "./names/folding.js";
 import * as api from "./server/api.js";
 import { loader } from "./server/heatmap_loader.js";
 import { poll } from "./server/poll.js";
@@ -37,6 +39,9 @@ export async function render() {
   const load = loader(() => repaint());
   let picked = null; // the card in which a row was chosen, until its curve is in sight, too
   const pick = (layer, card) => {
+    const folded = choices.get().folded ?? [];
+    const left = folded.filter((path) => rowName(path) !== layer);
+    if (left.length < folded.length) return choices.set({ folded: left.length ? left : null });
     picked = card;
     const closes = layer === choices.get().layer;
     choices.set({ layer: closes ? "" : layer });
@@ -49,8 +54,9 @@ export async function render() {
   const summary = table((changes) => choices.set(changes));
   const runs = runList((names) => choices.set({ runs: sameAsFirst(names) ? null : names }));
   const settings = controls((changes) => choices.set(changes));
+  const modules = moduleTree((folded) => choices.set({ folded: folded.length ? folded : null }));
   const status = statusBar({ refresh: () => reading.now(), pause: (paused) => reading.pause(paused), copy: link.copy });
-  const page = assembled({ settings, runs, status, compare, summary, odd, maps, curve });
+  const page = assembled({ settings, modules, runs, status, compare, summary, odd, maps, curve });
 
   const sameAsFirst = (names) => JSON.stringify(names) === JSON.stringify(firstRuns(catalogue));
 
@@ -79,6 +85,8 @@ export async function render() {
     maps.arrange(view.shown);
     load.want(view.metric, view.readable, maps.columns());
     maps.show(view, state, filter, dark);
+    const layers = new Set(view.readable.flatMap(({ name }) => load.answer(name)?.data?.layers ?? []));
+    modules.show([...layers], state.folded);
     odd.show(view.readable.flatMap(({ name }) => (load.answer(name)?.data ? [[name, load.answer(name).data]] : [])));
     curve.show(view, state, dark);
     if (picked && state.layer) curve.leaveInSight(picked.querySelector(".row-mark"));

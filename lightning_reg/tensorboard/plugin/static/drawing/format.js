@@ -7,6 +7,16 @@ const METRIC_TITLES = {
   weight_norm: "Weight norm",
 };
 
+const REMARKS = {
+  lipschitz: "Upper bounds; convolutions for the size of the images in a batch.",
+  spectral_norm: "Convolutions over images of any size, by default: there it can exceed the Lipschitz bound.",
+};
+
+/** Return what one must know of a metric to compare it with another; empty for most. */
+export function remarkOn(metric) {
+  return REMARKS[metric] ?? "";
+}
+
 /** Return the name of a metric as a title. */
 export function title(metric) {
   if (metric in METRIC_TITLES) return METRIC_TITLES[metric];

@@ -1,7 +1,7 @@
 // What is drawn and how: metric, colours, layers.
 
 import { element } from "../drawing/dom.js";
-import { title } from "../drawing/format.js";
+import { remarkOn, title } from "../drawing/format.js";
 import { MODES } from "../heatmap/modes.js";
 
 const SCALES = [
@@ -43,6 +43,8 @@ function radios(name, heading, kind, change) {
 /** Make the controls. `change(changes)` is called with changes of the state. */
 export function controls(change) {
   const metric = radios("metric", "Metric", "list", (value) => change({ metric: value }));
+  const meaning = element("p", { class: "note meaning" });
+  metric.element.append(meaning);
   const scale = radios("scale", "Colour scale", "segments", (value) => change({ scale: value }));
   const mode = radios("mode", "Show", "list", (value) => change({ mode: value }));
   const axis = radios("axis", "Columns", "segments", (value) => change({ axis: value }));
@@ -75,6 +77,7 @@ export function controls(change) {
         view.metrics.map((name) => [name, title(name)]),
         view.metric,
       );
+      meaning.textContent = remarkOn(view.metric);
       scale.show(SCALES, state.scale);
       range.show(RANGES, state.range);
       mode.show(MODES, state.mode);

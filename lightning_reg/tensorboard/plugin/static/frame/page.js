@@ -15,12 +15,12 @@ export async function styled() {
 }
 
 /** Put the parts together. */
-export function assembled({ settings, runs, status, compare, summary, odd, maps, curve }) {
+export function assembled({ settings, modules, runs, status, compare, summary, odd, maps, curve }) {
   const heading = element("h1");
   const hint = element("p", { class: "hint" }, HINT);
   const hidden = element("div", { class: "advice" });
   const summaryLine = element("summary", {}, "Metric, colours, layers, runs");
-  const side = element("details", { class: "side" }, summaryLine, ...settings.elements, runs.element);
+  const side = element("details", { class: "side" }, summaryLine, ...settings.elements, modules.element, runs.element);
   side.open = innerWidth >= NARROW;
   addEventListener("resize", () => innerWidth >= NARROW && (side.open = true));
   const top = element("div", { class: "top" }, element("div", {}, heading, hint), status.element);

@@ -145,21 +145,19 @@ export function heatmapCard(run, { tip, pick }) {
 
   return {
     element: card,
-    /** Show an answer of the loader: `rows` are the places of the layers that pass the filter. */
-    show({ answer, rows, drawn, mode, axis, scale, layer, stroke, filter, ownRange }) {
+    /** Show an answer of the loader: `layers` are the rows of the `matched` ones that pass the filter. */
+    show({ answer, layers, matched, values, drawn, mode, axis, scale, layer, stroke, filter, ownRange }) {
       swatch.style.background = stroke.colour;
       const data = answer?.data;
       const kept = cursor && shown && [shown.layers[cursor.row], shown.data.steps[cursor.column]];
-      const layers = data ? rows.map((row) => data.layers[row]) : [];
       const edges = data && edgesOf(data.steps);
-      const values = data && rows.map((row) => data.values[row]);
       shown = data && { data, layers, values, drawn, mode, edges, axis, scale, layer };
       cursor = kept && data ? cellOf(kept, layers, data.steps) : null;
       card.classList.toggle("waiting", !answer);
       plot.hidden = !layers.length;
       message.hidden = Boolean(layers.length);
       message.textContent = messageOf(answer, filter);
-      note.textContent = data ? noteOf(data, layers) : "";
+      note.textContent = data ? noteOf(data, layers.length, matched) : "";
       note.title =
         data?.order === "name"
           ? "By name: this run has not logged the order of its layers"
@@ -167,7 +165,7 @@ export function heatmapCard(run, { tip, pick }) {
       range.hidden = !ownRange || !layers.length;
       if (!range.hidden) range.replaceChildren(...rangeBar(scale));
       if (data) {
-        const size = `${count(layers.length, "layer")} by ${count(data.steps.length, "step")}`;
+        const size = `${count(layers.length, layers.length < matched ? "row" : "layer")} by ${count(data.steps.length, "step")}`;
         grid.setAttribute(
           "aria-label",
           `${title(data.metric)} of run ${run}, ${size}. Arrow keys move, Enter shows the layer's curve.`,
@@ -220,9 +218,10 @@ function messageOf(answer, filter) {
   return answer.error.missing ? "This run has no such numbers." : `Not read: ${answer.error.message}`;
 }
 
-function noteOf(data, layers) {
-  const some = layers.length < data.layers.length ? `${layers.length} of ` : "";
+function noteOf(data, rows, matched) {
+  const some = matched < data.layers.length ? `${matched} of ` : "";
+  const folded = rows < matched ? ` in ${count(rows, "row")}` : "";
   const all = count(data.total_steps, "step");
   const steps = data.steps.length < data.total_steps ? `${data.steps.length} of ${all}` : all;
-  return `${some}${count(data.layers.length, "layer")} · ${steps}`;
+  return `${some}${count(data.layers.length, "layer")}${folded} · ${steps}`;
 }

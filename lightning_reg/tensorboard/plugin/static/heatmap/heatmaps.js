@@ -4,9 +4,10 @@ import { strokeOf } from "../drawing/colours.js";
 import { element } from "../drawing/dom.js";
 import { number } from "../drawing/format.js";
 import { aroundZero, extent, scaleOver, withoutOutliers } from "../drawing/scale.js";
+import { joined, rowsOf } from "../names/folding.js";
 import { heatmapCard } from "./heatmap.js";
 import { kindsIn, legend } from "./legend.js";
-import { drawnOf, modeOf } from "./modes.js";
+import { drawnOf, median, modeOf } from "./modes.js";
 import { axisOf } from "./steps.js";
 
 const LEAST_WIDTH = 320;
@@ -34,13 +35,28 @@ export function heatmaps(load, actions) {
   let cache = { key: null, parts: new WeakMap() };
 
   /** Return what is seen of an answer. Cached: it is asked for again after every answer of any run. */
-  function partOf(data, filter, mode, base) {
-    const key = [filter.matches, mode.name, base];
+  function partOf(data, filter, mode, base, folded) {
+    const key = [filter.matches, mode.name, base, folded];
     if (!cache.key?.every((each, index) => each === key[index])) cache = { key, parts: new WeakMap() };
     if (!cache.parts.has(data)) {
-      const rows = data.layers.flatMap((name, row) => (filter.matches(name) ? [row] : []));
-      const values = drawnOf(mode.name, data, rows, base);
-      cache.parts.set(data, { rows, values, extent: extent([values]), sample: sampleOf(values), kinds: kindsIn(values) });
+      const matched = data.layers.flatMap((name, row) => (filter.matches(name) ? [row] : []));
+      const rows = rowsOf(
+        matched.map((row) => data.layers[row]),
+        folded ?? [],
+      );
+      const drawn = foldedTo(rows, drawnOf(mode.name, data, matched, base));
+      cache.parts.set(data, {
+        layers: rows.map((row) => row.name),
+        matched: matched.length,
+        values: foldedTo(
+          rows,
+          matched.map((row) => data.values[row]),
+        ),
+        drawn,
+        extent: extent([drawn]),
+        sample: sampleOf(drawn),
+        kinds: kindsIn(drawn),
+      });
     }
     return cache.parts.get(data);
   }
@@ -76,7 +92,7 @@ export function heatmaps(load, actions) {
       const base = mode.name === "baseline" ? (load.answer(view.baseline)?.data ?? null) : null;
       for (const { name } of view.readable) {
         const data = load.answer(name)?.data;
-        if (data) parts.set(name, partOf(data, filter, mode, base));
+        if (data) parts.set(name, partOf(data, filter, mode, base, state.folded));
       }
       const axis = axisOf([...parts.keys()].map((name) => load.answer(name).data.steps));
       const scaleFor = (some) => scaleOver(rangeOf(some, view.metric, mode, state.scale), state.scale);
@@ -86,8 +102,10 @@ export function heatmaps(load, actions) {
         const part = parts.get(run.name);
         cards.get(run.name).show({
           answer: view.readable.includes(run) ? load.answer(run.name) : NONE,
-          rows: part?.rows ?? [],
-          drawn: part?.values ?? [],
+          layers: part?.layers ?? [],
+          matched: part?.matched ?? 0,
+          values: part?.values ?? [],
+          drawn: part?.drawn ?? [],
           mode,
           axis: state.axis === "relative" && part ? axisOf([load.answer(run.name).data.steps]) : axis,
           scale: shared || (part && scaleFor([part])),
@@ -100,6 +118,20 @@ export function heatmaps(load, actions) {
       colours.show(shared || null, kinds, remark(view.readable.length, load.answered(), state, shared));
     },
   };
+}
+
+/** Return the values of `rows`, each of one layer or of several. */
+function foldedTo(rows, values) {
+  return rows.map(({ members }) =>
+    members.length === 1
+      ? values[members[0]]
+      : values[members[0]].map((_, column) =>
+          joined(
+            members.map((member) => values[member][column]),
+            median,
+          ),
+        ),
+  );
 }
 
 const SAMPLE = 2000;

@@ -12,12 +12,13 @@ export const DEFAULTS = Object.freeze({
   better: "", // "low" or "high"; empty: as the metric's name says
   columns: null, // names of columns of the table; null: those in which runs differ
   filter: "",
+  folded: null, // paths of modules whose layers are one row
   runs: null, // an array of names; null: as many as fit
   layer: "", // whose curve is open
   sort: "run", // a column of the table, with "-" before it: the largest first
 });
 
-const LISTS = ["runs", "columns"];
+const LISTS = ["runs", "columns", "folded"];
 const CHOICES = {
   better: ["low", "high"],
   scale: ["linear", "log"],

@@ -1,0 +1,72 @@
+"""The share of the validation set that is certainly right, whatever happens to its samples within a radius."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_reg.callbacks.monitors.lipschitz_target import InputTransform, Target
+from lightning_reg.callbacks.trainer.packages import MisconfigurationException
+from lightning_reg.functional.lipschitz.certificates import margin_bounds
+from lightning_reg.functional.lipschitz.nested import found
+from lightning_reg.functional.lipschitz.stand_in import stand_in, widened
+from lightning_reg.functional.tensors.precision import without_autocast
+from lightning_reg.functional.tensors.random import unchanged_generators
+from lightning_reg.metrics.certified_accuracy import CertifiedAccuracy
+from lightning_reg.tensorboard import tags
+
+
+class Certificate:
+    """Certified accuracy over one pass through the validation set; training does not notice.
+
+    Args:
+        target: The classifier.
+        radii: Radii, in the unit of its input.
+
+    """
+
+    def __init__(self, target: Target, radii: Sequence[float]) -> None:
+        self._target = target
+        # The weights are those of this pass, which a callback may have averaged.
+        self._network = stand_in(target.module)
+        self._metric = CertifiedAccuracy(radii)
+        self._bounds: Tensor | None = None
+
+    def add(self, batch: Any, inputs: InputTransform | None, labels: InputTransform | None) -> None:
+        """Add the samples of a batch."""
+        samples = widened(self._target.samples(batch, None, inputs))
+        arguments = samples if isinstance(samples, tuple) else (samples,)
+        tensors = list(found(arguments, Tensor))
+        if self._bounds is None or not all(tensor.is_floating_point() for tensor in tensors):
+            # Whole numbers are held fixed: the bounds are for those of this batch.
+            self._bounds = margin_bounds(self._network, arguments)
+        device = tensors[0].device
+        with (
+            torch.no_grad(),
+            without_autocast(device),
+            unchanged_generators({device}),
+            torch.compiler.set_stance("force_eager"),
+        ):
+            logits = self._network(*arguments)
+            self._metric.to(device).update(logits, labels(batch) if labels else _labels(batch), self._bounds)
+
+    def accuracy(self, suffix: str) -> Mapping[str, float]:
+        """Return the share for each radius, by tag; a collective call."""
+        if not self._metric.update_called:
+            return {}
+        shares = self._metric.compute().reshape(-1).tolist()  # torchmetrics squeezes one
+        return {
+            f"{tags.CERTIFIED_ACCURACY}@{radius:g}{suffix}": share
+            for radius, share in zip(self._metric.radii, shares, strict=True)
+        }
+
+
+def _labels(batch: Any) -> Any:
+    if isinstance(batch, tuple | list) and len(batch) > 1:
+        return batch[1]
+    msg = (
+        f"LipschitzMonitor(certify=...) takes the second entry of a batch for the labels, but got a"
+        f" {type(batch).__name__}. Pass `label_transform`, a function from the batch to the classes of its samples."
+    )
+    raise MisconfigurationException(msg)

@@ -1,0 +1,62 @@
+"""Is this the minimum? What is logged as `reg/optimality/<name>`: how far a step's gradient is from where it rests."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_reg.callbacks.penalties.run import Run
+from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
+
+
+class Member(Protocol):
+    """A penalty that may have a residual."""
+
+    strength: float
+    mode: str
+
+    @property
+    def run(self) -> Run | None:
+        """What it knows during the fit that is running."""
+
+    def residual(self, weights: list[Tensor], grads: list[Tensor]) -> Tensor | None:
+        """Return the largest distance of any `-grads` from the subdifferential of the term at strength 1."""
+
+
+@torch.no_grad()
+def residuals(
+    trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer, penalties: Sequence[Member]
+) -> Mapping[str, Tensor]:
+    """Return the residual of each proximal penalty, by its name, for the gradients that `optimizer` is about to use.
+
+    A collective call where weights are sharded.
+    """
+    found: dict[str, Tensor] = {}
+    tick, scale = state.tick(trainer, pl_module), state.gradient_scale(trainer, optimizer)
+    for penalty in penalties:
+        run = penalty.run
+        # A penalty that aims at a share of zeros finds its strength behind the step.
+        if run is None or penalty.mode != "proximal" or run.quota is not None:
+            continue
+        strength = penalty.strength * run.factor(tick) * run.share
+        if not strength:
+            continue
+        # One weight at a time: of the gradients there is no second copy.
+        each = [penalty.residual([w], [_gradient(w, strength, scale)]) for w in run.targets.of([optimizer])]
+        values = [value for value in each if value is not None]
+        if values:
+            worst = torch.stack([value.to(values[0].device) for value in values]).amax()
+            found[run.name] = state.largest_over_ranks(trainer, worst) if run.are_sharded else worst
+    return found
+
+
+def _gradient(weight: Tensor, strength: float, scale: Tensor | None) -> Tensor:
+    """Return the gradient of the data loss over `strength`, in float32 at least."""
+    if weight.grad is None:
+        return torch.zeros_like(weight)
+    grad = weight.grad.to_dense() if weight.grad.is_sparse else weight.grad
+    wide = grad.to(torch.promote_types(grad.dtype, torch.float32)) / strength
+    return wide if scale is None else wide / scale
