@@ -58,6 +58,14 @@ def largest_norm(cli):
     return max(torch.linalg.matrix_norm(weight, 2).item() for weight in weights(cli))
 
 
+def sparsity(tmp_path):
+    return scalars(tmp_path)["reg/sparsity"]
+
+
+def lengths(cli):
+    return [weight.norm(dim=1) for weight in weights(cli)]
+
+
 def zero_units(cli):
     return Sparsity(dim=0)(cli.model.encoder).item()
 
@@ -72,6 +80,16 @@ OUTCOMES = {
     ),
     "group_lasso": lambda cli, path: 0 < zero_units(cli) < 1 and "reg/zero_units" in logged(cli, path),
     "target_sparsity": lambda cli, path: math.isclose(Sparsity()(weights(cli)).item(), 0.9, abs_tol=0.002),
+    "keep_zeros": lambda cli, path: (
+        0.5 < sparsity(path)[19] <= sparsity(path)[39] < 0.9 and (cli.model.head.weight != 0).all()
+    ),
+    "nm_sparsity": lambda cli, path: all((w.view(-1, 4) != 0).sum(1).max() == 2 for w in weights(cli)),
+    "max_norm": lambda cli, path: (
+        math.isclose(lengths(cli)[0].max(), 0.7, rel_tol=1e-5)
+        and 0.75 - 1e-5 < lengths(cli)[1].min() < lengths(cli)[1].max() < 0.9 + 1e-5
+        and torch.allclose(lengths(cli)[2], torch.ones(10))
+    ),
+    "non_negative": lambda cli, path: all(w.min() == 0 for w in weights(cli)[:2]) and cli.model.head.weight.min() < 0,
     "spectral_penalty": lambda cli, path: logged(cli, path)["reg/penalty/spectral_norm"] > 0,
     "spectral_normalization": lambda cli, path: math.isclose(largest_norm(cli), 2, rel_tol=0.4),
     "spectral_constraint": lambda cli, path: 1.9 < largest_norm(cli) < 2.001,

@@ -19,7 +19,7 @@ Recall = Callable[[Sequence[Tensor]], tuple[()] | tuple[Sequence[Tensor | None]]
 _CPU_ENTRIES = 1 << 18
 _GPU_ENTRIES = 1 << 24
 _MEMORY = "lightning_reg.memory"
-_SCALE = "strength of lightning_reg"
+_SCALE = "lightning_reg.scale"
 
 
 def fill_gradients(weights: Sequence[Tensor]) -> None:
@@ -69,8 +69,10 @@ def with_step_sizes(
 ) -> Iterator[tuple[Any, ...]]:
     """Yield `weights`, or parts of them if `elementwise`, in lists, with `scale` times the optimizer's step sizes.
 
-    After them, if `recall` has anything, comes what it has of these weights, in the same parts. `scale` may have one
-    entry for each weight, shape (weights,). What has no gradient is left out: the optimizer has not moved it.
+    `scale` may have one entry for each weight, shape (weights,). After the step sizes, if `recall` has anything, comes
+    what it has of these weights, in the same parts.
+
+    What has no gradient is left out: the optimizer has not moved it.
     """
     rule = find_rule(type(optimizer))
     if rule is None:  # refused before training
@@ -80,12 +82,11 @@ def with_step_sizes(
     for group in optimizer.param_groups:
         members = [weight for weight in group["params"] if weight in chosen and weight.grad is not None]
         states = [optimizer.state.get(weight, {}) for weight in members]
-        for memory in recall(members):
-            # Beside the optimizer's state, so that it is cut as that is.
-            states = [{**state, _MEMORY: kept} for state, kept in zip(states, memory, strict=True)]
+        # Beside the optimizer's state, so that it is cut as that is.
         if scales:
-            # Beside the optimizer's state, so that it goes with each part that a weight is cut into.
             states = [{**state, _SCALE: scales[weight]} for weight, state in zip(members, states, strict=True)]
+        for memory in recall(members):
+            states = [{**state, _MEMORY: kept} for state, kept in zip(states, memory, strict=True)]
         for parts, part_states in _cut(members, states, split=elementwise) if rule.elementwise else [(members, states)]:
             all_alike = 1.0 if scales else scale
             step_sizes = rule.scaled(local_parts(parts) if rule.elementwise else parts, part_states, group, all_alike)

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule
 from torch import nn
 
 from lightning_reg import (
+    AnchorPenalty,
     Constraint,
     ElasticNetPenalty,
     GroupLassoPenalty,
@@ -99,6 +100,7 @@ MEMBERS = {
         lambda w: (w == 0).float().mean() >= 0.4 - 1 / 64,
     ),
     "your own proximal": Member(lambda: Towards(0.01, mode="proximal"), "Penalty` of your own"),
+    "anchor proximal": Member(lambda: AnchorPenalty(0.01, mode="proximal"), "AnchorPenalty"),
     "L1 loss": Member(lambda: L1Penalty(0.01), 'mode="loss"`'),
     "your own grad": Member(lambda: Towards(0.01, mode="grad"), 'mode="loss"`'),
     "decay": Member(lambda: WeightDecay(0.1), "WeightDecay"),
