@@ -67,6 +67,8 @@ def test_the_hyperparameters_of_callbacks_stand_beside_the_users(server):
         "name": "x",
         "target_sparsity.penalty": "L1Penalty(strength=0.0, select=None, mode='proximal', schedule=None)",
         "target_sparsity.target": 0.5,
+        "target_sparsity.scope": "global",
+        "target_sparsity.floor": 0.0,
         "l1.strength": 0.0,
         "l1.mode": "proximal",
         "elastic_net.alpha": 0.002,
