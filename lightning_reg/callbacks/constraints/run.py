@@ -31,8 +31,10 @@ class Run:
     """One from tick to a share, with durations in ticks."""
     tick: int = 0
     """That of the step at hand."""
-    zeros: list[list[Tensor]] = field(default_factory=list)
-    """What `KeepZeros` has seen before the step at hand, call by call."""
+    left: list[list[Tensor]] = field(default_factory=list)
+    """Masks of what was not zero before the step at hand, call by call: what `KeepZeros` has seen."""
+    spare: dict[tuple[torch.Size, torch.device], list[Tensor]] = field(default_factory=dict)
+    """Its masks of the step before, whose memory serves again."""
 
     @property
     def share(self) -> float:

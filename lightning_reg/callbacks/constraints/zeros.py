@@ -3,13 +3,14 @@
 from collections.abc import Callable, Sequence
 from typing import final
 
+import torch
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_reg import _checks
 from lightning_reg.callbacks.constraints.base import Constraint
 from lightning_reg.callbacks.trainer.step_hooks import Turn
-from lightning_reg.functional.constraints.pattern import keep_largest_
+from lightning_reg.functional.constraints.pattern import keep_largest_, leave_
 from lightning_reg.functional.penalties.counts import check_dim
 from lightning_reg.functional.tensors.shards import local_parts
 from lightning_reg.schedules import Constant, Piecewise, Schedule
@@ -68,13 +69,19 @@ class KeepZeros(Constraint):
     @override
     def look(self, weights: list[Tensor]) -> None:
         if self._run is not None and self._run.share:
-            self._run.zeros.append([part == 0 for part in local_parts(weights)])
+            self._run.left.append([torch.ne(part, 0, out=self._mask_like(part)) for part in local_parts(weights)])
 
     @override
     def project(self, weights: list[Tensor]) -> None:
-        if self._run is not None and self._run.zeros:
-            for part, zeros in zip(local_parts(weights), self._run.zeros.pop(0), strict=True):
-                part.masked_fill_(zeros, 0.0)
+        if self._run is not None and self._run.left:
+            for part, left in zip(local_parts(weights), self._run.left.pop(0), strict=True):
+                leave_(part, left)
+                self._run.spare.setdefault((part.shape, part.device), []).append(left)
+
+    def _mask_like(self, part: Tensor) -> Tensor:
+        """Return memory for a mask, of the step before if there is some: new memory costs more than to fill it."""
+        spare = self._run.spare.get((part.shape, part.device)) if self._run is not None else None
+        return spare.pop() if spare else torch.empty(part.shape, dtype=torch.bool, device=part.device)
 
 
 @final

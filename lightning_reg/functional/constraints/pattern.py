@@ -3,8 +3,14 @@
 import torch
 from torch import Tensor
 
-from lightning_reg.functional.tensors.chunks import chunk_size
 from lightning_reg.functional.tensors.shards import local_part, local_slice, shard_groups, whole
+
+# Entries that are worked on at once: what is computed on the way stays in a cache on a CPU, and small on a GPU.
+_CPU_ENTRIES = 1 << 18
+_GPU_ENTRIES = 1 << 24
+# Of so few, all pairs are compared faster on a CPU than they are sorted: of 4 in a third of the time.
+_FEW = 8
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @torch.no_grad()
@@ -23,18 +29,35 @@ def keep_largest_(weights: list[Tensor], keep: int, m: int, *, dim: int) -> None
             _keep_(local_part(weight), keep, m, dim)
 
 
+@torch.no_grad()
+def leave_(weight: Tensor, left: Tensor) -> None:
+    """Make entries zero, in place, where the mask `left` is false, infinite ones and NaN, too.
+
+    Bits are multiplied: on a CPU a seventh of the time of `masked_fill_`, which has a branch for each entry.
+    """
+    weight.view(_INTEGERS[weight.dtype.itemsize]).mul_(left)
+
+
 def _keep_(weight: Tensor, keep: int, m: int, dim: int) -> None:
     if not weight.numel():
         return
-    rows = weight.movedim(dim, 0)
-    # Some groups at a time, whose temporaries stay in the cache on a CPU.
-    for part in torch.split(rows, m * max(1, chunk_size([weight]) // (m * rows[0].numel()))):
-        groups = part.view(-1, m, *part.shape[1:])
-        sizes = groups.abs()
-        # How many are before an entry: m comparisons of all entries are faster than to sort m at a time.
-        ranks = torch.zeros(groups.shape, dtype=torch.int16, device=weight.device)
-        for index in range(m):
-            one = sizes[:, index : index + 1]
-            ranks[:, :index] += one > sizes[:, :index]
-            ranks[:, index + 1 :] += one >= sizes[:, index + 1 :]
-        groups.masked_fill_(ranks >= keep, 0.0)
+    dim %= weight.ndim
+    groups = weight.view(*weight.shape[:dim], -1, m, *weight.shape[dim + 1 :]).movedim(dim + 1, 0)
+    entries = _CPU_ENTRIES if weight.device.type == "cpu" else _GPU_ENTRIES
+    for part in torch.split(groups, max(1, entries * groups.shape[1] // weight.numel()), dim=1):
+        sizes = part.abs().nan_to_num_(torch.inf, torch.inf).contiguous()
+        if weight.device.type == "cpu" and m <= _FEW:
+            leave_(part, _ranks(sizes) < keep)
+        else:
+            part.scatter_(0, sizes.sort(dim=0, descending=True, stable=True).indices[keep:], 0.0)
+
+
+def _ranks(sizes: Tensor) -> Tensor:
+    """Return how many come before each entry along dimension 0; of equal ones the first does."""
+    ranks = torch.zeros(sizes.shape, dtype=torch.int8)
+    for index, one in enumerate(sizes):
+        for later in range(index + 1, len(sizes)):
+            comes_before = one >= sizes[later]
+            ranks[later] += comes_before
+            ranks[index] += ~comes_before
+    return ranks

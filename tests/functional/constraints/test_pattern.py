@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lightning_reg.functional.constraints import pattern
-from lightning_reg.functional.constraints.pattern import keep_largest_
+from lightning_reg.functional.constraints.pattern import keep_largest_, leave_
 
 
 def by_sorting(weight, keep, m, dim):
@@ -20,7 +20,7 @@ def by_sorting(weight, keep, m, dim):
 @pytest.mark.parametrize(("keep", "m"), [(2, 4), (1, 4), (3, 4), (4, 8), (1, 2), (5, 12), (0, 4)])
 @pytest.mark.parametrize("dim", [1, 0, -1])
 def test_the_largest_of_each_group_stay(keep, m, dim, monkeypatch):
-    monkeypatch.setattr(pattern, "chunk_size", lambda weights: 100)  # several parts of one weight
+    monkeypatch.setattr(pattern, "_CPU_ENTRIES", 100)  # several parts of one weight
     matrix, kernel = torch.randn(24, 24), torch.randn(24, 24, 3).contiguous()
     kernel = kernel if dim != -1 else kernel.transpose(1, 2).contiguous()
     expected = [by_sorting(weight.numpy(), keep, m, dim) for weight in (matrix, kernel)]
@@ -32,11 +32,24 @@ def test_the_largest_of_each_group_stay(keep, m, dim, monkeypatch):
 
 
 def test_of_equal_magnitudes_the_first_stay():
-    weight = torch.tensor([[1.0, -1.0, 1.0, 1.0, 0.0, 0.0, 2.0, -2.0]])
+    weight, of_many = torch.tensor([[1.0, -1.0, 1.0, 1.0, 0.0, 0.0, 2.0, -2.0]]), torch.ones(1, 12)
 
     keep_largest_([weight], 2, 4, dim=1)
+    keep_largest_([of_many], 5, 12, dim=1)
 
     assert weight.tolist() == [[1.0, -1.0, 0.0, 0.0, 0.0, 0.0, 2.0, -2.0]]
+    assert of_many.tolist() == [[1.0] * 5 + [0.0] * 7]
+
+
+@pytest.mark.parametrize("m", [4, 12])
+def test_a_nan_is_not_hidden(m):
+    weight = torch.ones(1, m)
+    weight[0, -2] = torch.nan
+
+    keep_largest_([weight], 1, m, dim=1)
+
+    assert weight.isnan().any()
+    assert (weight != 0).sum() == 1
 
 
 def test_views_with_other_strides_are_changed_in_place():
@@ -54,3 +67,16 @@ def test_empty_weights_are_no_error():
     keep_largest_([weight], 2, 4, dim=1)
 
     assert weight.shape == (0, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_zero_is_plus_zero_whatever_was_there(dtype):
+    values = [1.5, -2.0, torch.inf, torch.nan, -0.0, -3.0]
+    weight = torch.tensor([values, values], dtype=dtype)
+
+    leave_(weight.T, torch.tensor([[True, False]] * 6))
+
+    assert weight[0].tolist()[:3] == values[:3]
+    assert weight[0, 3].isnan()
+    assert weight[1].tolist() == [0.0] * 6
+    assert not weight[1].signbit().any()
