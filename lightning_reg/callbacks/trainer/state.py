@@ -245,8 +245,8 @@ def log_step(trainer: Trainer) -> int:
 
 
 def log_prefix(logger: Logger) -> str:
-    """Return what a TensorBoard logger puts before every tag and a dash; empty for nothing."""
-    return getattr(logger, "_prefix", "")
+    """Return what a logger puts before every tag; empty for nothing."""
+    return getattr(logger, "_prefix", None) or ""
 
 
 def hyperparameters(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any] | None:
