@@ -199,7 +199,9 @@ def test_the_gallery_shows_every_example_with_a_picture_of_less_than_160_kb():
         assert f"examples/{example}.py" in gallery, example
     assert {path.name for path in (ROOT / "examples" / "pictures").iterdir()} == {Path(item).name for item in pictures}
     # Each but the screenshots says how it is made.
-    screenshots = {"examples/pictures/quickstart.png", "examples/pictures/regularization_tab.png"}
+    screenshots = {
+        f"examples/pictures/{name}.png" for name in ("quickstart", "regularization_tab", "compare_strengths")
+    }
     assert {f"examples/{picture}" for picture in pictures} - screenshots == set(
         re.findall(r"--picture (\S+\.png)", gallery)
     )

@@ -59,7 +59,7 @@ class LayerMetric(Metric, ABC):
         Args:
             weights: A tensor, an iterable of tensors, of floating-point or complex numbers, or a module, of which every
                 weight of two or more dimensions counts, once, as its forward pass uses it. Tensors must be the same on
-                all ranks or `DTensor`s.
+                all ranks or DTensors.
 
         Raises:
             TypeError: If `weights` is something else.

@@ -70,7 +70,7 @@ class Constraint(ActsInSteps[Run], ABC):
     another constraint, with spectral control, or with a penalty in `mode="proximal"`."""
 
     takes_shards: ClassVar[bool] = False
-    """Whether `project` works on `DTensor`s, as it does if it changes each entry by itself; else weights that are
+    """Whether `project` works on DTensors, as it does if it changes each entry by itself; else weights that are
     sharded (FSDP2, tensor parallelism) are gathered, one at a time."""
 
     survives_averaging: ClassVar[bool] = False

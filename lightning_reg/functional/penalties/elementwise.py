@@ -29,7 +29,7 @@ def add_elementwise_gradient_(grads: list[Tensor], weights: list[Tensor], *, l1:
 
     Args:
         grads: What to add to, each of the shape of its weight.
-        weights: The weights; of `DTensor`s the local parts are worked on.
+        weights: The weights; of DTensors the local parts are worked on.
         l1: Factor of sum abs(w).
         l2: Factor of sum w^2.
 

@@ -90,8 +90,8 @@ def conv_norm_bound(  # noqa: PLR0913  # the arguments of a convolution
     eigenvalue problem for each frequency, far more than `operator_norm_estimate`, and waits for the device.
 
     Args:
-        weight: The layer's weight, shape (rows, columns / groups, *kernel), 1d to 3d; of a transposed convolution as it
-            is, shape (inputs, outputs / groups, *kernel). Half precision is computed in float32.
+        weight: The layer's weight, shape `(rows, columns / groups, *kernel)`, 1d to 3d; of a transposed convolution
+            as it is, shape `(inputs, outputs / groups, *kernel)`. Half precision is computed in float32.
         stride: As in `torch.nn.Conv2d`; a number, or one for each dimension. Default 1.
         padding: As in `torch.nn.Conv2d`; "same" and "valid", too. Default 0.
         dilation: As in `torch.nn.Conv2d`. Default 1.
