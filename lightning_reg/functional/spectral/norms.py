@@ -29,7 +29,7 @@ def matrix_norm(weight: Tensor) -> Tensor:
             which is **not** the norm of the convolution (see `conv_norm_bound`). Half precision is computed in float32.
 
     Returns:
-        The norm of each matrix, shape `weight.shape[:-2]`, float32 or float64. An empty matrix has norm 0; one with an
+        The norm of each matrix, shape (batch), float32 or float64. An empty matrix has norm 0; one with an
         entry that is NaN or infinite has norm NaN.
 
     Raises:
