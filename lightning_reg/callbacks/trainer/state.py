@@ -126,6 +126,11 @@ def sum_flat_shards(trainer: Trainer, value: Tensor) -> Tensor:
     return value
 
 
+def running_hook(pl_module: LightningModule) -> str | None:
+    """Return which hook Lightning is in, of the module, the strategy (`"backward"`) or any callback."""
+    return pl_module._current_fx_name
+
+
 def tick(trainer: Trainer, pl_module: LightningModule) -> int:
     """Return the number of optimizer steps so far; restored from a checkpoint by Lightning.
 
