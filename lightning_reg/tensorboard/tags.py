@@ -8,6 +8,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 
+ACTIVITY_SETUP = "reg/setup_activity"
 CERTIFIED_ACCURACY = "reg/certified_accuracy"
 CONSTRAINT_SETUP = "reg/setup_constraints"
 DECAY_RATIO = "decay_ratio"
@@ -45,6 +46,7 @@ TAKEN = (
     "penalty",
     "penalty_ratio",
     "setup",
+    "setup_activity",
     "setup_constraints",
     "setup_decay",
     "setup_decayed_by",

@@ -2,14 +2,13 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_reg.callbacks.trainer import state
-from lightning_reg.callbacks.trainer.packages import LightningModule, Logger, Trainer, is_a
+from lightning_reg.callbacks.trainer.packages import LightningModule, Logger, Trainer, get_filesystem, is_a
 from lightning_reg.tensorboard import events, tags
 
 _FEW_LAYERS = 16
@@ -44,18 +43,26 @@ def other_loggers(trainer: Trainer) -> Iterator[Logger]:
             yield logger
 
 
-def run_folder(trainer: Trainer, logger: Logger) -> Path:
-    """Return the folder of a logger's run: the folder of its logs, or else of its checkpoints."""
+def run_folder(trainer: Trainer, logger: Logger) -> str:
+    """Return the folder, or address, of a logger's run: the folder of its logs, or else of its checkpoints."""
     if logger.log_dir is not None:
-        return Path(logger.log_dir)
+        return logger.log_dir
     version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
-    return Path(logger.save_dir or trainer.default_root_dir, str(logger.name), version)
+    return "/".join((str(logger.save_dir or trainer.default_root_dir).rstrip("/"), str(logger.name), version))
+
+
+def save(folder: str, name: str, content: bytes) -> None:
+    """Write a file to a folder of this machine, or to a remote one as Lightning does (`s3://`, `gs://`, ...)."""
+    files = get_filesystem(folder)
+    files.makedirs(folder, exist_ok=True)
+    with files.open(f"{folder}/{name}", "wb") as file:
+        file.write(content)
 
 
 def prefixed(logger: Logger, tag: str) -> str:
-    """Return `tag` as a TensorBoard logger writes it."""
+    """Return `tag` as a logger writes it, behind the prefix that it was given."""
     prefix = state.log_prefix(logger)
-    return f"{prefix}-{tag}" if prefix else tag
+    return f"{prefix}{getattr(logger, 'LOGGER_JOIN_CHAR', '_')}{tag}" if prefix else tag
 
 
 def write_scalars(trainer: Trainer, values: Mapping[str, float], step: int) -> None:

@@ -19,6 +19,7 @@ _settings = {name: getattr(rank_zero, name) for name in ("log", "rank_zero_depre
 
 import lightning.fabric.utilities.exceptions
 import lightning.pytorch
+from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.fabric.utilities.logger import _flatten_dict as flatten_dict
 from lightning.fabric.utilities.logger import _sanitize_params as sanitize_params
 from lightning.pytorch import LightningModule, Trainer
@@ -40,6 +41,7 @@ __all__ = [
     "MisconfigurationException",
     "Trainer",
     "flatten_dict",
+    "get_filesystem",
     "has_backward",
     "has_forward",
     "is_a",

@@ -127,6 +127,11 @@ def sum_flat_shards(trainer: Trainer, value: Tensor) -> Tensor:
     return value
 
 
+def running_hook(pl_module: LightningModule) -> str | None:
+    """Return the hook that Lightning is running, of the module, the strategy (`"backward"`) or any callback."""
+    return pl_module._current_fx_name
+
+
 def tick(trainer: Trainer, pl_module: LightningModule) -> int:
     """Return the number of optimizer steps so far, which Lightning restores from a checkpoint.
 
@@ -245,8 +250,8 @@ def log_step(trainer: Trainer) -> int:
 
 
 def log_prefix(logger: Logger) -> str:
-    """Return the text that a TensorBoard logger puts before a dash and every tag; "" if there is none."""
-    return getattr(logger, "_prefix", "")
+    """Return the text that a logger puts before every tag; "" if there is none."""
+    return getattr(logger, "_prefix", None) or ""
 
 
 def hyperparameters(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any] | None:

@@ -87,7 +87,7 @@ export async function render() {
     maps.show(view, state, filter, dark);
     const layers = new Set(view.readable.flatMap(({ name }) => load.answer(name)?.data?.layers ?? []));
     modules.show([...layers], state.folded);
-    odd.show(view.readable.flatMap(({ name }) => (load.answer(name)?.data ? [[name, load.answer(name).data]] : [])));
+    odd.show(view.readable.flatMap(({ name, title }) => (load.answer(name)?.data ? [[title, load.answer(name).data]] : [])));
     curve.show(view, state, dark);
     if (picked && state.layer) curve.leaveInSight(picked.querySelector(".row-mark"));
     picked = null;

@@ -73,7 +73,7 @@ export function curvePanel(tip, close) {
   function tell(step) {
     probe = step;
     paint();
-    const lines = shown.curves.map((curve) => `${curve.run}: ${number(curve.values[nearest(curve.steps, step)])}`);
+    const lines = shown.curves.map((curve) => `${curve.title}: ${number(curve.values[nearest(curve.steps, step)])}`);
     const box = picture.getBoundingClientRect();
     const mark = picture.querySelector(".probe");
     tip.show(
@@ -148,7 +148,7 @@ export function curvePanel(tip, close) {
       const byName = new Map(read.curves.map((curve) => [curve.run, curve]));
       const curves = view.shown
         .filter((run) => byName.has(run.name))
-        .map((run) => ({ ...byName.get(run.name), index: run.colour }));
+        .map((run) => ({ ...byName.get(run.name), title: run.title, index: run.colour }));
       shown = { curves, state, dark };
       picture.setAttribute(
         "aria-label",
@@ -196,7 +196,7 @@ function nameOf(curve, dark) {
     "li",
     { title: curve.run },
     sample,
-    element("span", { class: "name" }, curve.run),
+    element("span", { class: "name" }, curve.title),
     element("span", { class: "last" }, number(last)),
   );
 }

@@ -83,9 +83,9 @@ export function controls(change) {
       mode.show(MODES, state.mode);
       axis.show(AXES, state.axis);
       against.hidden = state.mode !== "baseline";
-      const names = view.readable.map((run) => run.name);
-      if (JSON.stringify(names) !== JSON.stringify([...baseline.options].map((option) => option.value))) {
-        baseline.replaceChildren(...names.map((name) => element("option", { value: name }, name)));
+      const choices = view.readable.map((run) => [run.name, run.title]);
+      if (JSON.stringify(choices) !== JSON.stringify([...baseline.options].map(({ value, text }) => [value, text]))) {
+        baseline.replaceChildren(...choices.map(([name, text]) => element("option", { value: name }, text)));
       }
       baseline.value = view.baseline;
       if (filter.value !== state.filter) filter.value = state.filter;

@@ -46,7 +46,7 @@ export function runList(choose) {
         const box = element("input", { type: "checkbox", value: run.name, onchange: () => toggle(run.name) });
         box.checked = shown.has(run.name);
         box.style.accentColor = strokeOf(run.colour, dark).colour;
-        return element("label", { class: "run", title: run.name }, box, element("span", {}, run.name));
+        return element("label", { class: "run", title: run.name }, box, element("span", {}, run.title));
       }),
     );
     if (!found.length) list.append(element("p", { class: "note" }, "No run has this in its name."));

@@ -165,7 +165,7 @@ function line(run, columns, dark) {
   return element(
     "tr",
     {},
-    element("th", { scope: "row", title: run.name }, swatch, element("span", {}, run.name)),
+    element("th", { scope: "row", title: run.name }, swatch, element("span", {}, run.title)),
     ...cells,
   );
 }

@@ -26,7 +26,8 @@ export function heatmapCard(run, { tip, pick }) {
   const axis = element("span", { class: "axis-name", "aria-hidden": "true" }, "step");
   const plot = element("div", { class: "plot" }, labels, grid, axis, steps);
   const message = element("p", { class: "message" });
-  const header = element("header", {}, swatch, element("h3", { title: run }, run), note);
+  const heading = element("h3", { title: run }, run);
+  const header = element("header", {}, swatch, heading, note);
   const card = element("article", { class: "card heatmap", "data-run": run }, header, range, plot, message);
   let shown = null;
   let cursor = null;
@@ -146,8 +147,9 @@ export function heatmapCard(run, { tip, pick }) {
   return {
     element: card,
     /** Show an answer of the loader: `layers` are the rows of the `matched` ones that pass the filter. */
-    show({ answer, layers, matched, values, drawn, mode, axis, scale, layer, stroke, filter, ownRange }) {
+    show({ name, answer, layers, matched, values, drawn, mode, axis, scale, layer, stroke, filter, ownRange }) {
       swatch.style.background = stroke.colour;
+      heading.textContent = name;
       const data = answer?.data;
       const kept = cursor && shown && [shown.layers[cursor.row], shown.data.steps[cursor.column]];
       const edges = data && edgesOf(data.steps);

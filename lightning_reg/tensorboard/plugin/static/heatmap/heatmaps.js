@@ -101,6 +101,7 @@ export function heatmaps(load, actions) {
       for (const run of view.shown) {
         const part = parts.get(run.name);
         cards.get(run.name).show({
+          name: run.title,
           answer: view.readable.includes(run) ? load.answer(run.name) : NONE,
           layers: part?.layers ?? [],
           matched: part?.matched ?? 0,

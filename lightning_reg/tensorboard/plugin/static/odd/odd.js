@@ -40,7 +40,7 @@ export function oddLayers(pick) {
   const card = element("section", { class: "card odd", hidden: true }, element("h2", {}, "Odd layers"), list);
   return {
     element: card,
-    /** Show the oddest of all answers, `[run, data]`. */
+    /** Show the oddest of all answers, `[title of a run, data]`. */
     show(answers) {
       const all = answers.flatMap(([run, data]) => oddOf(data).map((each) => ({ ...each, run })));
       all.sort((one, other) => other.distance - one.distance);
