@@ -59,7 +59,7 @@ class LayerMetric(Metric, ABC):
         Args:
             weights: A tensor or an iterable of tensors, of floating-point or complex numbers; or a module. In a module
                 every weight of two or more dimensions counts once, as its forward pass uses it. Tensors must be equal
-                on all ranks, or `DTensor`s.
+                on all ranks, or DTensors.
 
         Raises:
             TypeError: If `weights` is something else.

@@ -71,7 +71,7 @@ class Constraint(ActsInSteps[Run], ABC):
     shares no weight with another constraint, with spectral control, or with a penalty in `mode="proximal"`."""
 
     takes_shards: ClassVar[bool] = False
-    """Whether `project` works on `DTensor`s, for example because it changes each entry by itself. If not, sharded
+    """Whether `project` works on DTensors, for example because it changes each entry by itself. If not, sharded
     weights (FSDP2, tensor parallelism) are gathered, one at a time."""
 
     survives_averaging: ClassVar[bool] = False

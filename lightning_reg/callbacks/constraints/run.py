@@ -25,7 +25,7 @@ class Run:
     selection: Selection
     guard: Guard
     takes_shards: bool
-    """Whether the constraint works on `DTensor`s; else it gets them whole, one at a time."""
+    """Whether the constraint works on DTensors; else it gets them whole, one at a time."""
     steps: AroundSteps | None = None
     schedule: Callable[[int], float] | None = None
     """A schedule from tick to share, with durations in ticks."""

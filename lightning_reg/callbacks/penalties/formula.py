@@ -48,7 +48,7 @@ class Formula(ABC):
         the memory of the run it continues. Each `fit` that is not resumed starts anew.
 
         Args:
-            weights: All chosen weights by name, frozen ones too, without gradient; under FSDP2 `DTensor`s if
+            weights: All chosen weights by name, frozen ones too, without gradient; under FSDP2 DTensors if
                 `elementwise`, else whole weights, each gathered when it is read.
 
         Returns:
@@ -95,7 +95,7 @@ class Formula(ABC):
         Override it, beside `proximal`, to allow `TargetSparsity`.
 
         Args:
-            weights: Weights of one optimizer, without gradient; `DTensor`s if they are sharded.
+            weights: Weights of one optimizer, without gradient; DTensors if they are sharded.
             step_sizes: That of each weight: a number, a tensor of one entry, or one of the shape of its local part.
 
         Returns:
@@ -110,7 +110,7 @@ class Formula(ABC):
         Override it, beside `proximal`, to have `reg/optimality/<name>`: 0 at a minimum of the objective at strength 1.
 
         Args:
-            weights: Weights of one optimizer, without gradient; `DTensor`s if they are sharded.
+            weights: Weights of one optimizer, without gradient; DTensors if they are sharded.
             grads: Their dense gradients, of the data loss over the strength.
 
         Returns:

@@ -53,7 +53,7 @@ class Memory:
             remember: From weights by name to tensors by name.
             weights: The chosen weights.
             owner: Name of the penalty, for messages.
-            sharded: Whether `remember` takes `DTensor`s; else it gets whole weights, gathered as they are read.
+            sharded: Whether `remember` takes DTensors; else it gets whole weights, gathered as they are read.
 
         """
         if self._by_weight:  # a tuner has trained for a moment before

@@ -23,7 +23,7 @@ def sparsity(weights: Tensor | Iterable[Tensor], *, threshold: float = 0.0, dim:
     input units or channels. Exact: entries are counted, and NaN does not count as zero.
 
     Args:
-        weights: Floating-point or complex tensors of any shapes, or a single one; `DTensor`s count once over all ranks
+        weights: Floating-point or complex tensors of any shapes, or a single one; DTensors count once over all ranks
             (a collective call).
         threshold: :math:`t`, >= 0; 0 counts exact zeros.
         dim: If given, count the slices along this dimension instead of the entries.

@@ -29,7 +29,7 @@ def add_elementwise_gradient_(grads: list[Tensor], weights: list[Tensor], *, l1:
 
     Args:
         grads: The gradients to add to, each with the shape of its weight.
-        weights: The weights; for `DTensor`s the local parts are used.
+        weights: The weights; for DTensors the local parts are used.
         l1: Factor of sum abs(w).
         l2: Factor of sum w^2.
 

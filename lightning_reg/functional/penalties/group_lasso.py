@@ -25,7 +25,7 @@ def group_lasso(weights: Tensor | Iterable[Tensor], strength: float = 1.0, *, di
     at least.
 
     Args:
-        weights: Floating-point or complex tensors with a dimension `dim`, or a single one. `DTensor`s are gathered (a
+        weights: Floating-point or complex tensors with a dimension `dim`, or a single one. DTensors are gathered (a
             collective call) and count once. None at all, or empty ones, give 0.
         strength: :math:`\lambda`, >= 0.
         dim: The dimension along which the groups lie.
@@ -63,7 +63,7 @@ def group_lasso(weights: Tensor | Iterable[Tensor], strength: float = 1.0, *, di
 
 @torch.no_grad()
 def add_group_gradient_(grads: list[Tensor], weights: list[Tensor], factor: float, *, dim: int) -> None:
-    """Add the gradient of `group_lasso` at strength `factor` to `grads` in place; for `DTensor`s to the local parts."""
+    """Add the gradient of `group_lasso` at strength `factor` to `grads` in place; for DTensors to the local parts."""
     if not weights:
         return
     check_dim(weights, dim)

@@ -33,7 +33,7 @@ def soft_threshold(
     :math:`|w| = \tau` becomes 0, and no entry becomes -0.0.
 
     Args:
-        weights: Real floating-point tensors of any shapes, or a single one; of `DTensor`s each rank does its own part.
+        weights: Real floating-point tensors of any shapes, or a single one; of DTensors each rank does its own part.
         threshold: :math:`\tau \ge 0` for all weights, or one for each: a number, or a tensor that broadcasts to the
             weight (for a `DTensor`, to its local part). Entries of tensors are not checked.
         inplace: Whether to change `weights` themselves.
@@ -80,7 +80,7 @@ def elastic_net_prox(
     shrinkage of ridge regression, which makes no zeros.
 
     Args:
-        weights: Real floating-point tensors of any shapes, or a single one; of `DTensor`s each rank does its own part.
+        weights: Real floating-point tensors of any shapes, or a single one; of DTensors each rank does its own part.
         alpha: :math:`\alpha \ge 0` for all weights, or one for each: a number, or a tensor that broadcasts to the
             weight (for a `DTensor`, to its local part). Entries of tensors are not checked.
         l1_ratio: Share :math:`\rho` of the 1-norm, in [0, 1].

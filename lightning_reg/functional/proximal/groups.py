@@ -36,7 +36,7 @@ def group_soft_threshold(
     No entry becomes -0.0.
 
     Args:
-        weights: Real floating-point tensors with a dimension `dim`, or a single one. Of `DTensor`s each rank does its
+        weights: Real floating-point tensors with a dimension `dim`, or a single one. Of DTensors each rank does its
             own part; where groups are spread over ranks, this is a collective call.
         threshold: :math:`\tau \ge 0` for all weights, or one for each: a number, a tensor of one entry, or a tensor
             of the shape of the weight (for a `DTensor`, of its local part). Entries of tensors are not checked.
@@ -102,7 +102,7 @@ def shrink_groups_(weights: Sequence[Tensor], thresholds: Sequence[NumberOrTenso
     """Shrink each group of each weight by the threshold for its norm, in place; a collective call for split groups.
 
     Args:
-        weights: Plain tensors and `DTensor`s.
+        weights: Plain tensors and DTensors.
         thresholds: For each weight a number, a tensor of one entry, or a tensor with one threshold for each entry of
             this rank's part.
         dim: The dimension along which groups lie.

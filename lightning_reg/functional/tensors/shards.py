@@ -1,4 +1,4 @@
-"""Weights sharded over ranks (`DTensor`s of FSDP2 or tensor parallelism): each rank works on its own shards."""
+"""Weights sharded over ranks (DTensors of FSDP2 or tensor parallelism): each rank works on its own shards."""
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -48,7 +48,7 @@ def sum_over_shards(term: Callable[..., Tensor], weights: Iterable[Tensor], *bes
 
     Args:
         term: A sum over the entries of plain tensors on one device.
-        weights: Plain tensors and `DTensor`s; without any the result is 0.
+        weights: Plain tensors and DTensors; without any the result is 0.
         beside: Tensors that belong to the weights, in the same order; `term` also gets their parts.
 
     """
@@ -72,7 +72,7 @@ def sum_each_over_shards(term: Callable[[list[Tensor]], Tensor], weights: list[T
 
     Args:
         term: Maps plain tensors on one device to one value each, shape (tensors,), a sum over the entries.
-        weights: Plain tensors and `DTensor`s, at least one.
+        weights: Plain tensors and DTensors, at least one.
 
     """
     values: list[Tensor] = []
@@ -124,7 +124,7 @@ def sum_over_split_groups(sums: Sequence[Tensor], weights: Sequence[Tensor], dim
 
     Args:
         sums: For each weight, sums over this rank's part, of any shape in which only the groups have an extent.
-        weights: The weights, `DTensor`s or plain.
+        weights: The weights, DTensors or plain.
         dim: The dimension along which groups lie.
 
     """
