@@ -127,6 +127,15 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Argument]]] = {
         {"alpha": strength(0.1), "l1_ratio": good(0.5)} | {n: a for n, a in PENALTY.items() if n != "strength"},
     ),
     "GroupLassoPenalty": (lightning_reg.GroupLassoPenalty, {**PENALTY, "dim": good(0, "-1", "10**400")}),
+    "ActivityPenalty": (
+        lightning_reg.ActivityPenalty,
+        {
+            "strength": strength(0.1),
+            "select": replace(SELECT, also=("'False'",)),
+            "norm": good("l2"),
+            "schedule": SCHEDULE,
+        },
+    ),
     "SpectralNormPenalty": (lightning_reg.SpectralNormPenalty, {**PENALTY, "norm": good("matrix")}),
     "TargetSparsity": (
         lightning_reg.TargetSparsity,

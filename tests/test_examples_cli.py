@@ -70,10 +70,16 @@ def zero_units(cli):
     return Sparsity(dim=0)(cli.model.encoder).item()
 
 
+def active_units(cli):
+    images, _ = next(iter(cli.datamodule.val_dataloader()))
+    return (cli.model.encoder(images) > 0).float().mean().item()
+
+
 # What is true after forty steps.
 OUTCOMES = {
     "l2": lambda cli, path: logged(cli, path)["reg/penalty/l2"] > 0,
     "anchor": lambda cli, path: logged(cli, path)["reg/penalty/anchor"] > 0,
+    "activity": lambda cli, path: active_units(cli) < 0.5,  # 0.7 without it
     "l1_sparse": lambda cli, path: logged(cli, path)["reg/sparsity"] > 0.1 and (cli.model.head.weight != 0).all(),
     "elastic_net": lambda cli, path: (
         {"reg/penalty/elastic_net", "reg/penalty/elastic_net-1"} <= logged(cli, path).keys()

@@ -1,9 +1,9 @@
-"""Train by every recipe in this folder, or those that are named, and see beside one another what they did.
+"""Train with every recipe in this folder, or with the named ones, and compare their effects.
 
     python examples/cli/compare.py --picture cli.png
     python examples/cli/compare.py monitor l2 l1_sparse
 
-Prints the accuracy of each, and writes all to one folder for TensorBoard.
+Prints the accuracy of each run, and writes all logs to one folder for TensorBoard.
 """
 
 import argparse
@@ -23,7 +23,7 @@ Curve = list[tuple[int, float]]
 
 
 def train(recipe: Path, max_epochs: int, logdir: Path) -> dict[str, Curve]:
-    """Train by a recipe; return what it logged, from tag to steps and values."""
+    """Train with a recipe; return its logs, from tag to steps and values."""
     options = [
         f"--trainer.max_epochs={max_epochs}",
         "--trainer.logger=lightning.pytorch.loggers.TensorBoardLogger",
@@ -33,7 +33,7 @@ def train(recipe: Path, max_epochs: int, logdir: Path) -> dict[str, Curve]:
         "--trainer.enable_model_summary=false",
         "--trainer.enable_checkpointing=false",
     ]
-    # `main.py` beside this file: its folder is that of the program, where Python looks for modules.
+    # Python finds `main.py` beside this file, because it searches the folder of the program for modules.
     cli = importlib.import_module("main").main(["fit", f"--config={recipe}", *options])
     events = EventAccumulator(cli.trainer.log_dir).Reload()
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
@@ -56,7 +56,7 @@ def draw(curves: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
 
 
 def main() -> None:
-    """Train by every recipe, print how well, and draw how."""
+    """Train with every recipe, print the accuracies, and draw the curves."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     recipes = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.yaml"))}
     parser.add_argument("recipes", nargs="*", metavar="recipe", help=f"default: all of {', '.join(recipes)}")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_reg import (
+    ActivityPenalty,
     AnchorPenalty,
     Cosine,
     DropoutScheduler,
@@ -43,6 +44,13 @@ def falling(step: int) -> float:
 class Effect:
     """What a callback does to the chosen weights, by hand."""
 
+    def watch(self, module: nn.Module, weights: Sequence[Tensor]) -> None:
+        """Look at the module, before anything else."""
+
+    def loss(self, step: int) -> Tensor | float:
+        """Return what is added to the loss of the batch that the module has just seen."""
+        return 0.0
+
     def start(self, weights: Sequence[Tensor]) -> None:
         """Act before the first step."""
 
@@ -64,6 +72,27 @@ class Gradient(Effect):
 
     def add_gradient(self, weights, step, share):
         add_term_gradient(self.term, weights, falling(step) * share)
+
+
+@dataclass
+class Activity(Effect):
+    """What the layer of a weight returns costs its moduli."""
+
+    strength: float
+
+    def watch(self, module, weights):
+        (layer,) = (part for part in module.modules() if getattr(part, "weight", None) is weights[0])
+        compute = layer.forward
+
+        def forward(inputs):
+            self.outputs = compute(inputs)
+            return self.outputs
+
+        layer.forward = forward
+
+    def loss(self, step):
+        wide = self.outputs.float() if self.outputs.itemsize < 4 else self.outputs
+        return self.strength * falling(step) * torch.stack([sample.abs().sum() for sample in wide]).mean()
 
 
 @dataclass
@@ -248,6 +277,9 @@ for _mode in ("loss", "grad"):
         alone=True,
     )
 KINDS |= {
+    "activity": Kind(
+        lambda glob: ActivityPenalty(0.1, select=glob.removesuffix(".weight"), schedule=FALLING), lambda: Activity(0.1)
+    ),
     "anchor proximal": Kind(
         lambda glob: AnchorPenalty(0.02, norm="l1", select=glob, mode="proximal", schedule=FALLING),
         lambda: Anchored(0.02, is_operator=True),
@@ -306,14 +338,16 @@ def train_by_hand(  # noqa: PLR0913  # everything a training loop may do
     optimizer = module.configure_optimizers()
     batches = list(batches)
     step = 0
-    with torch.no_grad():
-        for weights, effect in effects:
+    for weights, effect in effects:
+        effect.watch(module, weights)
+        with torch.no_grad():
             effect.start(weights)
     for index, batch in [*enumerate(batches)] * epochs:
         if rate is not None:
             module.network.dropout.p = rate(step)
         with torch.autocast(device, autocast, enabled=autocast is not None):
             loss = module.loss(batch)
+            loss = loss + sum(effect.loss(step) for _, effect in effects)
         scaler.scale(loss / accumulate).backward()
         if (index + 1) % accumulate and index + 1 < len(batches):
             continue

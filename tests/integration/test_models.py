@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 
 from lightning_reg import (
+    ActivityPenalty,
     Constant,
     Constraint,
     DropoutScheduler,
@@ -85,6 +86,7 @@ def test_every_callback_at_once(case, trainer_of, tmp_path):
         TargetSparsity(L1Penalty(0.0, select=only["sparse"], mode="proximal"), 0.5, schedule=Constant(1.0)),
         SpectralNormalization(BOUND, select=only["normalized"], norm="matrix", power_iterations=10),
         SpectralConstraint(BOUND, select=only["constrained"]),
+        ActivityPenalty(1e-3, select=f"model.{case.linear}"),
         DropoutScheduler(Linear(0.1, 0.5, STEPS - 1)),
         RegularizationMonitor(per_layer=True),
         LipschitzMonitor(target=f"model.{case.linear}", input_transform=lambda batch: torch.ones(1, 16)),

@@ -13,6 +13,7 @@ from lightning_reg.callbacks.penalties.attributes import OwnTensors
 from lightning_reg.callbacks.penalties.company import begin_together, follow_steps
 from lightning_reg.callbacks.penalties.dropped import reaches
 from lightning_reg.callbacks.penalties.formula import Formula, Memories
+from lightning_reg.callbacks.penalties.ledger import Term, terms
 from lightning_reg.callbacks.penalties.memory import Memory
 from lightning_reg.callbacks.penalties.optimality import residuals
 from lightning_reg.callbacks.penalties.proximal_step import fill_gradients, shrink
@@ -26,10 +27,9 @@ from lightning_reg.callbacks.penalties.refusals import (
     refuse_optimizers,
     refuse_sharded_loss,
 )
-from lightning_reg.callbacks.penalties.run import Ledger, Run
+from lightning_reg.callbacks.penalties.run import Run
 from lightning_reg.callbacks.penalties.targets import Targets, add_scaled
 from lightning_reg.callbacks.trainer import state
-from lightning_reg.callbacks.trainer.during_fit import DuringFit
 from lightning_reg.callbacks.trainer.held_weights import HeldWeights, has_gradient
 from lightning_reg.callbacks.trainer.packages import Callback, LightningModule, Trainer, has_backward
 from lightning_reg.callbacks.trainer.refusals import refuse_strategy, refuse_unless_listed_once
@@ -49,7 +49,7 @@ Mode = Literal["loss", "grad", "proximal"]
 _MEMORIES = "lightning_reg.penalty_memory"
 
 
-class Penalty(DuringFit[Run], Formula):
+class Penalty(Term[Run], Formula):
     r"""A term of the training objective, :math:`J = L + s(t)\,\lambda\,\Omega(w)`; subclass it for your own.
 
     A subclass defines `penalty`, from weights to a scalar, and has `mode="loss"` and `mode="grad"` from it; for
@@ -171,7 +171,7 @@ class Penalty(DuringFit[Run], Formula):
         name, parameters = type(self).__name__, [weight.parameter for weight in selection.weights]
         unit = self.unit_dim
         return Run(
-            log_name(self, _penalties(trainer)),
+            log_name(self, terms(trainer)),
             selection,
             Targets(selection, HeldWeights(parameters, f"penalized by {name}")),
             {} if unit is None else {weight.parameter: weight.dims[unit] for weight in selection.chosen},
@@ -223,13 +223,6 @@ class Penalty(DuringFit[Run], Formula):
             self._record(trainer, pl_module)
 
     @override
-    def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        super().on_before_zero_grad(trainer, pl_module, optimizer)
-        # An optimizer that evaluates its closure many times (LBFGS) starts anew with each evaluation.
-        if self._run is not None:
-            self._run.forget()
-
-    @override
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         run = self._run
         if run is None or not loss.requires_grad:  # without a gradient, backward is about to raise: let it
@@ -243,7 +236,7 @@ class Penalty(DuringFit[Run], Formula):
             run.forget()
         share = state.share_of_step(trainer, pl_module)
         run.pending += share
-        ledger = self._ledger_if_read(trainer, run)
+        ledger = self.ledger_if_read(trainer, run)
         if ledger is run.ledger and pl_module.automatic_optimization:
             ledger.add_loss(state.unscaled_loss(trainer, loss), share)
         if self.mode != "loss":
@@ -267,7 +260,7 @@ class Penalty(DuringFit[Run], Formula):
             return
         self._act_on_gradients(trainer, pl_module, optimizer, self._run)
         # The gradient of the whole step: behind the penalties that are in it.
-        if self is _penalties(trainer)[-1] and (ledger := self._ledger_if_read(trainer, self._run)):
+        if self is _penalties(trainer)[-1] and (ledger := self.ledger_if_read(trainer, self._run)):
             ledger.add_residuals(residuals(trainer, pl_module, optimizer, _penalties(trainer)))
 
     def _act_on_gradients(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer, run: Run) -> None:
@@ -319,15 +312,6 @@ class Penalty(DuringFit[Run], Formula):
             shrink(self.proximal, optimizer, weights, strength * share, self.recalled, elementwise=self.elementwise)
 
     @override
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if self._run is not None and state.steps_now(trainer):
-            self._run.first_step = False
-            self._run.ledger.log(trainer, pl_module)
-            self._run.ledger.clear()
-
-    @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         run = self._run
         if run:
@@ -367,16 +351,11 @@ class Penalty(DuringFit[Run], Formula):
         if run is not None and run.hooks is not None:
             run.hooks.remove()
 
-    def _ledger_if_read(self, trainer: Trainer, run: Run) -> Ledger | None:
-        """Return where values go if they are read: to the first penalty, before which nothing has changed the loss."""
-        is_read = state.logs_now(trainer, first_step=run.first_step)
-        return first.ledger if is_read and (first := _penalties(trainer)[0].run) else None
-
     @torch.no_grad()
     def _record(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute the term for the ledger, if it is read and not in the loss anyway."""
         run = self._run
-        if run is None or self.mode == "loss" or (ledger := self._ledger_if_read(trainer, run)) is None:
+        if run is None or self.mode == "loss" or (ledger := self.ledger_if_read(trainer, run)) is None:
             return
         factor = run.factor(state.tick(trainer, pl_module))
         strength = self.strength * factor if run.needed is None else run.needed

@@ -81,7 +81,7 @@ def lipschitz_bound(
         example reaches, and the reason under the name "trace". A collective call for sharded weights.
 
     Raises:
-        TypeError: If `module` is no module, `example_input` holds no tensor, or `fold_batch_norm` is no bool.
+        TypeError: If `module` is not a module, `example_input` holds no tensor, or `fold_batch_norm` is not a bool.
 
     Example:
         >>> import torch
@@ -140,8 +140,8 @@ def register_lipschitz_rule(target: type[nn.Module] | Callable[..., Any], rule: 
             values. It is the rule's word that the bound is certified by.
 
     Raises:
-        TypeError: If `target` is no module type and no function, or `rule` is not callable. An error in the rule, or an
-            answer that is no such number, is raised by `lipschitz_bound`.
+        TypeError: If `target` is neither a module type nor a function, or `rule` is not callable. An error in the rule,
+            or an answer that is not such a number, is raised by `lipschitz_bound`.
 
     Example:
         >>> import torch

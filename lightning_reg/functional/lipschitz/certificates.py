@@ -40,7 +40,7 @@ def margin_bounds(module: nn.Module, example_input: Tensor | Sequence[Any] | dic
         where no bound is known (`lipschitz_bound` says why), NaN if a weight is not finite.
 
     Raises:
-        TypeError: If `module` is no module, or the example holds no tensor.
+        TypeError: If `module` is not a module, or the example holds no tensor.
         ValueError: If the module does not take the example, or returns no tensor of shape (batch, K) or (K,).
 
     Example:

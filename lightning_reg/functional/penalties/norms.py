@@ -1,4 +1,4 @@
-"""Norms of many weights taken as one long vector: the 1-norm, the squared 2-norm, the elastic net."""
+"""Norms of many weights as one long vector: the 1-norm, the squared 2-norm, the elastic net."""
 
 from collections.abc import Iterable
 
@@ -83,7 +83,7 @@ def elastic_net(weights: Tensor | Iterable[Tensor], alpha: float = 1.0, l1_ratio
         The penalty, shape (), differentiable.
 
     Raises:
-        TypeError: If `weights` holds anything but such tensors, or `alpha` or `l1_ratio` is no number.
+        TypeError: If `weights` holds anything but such tensors, or `alpha` or `l1_ratio` is not a number.
         ValueError: If `alpha` or `l1_ratio` is out of range, or `alpha` infinite in the precision of a weight.
 
     Example:

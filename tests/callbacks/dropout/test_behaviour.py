@@ -45,7 +45,7 @@ def test_what_is_random_though_all_rates_are_0_is_named_with_the_attribute_that_
         trainer_of(DropoutScheduler(Constant(0.3)), max_epochs=1).fit(module, ticks(1))
 
     (message,) = [text for item in warnings if "is random" in (text := str(item.message))]
-    assert message.startswith("'body.part.1' (Hidden) is random in training when all known dropout rates are 0")
+    assert message.startswith("'body.part.1' (Hidden) is random in training although all known dropout rates are 0")
     assert "`attribute='amount'`" in message
     trainer_of(DropoutScheduler(Constant(0.3), attribute="amount"), max_epochs=1).fit(module, ticks(1))
 
@@ -204,7 +204,7 @@ def test_a_step_that_cannot_be_tried_is_left_alone(trainer_of, caplog):
     with caplog.at_level("INFO"):
         trainer_of(DropoutScheduler(Constant(0.3)), max_epochs=1).fit(module, ticks(2))
 
-    assert "could not be tried: ZeroDivisionError()" in caplog.text
+    assert "search for further dropout failed, and is skipped: ZeroDivisionError()" in caplog.text
     assert len(module.outputs) == 2
 
 

@@ -483,7 +483,7 @@ def test_a_head_that_is_zero_is_told_of_at_the_end_and_not_refused(trainer_of):
     model = Model()
     nn.init.zeros_(model.linear.weight)
 
-    with pytest.warns(UserWarning, match="has drawn dropout masks, but no prediction of this run varied"):
+    with pytest.warns(UserWarning, match="drew dropout masks, but no prediction of this run varied"):
         predictions = trainer_of(MonteCarloDropout(3, seed=0)).predict(model, data())
 
     assert all((prediction.std == 0).all() for prediction in predictions)
@@ -547,7 +547,9 @@ def test_classes_that_vary_are_refused(predict):
         def predict_step(self, batch, batch_idx):
             return self(batch[0]).argmax(1)
 
-    with pytest.raises(MisconfigurationException, match=r"can't average torch.int64 that vary over masks"):
+    with pytest.raises(
+        MisconfigurationException, match=r"can't average the torch.int64 values of this model, which vary over masks"
+    ):
         predict(MonteCarloDropout(30, seed=0), Classes())
 
 

@@ -255,7 +255,7 @@ def test_in_manual_optimization_a_step_is_a_batch(trainer_of):
         ({"schedule": 0.5}, TypeError, "`schedule` must be a schedule or a callable.*Constant"),
         ({"schedule": Constant}, TypeError, "`schedule` must be a schedule or a callable"),
         ({"select": 3}, TypeError, "globs?"),
-        ({"select": Select(min_ndim=1)}, ValueError, "`min_ndim` of a Select chooses weights"),
+        ({"select": Select(min_ndim=1)}, ValueError, "`min_ndim` must be left out of a `select`"),
         ({"attribute": [3]}, TypeError, "`attribute` must be the name"),
         ({"scale": "width"}, ValueError, "`scale` must be True, False or 'depth', got 'width'"),
         ({"interval": "batch"}, ValueError, "`interval` must be one of 'step', 'epoch', got 'batch'"),
@@ -420,7 +420,7 @@ def test_dropout_in_code_is_warned_of_and_that_of_an_attribute_is_set(fit):
         fit(DropoutScheduler(Constant(0.5)), module=(module := Functional()))
 
     (message,) = [text for warning in warnings if "functional.dropout(" in (text := str(warning.message))]
-    assert "nn.functional.dropout(batch[0]): the rate is in the code, out of reach of a schedule" in message
+    assert "nn.functional.dropout(batch[0]): the rate is in the code, so no schedule can set it" in message
     assert module.seen == [0.5] * 14
     assert module.rate == 0.1
 

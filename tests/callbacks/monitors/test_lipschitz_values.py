@@ -395,7 +395,7 @@ class Doubling(nn.Module):
         return 2 * inputs
 
 
-def test_an_upper_bound_that_a_sample_refutes_is_reported_once(fit, tmp_path):
+def test_an_upper_bound_that_a_sample_contradicts_is_reported_once(fit, tmp_path):
     register_lipschitz_rule(Doubling, lambda module, inputs: 1.5)  # as an error of a rule of ours would be
     module = Passing(lambda: nn.Sequential(nn.Linear(5, 2), Doubling()))
 

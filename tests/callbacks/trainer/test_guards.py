@@ -286,5 +286,5 @@ def test_a_new_optimizer_of_unknown_step_sizes_is_refused_in_proximal_mode(fit):
 def test_a_new_optimizer_with_a_decay_of_its_own_is_refused_beside_weight_decay(fit):
     module = NewOptimizers(lambda parameters: torch.optim.SGD(parameters, lr=0.05, weight_decay=0.1))
 
-    with pytest.raises(MisconfigurationException, match="it would be decayed twice"):
+    with pytest.raises(MisconfigurationException, match="The weight would decay twice"):
         fit(WeightDecay(0.5), module=module)

@@ -1,4 +1,4 @@
-// What to do when there is nothing to show.
+// Advice for when there is nothing to show.
 
 import { element } from "../drawing/dom.js";
 
