@@ -1,4 +1,4 @@
-"""Terms of an objective: `norms` and `group_lasso`; `counts` of zeros; `activity` of modules.
+"""Terms of an objective: `norms`, `concave` and `group_lasso`; `counts` of zeros; `activity` of modules.
 
 Their kernels: `elementwise` sums with their gradient in place, and `group_sums`.
 """
