@@ -14,7 +14,7 @@ from tests.models import Regressor
 
 def plan_of(caplog: pytest.LogCaptureFixture) -> str:
     messages = [record.message for record in caplog.records if record.message.startswith("Regularization plan")]
-    plans = [message for message in messages if "Weight decay, by whomever" not in message]  # see test_decays.py
+    plans = [message for message in messages if "Weight decay of all optimizers and callbacks" not in message]  # see test_decays.py
     assert len(plans) == 1
     return plans[0]
 
