@@ -10,10 +10,10 @@ SUITE := -m pytest -n logical $(if $(SEED),--seed=$(SEED))
 TWIN := LIGHTNING_PACKAGE=pytorch_lightning
 test twin coverage stress min: export OMP_NUM_THREADS := 1
 
-.PHONY: help demo test twin coverage stress browser check docs format bench min packages clean
+.PHONY: help demo test twin coverage stress browser check docs format bench min packages release-check clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 15
 
 demo: .venv/installed ## train a small network with regularization callbacks
 	$(BIN)/python examples/quickstart.py
@@ -65,8 +65,16 @@ min: .venv-min/installed ## run the tests with the oldest supported dependencies
 packages: .venv-packages/installed ## run what tests models of other packages
 	OMP_NUM_THREADS=1 .venv-packages/bin/python -m pytest tests/integration/test_packages.py
 
+release-check: .venv/installed ## build wheel and sources, install the wheel alone, and try it there
+	rm -rf dist .venv-release
+	$(BIN)/python -m hatchling build
+	$(PYTHON) -m venv .venv-release
+	.venv-release/bin/pip install --constraint constraints.txt dist/*.whl hypothesis pytest scipy
+	RELEASE_PYTHON=.venv-release/bin/python $(BIN)/python -m pytest tests/test_release.py tests/tensorboard/test_wheel.py
+	.venv-release/bin/python -m lightning_reg
+
 clean: ## remove the environments, caches and results
-	rm -rf .venv .venv-min .venv-packages .coverage .coverage.* htmlcov build dist docs/_build lightning_logs
+	rm -rf .venv .venv-min .venv-packages .venv-release .coverage .coverage.* htmlcov build dist docs/_build lightning_logs
 	rm -rf test-results
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 
