@@ -20,6 +20,7 @@ pytestmark = pytest.mark.distributed
 KINDS = {
     "elementwise": lambda mode: TowardsStart(0.5, mode=mode, select=PATTERN),
     "anchor": lambda mode: AnchorPenalty(0.1, norm="l1", mode=mode, select=PATTERN),
+    "offloaded": lambda mode: AnchorPenalty(0.1, norm="l1", mode=mode, select=PATTERN, offload=True),
     "gathered": lambda mode: Consolidation(0.01, mode=mode, select=PATTERN),
 }
 
@@ -55,7 +56,16 @@ def test_tensors_in_attributes_beside_sharded_weights_are_warned_of(pool, tmp_pa
     assert any("Lazy keeps tensors in `self.starts`" in message and "`remember`" in message for message in first)
 
 
-@pytest.mark.parametrize(("name", "mode"), [("elementwise", "loss"), ("anchor", "proximal"), ("gathered", "grad")])
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        ("elementwise", "loss"),
+        ("anchor", "proximal"),
+        ("offloaded", "grad"),
+        ("offloaded", "proximal"),
+        ("gathered", "grad"),
+    ],
+)
 def test_a_resumed_run_on_two_ranks_is_an_uninterrupted_one_of_one_process(pool, tmp_path, name, mode):
     module = Module(OPTIMIZERS["sgd"])
     trainer_of(KINDS[name](mode), max_epochs=2).fit(module, loader())
