@@ -127,6 +127,10 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Argument]]] = {
         {"alpha": strength(0.1), "l1_ratio": good(0.5)} | {n: a for n, a in PENALTY.items() if n != "strength"},
     ),
     "GroupLassoPenalty": (lightning_reg.GroupLassoPenalty, {**PENALTY, "dim": good(0, "-1", "10**400")}),
+    "AnchorPenalty": (
+        lightning_reg.AnchorPenalty,
+        {**PENALTY, "anchor": Argument("start"), "norm": good("l1"), "offload": boolean(False)},
+    ),
     "ActivityPenalty": (
         lightning_reg.ActivityPenalty,
         {

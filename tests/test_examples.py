@@ -181,6 +181,24 @@ def test_gradients_grow_against_weights_but_not_with_corrected_decay(tmp_path, m
     assert_picture(tmp_path / "picture.png")
 
 
+def test_elastic_weight_consolidation_keeps_more_of_the_first_task(tmp_path, monkeypatch, capsys):
+    arguments = ["--max-epochs", "6", "--picture", str(tmp_path / "picture.png")]
+    monkeypatch.setattr(sys, "argv", ["ewc.py", *arguments])
+
+    runpy.run_path(str(ROOT / "examples" / "ewc.py"), run_name="__main__")
+
+    *_, table = capsys.readouterr().out.partition("kept by")
+    before, after, second = (
+        {row[0]: float(row[position].rstrip("%")) for row in map(str.split, table.splitlines()[1:4])}
+        for position in (-3, -2, -1)
+    )
+    assert min(before.values()) > 95
+    assert after["nothing"] < 60
+    assert after["elastic"] > after["AnchorPenalty"] > after["nothing"] + 20
+    assert min(second.values()) > 75
+    assert_picture(tmp_path / "picture.png")
+
+
 @pytest.mark.parametrize(
     ("recipe", "is_true"),
     [

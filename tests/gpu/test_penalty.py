@@ -7,7 +7,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import nn
 
-from lightning_reg import ElasticNetPenalty, L1Penalty, L2Penalty, Linear
+from lightning_reg import AnchorPenalty, ElasticNetPenalty, L1Penalty, L2Penalty, Linear
 from lightning_reg.functional import l1_norm, squared_l2_norm
 from tests.models import KeepWeights, Regressor, Silent, loader, weights_of
 from tests.reference import PENALTIES, assert_same_weights, both_modes, every_penalty, train_by_hand
@@ -79,6 +79,22 @@ def test_both_modes_agree_with_each_other(fit, mode, precision, optimizer):
 
     expected = fit(ElasticNetPenalty(0.05, 0.3), module=Regressor(optimizer), precision=precision)
     assert_same_weights(actual, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["loss", "grad", "proximal"])
+def test_an_offloaded_anchor_takes_no_memory_there_and_gives_the_same_weights(fit, mode):
+    class Kept(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            self.bytes = torch.cuda.memory_allocated()
+
+    found, watches = [], []
+    for offload in (False, True):
+        watches.append(Kept())
+        found.append(fit(AnchorPenalty(0.1, mode=mode, offload=offload), watches[-1], module=Regressor(adam)))
+
+    assert_same_weights(*found, rtol=0)
+    matrices = sum(weight.numel() for weight in found[0].values() if weight.ndim > 1)
+    assert watches[0].bytes - watches[1].bytes >= 4 * matrices
 
 
 @both_modes

@@ -14,6 +14,7 @@ from lightning_reg.callbacks.penalties.base import Mode, Penalty
 from lightning_reg.functional import l1_norm, squared_l2_norm
 from lightning_reg.functional.penalties.elementwise import add_elementwise_gradient_
 from lightning_reg.functional.proximal.optimality import elementwise_residual
+from lightning_reg.functional.tensors.chunks import chunk_size, chunks
 from lightning_reg.functional.tensors.shards import local_parts
 from lightning_reg.schedules import Schedule
 from lightning_reg.selection import Select
@@ -41,6 +42,9 @@ class AnchorPenalty(Penalty):
         select: Which weights, see `Penalty`.
         mode: `"loss"`, `"grad"` or `"proximal"`, see `Penalty`.
         schedule: Factor on the strength over the optimizer steps, see `Penalty`.
+        offload: Whether :math:`w^0` is kept on the CPU, with the same results to the bit. Each step then copies it to
+            the device, from pinned memory, so that the host does not wait but the step takes longer; all of it in mode
+            `"loss"`, a part at a time in the others.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
@@ -50,7 +54,7 @@ class AnchorPenalty(Penalty):
 
     Example:
         >>> AnchorPenalty(0.01, select="encoder.*")
-        AnchorPenalty(strength=0.01, anchor='start', norm='l2', select='encoder.*', mode='loss', schedule=None)
+        AnchorPenalty(strength=0.01, anchor='start', norm='l2', select='encoder.*', mode='loss', ...)
 
     Reference:
         Li et al., Explicit Inductive Bias for Transfer Learning with Convolutional Networks, 2018, arXiv:1802.01483.
@@ -59,7 +63,7 @@ class AnchorPenalty(Penalty):
 
     elementwise = True
 
-    def __init__(  # those of every penalty, and two
+    def __init__(  # noqa: PLR0913  # those of every penalty, and three
         self,
         strength: float,
         anchor: str | os.PathLike[str] | Mapping[str, Tensor] = "start",
@@ -68,6 +72,7 @@ class AnchorPenalty(Penalty):
         select: str | Sequence[str] | Select | None = None,
         mode: Mode = "loss",
         schedule: Schedule | Callable[[int], float] | None = None,
+        offload: bool = False,
     ) -> None:
         super().__init__(strength, select=select, mode=mode, schedule=schedule)
         if not isinstance(anchor, str | os.PathLike | Mapping):
@@ -75,6 +80,12 @@ class AnchorPenalty(Penalty):
             raise TypeError(msg)
         self.anchor = _Tensors(_checked(anchor)) if isinstance(anchor, Mapping) else anchor
         self.norm = _checks.one_of("norm", norm, get_args(Norm))
+        self.offload = _checks.boolean("offload", offload)
+
+    @property
+    @override
+    def offloads(self) -> bool:
+        return self.offload
 
     @override
     def remember(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -86,16 +97,21 @@ class AnchorPenalty(Penalty):
 
     @override
     def penalty(self, weights: Sequence[Tensor], memory: Sequence[Tensor]) -> Tensor:
-        distances = [weight - anchor for weight, anchor in zip(weights, memory, strict=True)]
+        distances = [weight - anchor for weight, anchor in zip(weights, _beside(weights, memory), strict=True)]
         return squared_l2_norm(distances) if self.norm == "l2" else l1_norm(distances)
 
     @override
     def add_gradient(self, grads: list[Tensor], weights: list[Tensor], factor: float) -> None:
-        add_elementwise_gradient_(local_parts(grads), self._distances(weights), **{self.norm: factor})
+        if not weights:
+            return
+        parts = local_parts(grads), local_parts(weights), local_parts(self._anchors(weights))
+        for some_grads, some_weights, some_anchors in chunks(*parts, size=chunk_size(parts[1])):
+            distances = torch._foreach_sub(some_weights, _beside(some_weights, some_anchors))
+            add_elementwise_gradient_(some_grads, list(distances), **{self.norm: factor})
 
     @override
     def proximal(self, weights: list[Tensor], factors: list[float | Tensor], memory: Sequence[Tensor]) -> None:
-        for weight, factor, anchor in zip(weights, factors, memory, strict=True):
+        for weight, factor, anchor in zip(weights, factors, _beside(weights, memory), strict=True):
             if self.norm == "l2":
                 weight.add_((anchor - weight) * (2 * factor / (1 + 2 * factor)))
             else:
@@ -107,12 +123,18 @@ class AnchorPenalty(Penalty):
     @override
     def residual(self, weights: list[Tensor], grads: list[Tensor]) -> Tensor:
         l1, l2 = (0.0, 1.0) if self.norm == "l2" else (1.0, 0.0)
-        return elementwise_residual(self._distances(weights), grads, l1=l1, l2=l2)
+        # The difference first, for it is exact near the anchor.
+        parts = local_parts(weights)
+        distances = torch._foreach_sub(parts, _beside(parts, local_parts(self._anchors(weights))))
+        return elementwise_residual(list(distances), grads, l1=l1, l2=l2)
 
-    def _distances(self, weights: list[Tensor]) -> list[Tensor]:
-        """Return how far this rank's parts are from the anchor: the difference first, for it is exact near there."""
-        anchors = cast("list[Tensor]", self._memory.of(weights))  # all chosen weights have one
-        return list(torch._foreach_sub(local_parts(weights), local_parts(anchors)))
+    def _anchors(self, weights: list[Tensor]) -> list[Tensor]:
+        return cast("list[Tensor]", self._memory.of(weights))  # all chosen weights have one
+
+
+def _beside(weights: Sequence[Tensor], anchors: Sequence[Tensor]) -> list[Tensor]:
+    """Return anchors on the devices of their weights, without waiting for those that are offloaded."""
+    return [anchor.to(weight.device, non_blocking=True) for weight, anchor in zip(weights, anchors, strict=True)]
 
 
 class _Tensors(dict[str, Tensor]):

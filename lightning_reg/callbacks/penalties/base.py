@@ -209,7 +209,7 @@ class Penalty(Term[Run], Formula):
         self._own.are_parts = self._run.are_sharded
         self._own.put_back(self, chosen[0].parameter.device)
         if self.remembers:
-            self._memory.begin(self.remember, chosen, name, sharded=self.elementwise)
+            self._memory.begin(self.remember, chosen, name, sharded=self.elementwise, offload=self.offloads)
         penalties = [penalty for penalty in _penalties(trainer) if penalty.run]
         if self is penalties[-1]:
             begin_together(trainer, penalties)

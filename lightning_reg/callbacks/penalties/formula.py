@@ -65,6 +65,11 @@ class Formula(ABC):
         """Whether the class defines `remember`: `penalty` and `proximal` then get a further argument."""
         return type(self).remember is not Formula.remember
 
+    @property
+    def offloads(self) -> bool:
+        """Whether the memory stays on the CPU, and the formulas move what they need of it to the weights' device."""
+        return False
+
     def recalled(self, weights: Sequence[Tensor]) -> tuple[()] | tuple[Memories]:
         """Return the arguments that `penalty` and `proximal` get besides: none, or the memory of `weights`."""
         return ()

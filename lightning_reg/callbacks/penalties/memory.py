@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from lightning_reg import _checks
 from lightning_reg.callbacks.trainer.packages import rank_zero_warn
-from lightning_reg.functional.tensors.shards import as_placed, has_dtensors, spread_like, whole
+from lightning_reg.functional.tensors.shards import Offloaded, as_placed, has_dtensors, spread_like, whole
 from lightning_reg.selection.weights import Weight
 
 Remember = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
@@ -19,7 +19,7 @@ class Memory:
     """One tensor for each chosen weight, or none; from the start of training to the next `fit`."""
 
     def __init__(self) -> None:
-        self._by_name: dict[str, Tensor] = {}
+        self._by_name: dict[str, Tensor | Offloaded] = {}
         self._by_weight: dict[Tensor, Tensor] = {}
         self._names: frozenset[str] = frozenset()
         """All weights that have been asked about, with a tensor or without."""
@@ -42,11 +42,16 @@ class Memory:
         if not self._names:
             return {}
         # Copies: the trainer may go on before an asynchronous writer is done.
-        tensors = {name: whole(tensor).to("cpu", copy=True) for name, tensor in self._by_name.items()}
+        tensors = {
+            name: (tensor.whole() if isinstance(tensor, Offloaded) else whole(tensor)).to("cpu", copy=True)
+            for name, tensor in self._by_name.items()
+        }
         return {"weights": sorted(self._names), "tensors": tensors}
 
     @torch.no_grad()
-    def begin(self, remember: Remember, weights: Sequence[Weight], owner: str, *, sharded: bool) -> None:
+    def begin(
+        self, remember: Remember, weights: Sequence[Weight], owner: str, *, sharded: bool, offload: bool = False
+    ) -> None:
         """Bring what has been restored to the weights, and ask `remember` about those that it does not know.
 
         Args:
@@ -54,6 +59,7 @@ class Memory:
             weights: The chosen weights.
             owner: Name of the penalty, for messages.
             sharded: Whether `remember` takes DTensors; else it gets whole weights, gathered as they are read.
+            offload: Whether this rank's parts are kept on the CPU, for an owner that works on parts.
 
         """
         if self._by_weight:  # a tuner has trained for a moment before
@@ -70,19 +76,22 @@ class Memory:
             self._by_name |= _checked(remember(new if sharded else _Gathered(new)), new, owner)
         self._names |= new.keys()
         for weight in weights:
-            if weight.name in self._by_name:
-                kept = _kept(self._by_name[weight.name], weight.parameter)
-                self._by_name[weight.name] = self._by_weight[weight.parameter] = kept
+            found = self._by_name.get(weight.name)
+            if isinstance(found, Tensor):
+                kept = _kept(found, weight.parameter, offload=offload)
+                self._by_name[weight.name] = kept
+                self._by_weight[weight.parameter] = kept.part if isinstance(kept, Offloaded) else kept
 
     def of(self, weights: Sequence[Tensor]) -> list[Tensor | None]:
-        """Return what is remembered of each weight, spread over ranks as it is."""
+        """Return what is remembered of each weight, spread over ranks as it is; of offloaded ones the parts."""
         return [self._by_weight.get(weight) for weight in weights]
 
     def end(self) -> None:
         """Let go of the weights and of the device; what is left is for a checkpoint after `fit`."""
         self._by_weight = {}
         self._by_name = {
-            name: tensor if has_dtensors([tensor]) else tensor.cpu() for name, tensor in self._by_name.items()
+            name: tensor if isinstance(tensor, Offloaded) or has_dtensors([tensor]) else tensor.cpu()
+            for name, tensor in self._by_name.items()
         }
 
 
@@ -123,9 +132,13 @@ def _checked(found: object, weights: Mapping[str, Tensor], owner: str) -> dict[s
     return dict(found)
 
 
-def _kept(tensor: Tensor, weight: Tensor) -> Tensor:
+def _kept(tensor: Tensor, weight: Tensor, *, offload: bool) -> Tensor | Offloaded:
     """Return a copy of `tensor` where `weight` is: the tensor may be the weight itself, which training changes."""
     tensor = tensor.detach()
+    if offload and not has_dtensors([weight]):
+        return Offloaded(tensor, weight.device)
     if has_dtensors([tensor]):
-        return as_placed(tensor, weight).clone() if tensor.shape == weight.shape else tensor.clone()
-    return spread_like(tensor.to(weight.device, copy=True), weight)
+        kept = as_placed(tensor, weight).clone() if tensor.shape == weight.shape else tensor.clone()
+    else:
+        kept = spread_like(tensor.to(weight.device, copy=True), weight)
+    return Offloaded(kept, weight.device) if offload else kept

@@ -11,6 +11,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_reg import AnchorPenalty
+from lightning_reg.callbacks.penalties.memory import Memory
+from lightning_reg.selection import named_weights
 from tests.models import Regressor, Untrainable, loader, weights_of
 from tests.reference import assert_same_weights, train_by_hand
 
@@ -122,6 +124,46 @@ def test_a_resumed_run_is_the_uninterrupted_one_whatever_its_anchor_is(fit, trai
     trainer_of(AnchorPenalty(0.5, Path("moved.ckpt"), mode=mode)).fit(module, loader(), ckpt_path=file)
 
     assert_same_weights(weights_of(module), fit(AnchorPenalty(0.5, mode=mode)), rtol=0)
+
+
+@every_mode
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_an_anchor_on_the_cpu_gives_the_same_weights_to_the_bit_resumed_or_not(fit, trainer_of, tmp_path, mode, norm):
+    def penalty(**settings):
+        return AnchorPenalty(0.1, norm=norm, mode=mode, **settings)
+
+    trainer, file, module = trainer_of(penalty(offload=True), max_epochs=1), tmp_path / "half.ckpt", Regressor()
+    trainer.fit(Regressor(), loader())
+    trainer.save_checkpoint(file)
+    trainer_of(penalty(offload=True)).fit(module, loader(), ckpt_path=file)
+
+    assert_same_weights(fit(penalty(offload=True)), fit(penalty()), rtol=0)
+    assert_same_weights(weights_of(module), fit(penalty()), rtol=0)
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_an_offloaded_memory_stays_on_the_cpu_whatever_the_device_of_the_weight(offload):
+    # A device that every machine has. Tensors on it have no values, which keeping them needs not.
+    module, memory = nn.Linear(3, 2, device="meta"), Memory()
+    weights, anchors = named_weights(module)[:1], {"weight": torch.ones(2, 3)}
+
+    memory.begin(lambda _: anchors, weights, "it", sharded=True, offload=offload)
+
+    (kept,) = memory.of([module.weight])
+    assert kept.device.type == ("cpu" if offload else "meta")
+    if offload:
+        torch.testing.assert_close(memory.state()["tensors"], anchors)
+        assert kept.data_ptr() != anchors["weight"].data_ptr()
+
+
+def test_formulas_move_what_is_offloaded_to_the_weights():
+    weights, memory = [torch.ones(2, 3, device="meta")], [torch.ones(2, 3)]
+    for norm in ("l2", "l1"):
+        penalty = AnchorPenalty(0.1, norm=norm, mode="proximal", offload=True)
+
+        penalty.proximal(weights, [0.1], memory)  # torch refuses to calculate on two devices
+
+        assert penalty.penalty(weights, memory).device.type == "meta"
 
 
 def renamed():
