@@ -57,8 +57,12 @@ def lipschitz_bound(
       the number of classes.
     - Batch normalization by running statistics. LayerNorm, RMSNorm, GroupNorm and InstanceNorm:
       :math:`\max |\gamma| / \sqrt{\epsilon}`, which is attained where the input is constant: true, and rarely of use.
-    - Pooling, padding, interpolation, indices, reductions, products with constants: from the sizes and the constants.
-    - Dot-product attention, recurrent layers, products of values that depend on the input, embeddings, and operations
+    - What is linear in one tensor, from the sizes and the constants: products (einsum, tensordot, `addmm`), Fourier
+      transforms, differences, pooling, padding, interpolation in every mode, indices, scatter. Most are exact.
+    - Reductions, deviations, distances to constants; losses with constant targets, as functions of the prediction
+      (cross entropy :math:`\sqrt 2 / \sqrt N` for a mean over N samples).
+    - `RNN` with tanh or ReLU: :math:`\|W\|` times the norm of the triangle of powers of :math:`\|U\|` over its steps.
+    - Dot-product attention, layers with gates, products of values that depend on the input, embeddings, and operations
       that are not known: infinity, with name and reason, never skipped. `register_lipschitz_rule` adds a rule.
 
     The module is taken as in eval mode (no dropout, running statistics), whatever its mode, and is left as it is: the

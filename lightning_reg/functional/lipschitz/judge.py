@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import lightning_reg.functional.lipschitz.rules  # noqa: F401  # each file there registers its rules
 from lightning_reg.functional.lipschitz.rules.applied import apply_rule
 from lightning_reg.functional.lipschitz.rules.registry import Rule, UserRule, function_rule, module_rule
-from lightning_reg.functional.lipschitz.value import Bound, NoBoundError, Operation, larger
+from lightning_reg.functional.lipschitz.value import Bound, NoBoundError, Operation, larger, traced_in
 
 JUMPS = "whole numbers and comparisons jump: they have no Lipschitz constant"
 # What torch writes in Python out of operations that have rules of their own.
@@ -70,14 +70,17 @@ class Judge:
 
         In the arguments, what depends on the input is `Traced`.
         """
+        if next(traced_in((args, kwargs)), None) is None:
+            return Bound(0.0)
         if step.rule is None:
             return self.refuse(step, f"no rule for {step.kind}; `register_lipschitz_rule` adds one")
-        if isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex()):
-            return self.refuse(step, JUMPS)
+        is_whole = isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex())
         try:
             bound, own = apply_rule(step.rule, Operation(value, operation, step.module), args, kwargs)
         except NoBoundError as error:
-            return self.refuse(step, str(error))
+            return self.refuse(step, JUMPS if is_whole else str(error))
+        if is_whole and bound.value != 0:
+            return self.refuse(step, JUMPS)
         if own is not None:
             self._note_layer(step, own)
         return bound if self._fold else replace(bound, scaled=None)

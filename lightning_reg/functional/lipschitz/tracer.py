@@ -194,15 +194,15 @@ class Tracer(TorchFunctionMode):
         else:
             with self._running():
                 # With what was known before: a change in place counts once the bound is known.
-                known = replaced(
-                    (tuple(args), dict(kwargs)), TracedTensor, lambda t: Traced(t.state.value, t.state.bound)
-                )
+                fixed = _fixed(states, changed) if step.module is None or any(s.bound.value for s in states) else set()
+                known = replaced((tuple(args), dict(kwargs)), TracedTensor, lambda t: _as_known(t.state, fixed))
                 bound = self._judge.judge(step, operation, value, *known)
         memory = {_memory(tensor) for tensor in found(value, Tensor)}
         self._viewed += [tensor for tensor in constants if _memory(tensor) in memory]
         self._note_changes(step, bound, changed, value)
         if isinstance(value, Tensor):
-            return self._known(value, bound, step)
+            # Nothing that depends on the input can be written into whole numbers.
+            return value if _is_whole(value) and bound.value == 0 else self._known(value, bound, step)
         return replaced(value, Tensor, lambda tensor: self._part(tensor, bound, step))
 
     def _known(self, value: Tensor, bound: Bound, step: Step) -> TracedTensor:
@@ -212,7 +212,7 @@ class Tracer(TorchFunctionMode):
 
     def _part(self, value: Tensor, bound: Bound, step: Step) -> TracedTensor:
         """Return one of several tensors that an operation has returned."""
-        if value.is_floating_point() or value.is_complex():
+        if not _is_whole(value):
             return self._known(value, replace(bound, chain=None, scaled=None, own=None), step)
         positions = Step(step.name, parents=[step])
         return self._known(value, self._judge.refuse(positions, JUMPS), positions)
@@ -253,6 +253,20 @@ class Tracer(TorchFunctionMode):
                 stale = Step(state.step.name, parents=[state.step])
                 state.bound = self._judge.refuse(stale, "it is changed in place through another view of it")
                 state.step = stale
+
+
+def _fixed(states: Sequence[State], changed: Sequence[Tensor]) -> set[int]:
+    """Return the states, by identity, of what does not depend on the input after all and is not changed in place."""
+    memory = {_memory(tensor) for tensor in changed}
+    return {id(state) for state in states if state.bound.value == 0 and _memory(state.value) not in memory}
+
+
+def _as_known(state: State, fixed: set[int]) -> Tensor | Traced:
+    return state.value if id(state) in fixed else Traced(state.value, state.bound)
+
+
+def _is_whole(value: Tensor) -> bool:
+    return not (value.is_floating_point() or value.is_complex())
 
 
 def _needed(steps: list[Step]) -> set[Step]:

@@ -14,6 +14,7 @@ from torch import nn
 
 from lightning_reg import register_lipschitz_rule
 from lightning_reg.functional import lipschitz_bound
+from tests.functional.lipschitz.calls import Calls
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,3 +204,24 @@ def test_writing_into_a_copy_counts_what_was_there_and_what_is_written():
     report = lipschitz_bound(network, torch.randn(2, 4).double())
     assert report.unbounded == ()
     assert truth / 2 < report.value <= truth * (1 + 1e-6)
+
+
+WEIGHT = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (lambda x: x @ WEIGHT.to(x), 3),
+        (lambda x: x * torch.full_like(x, 2.0).exp().log(), 2),
+        (lambda x: x.index_select(1, torch.tensor(0).expand_as(x[0, :2])), math.sqrt(2)),
+        (lambda x: x[:, torch.ones_like(x[0], dtype=torch.long) - 1], math.sqrt(2)),
+        (lambda x: torch.where(torch.zeros_like(x) > 0, x, 2 * x), math.sqrt(5)),
+        (lambda x: torch.linalg.inv(WEIGHT.type_as(x)) @ x, 1),
+        (lambda x: x + torch.zeros_like(x).add_(1).mul_(x), math.inf),
+        (lambda x: x * torch.zeros_like(x).copy_(x), math.inf),
+        (lambda x: x * torch.ones_like(x)[:, :1].mul_(x[:, :1]), math.inf),
+    ],
+)
+def test_what_has_only_the_shape_or_type_of_the_input_is_a_constant_until_it_is_written_into(function, expected):
+    assert lipschitz_bound(Calls(function), torch.rand(2, 2)).value == pytest.approx(expected, rel=1e-4)

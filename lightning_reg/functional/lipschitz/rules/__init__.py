@@ -9,6 +9,7 @@ import lightning_reg.functional.lipschitz.rules.contractions
 import lightning_reg.functional.lipschitz.rules.fused
 import lightning_reg.functional.lipschitz.rules.layers
 import lightning_reg.functional.lipschitz.rules.losses
+import lightning_reg.functional.lipschitz.rules.matrices
 import lightning_reg.functional.lipschitz.rules.moves
 import lightning_reg.functional.lipschitz.rules.pooling
 import lightning_reg.functional.lipschitz.rules.recurrent
