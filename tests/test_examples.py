@@ -236,7 +236,7 @@ def test_gradients_grow_against_weights_but_not_with_corrected_decay(tmp_path, m
         ),
     ],
 )
-def test_a_recipe_for_other_peoples_modules_does_what_it_says(recipe, is_true, tmp_path, monkeypatch, capsys):
+def test_a_recipe_for_other_peoples_modules_works_as_described(recipe, is_true, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     runpy.run_path(str(ROOT / "examples" / "recipes" / f"{recipe}.py"), run_name="__main__")

@@ -46,7 +46,7 @@ KINDS: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_all_arguments_of_what_is_public_are_here(name):
+def test_all_arguments_of_public_names_are_here(name):
     call, arguments = CALLS[name]
 
     assert name.partition(".")[0] in PUBLIC

@@ -201,7 +201,7 @@ def assert_same(actual, expected):
 
 
 @every_model
-def test_its_training_is_that_of_the_objective_written_by_hand(case, trainer_of):
+def test_its_training_equals_a_hand_written_objective(case, trainer_of):
     module = Classifier(case, sgd)
 
     trainer_of(*penalties(case), max_epochs=1).fit(module, batches(case))
@@ -212,7 +212,7 @@ def test_its_training_is_that_of_the_objective_written_by_hand(case, trainer_of)
 # torch.compile looks at `.grad` of tensors within transformers.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor")
 @pytest.mark.parametrize("name", ["gpt2", "convnext"])
-def test_so_is_that_of_a_compiled_model(name, trainer_of, tmp_path):
+def test_the_training_of_a_compiled_model_equals_a_hand_written_objective(name, trainer_of, tmp_path):
     case = CASES[name]
     module = Classifier(case, sgd)
     module.model = torch.compile(module.model, backend="aot_eager")

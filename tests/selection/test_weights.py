@@ -305,7 +305,7 @@ def test_a_users_own_name_that_ends_like_a_wrapped_one_stays():
         ),
     ],
 )
-def test_a_selection_without_effect_is_an_error_that_says_what_there_is(select, message):
+def test_a_selection_without_effect_is_an_error_that_names_the_candidates(select, message):
     with pytest.raises(ValueError, match=message):
         chosen(Network(), select)
 
@@ -324,7 +324,7 @@ globs = st.lists(st.sampled_from(["*", "a*", "*b", "*c*", "[!a]*", "?", "??*"]),
 
 
 @given(st.dictionaries(names, shapes, max_size=8), globs.filter(bool), globs, st.integers(0, 3))
-def test_a_selection_divides_the_weights_or_says_what_is_wrong(parameters, include, exclude, min_ndim):
+def test_a_selection_divides_the_weights_or_names_the_mistake(parameters, include, exclude, min_ndim):
     module = nn.ParameterDict({name: torch.ones(shape) for name, shape in parameters.items()})
     order = [name for name, _ in module.named_parameters()]
     big = [name for name in order if len(parameters[name]) >= min_ndim]

@@ -1,6 +1,6 @@
-r"""ECLipsE-Fast: what chains of matrices and monotone activations do together, less than each does by itself.
+r"""ECLipsE-Fast: a bound for chains of matrices and monotone activations, below the product of single bounds.
 
-What is known of differences at one place in a chain, caused by a difference :math:`\delta_0` of its input, is
+A difference :math:`\delta_0` of the input causes differences at one place in the chain that satisfy
 
 .. math:: \delta^T R^{-1} \delta \le g^2 \|\delta_0\|^2, \qquad 0 \preceq R \preceq 1,
 

@@ -1,4 +1,4 @@
-"""What an operation does to the bound: the rules are asked, and what they say is kept."""
+"""Determine the bound after an operation by its rule, and keep the constants of layers."""
 
 import math
 from collections.abc import Callable
@@ -34,7 +34,7 @@ class Step:
 
 
 class Judge:
-    """Knows the bounds of operations: asks the rules, and keeps what they say.
+    """Determines the bounds of operations by their rules, and keeps the constants of layers.
 
     Args:
         has_floats: Whether the network has an input of floating-point numbers.
@@ -62,13 +62,13 @@ class Judge:
         """Return the bound of an argument of the network; None for one that is held fixed."""
         if value.is_floating_point() or value.is_complex():
             return Bound(1.0)
-        # Whole numbers are held fixed. Where there is nothing else, what they go into says why there is no bound.
+        # Whole numbers are held fixed. If there are no other inputs, the operations on them give the reason.
         return None if self._has_floats else Bound(math.inf)
 
     def judge(self, step: Step, operation: Callable[..., Any], value: Any, args: Any, kwargs: Any) -> Bound:
-        """Return the bound of `value`, which `operation` has made in `step`.
+        """Return the bound of `value`, the result of `operation` in `step`.
 
-        In the arguments, what depends on the input is `Traced`.
+        Arguments that depend on the input are `Traced`.
         """
         if step.rule is None:
             return self.refuse(step, f"no rule for {step.kind}; `register_lipschitz_rule` adds one")
@@ -83,7 +83,7 @@ class Judge:
         return bound if self._fold else replace(bound, scaled=None)
 
     def refuse(self, step: Step, reason: str) -> Bound:
-        """Return the bound of what has none."""
+        """Return an infinite bound, and keep the reason."""
         self._reasons[step] = step.name, reason
         self._note_layer(step, math.inf)
         return Bound(math.inf)

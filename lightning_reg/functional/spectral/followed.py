@@ -62,8 +62,8 @@ class _State(NamedTuple):
 class FollowedNorms:
     """Estimates from below of the norms of layers, followed by the layers' names.
 
-    Of a matrix it is the largest singular value; of a convolution the norm over images of any size with zero padding,
-    the largest over groups, of other padding that of the same kernel with zero padding. Nothing waits for the device.
+    For a matrix it is the largest singular value. For a convolution it is the norm over images of any size with zero
+    padding, whatever the layer's padding, and the largest over groups. Nothing waits for the device.
     The state is a few vectors a layer.
 
     Args:
@@ -104,8 +104,8 @@ class FollowedNorms:
         """Take steps for each layer, and return what is found; of a layer that is new, after several steps more.
 
         Weights are read twice, and twice more in each round (large kernels have one round less). Two rounds are within
-        1 % of the norm of matrices, and 2 % of that of convolutions, where Adam moves weights as fast as it does with a
-        rate of 0.01; what is still missing is about as much as the last round has gained.
+        1 % of the norm of matrices, and 2 % of the norm of convolutions, if Adam moves weights at a rate of 0.01. The
+        remaining error is about the gain of the last round.
         """
         found: dict[str, FollowedNorm] = {}
         for kind, members in self._stacks(layers):
@@ -214,7 +214,7 @@ def kernels_of(layer: Layer, *, as_matrix: bool = False) -> Tensor:
     """Return the weight as matrices whose rows are outputs, one for each group, shape (groups, rows, columns).
 
     Differentiable, and a view where its type allows. Columns of a kernel are inputs and, within each, taps. A
-    transposed convolution's is that of its adjoint, which has the same norm.
+    transposed convolution has the matrix of its adjoint, which has the same norm.
     """
     convolution = None if as_matrix else layer.convolution()
     if convolution is None:
@@ -227,7 +227,7 @@ def kernels_of(layer: Layer, *, as_matrix: bool = False) -> Tensor:
 def taps_of(layer: Layer) -> Taps | None:
     """Return where the taps of a convolution's kernel lie; None for a matrix.
 
-    A kernel that is no longer than the stride is a matrix, too: its windows do not overlap.
+    A kernel that is not longer than the stride is also a matrix, because its windows do not overlap.
     """
     convolution = layer.convolution()
     if convolution is None:

@@ -68,7 +68,7 @@ class Taps(NamedTuple):
 
     @classmethod
     def of(cls, kernel: tuple[int, ...], steps: tuple[int, ...]) -> "Taps":
-        """Return those of a kernel whose stride, without what dilation shares with it, is `steps`."""
+        """Return the taps of a kernel whose stride, without the factor shared with the dilation, is `steps`."""
         places = torch.cartesian_prod(*(torch.arange(size) for size in kernel)).view(-1, len(kernel)).tolist()
         positions = [tuple(tap // step for tap, step in zip(place, steps, strict=True)) for place in places]
         phases = [_index([tap % step for tap, step in zip(place, steps, strict=True)], steps) for place in places]
@@ -173,7 +173,7 @@ def _on_grid(basis: Tensor, image: Tensor, cells: _Cells) -> tuple[Tensor, Tenso
     """Return for each cell the best frequency of the grid, with its left vector u, and that one's image."""
     count, points = cells.points.shape[:2]
     gram = _grams(image, cells)  # (kernels, frequencies, 2 * vectors, 2 * vectors)
-    # Few powers are enough to choose by, and those of vectors cost little.
+    # A few powers are enough for a choice, and powers of vectors cost little.
     diagonal = gram.diagonal(dim1=-2, dim2=-1)
     vectors = gram.take_along_dim(diagonal.argmax(-1)[..., None, None], -2)[..., 0, :]
     for _ in range(_POWERS):

@@ -1,4 +1,4 @@
-"""Largest singular values of linear maps that are known by their products only, from Krylov spaces."""
+"""Largest singular values of linear maps from Krylov spaces, which need only products with the maps."""
 
 import math
 from collections.abc import Callable
@@ -18,10 +18,10 @@ def start_vectors(shape: tuple[int, ...], states: Tensor | None, dtype: torch.dt
     Always the same noise, from a generator of its own: ranks agree, a resumed run repeats, the global one is untouched.
 
     Args:
-        shape: That of `states` and of the result, (vectors, ...).
+        shape: Shape of `states` and of the result, (vectors, ...).
         states: Singular vectors found before.
-        dtype: That of the result.
-        device: That of the result.
+        dtype: Dtype of the result.
+        device: Device of the result.
 
     """
     noise = torch.empty(shape[1:], dtype=dtype, device=device)

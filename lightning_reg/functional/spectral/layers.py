@@ -1,4 +1,4 @@
-"""Layers as linear maps, for those who control or watch their norms."""
+"""Layers as linear maps, to control or measure their norms."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,9 +23,9 @@ class Layer:
     name: str
     tensor: Tensor
     module: nn.Module | None = None
-    """The one it sits in, if that is known."""
+    """The module in which it sits, if known."""
     dims: tuple[int, ...] | None = None
-    """The dimensions of the tensor, beginning with that of the outputs; `None` if they are in this order."""
+    """The dimensions of the tensor, beginning with the dimension of the outputs; `None` if they are in this order."""
 
     def convolution(self) -> Convolution | None:
         """Return the convolution whose kernel the weight is, if it is one."""
@@ -58,11 +58,11 @@ class Layer:
 
     @property
     def is_reordered(self) -> bool:
-        """Whether `matrix()` is no view of the weight: its rows lie along a dimension other than the first."""
+        """Whether `matrix()` is not a view of the weight: its rows lie along a dimension other than the first."""
         return self.tensor.ndim > _MATRIX_NDIM and self._rows_first()[0] != 0
 
     def _rows_first(self) -> tuple[int, ...]:
-        """Return the dimensions of the tensor, beginning with that of the rows of its matrix."""
+        """Return the dimensions of the tensor, beginning with the dimension of the rows of its matrix."""
         order = tuple(range(self.tensor.ndim))
         if isinstance(self.module, nn.modules.conv._ConvTransposeNd):  # noqa: SLF001  # has no public name
             return 1, 0, *order[2:]

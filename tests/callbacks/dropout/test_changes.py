@@ -92,7 +92,7 @@ def test_a_module_that_slips_in_is_found_when_the_next_epoch_begins(trainer_of):
     assert module.network[3].drop_prob == 0.1
 
 
-def test_dropout_that_was_taken_out_is_told_of_once_and_training_goes_on(trainer_of):
+def test_removed_dropout_warns_once_and_training_goes_on(trainer_of):
     def remove(module):
         module.network[1] = nn.Identity()
 

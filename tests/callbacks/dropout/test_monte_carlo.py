@@ -87,7 +87,7 @@ def joined(predictions: list[EnsemblePrediction]) -> EnsemblePrediction:
 
 
 @pytest.mark.parametrize("kind", [Model, OneByOne])
-def test_mean_and_spread_are_those_of_the_written_distribution(predict, kind):
+def test_mean_and_spread_agree_with_the_written_distribution(predict, kind):
     model = kind()
 
     prediction = joined(predict(MonteCarloDropout(4000, seed=0), model))
@@ -469,7 +469,7 @@ def test_a_validation_step_that_goes_past_forward_is_refused(trainer_of):
 # What chance does is no proof
 
 
-def test_masks_that_let_everything_through_are_no_reason_to_refuse(predict):
+def test_masks_that_let_everything_through_are_allowed(predict):
     rows = DataLoader(TensorDataset(torch.ones(20, 5), torch.zeros(20)), batch_size=1)
 
     runs = [predict(MonteCarloDropout(3, seed=seed), Model(rate=0.01), rows) for seed in range(4)]

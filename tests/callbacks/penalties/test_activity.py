@@ -62,7 +62,7 @@ def train_by_hand(  # noqa: PLR0913  # everything a training loop may do
 
 @pytest.mark.parametrize("norm", SIZES)
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_training_is_that_of_the_written_objective(fit, norm, accumulate):
+def test_training_agrees_with_the_written_objective(fit, norm, accumulate):
     steps = 2 * -(-7 // accumulate)
     penalty = ActivityPenalty(0.1, select=NETWORK, norm=norm, schedule=Linear(1.0, 0.5, steps))
 

@@ -319,7 +319,7 @@ class ManualSteps(Regressor):
             optimizer.step()
 
 
-def test_two_steps_with_one_gradient_are_two_steps_of_what_lies_beneath(trainer_of):
+def test_two_steps_with_one_gradient_are_two_steps_of_the_unnormalized_weights(trainer_of):
     module = ManualSteps(resets=True).double()
     trainer_of(SpectralNormalization(norm="matrix"), max_epochs=1).fit(module, loader(dtype=torch.float64))
 

@@ -304,7 +304,7 @@ class Branching(nn.Module):
         return self.layer(x) if x.sum() > 0 else x
 
 
-def test_what_cannot_be_traced_has_no_bound_but_its_layers_do():
+def test_a_module_that_cannot_be_traced_has_no_bound_but_its_layers_do():
     network = Branching()
     report = lipschitz_bound(network, torch.ones(1, 3))
     ((name, reason),) = report.unbounded
@@ -347,7 +347,7 @@ class Attention(nn.Module):
         (nn.Sequential(nn.CELU(-1.0)), (2, 3), "0", "negative"),
     ],
 )
-def test_what_has_no_bound_is_named_with_the_reason(network, shape, name, reason):
+def test_operations_without_a_bound_are_named_with_the_reason(network, shape, name, reason):
     report = lipschitz_bound(network, torch.ones(*(shape or (2, 3, 4))))
     assert report.value == math.inf
     assert [each for each, _ in report.unbounded] == [name]
@@ -391,7 +391,7 @@ class CallsOwn(nn.Module):
         return own_function(2 * x)
 
 
-def test_a_registered_rule_is_asked_with_what_forward_gets():
+def test_a_registered_rule_gets_the_arguments_of_forward():
     seen = []
 
     def rule(module, x, y=None):

@@ -204,7 +204,7 @@ def test_random_changes_are_followed_within_two_percent(make):
 
 
 @kinds
-def test_the_gradient_is_that_of_the_norm(make):
+def test_the_gradient_belongs_to_the_norm(make):
     layer = made(make).double()
     norms = FollowedNorms()
     found = follow(layer, 40, norms)
