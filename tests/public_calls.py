@@ -136,6 +136,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Argument]]] = {
             "schedule": SCHEDULE,
         },
     ),
+    "MCPPenalty": (lightning_reg.MCPPenalty, {**PENALTY, "gamma": good(3.0, "1e39")}),
     "SpectralNormPenalty": (lightning_reg.SpectralNormPenalty, {**PENALTY, "norm": good("matrix")}),
     "TargetSparsity": (
         lightning_reg.TargetSparsity,
@@ -274,6 +275,17 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Argument]]] = {
     "group_soft_threshold": (
         functional.group_soft_threshold,
         {"weights": REAL_GROUPED, "threshold": THRESHOLD, "dim": DIM, "inplace": boolean(False)},
+    ),
+    "mcp": (functional.mcp, {"weights": REAL, "strength": good(0.1), "gamma": good(3.0, "1e39")}),
+    "mcp_prox": (
+        functional.mcp_prox,
+        {
+            "weights": REAL,
+            "strength": good(0.1),
+            "gamma": good(3.0, "1e39"),
+            "step_size": THRESHOLD,
+            "inplace": boolean(False),
+        },
     ),
     "matrix_norm": (functional.matrix_norm, {"weight": good(torch.eye(2), "tensor", "complex tensor")}),
     "conv_norm_bound": (

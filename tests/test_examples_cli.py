@@ -81,6 +81,7 @@ OUTCOMES = {
     "anchor": lambda cli, path: logged(cli, path)["reg/penalty/anchor"] > 0,
     "activity": lambda cli, path: active_units(cli) < 0.5,  # 0.7 without it
     "l1_sparse": lambda cli, path: logged(cli, path)["reg/sparsity"] > 0.1 and (cli.model.head.weight != 0).all(),
+    "mcp": lambda cli, path: 0.5 < sparsity(path)[39] < 0.7 and logged(cli, path)["reg/optimality/mcp"] > 0,
     "elastic_net": lambda cli, path: (
         {"reg/penalty/elastic_net", "reg/penalty/elastic_net-1"} <= logged(cli, path).keys()
     ),

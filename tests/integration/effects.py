@@ -31,7 +31,7 @@ from lightning_reg import (
 from tests.callbacks.penalties.test_proximal_loop import PENALTIES as OPERATORS
 from tests.callbacks.penalties.test_proximal_loop import soften, step_size
 from tests.models import Quartic
-from tests.reference import PENALTIES, Term, add_term_gradient
+from tests.reference import PENALTIES, Term, add_term_gradient, scaled
 
 STEPS_OF_SCHEDULES = 10
 
@@ -71,7 +71,7 @@ class Gradient(Effect):
     term: Term
 
     def add_gradient(self, weights, step, share):
-        add_term_gradient(self.term, weights, falling(step) * share)
+        add_term_gradient(scaled(self.term, falling(step)), weights, share)
 
 
 @dataclass
@@ -103,7 +103,7 @@ class Operator(Effect):
 
     def after_update(self, weights, optimizer, step, share):
         for weight in weights:
-            weight.copy_(self.operator(weight, falling(step) * share * step_size(optimizer, weight)))
+            weight.copy_(scaled(self.operator, falling(step))(weight, share * step_size(optimizer, weight)))
 
 
 @dataclass

@@ -5,6 +5,6 @@ user's attributes. `base` brings a term to the weights, `run` holds its state du
 penalties, and `ledger` logs them. `targets` are the weights as optimizers hold them, and `dropped` detects batches that
 the user left out. `proximal_step` and `quota` take the step after the optimizer's, `rounding` warns if it has no
 effect, and `optimality` measures the distance from a minimum before it. `refusals` raises for unsupported training. The
-penalties themselves: `elementwise`, `anchor`, `group_lasso`; `target_sparsity` chooses the strength of a penalty.
-`activity` is a term of the outputs of modules, which `listener` records.
+penalties themselves: `elementwise`, `concave`, `anchor`, `group_lasso`; `target_sparsity` chooses the strength of a
+penalty. `activity` is a term of the outputs of modules, which `listener` records.
 """

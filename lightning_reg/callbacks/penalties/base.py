@@ -120,6 +120,11 @@ class Penalty(Term[Run], Formula):
     def recalled(self, weights: Sequence[Tensor]) -> tuple[()] | tuple[Memories]:
         return (self._memory.of(weights),) if self.remembers else ()
 
+    @property
+    def current_strength(self) -> float:
+        """The strength with the schedule, of the step at hand: for a term that it is inside of, and divided by."""
+        return self.strength if self._run is None else self._run.strength
+
     def chosen(self) -> dict[Tensor, str]:
         """Return the weights that the penalty acts on in the fit that is running, with their names."""
         return {} if self._run is None else {weight.parameter: weight.name for weight in self._run.selection.chosen}
@@ -180,6 +185,7 @@ class Penalty(Term[Run], Formula):
             acts_at_step=self.mode != "loss" or state.marks_unused_parameters(trainer),
             are_sharded=state.has_flat_shards(trainer) or has_dtensors(parameters),
             unseen=UnseenSteps(name),
+            strength=self.strength,
         )
 
     @override
@@ -243,7 +249,7 @@ class Penalty(Term[Run], Formula):
         if self.mode != "loss":
             return
         refuse_sharded_loss(loss, type(self).__name__)
-        strength = self.strength * run.factor(state.tick(trainer, pl_module))
+        strength = run.strength_at(self.strength, state.tick(trainer, pl_module))
         weights = run.targets.of(trainer.optimizers)
         value: Tensor | None = None
         if strength and weights:
@@ -277,7 +283,7 @@ class Penalty(Term[Run], Formula):
         if self.mode == "proximal" or not has_gradient([optimizer]):
             return
         weights = run.targets.of([optimizer])
-        strength = self.strength * run.factor(state.tick(trainer, pl_module))
+        strength = run.strength_at(self.strength, state.tick(trainer, pl_module))
         if strength and weights:
             add_scaled(self.add_gradient, weights, strength * share, state.gradient_scale(trainer, optimizer))
 
@@ -296,19 +302,20 @@ class Penalty(Term[Run], Formula):
         if not has_gradient([optimizer]):
             return
         tick, weights = state.tick(trainer, pl_module), run.targets.of([optimizer])
-        least = self.strength * run.factor(tick)
-        strength: float | Tensor = least
+        strength: float | Tensor
         if run.quota and share and weights:
+            least = run.strength_at(self.strength, tick)
             needed = strength_for(
                 run.quota, tick, least * share, self.vanishing_strengths, optimizer, weights, self.unit_dims(weights)
             )
             strength = needed / share
             run.needed = strength if not strength.ndim else dict(zip(weights, strength.unbind(), strict=True))
         else:
-            strongest = self.strength * run.largest_factor(tick)
+            run.strength = self.strength * run.largest_factor(tick)
             run.rounded_away.measure(
-                self.proximal_of, optimizer, weights, strongest, self.recalled, elementwise=self.elementwise
+                self.proximal_of, optimizer, weights, run.strength, self.recalled, elementwise=self.elementwise
             )
+            strength = run.strength_at(self.strength, tick)
         if share and weights and (isinstance(strength, Tensor) or strength):  # reading a tensor would wait for it
             shrink(self.proximal, optimizer, weights, strength * share, self.recalled, elementwise=self.elementwise)
 
@@ -358,8 +365,8 @@ class Penalty(Term[Run], Formula):
         run = self._run
         if run is None or self.mode == "loss" or (ledger := self.ledger_if_read(trainer, run)) is None:
             return
-        factor = run.factor(state.tick(trainer, pl_module))
-        strength = self.strength * factor if run.needed is None else run.needed
+        current = run.strength_at(self.strength, state.tick(trainer, pl_module))
+        strength = current if run.needed is None else run.needed
         weights = run.targets.of(trainer.optimizers)
         ledger.penalties[run.name] = 0.0
         if isinstance(strength, dict):

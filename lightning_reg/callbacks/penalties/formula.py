@@ -26,6 +26,9 @@ class Formula(ABC):
     def penalty(self, weights: Sequence[Tensor], *args: Any, **kwargs: Any) -> Tensor:
         r"""Return :math:`\Omega(w)`, the term at strength 1.
 
+        Of a term that is not proportional to the strength, return it over `self.current_strength`, by which it is
+        multiplied afterwards.
+
         Define it as `penalty(self, weights)`; with `remember` as `penalty(self, weights, memory)`.
 
         Args:

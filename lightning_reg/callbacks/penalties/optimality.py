@@ -41,7 +41,7 @@ def residuals(
         # A penalty with a target share of zeros finds its strength after the step.
         if run is None or penalty.mode != "proximal" or run.quota is not None:
             continue
-        strength = penalty.strength * run.factor(tick) * run.share
+        strength = run.strength_at(penalty.strength, tick) * run.share
         if not strength:
             continue
         # One weight at a time, so that there is no second copy of all gradients.

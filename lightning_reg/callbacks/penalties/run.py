@@ -35,6 +35,8 @@ class Run(TermRun):
     unseen: UnseenSteps
     schedule: Timetable | None = None
     """The user's schedule, with durations in ticks."""
+    strength: float = 0.0
+    """The strength in the current step, times the schedule."""
     pending: float = 0.0
     """Share of the coming optimizer step whose backward passes have run, but whose gradient is not yet added."""
     share: float = 0.0
@@ -64,6 +66,11 @@ class Run(TermRun):
     def factor(self, tick: int) -> float:
         """Return the factor on the strength at `tick`."""
         return 1.0 if self.schedule is None else _checks.non_negative(f"schedule({tick})", self.schedule(tick))
+
+    def strength_at(self, strength: float, tick: int) -> float:
+        """Return `strength` times the factor at `tick`, and store it for the formulas."""
+        self.strength = strength * self.factor(tick)
+        return self.strength
 
     def largest_factor(self, tick: int) -> float:
         """Return the largest factor on the strength, as far as it is known at `tick`."""

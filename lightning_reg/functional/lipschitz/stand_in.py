@@ -95,9 +95,19 @@ class _Copies:
                 state["_parameters"][name] = _constant(parametrization())
         state["_modules"] = parts
         self._replay_hooks(module, new)
+        if isinstance(module, nn.RNNBase):
+            self._set_flat_weights(module, new)
         return new
 
-    def _parameter(self, parameter: nn.Parameter | None) -> nn.Parameter | None:
+    def _set_flat_weights(self, module: nn.RNNBase, new: nn.Module) -> None:
+        """Set the list of weights that `forward` of a recurrent layer uses, whatever its attributes are by now."""
+        hooked = {name: vars(new)["_parameters"].get(name) for name in _hooked_names(module)}
+        vars(new)["_flat_weights"] = [
+            hooked[name] if hooked.get(name) is not None else self._parameter(weight)
+            for name, weight in zip(module._flat_weights_names, module._flat_weights, strict=True)  # noqa: SLF001  # have no public name
+        ]
+
+    def _parameter(self, parameter: Tensor | None) -> Tensor | None:
         if parameter is None or isinstance(parameter, nn.parameter.UninitializedParameter):
             return parameter
         if id(parameter) not in self._parameters:
@@ -117,6 +127,16 @@ class _Copies:
                 continue
             vars(new).pop(name, None)
             vars(new)["_parameters"][name] = _constant(weight)
+
+
+def _hooked_names(module: nn.Module) -> list[str]:
+    """Return the names of weights that a hook computes before each forward pass."""
+    hooks = vars(module)["_forward_pre_hooks"].values()
+    return [
+        hook._tensor_name if isinstance(hook, BasePruningMethod) else hook.name  # noqa: SLF001  # has no public name
+        for hook in hooks
+        if isinstance(hook, BasePruningMethod | WeightNorm | SpectralNorm)
+    ]
 
 
 def _plain_type(module: nn.Module) -> type[nn.Module]:

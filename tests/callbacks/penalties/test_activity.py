@@ -376,5 +376,5 @@ def test_a_pattern_that_matches_nothing_is_refused_with_the_nearest_names(fit):
 
 
 def test_it_must_be_said_which_modules():
-    with pytest.raises(TypeError, match="`select` must say which modules"):
+    with pytest.raises(TypeError, match="`select` must choose modules"):
         ActivityPenalty(0.1, select=None)

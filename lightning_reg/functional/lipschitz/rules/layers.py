@@ -261,7 +261,4 @@ for_all(
     "scaled_dot_product_attention multi_head_attention_forward",
     without_bound("dot-product attention has no Lipschitz constant (Kim et al. 2021, arXiv:2006.04710)"),
 )
-for_all((nn.Bilinear, nn.GLU), "bilinear glu", without_bound(PRODUCT))
-for_modules(nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell)(
-    without_bound("recurrent layers: no rule for their products and repetitions")
-)
+for_all((nn.GLU,), "glu", without_bound(PRODUCT))
