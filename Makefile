@@ -10,7 +10,7 @@ SUITE := -m pytest -n logical $(if $(SEED),--seed=$(SEED))
 TWIN := LIGHTNING_PACKAGE=pytorch_lightning
 test twin coverage stress min: export OMP_NUM_THREADS := 1
 
-.PHONY: help demo test twin coverage stress browser check format bench min packages clean
+.PHONY: help demo test twin coverage stress browser check docs format bench min packages clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -47,6 +47,9 @@ check: .venv/installed ## lint, types, import rules, spelling, metadata
 	$(BIN)/codespell
 	$(BIN)/validate-pyproject pyproject.toml
 
+docs: .venv/installed ## build the documentation: docs/_build/index.html; a warning is an error
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build
+
 format: .venv/installed ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
@@ -63,7 +66,7 @@ packages: .venv-packages/installed ## run what tests models of other packages
 	OMP_NUM_THREADS=1 .venv-packages/bin/python -m pytest tests/integration/test_packages.py
 
 clean: ## remove the environments, caches and results
-	rm -rf .venv .venv-min .venv-packages .coverage .coverage.* htmlcov build dist lightning_logs
+	rm -rf .venv .venv-min .venv-packages .coverage .coverage.* htmlcov build dist docs/_build lightning_logs
 	rm -rf test-results
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 

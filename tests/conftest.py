@@ -32,6 +32,7 @@ WITHOUT_TRAINER = (
 _ONE_PACKAGE = {
     **dict.fromkeys(WITHOUT_TRAINER, "no Trainer"),
     "tensorboard": "what a page of TensorBoard shows: log files are the same",
+    "test_docs.py": "the documentation is written for `lightning`",
     "test_examples.py": "examples are written for `lightning`",
     "test_examples_cli.py": "examples are written for `lightning`",
 }

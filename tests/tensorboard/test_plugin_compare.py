@@ -106,7 +106,8 @@ def test_the_change_since_the_first_step_is_zero_for_all_layers_but_one(page):
 
 TITLES = """
 const [names, done] = arguments;
-import(new URL("names/titles.js", document.querySelector("link[href$='style.css']").href)).then(({ titlesOf }) => done(titlesOf(names)));
+const style = document.querySelector("link[href$='style.css']");
+import(new URL("names/titles.js", style.href)).then(({ titlesOf }) => done(titlesOf(names)));
 """
 
 

@@ -23,8 +23,8 @@ def mcp(weights: Tensor | Iterable[Tensor], strength: float = 1.0, gamma: float 
     in float32 at least.
 
     Args:
-        weights: Real floating-point tensors of any shapes, or a single one; `DTensor`s count once over all ranks (a
-            collective call). None at all, or empty ones, give 0.
+        weights: Real floating-point tensors of any shapes, or a single one. A `DTensor` counts once over all ranks (a
+            collective call). No weights, or empty ones, give 0.
         strength: :math:`\lambda`, >= 0.
         gamma: :math:`\gamma`, > 0: how far from zero the penalty ends, in strengths. For large ones it is the 1-norm.
 

@@ -47,7 +47,7 @@ def mcp_prox(
     both are minima.
 
     Args:
-        weights: Real floating-point tensors of any shapes, or a single one; of `DTensor`s each rank does its own part.
+        weights: Real floating-point tensors of any shapes, or a single one. Each rank does its own part of a `DTensor`.
         strength: :math:`\lambda`, >= 0.
         gamma: :math:`\gamma`, > 0.
         step_size: :math:`\eta \ge 0` for all weights, or one for each: a number, or a tensor that broadcasts to the

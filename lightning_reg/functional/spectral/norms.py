@@ -29,7 +29,7 @@ def matrix_norm(weight: Tensor) -> Tensor:
             which is **not** the norm of the convolution (see `conv_norm_bound`). Half precision is computed in float32.
 
     Returns:
-        The norm of each matrix, shape `weight.shape[:-2]`, float32 or float64. An empty matrix has norm 0; one with an
+        The norm of each matrix, shape (batch), float32 or float64. An empty matrix has norm 0; one with an
         entry that is NaN or infinite has norm NaN.
 
     Raises:
@@ -90,8 +90,8 @@ def conv_norm_bound(  # noqa: PLR0913  # the arguments of a convolution
     an eigenvalue problem, far more than `operator_norm_estimate`, and waits for the device.
 
     Args:
-        weight: The layer's weight, shape (rows, columns / groups, *kernel), 1d to 3d; of a transposed convolution as it
-            is, shape (inputs, outputs / groups, *kernel). Half precision is computed in float32.
+        weight: The layer's weight, shape `(rows, columns / groups, *kernel)`, 1d to 3d; of a transposed convolution
+            as it is, shape `(inputs, outputs / groups, *kernel)`. Half precision is computed in float32.
         stride: As in `torch.nn.Conv2d`; a number, or one for each dimension. Default 1.
         padding: As in `torch.nn.Conv2d`; "same" and "valid", too. Default 0.
         dilation: As in `torch.nn.Conv2d`. Default 1.
