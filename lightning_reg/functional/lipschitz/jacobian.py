@@ -42,7 +42,7 @@ def measured(fn: Callable[..., Any], device: torch.device) -> Iterator[None]:
         # Lightning validates in inference mode.
         undo.enter_context(torch.inference_mode(False))  # noqa: FBT003  # torch's
         for module in modules:
-            # Not by `eval()`: adapters merge their weights into those of the model when it is called.
+            # Not by `eval()`, which makes adapters merge their weights into the model's weights.
             undo.callback(setattr, module, "training", module.training)
             module.training = False
         yield
