@@ -57,7 +57,7 @@ def test_every_module_left_out_that_fits_has_its_reason():
         (["head.0", "_orig_mod.*"], r"'_orig_mod\.\*' matches no dropout"),
         (
             Select(["head.*", "*late"], module_types=[nn.Dropout]),
-            r"'\*late' matches 1 modules, but none of the right kind\. blocks\.late: a Dropout1d, not in `modul.*\.$",
+            r"'\*late' matches 1 modules, but none of the right kind\. blocks\.late: a Dropout1d, not in `mod.*\.$",
         ),
         (
             Select(module_types=[nn.LSTM]),
