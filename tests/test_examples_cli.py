@@ -75,7 +75,7 @@ def active_units(cli):
     return (cli.model.encoder(images) > 0).float().mean().item()
 
 
-# What is true after forty steps.
+# Checks that hold after forty steps.
 OUTCOMES = {
     "l2": lambda cli, path: logged(cli, path)["reg/penalty/l2"] > 0,
     "anchor": lambda cli, path: logged(cli, path)["reg/penalty/anchor"] > 0,

@@ -1,4 +1,4 @@
-"""What the package promises to those who install it."""
+"""The package's promises to users who install it."""
 
 import re
 import tomllib

@@ -15,7 +15,7 @@ from tests.public_calls import CALLS, PUBLIC, parameters_of
 
 PACKAGE = Path(lightning_reg.__file__).parent
 
-# What a configuration file, another library or a slip of the hand puts in the place of an argument.
+# Wrong arguments as they come from a configuration file, another library or a typing error.
 KINDS: dict[str, Callable[[], Any]] = {
     "None": lambda: None,
     "True": lambda: True,

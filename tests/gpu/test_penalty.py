@@ -126,7 +126,7 @@ def test_no_step_waits_for_the_device(fit, mode, precision, optimizer, log_every
 
 @pytest.fixture
 def one_rank(monkeypatch):
-    """What a launcher sets for one process."""
+    """The variables that a launcher sets for one process."""
     for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "LOCAL_RANK": "0", "RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     yield

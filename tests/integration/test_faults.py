@@ -1,4 +1,4 @@
-"""What goes wrong around a training loses nothing: kills, signals, errors, full disks, files cut short."""
+"""Faults around a training lose nothing: kills, signals, errors, full disks, files cut short."""
 
 import errno
 import os
@@ -133,7 +133,7 @@ def left_by(trainer, module, callbacks):
 
 
 class BreakingError(Exception):
-    """What is wrong in the user's code."""
+    """An error in the user's code."""
 
 
 class Breaking(Module):

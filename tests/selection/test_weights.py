@@ -33,7 +33,7 @@ def without_warnings(function, *arguments):
         return function(*arguments)
 
 
-# What is chosen
+# The choice
 
 
 @pytest.mark.parametrize(
@@ -366,7 +366,7 @@ def test_the_remedy_for_few_dimensions_is_given_only_where_they_are_the_reason()
 
 
 def flat():
-    """Return a network like those of e3nn: every weight has one dimension."""
+    """Return a network as in e3nn: every weight has one dimension."""
     network = nn.ModuleDict({"first": nn.Module(), "second": nn.Module()})
     for number, part in enumerate(network.values(), start=3):
         part.weight = nn.Parameter(torch.ones(number))

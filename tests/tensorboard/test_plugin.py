@@ -140,7 +140,7 @@ def orders(folder) -> dict[str, list[list[str]]]:
 
 
 class Deep(Regressor):
-    """Registered in another order than that of its names."""
+    """Registers its modules in another order than their names."""
 
     def __init__(self) -> None:
         super().__init__()

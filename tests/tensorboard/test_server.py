@@ -1,4 +1,4 @@
-"""What a real TensorBoard process answers over HTTP."""
+"""The answers of a real TensorBoard process over HTTP."""
 
 import pytest
 

@@ -179,7 +179,7 @@ def test_input_units_lie_along_the_other_dimension(fit):
 
 def test_the_convolution_of_transformers_has_its_units_in_columns(fit):
     class Conv1D(nn.Module):
-        """What GPT-2 is made of: transformers is not needed for it, its name is enough."""
+        """The layer of GPT-2: its name is enough, transformers is not needed."""
 
         def __init__(self):
             super().__init__()

@@ -1,4 +1,4 @@
-"""Who may have one weight together: the table of the documentation, pair by pair."""
+"""Which callbacks may share a weight: the table of the documentation, pair by pair."""
 
 import re
 from dataclasses import dataclass

@@ -38,7 +38,7 @@ def set_rate(module):
 def test_a_rate_that_other_code_sets_acts_and_is_logged_for_that_step_then_the_schedule_is_back(trainer_of):
     module = Module(set_rate)
 
-    # The callbacks' hooks run before that of the module, which has the last word in one step.
+    # The callbacks' hooks run before the module's hook, which has the last word in one step.
     with pytest.warns(
         UserWarning, match=r"set the dropout rate of 'network\.1' to 0\.9, .*\(0\.2 in the last one\)"
     ) as w:

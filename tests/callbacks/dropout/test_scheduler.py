@@ -189,7 +189,7 @@ def test_evaluation_is_as_ever(trainer_of):
     assert module.layers.rates() == (0.1, 0.2, 0.4)
 
 
-# What a tick is
+# Ticks
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_in_manual_optimization_a_step_is_a_batch(trainer_of):
     assert module.seen == pytest.approx([0.1 * tick for tick in range(7)])
 
 
-# What is refused
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -425,7 +425,7 @@ def test_dropout_in_code_warns_and_dropout_of_an_attribute_is_set(fit):
     assert module.rate == 0.1
 
 
-# What is logged and said
+# Logs and messages
 
 
 def test_the_mean_rate_is_logged_and_each_one_where_they_differ(trainer_of, tmp_path):

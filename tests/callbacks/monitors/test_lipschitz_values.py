@@ -1,4 +1,4 @@
-"""What the Lipschitz monitor writes are the Jacobians and norms that autograd and NumPy find at that moment."""
+"""The Lipschitz monitor writes the Jacobians and norms that autograd and NumPy find at that moment."""
 
 import math
 from collections import namedtuple

@@ -1,4 +1,4 @@
-"""What the monitor writes are the numbers that NumPy and SciPy find in the weights of that moment."""
+"""The monitor writes the numbers that NumPy and SciPy find in the weights at that moment."""
 
 import numpy as np
 import pytest

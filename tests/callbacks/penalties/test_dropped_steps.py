@@ -114,7 +114,7 @@ def test_a_run_of_nothing_but_dropped_batches_leaves_every_weight_as_it_was(fit,
 
 
 class EverySecond(ByLoss):
-    """In fp16 a step needs some gradient, for the scaler to look at: the first batch of each two has one."""
+    """In fp16 a step needs some gradient that the scaler can check: the first of every two batches has one."""
 
     def __init__(self):
         super().__init__(sgd, {1, 3, 5})

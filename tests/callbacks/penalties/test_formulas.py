@@ -1,4 +1,4 @@
-"""What each penalty is: its value, gradient and proximal operator, against the term written by hand."""
+"""The value, gradient and proximal operator of each penalty, against the term written by hand."""
 
 import inspect
 

@@ -200,7 +200,7 @@ def test_a_penalty_alone_takes_tensors_as_they_are():
     assert GroupLassoPenalty(1.0, 0).value([weight]).item() == pytest.approx(7 * 2**0.5)
 
 
-# What sits in no layer
+# Parameters that sit in no layer
 
 
 class Tokens(Regressor):

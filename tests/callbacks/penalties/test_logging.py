@@ -1,4 +1,4 @@
-"""What is logged: values of the objective as it is written, for TensorBoard and for other callbacks."""
+"""Logged values are values of the written objective, for TensorBoard and for other callbacks."""
 
 import pytest
 import torch

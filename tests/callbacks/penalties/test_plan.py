@@ -1,4 +1,4 @@
-"""What a user is told before training: the plan, weight by weight, and a doubtful setting."""
+"""The information before training: the plan, weight by weight, and a warning of a doubtful setting."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""What `mode="proximal"` can not work with is refused before training, with the remedy; what undoes it is warned of."""
+"""Settings that `mode="proximal"` cannot work with raise before training, with the remedy; undoing it is a warning."""
 
 import pytest
 import torch

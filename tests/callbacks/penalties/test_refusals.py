@@ -1,4 +1,4 @@
-"""What a penalty can not work with is refused before training, with the remedy."""
+"""Settings that a penalty cannot work with raise before training, with the remedy."""
 
 import pytest
 import torch

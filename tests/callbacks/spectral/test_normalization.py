@@ -30,7 +30,7 @@ def adam(parameters):
 
 
 def exactly(**settings):
-    """So many iterations that the norm is no estimate."""
+    """So many iterations that the norm is exact."""
     return SpectralNormalization(power_iterations=20, **settings)
 
 

@@ -121,7 +121,7 @@ def test_the_vectors_advance_once_a_step_however_many_backward_passes_it_has(fit
         SpectralNormPenalty(0.2), module=module, data=Repeated(batch, 4), accumulate_grad_batches=2, max_epochs=1
     )
 
-    # The mean gradient of one batch, taken twice, is that of the batch.
+    # The mean gradient of one batch, taken twice, equals the gradient of the batch.
     again = fit(SpectralNormPenalty(0.2), module=Regressor().double(), data=Repeated(batch, 2), max_epochs=1)
     torch.testing.assert_close(once, again, rtol=1e-12, atol=1e-14)
 

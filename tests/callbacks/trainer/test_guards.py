@@ -1,4 +1,4 @@
-"""What goes past one callback that changes weights goes past all of them: they refuse, warn and leave alone alike."""
+"""All callbacks that change weights treat unusual training alike: the same errors, warnings and skipped weights."""
 
 import copy
 

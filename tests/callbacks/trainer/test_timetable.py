@@ -1,4 +1,4 @@
-"""Shares of a run need its length: who does not know it is told what would help, and who changes it is told as well."""
+"""Shares of a run need its length: an unknown length is an error with a remedy, a changed length is a warning."""
 
 import math
 import re

@@ -133,7 +133,7 @@ def test_sums_and_modules_used_twice_count():
 
 
 def eclipse_bound(weights):
-    """What the package's chain says of matrices (out, in) with activations of slopes in [0, 1] between them."""
+    """Return the package's bound of a chain of matrices (out, in) with activations of slopes in [0, 1] in between."""
     chain = Chain(1.0)
     for position, weight in enumerate(weights):
         norm = norm_upwards(weight)
@@ -439,7 +439,7 @@ def test_a_subclass_that_computes_something_else_does_not_inherit_the_rule():
 
 
 class Magnified(nn.Conv2d):
-    """As weight standardization is often written: `forward` is that of the layer, the method it calls is not."""
+    """Weight standardization as it is often written: `forward` is inherited, the method that it calls is not."""
 
     def _conv_forward(self, input, weight, bias):
         return super()._conv_forward(input, 50 * weight, bias)

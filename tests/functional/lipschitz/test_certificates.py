@@ -25,7 +25,7 @@ def test_the_bound_of_a_margin_is_the_bound_before_the_last_layer_times_the_dist
     np.testing.assert_allclose(bounds, before * cdist(rows, rows), rtol=1e-7)
     assert torch.equal(bounds, bounds.T)
     assert not bounds.diagonal().any()
-    # What only shifts the outputs, or passes them on, does not matter.
+    # Layers that only shift the outputs, or pass them on, do not matter.
     longer = nn.Sequential(network, nn.Dropout(), nn.Identity())
     assert torch.equal(margin_bounds(longer, example), bounds)
 

@@ -1,4 +1,4 @@
-"""Norms of input Jacobians are those of `torch.autograd.functional.jacobian` and an SVD, and nothing is changed."""
+"""Norms of input Jacobians agree with `torch.autograd.functional.jacobian` and an SVD, and nothing is changed."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""What a module does with tensors besides calling layers: nothing that depends on the input is taken for a constant."""
+"""Operations of a module besides calls of layers: nothing that depends on the input counts as a constant."""
 
 import dataclasses
 import math
@@ -28,7 +28,7 @@ class Pair(NamedTuple):
 
 
 class ModelOutput(OrderedDict):
-    """As that of transformers: entries are attributes, too."""
+    """Like the one of transformers: entries are also attributes."""
 
     def __init__(self, **entries):
         super().__init__(entries)

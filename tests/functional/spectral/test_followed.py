@@ -158,7 +158,7 @@ def test_matrices_that_adam_trains_are_followed_within_one_percent(rate):
 
     assert max(errors) < 0.01
     assert min(errors) > -1e-5
-    # What the last round has gained says how much may be missing.
+    # The gain of the last round indicates the remaining error.
     assert all(error <= 0.002 + gain for error, gain in zip(errors, gains, strict=True))
 
 
