@@ -70,8 +70,7 @@ class MCPPenalty(Penalty):
 
     @property
     def _bound(self) -> float:
-        """The least size of weights that are left alone. The term over the strength is `mcp` of strength 1 with this
-        as gamma."""
+        """The least size of weights that are left alone: gamma of the term over the strength."""
         return self.gamma * self.current_strength
 
     @override
