@@ -6,7 +6,7 @@ BENCHMARKS := $(filter-out benchmarks/_%, $(sort $(wildcard benchmarks/*.py)))
 
 # One worker for each core, one thread for each worker. `make test SEED=7` draws the cases of that seed again.
 SUITE := -m pytest -n logical $(if $(SEED),--seed=$(SEED))
-# The same for the twin of Lightning, which some of the users import.
+# The same for Lightning's twin package, which some users import.
 TWIN := LIGHTNING_PACKAGE=pytorch_lightning
 test twin coverage stress min: export OMP_NUM_THREADS := 1
 
@@ -18,7 +18,7 @@ help: ## list the targets
 demo: .venv/installed ## train a small network with regularization callbacks
 	$(BIN)/python examples/quickstart.py
 
-test: .venv/installed ## run all tests and examples; of long sweeps, and for pytorch_lightning, a share
+test: .venv/installed ## run all tests and examples, with a share of the long sweeps and of the tests for pytorch_lightning
 	$(BIN)/python $(SUITE)
 	$(MAKE) twin
 
@@ -62,7 +62,7 @@ min: .venv-min/installed ## run the tests with the oldest supported dependencies
 	.venv-min/bin/python $(SUITE) -m "not gpu"
 	$(TWIN) .venv-min/bin/python $(SUITE) -m "not gpu"
 
-packages: .venv-packages/installed ## run what tests models of other packages
+packages: .venv-packages/installed ## run the tests with models of other packages
 	OMP_NUM_THREADS=1 .venv-packages/bin/python -m pytest tests/integration/test_packages.py
 
 release-check: .venv/installed ## build wheel and sources, install the wheel alone, and try it there

@@ -68,7 +68,7 @@ def test_links_and_pictures_lead_to_files_and_headings(page):
         file, _, heading = link.partition("#")
         target = (ROOT / page).parent / file if file else ROOT / page
         assert target.exists(), link
-        if target.name == "gallery.md":  # the page is that of the examples
+        if target.name == "gallery.md":  # the page belongs to the examples
             target = ROOT / "examples" / "README.md"
         if heading:
             headings = re.findall(r"^#+ (.*)$", target.read_text("utf-8"), flags=re.MULTILINE)

@@ -176,8 +176,26 @@ def test_gradients_grow_against_weights_but_not_with_corrected_decay(tmp_path, m
     middle, end = ({row[0]: float(row[position]) for row in rows} for position in (1, 2))
     assert end["decoupled"] > 1.3 * middle["decoupled"]
     assert end["corrected"] < middle["corrected"]
-    # In balance, the middle is that of half the rate.
+    # In balance, the middle corresponds to half the rate.
     assert middle["decoupled"] == pytest.approx((2 * 0.05 / 0.25) ** 0.5, rel=0.2)
+    assert_picture(tmp_path / "picture.png")
+
+
+def test_elastic_weight_consolidation_keeps_more_of_the_first_task(tmp_path, monkeypatch, capsys):
+    arguments = ["--max-epochs", "6", "--picture", str(tmp_path / "picture.png")]
+    monkeypatch.setattr(sys, "argv", ["ewc.py", *arguments])
+
+    runpy.run_path(str(ROOT / "examples" / "ewc.py"), run_name="__main__")
+
+    *_, table = capsys.readouterr().out.partition("kept by")
+    before, after, second = (
+        {row[0]: float(row[position].rstrip("%")) for row in map(str.split, table.splitlines()[1:4])}
+        for position in (-3, -2, -1)
+    )
+    assert min(before.values()) > 95
+    assert after["nothing"] < 60
+    assert after["elastic"] > after["AnchorPenalty"] > after["nothing"] + 20
+    assert min(second.values()) > 75
     assert_picture(tmp_path / "picture.png")
 
 
@@ -195,7 +213,7 @@ def test_gradients_grow_against_weights_but_not_with_corrected_decay(tmp_path, m
         ),
     ],
 )
-def test_a_recipe_for_other_peoples_modules_does_what_it_says(recipe, is_true, tmp_path, monkeypatch, capsys):
+def test_a_recipe_for_other_peoples_modules_works_as_described(recipe, is_true, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     runpy.run_path(str(ROOT / "examples" / "recipes" / f"{recipe}.py"), run_name="__main__")

@@ -1,4 +1,4 @@
-"""What the package promises to those who install it."""
+"""The package's promises to users who install it."""
 
 import re
 import tomllib
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-def test_the_oldest_versions_that_are_tested_are_those_that_are_declared():
+def test_the_oldest_tested_versions_are_the_declared_ones():
     pinned = dict(re.findall(r"^([\w-]+)==(\S+)", (ROOT / "constraints-min.txt").read_text(), flags=re.MULTILINE))
     declared = dict(re.findall(r"^([\w-]+)>=([\d.]+)", "\n".join(PROJECT["dependencies"]), flags=re.MULTILINE))
 

@@ -21,6 +21,7 @@ from lightning_reg.callbacks.monitors.regularization import RegularizationMonito
 from lightning_reg.callbacks.penalties.activity import ActivityPenalty as ActivityPenalty
 from lightning_reg.callbacks.penalties.anchor import AnchorPenalty as AnchorPenalty
 from lightning_reg.callbacks.penalties.base import Penalty as Penalty
+from lightning_reg.callbacks.penalties.concave import MCPPenalty as MCPPenalty
 from lightning_reg.callbacks.penalties.elementwise import ElasticNetPenalty as ElasticNetPenalty
 from lightning_reg.callbacks.penalties.elementwise import L1Penalty as L1Penalty
 from lightning_reg.callbacks.penalties.elementwise import L2Penalty as L2Penalty

@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_reg import _checks
 from lightning_reg.functional.tensors.chunks import NumberOrTensor, alike
 from lightning_reg.functional.tensors.shards import local_part, local_parts
-from lightning_reg.functional.tensors.weights import as_weights, check_fits
+from lightning_reg.functional.tensors.weights import check_fits, real_weights
 
 __all__ = ["elastic_net_prox", "soft_threshold"]
 
@@ -141,11 +141,7 @@ def _soften_(weights: list[Tensor], thresholds: list[NumberOrTensor]) -> None:
 
 def outputs(weights: Tensor | Iterable[Tensor], *, inplace: bool) -> list[Tensor]:
     """Return the tensors to change in place: `weights` themselves, or copies."""
-    tensors = as_weights(weights)
-    for tensor in tensors:
-        if tensor.is_complex():
-            msg = f"`weights` must be real, got {tensor.dtype}. Apply `torch.view_as_real` to complex weights."
-            raise TypeError(msg)
+    tensors = real_weights(weights)
     return tensors if _checks.boolean("inplace", inplace) else [tensor.detach().clone() for tensor in tensors]
 
 

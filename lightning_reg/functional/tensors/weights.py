@@ -33,6 +33,21 @@ def as_weights(weights: object, *, kinds: str = "a tensor or an iterable of tens
     return tensors
 
 
+def real_weights(weights: object) -> list[Tensor]:
+    """Return what a user passed as `weights` as a list of real tensors.
+
+    Raises:
+        TypeError: If it is anything else.
+
+    """
+    tensors = as_weights(weights)
+    for tensor in tensors:
+        if tensor.is_complex():
+            msg = f"`weights` must be real, got {tensor.dtype}. Of complex ones take `torch.view_as_real`."
+            raise TypeError(msg)
+    return tensors
+
+
 def as_weight(weight: object) -> Tensor:
     """Return a user's `weight` argument, a tensor of floating-point or complex numbers."""
     if not isinstance(weight, Tensor) or not (weight.is_floating_point() or weight.is_complex()):

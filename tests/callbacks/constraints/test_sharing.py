@@ -1,4 +1,4 @@
-"""Who may have one weight together: the table of the documentation, pair by pair."""
+"""Which callbacks may share a weight: the table of the documentation, pair by pair."""
 
 import re
 from dataclasses import dataclass
@@ -168,7 +168,7 @@ def test_the_table_has_all_constraints_on_both_sides():
 
 
 @pytest.mark.parametrize(("one", "other"), PAIRS)
-def test_those_that_may_share_a_weight_hold_it_to_both_rules_and_the_others_are_refused(one, other, trainer_of):
+def test_callbacks_that_may_share_a_weight_keep_both_rules_and_the_others_are_refused(one, other, trainer_of):
     shares = may_share(one, other)
     for pair in {(one, other), (other, one)}:
         module = OneLayer()
