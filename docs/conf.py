@@ -11,12 +11,13 @@ author = "The lightning-reg authors"
 copyright = author
 release = metadata.version("lightning-reg")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon", "families"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "families", "formulas"]
 exclude_patterns = ["_build"]
 
 # Pages
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
+html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = f"lightning_reg {release}"
 html_copy_source = False
