@@ -521,7 +521,7 @@ def test_the_message_says_that_hyperparameters_set_a_rate_to_0(trainer_of, tmp_p
 
     with pytest.raises(
         MisconfigurationException,
-        match=r"all rates are 0 by its hyperparameters `drop=0\.0`, `net\.attn_dropout=0`.*load_from_checkpoint",
+        match=r"all rates are 0, set by its hyperparameters `drop=0\.0`, `net\.attn_dropout=0`.*load_from_checkpoint",
     ):
         trainer_of(MonteCarloDropout(3)).predict(Saves.load_from_checkpoint(tmp_path / "model.ckpt"), data())
 
@@ -530,7 +530,9 @@ def test_the_message_says_that_a_configuration_sets_a_rate_to_0(predict):
     model = Model(rate=0.0)
     model.linear.config = SimpleNamespace(hidden_dropout=0.0, width=0)
 
-    with pytest.raises(MisconfigurationException, match=r"all rates are 0 by `linear\.config\.hidden_dropout=0\.0`\. "):
+    with pytest.raises(
+        MisconfigurationException, match=r"all rates are 0, set by `linear\.config\.hidden_dropout=0\.0`\. "
+    ):
         predict(MonteCarloDropout(3), model)
 
 
