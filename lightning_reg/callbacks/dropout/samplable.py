@@ -47,8 +47,8 @@ def origin_of_zeros(pl_module: LightningModule, sites: Sequence[Site]) -> str:
     hyperparameters = [f"`{name}={value!r}`" for name, value in _zeros(dict(pl_module.hparams))]
     if hyperparameters:
         return (
-            f", set by its hyperparameters {', '.join(hyperparameters)}, which a checkpoint also stores: pass the training"
-            " rate to `load_from_checkpoint(path, ...)` under the same names"
+            f", set by its hyperparameters {', '.join(hyperparameters)}, which a checkpoint also stores: pass the"
+            " training rate to `load_from_checkpoint(path, ...)` under the same names"
         )
     configured = [
         f"`{part.name}.{key}.{name}={number!r}`".replace("`.", "`")

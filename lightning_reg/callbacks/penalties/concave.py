@@ -70,8 +70,7 @@ class MCPPenalty(Penalty):
 
     @property
     def _bound(self) -> float:
-        """The least size of weights that are left alone. The term over the strength is `mcp` of strength 1 with this
-        as gamma."""
+        """The least size of weights that are left alone; it is the gamma of the term divided by the strength."""
         return self.gamma * self.current_strength
 
     @override

@@ -1,4 +1,4 @@
-r"""Rules of products of tensors summed over some of their dimensions, as einsum has them, with one that is no constant.
+r"""Rules of products of tensors summed over some of their dimensions, as in einsum, with one that is not constant.
 
 .. math:: y_{bro} = \sum_{k} C_{brk} \sum_s x_{bkso}
 

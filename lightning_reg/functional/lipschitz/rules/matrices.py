@@ -11,7 +11,7 @@ from lightning_reg.functional.lipschitz.budget import norm_in_time
 from lightning_reg.functional.lipschitz.rules.registry import for_function, for_functions, plain
 from lightning_reg.functional.lipschitz.value import PRODUCT, NoBoundError, Operation, Traced, traced_in
 
-# Of entries, and of columns: each is one call of the function.
+# The most entries, and the most columns: each column is one call of the function.
 _ENTRIES, _COLUMNS = 1 << 22, 2048
 
 

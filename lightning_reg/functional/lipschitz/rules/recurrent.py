@@ -20,7 +20,7 @@ from lightning_reg.functional.lipschitz.rounding import UPWARDS, norm_upwards, t
 from lightning_reg.functional.lipschitz.rules.registry import for_modules, without_bound
 from lightning_reg.functional.lipschitz.value import Bound, NoBoundError, Operation, Traced, larger, together
 
-# Of more steps than these the norm of K is bounded by the sum of its first column.
+# For more steps than this, the norm of K is bounded by the sum of its first column.
 _STEPS = 1024
 
 
@@ -56,7 +56,7 @@ def _states(module: nn.RNN, input: Any, bound: float, hx: Any) -> float:
     weights: dict[str, Any] = dict(zip(module._flat_weights_names, module._flat_weights, strict=True))  # noqa: SLF001  # no public name
     is_batch = value.ndim == 3  # noqa: PLR2004  # a sequence alone has two
     steps = value.shape[1 if is_batch and module.batch_first else 0]
-    # The states at the start are stacked, those of all layers and directions: each is one part of them.
+    # The initial states of all layers and directions are stacked; each is one part.
     start = hx.bound.value if isinstance(hx, Traced) else 0.0
     finals = []
     for layer in range(module.num_layers):
