@@ -1,4 +1,4 @@
-"""Rules of further functions that are linear in one argument: by their matrix, column by column, if that is small."""
+"""Rules of further functions that are linear in one argument, by their matrix, column by column, if it is small."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ _ENTRIES, _COLUMNS = 1 << 22, 2048
 
 
 def _by_matrix(place: int, name: str) -> Callable[..., float]:
-    """Return the rule of a function that is linear in one argument, by its place and name, but for a constant."""
+    """Return the rule of a function that is linear, up to a constant, in one argument, given by position and name."""
 
     def rule(op: Operation, *args: Any, **named: Any) -> float:
         argument = args[place] if len(args) > place else named.get(name)

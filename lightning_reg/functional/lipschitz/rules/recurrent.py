@@ -4,9 +4,9 @@ With :math:`h_t = \phi(W x_t + U h_{t-1} + b)` and slopes in [0, 1] (tanh, ReLU)
 
 .. math:: \|\delta h_t\| \le \sum_{s \le t} \|U\|^{t-s} \|W\| \|\delta x_s\| + \|U\|^{t+1} \|\delta h_{-1}\|.
 
-So the vector of their norms is at most :math:`\|W\| K` times that of the inputs, with the lower triangular matrix K of
-entries :math:`\|U\|^{t-s}`, and the norm of the layer is :math:`\|W\| \|K\|` at most. A stacked layer follows on that;
-both directions of one layer count by the root of the sum of squares.
+So the vector of their norms is at most :math:`\|W\| K` times the vector of input norms, with the lower triangular
+matrix K of entries :math:`\|U\|^{t-s}`, and the norm of the layer is at most :math:`\|W\| \|K\|`. Stacked layers
+multiply; both directions of one layer count by the root of the sum of squares.
 """
 
 import math
@@ -25,7 +25,7 @@ _STEPS = 1024
 
 
 def _repeated(norm: float, steps: int) -> tuple[float, float, float]:
-    """Return bounds of the norms of K and of its last row, and how much is left of the state at the start."""
+    """Return bounds of the norms of K and of its last row, and the remaining share of the initial state."""
     powers = torch.tensor(norm, dtype=torch.float64).pow(torch.arange(steps, dtype=torch.float64))
     if not bool(powers.isfinite().all()):
         return (math.nan if math.isnan(norm) else math.inf,) * 3
@@ -33,7 +33,7 @@ def _repeated(norm: float, steps: int) -> tuple[float, float, float]:
     last = float(torch.linalg.vector_norm(powers)) * UPWARDS
     if steps > _STEPS:
         return float(powers.sum()) * UPWARDS, last, left
-    # The diagonal that an entry is on says its power.
+    # The diagonal of an entry determines its power.
     places = torch.arange(steps)
     lags = places[:, None] - places
     return norm_upwards(powers[lags.clamp(min=0)] * (lags >= 0)), last, left
