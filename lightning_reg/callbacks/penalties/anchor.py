@@ -49,7 +49,7 @@ class AnchorPenalty(Penalty):
     Raises:
         TypeError: If an argument is of the wrong kind.
         ValueError: If an argument is out of range, see `Penalty`; when training starts, if there is no file `anchor`,
-            or the anchor lacks a chosen weight or has it in another shape.
+            or the anchor lacks a chosen weight, has it in another shape, or is not finite.
         MisconfigurationException: When training starts, under FSDP1, and see `Penalty`.
 
     Example:
@@ -180,6 +180,12 @@ def _fitting(anchors: Mapping[str, Tensor], name: str, weight: Tensor) -> Tensor
         msg = (
             f"`anchor` must have weights of the model's shapes, got {tuple(anchor.shape)} for {name!r},"
             f" which is {tuple(weight.shape)}. Leave this weight out of `select`."
+        )
+        raise ValueError(msg)
+    if not torch.isfinite(anchor).all():
+        msg = (
+            f"`anchor` must be finite, got NaN or infinity in {name!r}, which would go into the weights. Take an"
+            " earlier checkpoint, or leave this weight out of `select`."
         )
         raise ValueError(msg)
     return anchor.to(weight.dtype)
