@@ -86,8 +86,8 @@ class ActivityPenalty(Term[ActivityRun]):
     Compiled code has a graph break at each chosen module inside it, which `fullgraph=True` refuses.
 
     Logged at the trainer's `log_every_n_steps`: `reg/penalty/activity` (the value of the term, in units of the loss),
-    also as a part of `reg/penalty` and `reg/penalty_ratio`, see `Penalty`. Where tensor parallelism leaves each rank some
-    units of an output, it is the mean of what the ranks have.
+    also as a part of `reg/penalty` and `reg/penalty_ratio`, see `Penalty`. Where tensor parallelism leaves each rank
+    some units of an output, it is the mean of what the ranks have.
 
     Args:
         strength: :math:`\lambda`, >= 0.
