@@ -1,7 +1,7 @@
 """Lightning callbacks.
 
-The list of what is public, once: the package's own names, the tests that walk all callbacks and the documentation read
-it. A line that is added here makes a callback public everywhere.
+The only list of public callbacks: the package's own names, the tests that walk all callbacks and the documentation read
+it. A line added here makes a callback public everywhere.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Pure functions of tensors: usable with no Trainer at all. Each file says in `__all__` which of its own are public."""
+"""Pure functions of tensors that need no Trainer. The `__all__` of each file lists its public names."""
 
 from typing import TYPE_CHECKING
 

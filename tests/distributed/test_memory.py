@@ -1,4 +1,4 @@
-"""What penalties remember of weights that FSDP2 shards: spread as they are, saved whole, restored."""
+"""The memory of penalties for weights that FSDP2 shards: sharded like the weights, saved whole, restored."""
 
 import warnings
 

@@ -142,7 +142,7 @@ def test_no_step_waits_for_the_device(fit, mode, precision, optimizer, log_every
 
 @pytest.fixture
 def one_rank(monkeypatch):
-    """What a launcher sets for one process."""
+    """The variables that a launcher sets for one process."""
     for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "LOCAL_RANK": "0", "RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     yield
@@ -180,7 +180,7 @@ def test_ddp_with_nccl(fit, mode, strategy):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-def test_norms_on_the_device_equal_those_in_double_precision(dtype):
+def test_norms_on_the_device_agree_with_double_precision(dtype):
     torch.manual_seed(0)
     weights = [torch.randn(shape).to(dtype) for shape in [(3000, 3000), (7,), (0, 4), (64, 3, 7, 7)]]
 

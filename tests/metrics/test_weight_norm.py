@@ -50,7 +50,7 @@ def test_complex_weights_count_by_their_modulus():
 
 
 @pytest.mark.parametrize("p", [0.5, 0, -1])
-def test_an_order_below_one_is_no_norm(p):
+def test_an_order_below_one_is_refused(p):
     with pytest.raises(ValueError, match="`p` must be in"):
         WeightNorm(p)
 

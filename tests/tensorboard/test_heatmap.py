@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from lightning_reg.tensorboard.heatmap import heatmap
+from tests.tensorboard.axe import serious_violations
 
 HOSTILE = "</script><img src=x onerror=\"document.title='owned'\">DATA"
 LAYERS = ["body.0", HOSTILE, "head"]
@@ -82,6 +83,15 @@ def test_the_cell_that_keys_lead_to_is_in_sight(browser, tmp_path):
             for selector in ("#mark", "header")
         )
         assert header["bottom"] <= cell["top"] <= cell["bottom"] <= browser.execute_script("return innerHeight")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing_serious(page, theme):
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": theme}]})
+    try:
+        assert serious_violations(page) == []
+    finally:
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
 def test_names_are_text_and_choose_rows(page):

@@ -1,4 +1,4 @@
-"""The distance to weights of before: fine-tuning that does not forget where it came from."""
+"""The distance to earlier weights as a penalty: fine-tuning that does not forget its start."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -25,20 +25,20 @@ Norm = Literal["l2", "l1"]
 
 @final
 class AnchorPenalty(Penalty):
-    r"""Add :math:`\lambda \sum (w - w^0)^2` to the objective: weights stay near those of before (L2-SP).
+    r"""Add :math:`\lambda \sum (w - w^0)^2` to the objective: weights stay near earlier ones (L2-SP).
 
-    For fine-tuning: the model keeps what it knew where the new data say nothing. Checkpoints hold :math:`w^0`, and what
-    is restored wins: a resumed run is the uninterrupted one, whatever `anchor` is then. Of a checkpoint without it a
-    warning tells; `"start"` is then where the resumed run starts. It takes the memory of one copy of the chosen
-    weights. Logged as `reg/penalty/anchor`, see `Penalty`.
+    Use it for fine-tuning: the model keeps its knowledge where the new data have none. Checkpoints store :math:`w^0`,
+    and a restored :math:`w^0` replaces `anchor`, so a resumed run equals the uninterrupted one. If a checkpoint lacks
+    it, a warning says so, and `"start"` means the start of the resumed run. It takes the memory of one copy of the
+    chosen weights. Logged as `reg/penalty/anchor`, see `Penalty`.
 
     Args:
         strength: :math:`\lambda`, >= 0.
         anchor: :math:`w^0`: `"start"`, where this training starts; or a file, a checkpoint of Lightning or a state dict
             that `torch.save` has written; or a mapping from names of weights to tensors. It must have every chosen
             weight. A file is read when training starts, with `weights_only=True`.
-        norm: `"l2"`, or `"l1"` for :math:`\lambda \sum |w - w^0|`, under which, with `mode="proximal"`, most weights
-            stay exactly where they were.
+        norm: `"l2"`, or `"l1"` for :math:`\lambda \sum |w - w^0|`, which with `mode="proximal"` keeps most weights
+            exactly at :math:`w^0`.
         select: Which weights, see `Penalty`.
         mode: `"loss"`, `"grad"` or `"proximal"`, see `Penalty`.
         schedule: Factor on the strength over the optimizer steps, see `Penalty`.
@@ -63,7 +63,7 @@ class AnchorPenalty(Penalty):
 
     elementwise = True
 
-    def __init__(  # noqa: PLR0913  # those of every penalty, and three
+    def __init__(  # noqa: PLR0913  # the arguments of every penalty, and three more
         self,
         strength: float,
         anchor: str | os.PathLike[str] | Mapping[str, Tensor] = "start",
@@ -116,7 +116,7 @@ class AnchorPenalty(Penalty):
                 weight.add_((anchor - weight) * (2 * factor / (1 + 2 * factor)))
             else:
                 distance = weight - anchor
-                # Not `anchor + ...`: a step of factor 0, of fp16, must leave the weight as it is, to the bit.
+                # Not `anchor + ...`, because a step with factor 0 (fp16) must not change the weight by a bit.
                 moved = weight - distance.sgn() * factor
                 weight.copy_(torch.where(distance.abs() <= factor, anchor, moved))
 
@@ -138,7 +138,7 @@ def _beside(weights: Sequence[Tensor], anchors: Sequence[Tensor]) -> list[Tensor
 
 
 class _Tensors(dict[str, Tensor]):
-    """Tensors by name, shown as how many they are: settings go to the loggers."""
+    """Tensors by name, whose `repr` shows only their number, because settings go to the loggers."""
 
     @override
     def __repr__(self) -> str:
@@ -163,7 +163,7 @@ def _read(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
     if not isinstance(state, Mapping):
         msg = f"`anchor` must be a file with a state dict, got one with a {type(state).__name__}: {str(path)!r}."
         raise TypeError(msg)
-    # Of what else such a file may hold, nothing is a weight.
+    # Other contents of such a file are not weights.
     return {name: tensor for name, tensor in state.items() if isinstance(name, str) and isinstance(tensor, Tensor)}
 
 
@@ -172,7 +172,7 @@ def _fitting(anchors: Mapping[str, Tensor], name: str, weight: Tensor) -> Tensor
     anchor = anchors.get(name)
     if anchor is None:
         msg = (
-            f"`anchor` must have every chosen weight, but not {name!r}. Nearest: {_checks.nearest(name, anchors)}."
+            f"`anchor` must have every chosen weight, but lacks {name!r}. Nearest: {_checks.nearest(name, anchors)}."
             " Rename its entries, or choose other weights with `select`."
         )
         raise ValueError(msg)

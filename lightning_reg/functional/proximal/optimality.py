@@ -1,4 +1,4 @@
-"""How far weights are from a minimum: the distance of the negative gradient from the subdifferential of the penalty."""
+"""Optimality residuals: the distance of the negative gradient from the subdifferential of the penalty."""
 
 from collections.abc import Sequence
 
@@ -13,8 +13,8 @@ from lightning_reg.functional.tensors.shards import local_parts
 def elementwise_residual(weights: Sequence[Tensor], grads: Sequence[Tensor], *, l1: float, l2: float = 0.0) -> Tensor:
     r"""Return the largest distance of any :math:`-g_i` from the subdifferential of :math:`l_1 |w_i| + l_2 w_i^2`.
 
-    The subgradients of an entry that is not 0 are one number, :math:`l_1 \operatorname{sign}(w) + 2 l_2 w`; of one that
-    is 0 they are all of :math:`[-l_1, l_1]`. Shape (); 0 for no entries; of the entries that this rank has.
+    An entry that is not 0 has one subgradient, :math:`l_1 \operatorname{sign}(w) + 2 l_2 w`; an entry of 0 has all
+    of :math:`[-l_1, l_1]`. Shape (); 0 without entries; only over the entries of this rank.
     """
     worst = []
     for weight, grad in zip(local_parts(list(weights)), local_parts(list(grads)), strict=True):
@@ -28,9 +28,9 @@ def elementwise_residual(weights: Sequence[Tensor], grads: Sequence[Tensor], *, 
 def group_residual(weights: Sequence[Tensor], grads: Sequence[Tensor], *, dim: int) -> Tensor:
     r"""Return the largest distance (2-norm) of any group's :math:`-g` from the subdifferential of `group_lasso`.
 
-    The subgradients of a group that is not 0 are one vector, :math:`\sqrt{n} w / \|w\|_2`; of one that is 0 they are
-    all vectors no longer than :math:`\sqrt{n}`. Shape (); 0 for no groups; of the groups that this rank has a part of.
-    A collective call where groups are spread over ranks.
+    A group that is not 0 has one subgradient, :math:`\sqrt{n} w / \|w\|_2`; a group of zeros has all vectors of length
+    at most :math:`\sqrt{n}`. Shape (); 0 without groups; only over the groups of which this rank has a part. A
+    collective call if groups are spread over ranks.
     """
     parts, slopes = local_parts(list(weights)), local_parts(list(grads))
     roots = [group_entries(weight, dim) ** 0.5 for weight in weights]
@@ -48,5 +48,5 @@ def group_residual(weights: Sequence[Tensor], grads: Sequence[Tensor], *, dim: i
 
 def _largest(values: list[Tensor], weights: Sequence[Tensor]) -> Tensor:
     device = local_parts(list(weights))[0].device
-    # Not `max` of Python: NaN would be lost.
+    # Python's `max` would lose NaN.
     return torch.stack([value.to(device) for value in values]).amax() if values else torch.zeros((), device=device)

@@ -69,7 +69,7 @@ def test_moduli_of_distances_end_at_the_lasso_around_the_start_and_leave_weights
 
 
 @pytest.mark.parametrize("norm", ["l2", "l1"])
-def test_optimality_is_that_of_distances(trainer_of, norm):
+def test_optimality_is_computed_from_distances(trainer_of, norm):
     def reached(epochs):
         trainer = trainer_of(AnchorPenalty(0.6, norm=norm, mode="proximal"), max_epochs=epochs)
         trainer.fit(LeastSquares(), rows())
@@ -116,7 +116,7 @@ def test_the_anchor_may_be_a_mapping_or_a_file(fit, trainer_of, tmp_path, source
 
 
 @every_mode
-def test_a_resumed_run_is_the_uninterrupted_one_whatever_its_anchor_is(fit, trainer_of, tmp_path, mode):
+def test_a_resumed_run_equals_the_uninterrupted_one_whatever_its_anchor(fit, trainer_of, tmp_path, mode):
     trainer, file = trainer_of(AnchorPenalty(0.5, mode=mode), max_epochs=1), tmp_path / "half.ckpt"
     trainer.fit(Regressor(), loader())
     trainer.save_checkpoint(file)
@@ -173,8 +173,8 @@ def renamed():
 @pytest.mark.parametrize(
     ("anchor", "message"),
     [
-        (renamed(), r"every chosen weight, but not 'network\.encoder\.weight'\. Nearest: encoder\.weight"),
-        ({}, r"but not 'network\.encoder\.weight'\. Nearest: none"),
+        (renamed(), r"every chosen weight, but lacks 'network\.encoder\.weight'\. Nearest: encoder\.weight"),
+        ({}, r"but lacks 'network\.encoder\.weight'\. Nearest: none"),
         (
             weights_of(Regressor()) | {"network.conv.weight": torch.zeros(3, 1, 5)},
             r"got \(3, 1, 5\) for 'network\.conv\.weight', which is \(3, 1, 3\)",

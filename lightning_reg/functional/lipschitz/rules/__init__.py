@@ -5,6 +5,15 @@
 
 import lightning_reg.functional.lipschitz.rules.activations
 import lightning_reg.functional.lipschitz.rules.arithmetic
+import lightning_reg.functional.lipschitz.rules.contractions
+import lightning_reg.functional.lipschitz.rules.fused
 import lightning_reg.functional.lipschitz.rules.layers
+import lightning_reg.functional.lipschitz.rules.losses
+import lightning_reg.functional.lipschitz.rules.matrices
 import lightning_reg.functional.lipschitz.rules.moves
-import lightning_reg.functional.lipschitz.rules.pooling  # noqa: F401  # each registers its rules
+import lightning_reg.functional.lipschitz.rules.pooling
+import lightning_reg.functional.lipschitz.rules.recurrent
+import lightning_reg.functional.lipschitz.rules.reductions
+import lightning_reg.functional.lipschitz.rules.resizing
+import lightning_reg.functional.lipschitz.rules.transforms
+import lightning_reg.functional.lipschitz.rules.writes  # noqa: F401  # each registers its rules

@@ -32,6 +32,9 @@ _FIXED: tuple[tuple[tuple[type[nn.Module], ...], str, Slopes], ...] = (
     ((nn.SELU,), "selu", _SELU),
     ((), "sin cos abs absolute neg negative", _ANY),
     ((), "erf", Slopes(0.0, 1.128380)),
+    ((), "erfc", Slopes(-1.128380, 0.0)),
+    ((), "ndtr", Slopes(0.0, 0.398943)),
+    ((), "nan_to_num", _MONOTONE),
 )
 for _types, _names, _slopes in _FIXED:
     for_all(_types, _names, lambda op, input, *_, _slopes=_slopes, **__: _slopes)

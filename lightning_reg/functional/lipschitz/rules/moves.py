@@ -7,7 +7,14 @@ import torch
 from torch import nn
 
 from lightning_reg.functional.lipschitz.rules.registry import for_all, for_functions
-from lightning_reg.functional.lipschitz.value import PRODUCT, Bound, NoBoundError, Operation, Traced, constant
+from lightning_reg.functional.lipschitz.value import (
+    Bound,
+    NoBoundError,
+    Operation,
+    Traced,
+    constant,
+    traced_in,
+)
 
 _FIRST = 1 << 50
 # Rows stay rows where the last dimension keeps its size.
@@ -18,11 +25,22 @@ _MOVING = (
     "permute transpose movedim moveaxis swapaxes swapdims t T mT H mH adjoint roll flip fliplr flipud rot90 tril triu"
     " diagonal chunk split tensor_split hsplit vsplit dsplit unbind narrow select unsafe_chunk unsafe_split"
     " split_with_sizes pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle to float double type_as cpu"
-    " cuda requires_grad_ real imag data pos positive view_as_real view_as_complex"
+    " cuda requires_grad_ real imag data pos positive view_as_real view_as_complex conj conj_physical resolve_conj"
+    " resolve_neg diag diagflat diag_embed atleast_1d atleast_2d atleast_3d squeeze_copy unsqueeze_copy"
 )
 
 
-def _reshaped(op: Operation, input: Traced, *_: Any, **__: Any) -> Bound:
+def _fixed_places(values: Any) -> None:
+    """Raise if a whole number depends on the input; of other tensors only the shape or the type is asked."""
+    if any(not (each.value.is_floating_point() or each.value.is_complex()) for each in traced_in(values)):
+        msg = "positions that depend on the input jump"
+        raise NoBoundError(msg)
+
+
+def _reshaped(op: Operation, input: Any, *rest: Any, **named: Any) -> Bound:
+    _fixed_places([rest, named])
+    if not isinstance(input, Traced):  # it gets the shape of what does
+        return Bound(0.0)
     before, after = input.value.shape, op.output.shape
     if op.output.dtype != input.value.dtype:
         msg = "the same bits as another type jump"
@@ -35,9 +53,10 @@ def _reshaped(op: Operation, input: Traced, *_: Any, **__: Any) -> Bound:
 for_all((nn.Flatten, nn.Unflatten), _RESHAPING, _reshaped)
 
 
-def _moved(op: Operation, input: Any, *_: Any, **__: Any) -> Bound:
-    if not isinstance(input, Traced):
-        raise NoBoundError(PRODUCT)
+def _moved(op: Operation, input: Any, *rest: Any, **named: Any) -> Bound:
+    _fixed_places([rest, named])
+    if not isinstance(input, Traced):  # it gets the type of what does
+        return Bound(0.0)
     return input.bound if op.output is input.value else Bound(input.bound.value)
 
 
@@ -73,8 +92,10 @@ for_all(
 
 
 @for_functions("expand_as")
-def _expanded(op: Operation, input: Any, other: Any) -> float:
-    return copied(op, input, other.value if isinstance(other, Traced) else other)
+def _expanded(op: Operation, input: Any, other: Any) -> Bound:
+    if not isinstance(input, Traced):
+        return Bound(0.0)
+    return input.bound.after(copied(op, input, other.value if isinstance(other, Traced) else other))
 
 
 @for_functions("getitem")
