@@ -49,7 +49,7 @@ class AnchorPenalty(Penalty):
     Raises:
         TypeError: If an argument is of the wrong kind.
         ValueError: If an argument is out of range, see `Penalty`; when training starts, if there is no file `anchor`,
-            or the anchor lacks a chosen weight or has it in another shape.
+            or the anchor lacks a chosen weight, has it in another shape, or is not finite.
         MisconfigurationException: When training starts, under FSDP1, and see `Penalty`.
 
     Example:
@@ -123,7 +123,7 @@ class AnchorPenalty(Penalty):
     @override
     def residual(self, weights: list[Tensor], grads: list[Tensor]) -> Tensor:
         l1, l2 = (0.0, 1.0) if self.norm == "l2" else (1.0, 0.0)
-        # The difference first, for it is exact near the anchor.
+        # The difference first, because it is exact near the anchor.
         parts = local_parts(weights)
         distances = torch._foreach_sub(parts, _beside(parts, local_parts(self._anchors(weights))))
         return elementwise_residual(list(distances), grads, l1=l1, l2=l2)
@@ -133,7 +133,7 @@ class AnchorPenalty(Penalty):
 
 
 def _beside(weights: Sequence[Tensor], anchors: Sequence[Tensor]) -> list[Tensor]:
-    """Return anchors on the devices of their weights, without waiting for those that are offloaded."""
+    """Return anchors on the devices of their weights, without waiting for offloaded ones."""
     return [anchor.to(weight.device, non_blocking=True) for weight, anchor in zip(weights, anchors, strict=True)]
 
 
@@ -180,6 +180,12 @@ def _fitting(anchors: Mapping[str, Tensor], name: str, weight: Tensor) -> Tensor
         msg = (
             f"`anchor` must have weights of the model's shapes, got {tuple(anchor.shape)} for {name!r},"
             f" which is {tuple(weight.shape)}. Leave this weight out of `select`."
+        )
+        raise ValueError(msg)
+    if not torch.isfinite(anchor).all():
+        msg = (
+            f"`anchor` must be finite, got NaN or infinity in {name!r}, which would go into the weights. Take an"
+            " earlier checkpoint, or leave this weight out of `select`."
         )
         raise ValueError(msg)
     return anchor.to(weight.dtype)

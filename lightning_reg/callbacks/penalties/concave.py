@@ -69,7 +69,7 @@ class MCPPenalty(Penalty):
 
     @property
     def _bound(self) -> float:
-        """The least size of weights that are left alone; the `gamma` with which `mcp` at strength 1 is the term."""
+        """The least size of weights that are left alone; it is the gamma of the term divided by the strength."""
         return self.gamma * self.current_strength
 
     @override

@@ -30,7 +30,7 @@ def mcp(weights: Tensor | Iterable[Tensor], strength: float = 1.0, gamma: float 
         The penalty, shape (), differentiable.
 
     Raises:
-        TypeError: If `weights` holds anything but such tensors, or `strength` or `gamma` is no number.
+        TypeError: If `weights` holds anything but such tensors, or `strength` or `gamma` is not a number.
         ValueError: If `strength` or `gamma` is out of range, or `strength` infinite in the precision of a weight.
 
     Example:

@@ -179,6 +179,10 @@ def renamed():
             weights_of(Regressor()) | {"network.conv.weight": torch.zeros(3, 1, 5)},
             r"got \(3, 1, 5\) for 'network\.conv\.weight', which is \(3, 1, 3\)",
         ),
+        (
+            weights_of(Regressor()) | {"network.conv.weight": torch.full((3, 1, 3), float("nan"))},
+            r"must be finite, got NaN or infinity in 'network\.conv\.weight'",
+        ),
         ("begin", r'must be "start", a file, or a mapping.*there is no file'),
     ],
 )
