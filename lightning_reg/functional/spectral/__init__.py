@@ -7,4 +7,7 @@ layers, each from where the last ended.
 
 `followed` follows many layers, too: `followed_matrices` and `followed_convolutions` take the steps, in `subspaces`,
 `followed_gradient` is the gradient of what they find, and `followed_clipping` takes off what is above a bound.
+
+`matrix_terms` are sums over layers of a function of each one's matrix: `nuclear`, `orthogonality`. `low_rank` makes two
+layers of one.
 """
