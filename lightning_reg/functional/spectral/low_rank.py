@@ -28,10 +28,11 @@ _DEFAULT_TOLERANCE = 1e-6
 def factorize(module: nn.Module, *, tolerance: float | None = None) -> nn.Module:
     r"""Return a copy of a network in which layers of low rank are two smaller ones, with the same outputs.
 
-    A linear layer with a weight of rank r becomes `nn.Sequential` of one with r outputs and one with r inputs: W = B A,
-    by a singular value decomposition in float64. A convolution becomes one with r channels, and one of kernel size 1;
-    one whose channels come in groups has r for each group. That is done where it takes fewer parameters. `bias`, dtype,
-    device, `training` and `requires_grad` stay. `module` itself is left alone. `NuclearNormPenalty` makes ranks low.
+    A linear layer (`nn.Linear`, `Conv1D` of transformers) with a weight of rank r becomes `nn.Sequential` of one with r
+    outputs and one with r inputs: W = B A, by a singular value decomposition in float64. A convolution becomes one with
+    r channels, for each group of channels, and one of kernel size 1. That is done where it takes fewer parameters.
+    `bias`, dtype, device, `training` and `requires_grad` stay, and `module` itself is left alone.
+    `NuclearNormPenalty` makes ranks low.
 
     A layer of low rank stays as it is, with a warning that names it, if its weight is tied or parametrized, it has
     hooks, its class inherits from torch's, or a module of torch reads its weight past the layer, as
@@ -74,7 +75,9 @@ def factorize(module: nn.Module, *, tolerance: float | None = None) -> nn.Module
     owners = _owners(module)
     factorized: dict[int, Any] = {}
     for name, layer in module.named_modules():
-        if not isinstance(layer, _KINDS) or any(map(nn.parameter.is_lazy, layer.parameters(recurse=False))):
+        if not (isinstance(layer, _KINDS) or _has_inputs_first(layer)) or any(
+            map(nn.parameter.is_lazy, layer.parameters(recurse=False))
+        ):
             continue
         factors = _factors(layer, tolerance)
         if factors is None:
@@ -122,11 +125,16 @@ def _owners(module: nn.Module) -> dict[int, set[tuple[int, str]]]:
     return owners
 
 
+def _has_inputs_first(layer: nn.Module) -> bool:
+    """Tell whether it is the linear layer of transformers, whose weight has a row for each input; no import needed."""
+    return f"{type(layer).__module__}.{type(layer).__qualname__}" == "transformers.pytorch_utils.Conv1D"
+
+
 def _reason(module: nn.Module, name: str, layer: Layer, owners: dict[int, set[tuple[int, str]]]) -> str:
     """Return why a layer cannot be replaced, and the remedy if there is one; "" if it can."""
     if is_parametrized(layer):
         return "a parametrization computes its weight. Call `torch.nn.utils.parametrize.remove_parametrizations` before"
-    if type(layer) not in _KINDS:
+    if type(layer) not in _KINDS and not _has_inputs_first(layer):
         return f"others may read what is special about a {type(layer).__name__}"
     if any(getattr(layer, kind) for kind in _HOOKS):
         return "it has hooks, as of pruning. Remove them before"
@@ -168,6 +176,8 @@ def _rank(values: Tensor, tolerance: float) -> int:
 
 def _matrices(layer: Layer, weight: Tensor) -> Tensor:
     """Return what a layer does with each group of channels: shape (groups, outputs, inputs times taps)."""
+    if _has_inputs_first(layer):
+        return weight.mT[None]
     if isinstance(layer, nn.Linear):
         return weight[None]
     if isinstance(layer, _TRANSPOSED):
@@ -181,11 +191,8 @@ def _sequence(layer: Layer, left: Tensor, right: Tensor) -> nn.Sequential:
     groups, _, rank = left.shape
     bias = None if layer.bias is None else nn.Parameter(layer.bias.clone(), requires_grad=layer.bias.requires_grad)
     parts: tuple[nn.Module, ...]
-    if isinstance(layer, nn.Linear):
-        parts = (
-            _with(_linear(layer.in_features, rank), right[0], layer),
-            _with(_linear(rank, layer.out_features), left[0], layer, bias),
-        )
+    if isinstance(layer, nn.Linear) or _has_inputs_first(layer):
+        parts = (_with(_linear(right[0]), right[0], layer), _with(_linear(left[0]), left[0], layer, bias))
     elif not rank:  # torch has no convolution without channels
         parts = (ZeroConvolution(layer, bias),)
     else:
@@ -201,9 +208,9 @@ def _sequence(layer: Layer, left: Tensor, right: Tensor) -> nn.Sequential:
     return nn.Sequential(*parts).train(layer.training)
 
 
-def _linear(inputs: int, outputs: int) -> nn.Linear:
+def _linear(weight: Tensor) -> nn.Linear:
     layer = nn.Linear(1, 1, bias=False, device="meta")
-    layer.in_features, layer.out_features = inputs, outputs  # not at once: torch warns of weights without entries
+    layer.out_features, layer.in_features = weight.shape  # not at once: torch warns of weights without entries
     return layer
 
 

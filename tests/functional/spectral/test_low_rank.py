@@ -7,12 +7,14 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
+from transformers.pytorch_utils import Conv1D
 
 from lightning_reg.functional import factorize
 
 LAYERS = {
     "linear": (lambda: nn.Linear(20, 30), (3, 20)),
     "linear without bias": (lambda: nn.Linear(30, 20, bias=False), (2, 3, 30)),
+    "Conv1D of transformers": (lambda: Conv1D(20, 30), (3, 30)),
     "conv1d": (lambda: nn.Conv1d(9, 8, 5, padding="same", padding_mode="circular"), (2, 9, 11)),
     "conv2d": (lambda: nn.Conv2d(6, 8, (3, 2), stride=2, padding=1, dilation=(2, 1)), (2, 6, 11, 9)),
     "conv2d of one image": (lambda: nn.Conv2d(6, 8, 3, bias=False), (6, 11, 9)),
@@ -26,6 +28,8 @@ every_layer = pytest.mark.parametrize("kind", LAYERS)
 
 def rows_first(layer, weight):
     """Return views of the matrices of a layer, one for each group of channels, with a row for each output."""
+    if isinstance(layer, Conv1D):
+        return [weight.T]
     if isinstance(layer, nn.modules.conv._ConvTransposeNd):
         return [block.transpose(0, 1) for block in weight.chunk(layer.groups)]
     return weight.chunk(getattr(layer, "groups", 1))
