@@ -32,7 +32,7 @@ from lightning_reg import (
 from tests.callbacks.penalties.test_proximal_loop import PENALTIES as OPERATORS
 from tests.callbacks.penalties.test_proximal_loop import soften, step_size
 from tests.models import Quartic
-from tests.reference import PENALTIES, Term, add_term_gradient
+from tests.reference import PENALTIES, Term, add_term_gradient, scaled
 
 STEPS_OF_SCHEDULES = 10
 
@@ -43,7 +43,7 @@ def falling(step: int) -> float:
 
 
 class Effect:
-    """What a callback does to the chosen weights, by hand."""
+    """The effect of a callback on the chosen weights, by hand."""
 
     def watch(self, module: nn.Module, weights: Sequence[Tensor]) -> None:
         """Look at the module, before anything else."""
@@ -56,7 +56,7 @@ class Effect:
         """Act before the first step."""
 
     def add_gradient(self, weights: Sequence[Tensor], step: int, share: float) -> None:
-        """Act when the data's gradient is complete; `share` is that of a full accumulation window."""
+        """Act when the data's gradient is complete; `share` is the share of a full accumulation window."""
 
     def before_update(self, weights: Sequence[Tensor]) -> None:
         """Act when gradients have been clipped."""
@@ -72,12 +72,12 @@ class Gradient(Effect):
     term: Term
 
     def add_gradient(self, weights, step, share):
-        add_term_gradient(self.term, weights, falling(step) * share)
+        add_term_gradient(scaled(self.term, falling(step)), weights, share)
 
 
 @dataclass
 class Activity(Effect):
-    """What the layer of a weight returns costs its moduli."""
+    """The outputs of the layer of a weight cost their moduli."""
 
     strength: float
 
@@ -104,7 +104,7 @@ class Operator(Effect):
 
     def after_update(self, weights, optimizer, step, share):
         for weight in weights:
-            weight.copy_(self.operator(weight, falling(step) * share * step_size(optimizer, weight)))
+            weight.copy_(scaled(self.operator, falling(step))(weight, share * step_size(optimizer, weight)))
 
 
 def soften_singular_values(weight: Tensor, thresholds: Tensor) -> Tensor:

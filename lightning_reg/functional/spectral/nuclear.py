@@ -25,8 +25,8 @@ def nuclear_norm(matrix: Tensor, dtype: torch.dtype) -> tuple[Tensor, Callable[[
 def soften_singular_values_(weight: Tensor, threshold: NumberOrTensor, dim: int) -> None:
     r"""Replace a weight by :math:`U \max(S - \tau, 0) V^T`, the proximal operator of the nuclear norm.
 
-    Singular values up to the threshold are exactly gone: a zero matrix has no -0.0, and a threshold of 0 changes
-    nothing. A collective call for a `DTensor`.
+    Singular values up to the threshold are exactly gone; a threshold of 0 changes nothing. A collective call for a
+    `DTensor`.
 
     Args:
         weight: Real or complex, with a dimension `dim`.
@@ -38,7 +38,7 @@ def soften_singular_values_(weight: Tensor, threshold: NumberOrTensor, dim: int)
     with without_autocast(tensor.device):
         matrix = as_matrix(tensor, dim)
         u, s, vh = singular_factors(matrix)
-        softened = (u * (s - threshold).clamp(min=0)) @ vh + 0.0  # no -0.0
+        softened = (u * (s - threshold).clamp(min=0)) @ vh
         if isinstance(threshold, Tensor):  # of a step that the scaler of fp16 may have skipped
             softened = torch.where(threshold == 0, matrix, softened)
     if isinstance(threshold, Tensor) or threshold:

@@ -32,6 +32,9 @@ _FIXED: tuple[tuple[tuple[type[nn.Module], ...], str, Slopes], ...] = (
     ((nn.SELU,), "selu", _SELU),
     ((), "sin cos abs absolute neg negative", _ANY),
     ((), "erf", Slopes(0.0, 1.128380)),
+    ((), "erfc", Slopes(-1.128380, 0.0)),
+    ((), "ndtr", Slopes(0.0, 0.398943)),
+    ((), "nan_to_num", _MONOTONE),
 )
 for _types, _names, _slopes in _FIXED:
     for_all(_types, _names, lambda op, input, *_, _slopes=_slopes, **__: _slopes)
@@ -41,7 +44,7 @@ for_functions(
     " atanh erfinv lgamma digamma"
 )(without_bound("its slope has no bound"))
 for_functions("sign round floor ceil trunc frac heaviside remainder fmod floor_divide floordiv sgn mod")(
-    without_bound("it jumps")
+    without_bound("it is discontinuous")
 )
 
 
@@ -129,7 +132,7 @@ def _celu_layer(op: Operation, input: Traced) -> Slopes:
 @for_functions("softplus")
 def _softplus(op: Operation, input: Traced, beta: float = 1.0, threshold: float = 20.0) -> Slopes:
     if threshold < _SMOOTH_THRESHOLD:
-        msg = f"it jumps at a `threshold` below {_SMOOTH_THRESHOLD:g}"
+        msg = f"it is discontinuous with a `threshold` below {_SMOOTH_THRESHOLD:g}"
         raise NoBoundError(msg)
     return _MONOTONE
 
@@ -142,7 +145,7 @@ def _softplus_layer(op: Operation, input: Traced) -> Slopes:
 @for_functions("threshold")
 def _threshold(op: Operation, input: Traced, threshold: float, value: float, inplace: bool = False) -> Slopes:
     if threshold != value:
-        msg = "it jumps, unless `value` is `threshold`"
+        msg = "it is discontinuous, unless `value` is `threshold`"
         raise NoBoundError(msg)
     return _MONOTONE
 
@@ -155,7 +158,7 @@ def _threshold_layer(op: Operation, input: Traced) -> Slopes:
 @for_functions("hardshrink")
 def _hardshrink(op: Operation, input: Traced, lambd: float = 0.5) -> Slopes:
     if lambd:
-        msg = "it jumps, unless `lambd` is 0"
+        msg = "it is discontinuous, unless `lambd` is 0"
         raise NoBoundError(msg)
     return _MONOTONE
 
