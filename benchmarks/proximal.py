@@ -1,8 +1,8 @@
-"""What the proximal step costs: its time as a share of the optimizer's own step, and of the obvious loop's.
+"""The cost of the proximal step: its time as a share of the optimizer's own step, and of the obvious loop's.
 
 `python -m benchmarks.proximal` prints one table; `--quick` takes fewer rounds. All variants run in turns, in a
 new order each round, on weights of the shapes of a ResNet-50; each figure is a median with quartiles. On a CPU
-torch's Adam goes weight by weight unless it is told to be fused.
+torch's Adam processes the weights one by one, unless it is fused.
 """
 
 import random
@@ -21,7 +21,7 @@ from lightning_reg.callbacks.penalties.proximal_step import shrink
 
 STRENGTH = 1e-6
 TARGET = 0.5
-"""Of the step of Adam, for L1 on a CPU."""
+"""The largest share of the step of Adam, for L1 on a CPU."""
 
 PENALTIES: Mapping[str, Penalty] = {
     "L1": L1Penalty(STRENGTH, mode="proximal"),
@@ -37,7 +37,7 @@ OPTIMIZERS: Mapping[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] 
 
 @torch.no_grad()
 def obvious_loop(optimizer: torch.optim.Optimizer, weights: list[nn.Parameter]) -> None:
-    """Take the proximal step of L1 as one writes it down."""
+    """Take the proximal step of L1 in the obvious way."""
     (group,) = optimizer.param_groups
     for weight in weights:
         if isinstance(optimizer, torch.optim.SGD):
@@ -50,7 +50,7 @@ def obvious_loop(optimizer: torch.optim.Optimizer, weights: list[nn.Parameter]) 
 
 
 def milliseconds(actions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Return how long each action took in each round."""
+    """Return the time of each action in each round."""
     rng, names = random.Random(0), list(actions)
     times: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds + 2):

@@ -127,6 +127,20 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Argument]]] = {
         {"alpha": strength(0.1), "l1_ratio": good(0.5)} | {n: a for n, a in PENALTY.items() if n != "strength"},
     ),
     "GroupLassoPenalty": (lightning_reg.GroupLassoPenalty, {**PENALTY, "dim": good(0, "-1", "10**400")}),
+    "AnchorPenalty": (
+        lightning_reg.AnchorPenalty,
+        {**PENALTY, "anchor": Argument("start"), "norm": good("l1"), "offload": boolean(False)},
+    ),
+    "ActivityPenalty": (
+        lightning_reg.ActivityPenalty,
+        {
+            "strength": strength(0.1),
+            "select": replace(SELECT, also=("'False'",)),
+            "norm": good("l2"),
+            "schedule": SCHEDULE,
+        },
+    ),
+    "MCPPenalty": (lightning_reg.MCPPenalty, {**PENALTY, "gamma": good(3.0, "1e39")}),
     "SpectralNormPenalty": (lightning_reg.SpectralNormPenalty, {**PENALTY, "norm": good("matrix")}),
     "TargetSparsity": (
         lightning_reg.TargetSparsity,
@@ -266,6 +280,17 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Argument]]] = {
         functional.group_soft_threshold,
         {"weights": REAL_GROUPED, "threshold": THRESHOLD, "dim": DIM, "inplace": boolean(False)},
     ),
+    "mcp": (functional.mcp, {"weights": REAL, "strength": good(0.1), "gamma": good(3.0, "1e39")}),
+    "mcp_prox": (
+        functional.mcp_prox,
+        {
+            "weights": REAL,
+            "strength": good(0.1),
+            "gamma": good(3.0, "1e39"),
+            "step_size": THRESHOLD,
+            "inplace": boolean(False),
+        },
+    ),
     "matrix_norm": (functional.matrix_norm, {"weight": good(torch.eye(2), "tensor", "complex tensor")}),
     "conv_norm_bound": (
         functional.conv_norm_bound,
@@ -351,7 +376,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Argument]]] = {
     ),
     "layout": (tensorboard.layout, {"prefix": good("run", "'False'")}),
 }
-# What functions return, and what is there to be subclassed.
+# Types that functions return, and classes for subclassing.
 NOT_CALLED = {EnsemblePrediction, LipschitzReport, Schedule}
 PUBLIC = {
     name: item
@@ -368,12 +393,12 @@ def parameters_of(call: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 
 def arguments_of(item: Callable[..., Any]) -> dict[str, Argument]:
-    """Return good arguments of a callback as its docstring shows it, of another item those of the same name above."""
+    """Return good arguments: for a callback from its docstring, for another item by the names of arguments above."""
     values = settings_of(documented(item)) if item in EXPORTED else VALUES
     parameters = parameters_of(item)
     names = ("include", *parameters)
     return {name: Argument(values.get(name, given.default), names=names) for name, given in parameters.items()}
 
 
-# What is new is walked by itself.
+# New public names are included automatically.
 CALLS |= {name: (item, arguments_of(item)) for name, item in PUBLIC.items() if name not in CALLS}

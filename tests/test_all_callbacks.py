@@ -1,4 +1,4 @@
-"""What holds for every callback that is exported."""
+"""Properties of every exported callback."""
 
 import dataclasses
 import inspect
@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 import lightning_reg
 from lightning_reg import (
+    ActivityPenalty,
     Cosine,
     DropoutScheduler,
     ElasticNetPenalty,
@@ -52,6 +53,7 @@ CALLBACKS = [
     GroupLassoPenalty(0.1, 1, **SETTINGS),
     GroupLassoPenalty(0.1, mode="proximal"),
     TargetSparsity(L1Penalty(0.01, mode="proximal"), 0.5, schedule=Cosine(0.0, 1.0, 0.5)),
+    ActivityPenalty(0.1, select=["network.encoder", "network.conv"], norm="l2", schedule=Cosine(1.0, 0.0, 0.5)),
     RegularizationMonitor(),
     RegularizationMonitor(select="*.encoder.*", per_layer=["*.encoder.*"], histograms=True, layout=False),
     LipschitzMonitor(target="network", every_n_epochs=2, every_n_steps=3, samples=4, prog_bar=True, layout=False),
@@ -62,9 +64,11 @@ CALLBACKS = [
     SpectralConstraint(0.5, select=["*.head.*"], method="rescale"),
     NMSparsity(2, 7, select="*.head.weight", schedule=Piecewise((0.0, 1.0), (0.5,))),
 ]
-# Those that add to the objective as is written out below, or change nothing.
+# Those that add to the objective what is written out below, or change nothing.
 ADDING_UP = [
-    callback for callback in CALLBACKS if not re.search(r"proximal|Spectral|NMSparsity|per_layer=\[", repr(callback))
+    callback
+    for callback in CALLBACKS
+    if not re.search(r"proximal|Spectral|Activity|NMSparsity|per_layer=\[", repr(callback))
 ]
 
 # Any other as its docstring shows it, on all weights.
@@ -161,6 +165,7 @@ def test_one_run_with_every_callback_at_once(fit, logger, tmp_path):
     head = {"select": "*.head.*"}
     callbacks = [
         *ADDING_UP,
+        ActivityPenalty(0.01, select="network.conv"),
         # Each of the others changes weights by itself after a step, so each has its own.
         TargetSparsity(L1Penalty(0.0, mode="proximal", **head), 0.5),
         GroupLassoPenalty(0.01, mode="proximal", **head),

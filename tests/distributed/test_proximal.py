@@ -10,7 +10,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
-from lightning_reg import ElasticNetPenalty, GroupLassoPenalty, L1Penalty, TargetSparsity
+from lightning_reg import ElasticNetPenalty, GroupLassoPenalty, L1Penalty, MCPPenalty, TargetSparsity
 from tests.distributed.test_penalty import PATTERN, FSDP1OnCpu, Network
 from tests.models import KeepWeights, Regressor, loader, samples, weights_of
 from tests.reference import assert_same_weights
@@ -20,6 +20,7 @@ pytestmark = pytest.mark.distributed
 PENALTIES = {
     "l1": lambda: L1Penalty(0.01, mode="proximal", select=PATTERN),
     "elastic_net": lambda: ElasticNetPenalty(0.02, 0.6, mode="proximal", select=PATTERN),
+    "mcp": lambda: MCPPenalty(0.05, 3.0, mode="proximal", select=PATTERN),
     "filters": lambda: GroupLassoPenalty(0.02, mode="proximal", select=PATTERN),
     # Shards are rows: a column, which is one input unit, is spread over both ranks.
     "inputs": lambda: GroupLassoPenalty(0.02, dim=1, mode="proximal", select=PATTERN),
@@ -128,7 +129,7 @@ def operators_on_shards(dim):
 
 
 @pytest.mark.parametrize("dim", [0, 1])
-def test_operators_of_sharded_tensors_are_those_of_the_whole_tensor(pool, dim):
+def test_operators_of_sharded_tensors_agree_with_the_whole_tensor(pool, dim):
     from lightning_reg.functional import group_lasso, group_soft_threshold, soft_threshold
 
     for plain, thresholds, results in pool.run(operators_on_shards, dim):

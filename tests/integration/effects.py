@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_reg import (
+    ActivityPenalty,
     AnchorPenalty,
     Cosine,
     DropoutScheduler,
@@ -30,7 +31,7 @@ from lightning_reg import (
 from tests.callbacks.penalties.test_proximal_loop import PENALTIES as OPERATORS
 from tests.callbacks.penalties.test_proximal_loop import soften, step_size
 from tests.models import Quartic
-from tests.reference import PENALTIES, Term, add_term_gradient
+from tests.reference import PENALTIES, Term, add_term_gradient, scaled
 
 STEPS_OF_SCHEDULES = 10
 
@@ -41,13 +42,20 @@ def falling(step: int) -> float:
 
 
 class Effect:
-    """What a callback does to the chosen weights, by hand."""
+    """The effect of a callback on the chosen weights, by hand."""
+
+    def watch(self, module: nn.Module, weights: Sequence[Tensor]) -> None:
+        """Look at the module, before anything else."""
+
+    def loss(self, step: int) -> Tensor | float:
+        """Return what is added to the loss of the batch that the module has just seen."""
+        return 0.0
 
     def start(self, weights: Sequence[Tensor]) -> None:
         """Act before the first step."""
 
     def add_gradient(self, weights: Sequence[Tensor], step: int, share: float) -> None:
-        """Act when the data's gradient is complete; `share` is that of a full accumulation window."""
+        """Act when the data's gradient is complete; `share` is the share of a full accumulation window."""
 
     def before_update(self, weights: Sequence[Tensor]) -> None:
         """Act when gradients have been clipped."""
@@ -63,7 +71,28 @@ class Gradient(Effect):
     term: Term
 
     def add_gradient(self, weights, step, share):
-        add_term_gradient(self.term, weights, falling(step) * share)
+        add_term_gradient(scaled(self.term, falling(step)), weights, share)
+
+
+@dataclass
+class Activity(Effect):
+    """The outputs of the layer of a weight cost their moduli."""
+
+    strength: float
+
+    def watch(self, module, weights):
+        (layer,) = (part for part in module.modules() if getattr(part, "weight", None) is weights[0])
+        compute = layer.forward
+
+        def forward(inputs):
+            self.outputs = compute(inputs)
+            return self.outputs
+
+        layer.forward = forward
+
+    def loss(self, step):
+        wide = self.outputs.float() if self.outputs.itemsize < 4 else self.outputs
+        return self.strength * falling(step) * torch.stack([sample.abs().sum() for sample in wide]).mean()
 
 
 @dataclass
@@ -74,7 +103,7 @@ class Operator(Effect):
 
     def after_update(self, weights, optimizer, step, share):
         for weight in weights:
-            weight.copy_(self.operator(weight, falling(step) * share * step_size(optimizer, weight)))
+            weight.copy_(scaled(self.operator, falling(step))(weight, share * step_size(optimizer, weight)))
 
 
 @dataclass
@@ -248,6 +277,9 @@ for _mode in ("loss", "grad"):
         alone=True,
     )
 KINDS |= {
+    "activity": Kind(
+        lambda glob: ActivityPenalty(0.1, select=glob.removesuffix(".weight"), schedule=FALLING), lambda: Activity(0.1)
+    ),
     "anchor proximal": Kind(
         lambda glob: AnchorPenalty(0.02, norm="l1", select=glob, mode="proximal", schedule=FALLING),
         lambda: Anchored(0.02, is_operator=True),
@@ -306,14 +338,16 @@ def train_by_hand(  # noqa: PLR0913  # everything a training loop may do
     optimizer = module.configure_optimizers()
     batches = list(batches)
     step = 0
-    with torch.no_grad():
-        for weights, effect in effects:
+    for weights, effect in effects:
+        effect.watch(module, weights)
+        with torch.no_grad():
             effect.start(weights)
     for index, batch in [*enumerate(batches)] * epochs:
         if rate is not None:
             module.network.dropout.p = rate(step)
         with torch.autocast(device, autocast, enabled=autocast is not None):
             loss = module.loss(batch)
+            loss = loss + sum(effect.loss(step) for _, effect in effects)
         scaler.scale(loss / accumulate).backward()
         if (index + 1) % accumulate and index + 1 < len(batches):
             continue

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from lightning_reg.tensorboard.heatmap import heatmap
+from tests.tensorboard.axe import serious_violations
 
 HOSTILE = "</script><img src=x onerror=\"document.title='owned'\">DATA"
 LAYERS = ["body.0", HOSTILE, "head"]
@@ -54,7 +55,7 @@ def test_rows_are_layers_and_columns_reach_to_the_next_step(page):
     assert not [entry for entry in page.get_log("browser") if entry["level"] == "SEVERE"]
 
 
-def test_one_outlier_leaves_the_colours_to_the_rest_and_is_told(browser, tmp_path):
+def test_one_outlier_does_not_use_up_the_colours_and_is_reported(browser, tmp_path):
     file = tmp_path / "reg.html"
     values = np.append(np.linspace(1, 2, 99), 1e6).reshape(100, 1)
     file.write_text(heatmap({"weight_norm": values}, list(map(str, range(100))), [0]), "utf-8")
@@ -82,6 +83,15 @@ def test_the_cell_that_keys_lead_to_is_in_sight(browser, tmp_path):
             for selector in ("#mark", "header")
         )
         assert header["bottom"] <= cell["top"] <= cell["bottom"] <= browser.execute_script("return innerHeight")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing_serious(page, theme):
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": theme}]})
+    try:
+        assert serious_violations(page) == []
+    finally:
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
 def test_names_are_text_and_choose_rows(page):

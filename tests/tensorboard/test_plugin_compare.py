@@ -5,6 +5,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lightning_reg.tensorboard import events, tags
 from lightning_reg.tensorboard.hparams import hyperparameters
+from tests.tensorboard.axe import serious_violations
 from tests.tensorboard.conftest import Server
 from tests.tensorboard.page import NAME, Page
 
@@ -49,7 +50,7 @@ def page(browser, tmp_path_factory):
         server.close()
 
 
-def test_the_best_strength_is_that_of_the_least_loss_over_the_seeds(page):
+def test_the_best_strength_has_the_least_loss_over_the_seeds(page):
     said = page.text(".best-line")
 
     best = [loss(0.01, seed, 30) for seed in (0, 1)]
@@ -83,7 +84,7 @@ def test_the_layer_that_grows_alone_is_odd_and_its_curve_a_click_away(page):
     assert page.text(".curve-panel h2 .strong") == "encoder.3.query"
 
 
-def test_labels_leave_out_what_all_have_in_common_and_keep_the_numbers(page):
+def test_labels_omit_the_common_parts_and_keep_the_numbers(page):
     labels = page.run(
         "return [...document.querySelector('.heatmap').querySelectorAll('.layer')].map(n => n.textContent)"
     )
@@ -101,3 +102,48 @@ def test_the_change_since_the_first_step_is_zero_for_all_layers_but_one(page):
     assert page.colours(run, 3, 0, shape) == middle
     assert page.colours(run, 3, 4, shape) == {(178, 24, 43, 255)}
     page.choose("mode", "value")
+
+
+TITLES = """
+const [names, done] = arguments;
+const style = document.querySelector("link[href$='style.css']");
+import(new URL("names/titles.js", style.href)).then(({ titlesOf }) => done(titlesOf(names)));
+"""
+
+
+def titles(page, names):
+    return page.browser.execute_async_script(TITLES, names)
+
+
+def test_titles_of_long_runs_omit_the_common_parts(page):
+    start, end = "experiments/2026-11-27/resnet50_imagenet_", "_bf16_compiled/version_0"
+    settings = [f"l2={strength:g}_seed={seed}" for strength in STRENGTHS for seed in (0, 1)]
+
+    assert titles(page, [start + each + end for each in settings]) == [f"…{each}…" for each in settings]
+
+
+def test_no_two_titles_are_alike_and_each_has_room(page):
+    middles = [f"{number:03}" + "-" * 50 for number in range(20)]
+    names = ["a" * 40 + middle + "b" * 40 for middle in middles] + ["short"]
+
+    short = titles(page, names)
+
+    assert len(set(short)) == len(names)
+    assert max(map(len, short)) <= 34
+    assert short[-1] == "short"
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing_serious_in_a_sweep(page, theme):
+    page.browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": theme}]}
+    )
+    try:
+        page.load(page.address(layer="encoder.3.query"))
+        page.until("return document.querySelector('.best-line').textContent")
+        page.until("return document.documentElement.dataset.theme === arguments[0]", theme)
+        page.click(".columns > summary")
+
+        assert serious_violations(page.browser) == []
+    finally:
+        page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})

@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from lightning_reg.tensorboard import events
 from tests.event_files import layers as tensors_of_layers
 from tests.event_files import scalars
+from tests.tensorboard.axe import serious_violations
 from tests.tensorboard.conftest import PICTURES, RUNS, Server
 from tests.tensorboard.page import NAME, Page
 
@@ -156,7 +157,7 @@ def test_cells_have_the_colours_of_the_numbers_in_the_event_files(page, folder, 
         assert_colours(page, run, layers, low, high)
 
 
-def test_of_two_norms_of_one_convolution_each_says_for_which_images(page):
+def test_both_norms_of_a_convolution_name_their_images(page):
     page.open(metric="spectral_norm")
     assert "images of any size" in page.text(".meaning")
     page.choose("metric", "lipschitz")
@@ -257,7 +258,7 @@ def test_layers_are_filtered_by_a_part_a_glob_or_a_regular_expression(page, patt
     assert page.text('.heatmap[data-run="odd"] .note').startswith(f"{len(left)} of 4 layers")
 
 
-def test_a_bad_pattern_is_told_and_leaves_the_layers_alone(page):
+def test_a_bad_pattern_is_reported_and_changes_no_layers(page):
     page.type("#filter", "/body(/")
 
     assert page.text("#filter-error").startswith("Not a regular expression: ")
@@ -380,7 +381,7 @@ def test_the_arrow_keys_move_over_the_cells_and_enter_opens_the_curve(page, fold
     page.load(page.address())  # anew: no click has set the cursor
     layers = logged(folder, "spectral_norm")["small"]
     rows = page.layers("small")
-    page.press("\ue004")  # Tab: from here on, focus is that of the keyboard
+    page.press("\ue004")  # Tab: from here on, the keyboard has the focus
     page.run("document.querySelector('.heatmap[data-run=\"small\"] .grid').focus()")
     page.press("\ue013", "\ue015", "\ue012", "\ue012")  # up, down, left, left
     spoken = page.text("#spoken").split(", ")
@@ -452,6 +453,12 @@ def test_an_error_is_shown_and_goes_away_again(page):
     assert page.text(".state").startswith("Read at ")
 
 
+def test_axe_finds_nothing_serious(page):
+    page.load(page.address(layer="network.head", folded="network"))
+
+    assert serious_violations(page.browser) == []
+
+
 def test_the_page_is_dark_when_tensorboard_is(page):
     background = "return getComputedStyle(document.body).backgroundColor"
     assert page.run(background) == LIGHT
@@ -462,6 +469,7 @@ def test_the_page_is_dark_when_tensorboard_is(page):
         page.load(page.address(layer="network.head"))
         page.until(f"return getComputedStyle(document.body).backgroundColor === '{DARK}'")
         page.browser.save_screenshot(PICTURES / "regularization_dark.png")
+        assert serious_violations(page.browser) == []
     finally:
         page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     page.load(page.address())
@@ -493,6 +501,7 @@ def test_without_numbers_the_page_says_what_to_do(browser, tmp_path):
         page.load(page.address())
 
         assert "RegularizationMonitor()" in page.text(".advice code")
+        assert serious_violations(browser) == []
         assert not page.errors()
     finally:
         server.close()

@@ -13,6 +13,7 @@ from lightning_reg.callbacks.penalties.attributes import OwnTensors
 from lightning_reg.callbacks.penalties.company import begin_together, follow_steps
 from lightning_reg.callbacks.penalties.dropped import reaches
 from lightning_reg.callbacks.penalties.formula import Formula, Memories
+from lightning_reg.callbacks.penalties.ledger import Term, terms
 from lightning_reg.callbacks.penalties.memory import Memory
 from lightning_reg.callbacks.penalties.optimality import residuals
 from lightning_reg.callbacks.penalties.proximal_step import fill_gradients, shrink
@@ -26,10 +27,9 @@ from lightning_reg.callbacks.penalties.refusals import (
     refuse_optimizers,
     refuse_sharded_loss,
 )
-from lightning_reg.callbacks.penalties.run import Ledger, Run
+from lightning_reg.callbacks.penalties.run import Run
 from lightning_reg.callbacks.penalties.targets import Targets, add_scaled
 from lightning_reg.callbacks.trainer import state
-from lightning_reg.callbacks.trainer.during_fit import DuringFit
 from lightning_reg.callbacks.trainer.held_weights import HeldWeights, has_gradient
 from lightning_reg.callbacks.trainer.packages import Callback, LightningModule, Trainer, has_backward
 from lightning_reg.callbacks.trainer.refusals import refuse_strategy, refuse_unless_listed_once
@@ -49,27 +49,28 @@ Mode = Literal["loss", "grad", "proximal"]
 _MEMORIES = "lightning_reg.penalty_memory"
 
 
-class Penalty(DuringFit[Run], Formula):
+class Penalty(Term[Run], Formula):
     r"""A term of the training objective, :math:`J = L + s(t)\,\lambda\,\Omega(w)`; subclass it for your own.
 
-    A subclass defines `penalty`, from weights to a scalar, and has `mode="loss"` and `mode="grad"` from it; for
-    `mode="proximal"` it defines `proximal` as well, and `remember` if the term depends on weights of before, such as
-    those at the start. For every optimizer step the update is that of :math:`J`, with :math:`L` the mean loss over the
-    effective batch, whatever the accumulation, precision, strategy and devices.
+    A subclass defines `penalty`, from weights to a scalar, which gives `mode="loss"` and `mode="grad"`. It also defines
+    `proximal` for `mode="proximal"`, and `remember` if the term depends on earlier weights, such as the initial ones.
+    Every optimizer step minimises :math:`J`, with :math:`L` the mean loss over the effective batch, with any
+    accumulation, precision, strategy and number of devices.
 
     Logged at the trainer's `log_every_n_steps`, on the step axis of `self.log`: `reg/penalty/<name>` (the value of the
     term, in units of the loss), `reg/penalty` (the sum over all penalties) and `reg/penalty_ratio` (that sum over the
-    absolute data loss; automatic optimization only). The name is that of the class; a second of that name gets `-1`.
+    absolute data loss; automatic optimization only). Above 1, the penalties outweigh the data. The name comes from the
+    class; a second callback of the class gets `-1`.
 
-    With `mode="proximal"`, `reg/optimality/<name>` tells whether this is the minimum: the largest distance of the
-    negative gradient of the whole step, before clipping, from the subdifferential of the term, over the strength; by
-    entry, or the 2-norm by group. It is 0 at a minimum. Small batches are noisy: it then levels off at the largest
-    error of their gradient, over the strength. Where two proximal penalties share weights, each sees its own term only.
+    With `mode="proximal"`, `reg/optimality/<name>` is logged, which is 0 at a minimum: the largest distance of the
+    negative gradient of the whole step, before clipping, from the subdifferential of the term, divided by the strength;
+    by entry, or the 2-norm by group. With noisy gradients of small batches it levels off at their largest error,
+    divided by the strength. If two proximal penalties share weights, each sees its own term only.
 
     Args:
         strength: :math:`\lambda`, >= 0.
         select: Which weights: a glob, a list of globs, or a `Select`. Default: every trainable weight of two or more
-            dimensions. Frozen weights are left alone for as long as they are frozen.
+            dimensions. Weights are left alone while they are frozen.
         mode: `"loss"` adds the term to the loss before each backward pass. `"grad"` adds its gradient to `.grad` before
             each optimizer step, after unscaling and all-reduce and before Lightning's clipping: cheaper, and the one
             for manual optimization and FSDP1. Both train to the same weights. `"proximal"` applies the proximal
@@ -80,7 +81,7 @@ class Penalty(DuringFit[Run], Formula):
     Raises:
         TypeError: If an argument is of the wrong kind.
         ValueError: If an argument is out of range; when training starts, if a pattern of `select` matches nothing,
-            `strength` is infinite in the precision of a weight, or a share is asked for of a run of unknown length.
+            `strength` is infinite in the precision of a weight, or a duration is a share of a run of unknown length.
         MisconfigurationException: When training starts, if the penalty can't work with this way of training.
 
     Example:
@@ -118,6 +119,11 @@ class Penalty(DuringFit[Run], Formula):
     @override
     def recalled(self, weights: Sequence[Tensor]) -> tuple[()] | tuple[Memories]:
         return (self._memory.of(weights),) if self.remembers else ()
+
+    @property
+    def current_strength(self) -> float:
+        """The strength with the schedule, of the step at hand: for a term that it is inside of, and divided by."""
+        return self.strength if self._run is None else self._run.strength
 
     def chosen(self) -> dict[Tensor, str]:
         """Return the weights that the penalty acts on in the fit that is running, with their names."""
@@ -171,7 +177,7 @@ class Penalty(DuringFit[Run], Formula):
         name, parameters = type(self).__name__, [weight.parameter for weight in selection.weights]
         unit = self.unit_dim
         return Run(
-            log_name(self, _penalties(trainer)),
+            log_name(self, terms(trainer)),
             selection,
             Targets(selection, HeldWeights(parameters, f"penalized by {name}")),
             {} if unit is None else {weight.parameter: weight.dims[unit] for weight in selection.chosen},
@@ -179,6 +185,7 @@ class Penalty(DuringFit[Run], Formula):
             acts_at_step=self.mode != "loss" or state.marks_unused_parameters(trainer),
             are_sharded=state.has_flat_shards(trainer) or has_dtensors(parameters),
             unseen=UnseenSteps(name),
+            strength=self.strength,
         )
 
     @override
@@ -203,7 +210,7 @@ class Penalty(DuringFit[Run], Formula):
         self._own.are_parts = self._run.are_sharded
         self._own.put_back(self, chosen[0].parameter.device)
         if self.remembers:
-            self._memory.begin(self.remember, chosen, name, sharded=self.elementwise)
+            self._memory.begin(self.remember, chosen, name, sharded=self.elementwise, offload=self.offloads)
         penalties = [penalty for penalty in _penalties(trainer) if penalty.run]
         if self is penalties[-1]:
             begin_together(trainer, penalties)
@@ -218,38 +225,31 @@ class Penalty(DuringFit[Run], Formula):
             run.unseen.remember(run.targets.of(trainer.optimizers))
             if self.mode == "proximal":
                 follow_steps(trainer, pl_module, _penalties(trainer))
-        # Now, because manual optimization then freezes one network after the other (`toggle_optimizer`).
+        # Now, because manual optimization later freezes one network after the other (`toggle_optimizer`).
         if not pl_module.automatic_optimization:
             self._record(trainer, pl_module)
 
     @override
-    def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        super().on_before_zero_grad(trainer, pl_module, optimizer)
-        # An optimizer that evaluates its closure many times (LBFGS) starts anew with each evaluation.
-        if self._run is not None:
-            self._run.forget()
-
-    @override
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         run = self._run
-        if run is None or not loss.requires_grad:  # without a gradient, backward is about to raise: let it
+        if run is None or not loss.requires_grad:  # without a gradient, backward will raise
             return
         run.unseen.backward()
         held = run.targets.held.of(trainer.optimizers)
         if not reaches(loss, held, are_sharded=run.are_sharded) and not has_backward(pl_module):
             return
-        # Of shards, `.grad` holds nothing before the last batch of a step.
+        # With sharded weights, `.grad` is empty before the last batch of a step.
         if run.pending and not run.are_sharded and not has_gradient(trainer.optimizers):
             run.forget()
         share = state.share_of_step(trainer, pl_module)
         run.pending += share
-        ledger = self._ledger_if_read(trainer, run)
+        ledger = self.ledger_if_read(trainer, run)
         if ledger is run.ledger and pl_module.automatic_optimization:
             ledger.add_loss(state.unscaled_loss(trainer, loss), share)
         if self.mode != "loss":
             return
         refuse_sharded_loss(loss, type(self).__name__)
-        strength = self.strength * run.factor(state.tick(trainer, pl_module))
+        strength = run.strength_at(self.strength, state.tick(trainer, pl_module))
         weights = run.targets.of(trainer.optimizers)
         value: Tensor | None = None
         if strength and weights:
@@ -267,7 +267,7 @@ class Penalty(DuringFit[Run], Formula):
             return
         self._act_on_gradients(trainer, pl_module, optimizer, self._run)
         # The gradient of the whole step: behind the penalties that are in it.
-        if self is _penalties(trainer)[-1] and (ledger := self._ledger_if_read(trainer, self._run)):
+        if self is _penalties(trainer)[-1] and (ledger := self.ledger_if_read(trainer, self._run)):
             ledger.add_residuals(residuals(trainer, pl_module, optimizer, _penalties(trainer)))
 
     def _act_on_gradients(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer, run: Run) -> None:
@@ -283,12 +283,12 @@ class Penalty(DuringFit[Run], Formula):
         if self.mode == "proximal" or not has_gradient([optimizer]):
             return
         weights = run.targets.of([optimizer])
-        strength = self.strength * run.factor(state.tick(trainer, pl_module))
+        strength = run.strength_at(self.strength, state.tick(trainer, pl_module))
         if strength and weights:
             add_scaled(self.add_gradient, weights, strength * share, state.gradient_scale(trainer, optimizer))
 
     def before_update(self, optimizer: Optimizer) -> None:
-        """Have `optimizer` keep a step size for weights that no loss has reached, too, in a step that happens."""
+        """Let `optimizer` keep a step size also for weights without a gradient, in a step that happens."""
         if self._run is not None and has_gradient([optimizer]):
             fill_gradients(self._run.targets.of([optimizer]))
 
@@ -302,30 +302,22 @@ class Penalty(DuringFit[Run], Formula):
         if not has_gradient([optimizer]):
             return
         tick, weights = state.tick(trainer, pl_module), run.targets.of([optimizer])
-        least = self.strength * run.factor(tick)
-        strength: float | Tensor = least
+        strength: float | Tensor
         if run.quota and share and weights:
+            least = run.strength_at(self.strength, tick)
             needed = strength_for(
                 run.quota, tick, least * share, self.vanishing_strengths, optimizer, weights, self.unit_dims(weights)
             )
             strength = needed / share
             run.needed = strength if not strength.ndim else dict(zip(weights, strength.unbind(), strict=True))
         else:
-            strongest = self.strength * run.largest_factor(tick)
+            run.strength = self.strength * run.largest_factor(tick)
             run.rounded_away.measure(
-                self.proximal_of, optimizer, weights, strongest, self.recalled, elementwise=self.elementwise
+                self.proximal_of, optimizer, weights, run.strength, self.recalled, elementwise=self.elementwise
             )
+            strength = run.strength_at(self.strength, tick)
         if share and weights and (isinstance(strength, Tensor) or strength):  # reading a tensor would wait for it
             shrink(self.proximal, optimizer, weights, strength * share, self.recalled, elementwise=self.elementwise)
-
-    @override
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if self._run is not None and state.steps_now(trainer):
-            self._run.first_step = False
-            self._run.ledger.log(trainer, pl_module)
-            self._run.ledger.clear()
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -349,7 +341,7 @@ class Penalty(DuringFit[Run], Formula):
         kept = checkpoint.get(_MEMORIES, {}).get(self._memory_key(trainer), {})
         self._own.load(kept.get("attributes", {}))
         if self.remembers:
-            # The checkpoint that a tuner puts back is that of step 0.
+            # A tuner restores the checkpoint of step 0.
             self._memory.load(kept.get("memory") or None, has_begun=checkpoint["global_step"] > 0)
 
     def _memory_key(self, trainer: Trainer) -> str:
@@ -367,19 +359,14 @@ class Penalty(DuringFit[Run], Formula):
         if run is not None and run.hooks is not None:
             run.hooks.remove()
 
-    def _ledger_if_read(self, trainer: Trainer, run: Run) -> Ledger | None:
-        """Return where values go if they are read: to the first penalty, before which nothing has changed the loss."""
-        is_read = state.logs_now(trainer, first_step=run.first_step)
-        return first.ledger if is_read and (first := _penalties(trainer)[0].run) else None
-
     @torch.no_grad()
     def _record(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compute the term for the ledger, if it is read and not in the loss anyway."""
+        """Compute the term for the ledger, if it is read and not part of the loss."""
         run = self._run
-        if run is None or self.mode == "loss" or (ledger := self._ledger_if_read(trainer, run)) is None:
+        if run is None or self.mode == "loss" or (ledger := self.ledger_if_read(trainer, run)) is None:
             return
-        factor = run.factor(state.tick(trainer, pl_module))
-        strength = self.strength * factor if run.needed is None else run.needed
+        current = run.strength_at(self.strength, state.tick(trainer, pl_module))
+        strength = current if run.needed is None else run.needed
         weights = run.targets.of(trainer.optimizers)
         ledger.penalties[run.name] = 0.0
         if isinstance(strength, dict):

@@ -19,7 +19,7 @@ from lightning_reg.functional.lipschitz.traced_tensor import TracedTensor, Trace
 from lightning_reg.functional.lipschitz.value import Bound, Traced, together
 from lightning_reg.functional.tensors.random import unchanged_generators
 
-# What may be asked of a tensor without looking at its entries.
+# Attributes and methods of a tensor that do not read its entries.
 _SIZES = (
     "dim dtype device element_size get_device grad grad_fn has_names is_complex is_conj is_contiguous is_cpu "
     "is_cuda is_floating_point is_inference is_leaf is_meta is_mkldnn is_mps is_neg is_nested is_quantized "
@@ -42,7 +42,7 @@ class WrittenError(TraceError):
 
 @dataclass
 class State:
-    """What is known of a tensor that depends on the network's input."""
+    """The bound and the step of a tensor that depends on the network's input."""
 
     value: Tensor
     bound: Bound
@@ -50,23 +50,23 @@ class State:
 
 
 class Output(NamedTuple):
-    """What a module has returned."""
+    """The output of a module."""
 
     value: Any
-    """With the tensors of the example."""
+    """The output with the tensors of the example."""
     bounds: list[Bound]
-    """Of those that depend on the input."""
+    """The bounds of the tensors that depend on the input."""
     steps: set[Step]
-    """All that these depend on."""
+    """All steps on which these depend."""
 
 
 class Tracer(TorchFunctionMode):
     """Runs each operation on the example as soon as it is called, and asks `judge` for the bound of its result.
 
     Args:
-        judge: Of the operations.
+        judge: Determines the bounds of operations.
         functions: Python functions that are judged as a whole.
-        devices: Those of the example, whose random generators an operation leaves alone.
+        devices: Devices of the example, whose random generators an operation must not use.
         follows_new: Whether tensors that `forward` makes are followed as its input is, since it writes into them.
 
     """
@@ -114,7 +114,7 @@ class Tracer(TorchFunctionMode):
         return tensor if bound is None else self._known(tensor, bound, root)
 
     def _watch(self, module: nn.Module) -> None:
-        """Have every module tell when it is called; nothing is left of that but in the stand-in."""
+        """Let every module of the stand-in report its calls."""
         self._weights = {id(weight): name for name, weight in module.named_parameters()}
         for path, part in module.named_modules():
             forward = part.forward
@@ -139,7 +139,7 @@ class Tracer(TorchFunctionMode):
         return wrapped
 
     def _inside(self, forward: Callable[..., Any], path: str) -> Callable[..., Any]:
-        """Return the `forward` of a module that is looked into."""
+        """Return the `forward` of a module whose operations are followed."""
 
         @functools.wraps(forward)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -152,7 +152,7 @@ class Tracer(TorchFunctionMode):
         return wrapped
 
     def _watch_functions(self, module: nn.Module, undo: ExitStack) -> None:
-        """Put what tells of its calls in the place of functions, where modules and they themselves are written."""
+        """Replace functions by versions that report their calls, where modules and these functions are written."""
         forwards = [getattr(type(part), "forward", None) for part in module.modules()]
         spaces = [getattr(function, "__globals__", None) for function in (*forwards, *self._functions)]
         for space in {id(space): space for space in spaces if space is not None}.values():
@@ -239,7 +239,7 @@ class Tracer(TorchFunctionMode):
         return self._known(value, self._judge.refuse(positions, JUMPS), positions)
 
     def _number(self, operation: Callable[..., Any], value: Any, states: Sequence[State]) -> Any:
-        """Return what was asked of a tensor, if it does not depend on its entries, or these not on the input."""
+        """Return a number read from a tensor, if it does not depend on the entries, or these not on the input."""
         name = called_name(operation)
         is_copy = isinstance(value, bool | int | float | complex | list) and name != "data_ptr"
         if name not in _SIZES.split() and not (is_copy and all(state.bound.value == 0 for state in states)):
@@ -249,7 +249,7 @@ class Tracer(TorchFunctionMode):
 
     @contextmanager
     def _running(self) -> Iterator[None]:
-        """Let modules and functions compute as they are."""
+        """Let modules and functions compute without the tracer."""
         self._is_running, before = True, self._is_running
         try:
             yield
@@ -257,14 +257,14 @@ class Tracer(TorchFunctionMode):
             self._is_running = before
 
     def _refuse_changed_constants(self, changed: Sequence[Tensor], constants: Sequence[Tensor]) -> None:
-        """Raise if what depends on the input was written into a tensor that did not."""
+        """Raise if values that depend on the input were written into a constant."""
         fixed = {memory(tensor) for tensor in (*constants, *self._viewed)}
         if any(memory(tensor) in fixed for tensor in changed):
             msg = "a tensor that does not depend on the input is changed in place; a new one can be followed"
             raise WrittenError(msg)
 
     def _note_changes(self, step: Step, bound: Bound, changed: Sequence[Tensor], value: Any) -> None:
-        """Let later uses of a tensor that was changed have the new bound; other views of its memory have none."""
+        """Give later uses of a changed tensor the new bound; other views of its memory have no bound."""
         where = {memory(tensor) for tensor in changed}
         is_written = isinstance(value, Tensor) and {place(tensor) for tensor in changed} == {place(value)}
         for state in self._states if where else ():
@@ -297,7 +297,7 @@ def _is_whole(value: Tensor) -> bool:
 
 
 def _needed(steps: list[Step]) -> set[Step]:
-    """Return these steps and all that they depend on."""
+    """Return these steps and all steps on which they depend."""
     needed: set[Step] = set()
     waiting = list(steps)
     while waiting:

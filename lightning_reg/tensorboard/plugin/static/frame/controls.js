@@ -1,4 +1,4 @@
-// What is drawn and how: metric, colours, layers.
+// The controls of the drawing: metric, colours, layers.
 
 import { element } from "../drawing/dom.js";
 import { remarkOn, title } from "../drawing/format.js";
@@ -83,9 +83,9 @@ export function controls(change) {
       mode.show(MODES, state.mode);
       axis.show(AXES, state.axis);
       against.hidden = state.mode !== "baseline";
-      const names = view.readable.map((run) => run.name);
-      if (JSON.stringify(names) !== JSON.stringify([...baseline.options].map((option) => option.value))) {
-        baseline.replaceChildren(...names.map((name) => element("option", { value: name }, name)));
+      const choices = view.readable.map((run) => [run.name, run.title]);
+      if (JSON.stringify(choices) !== JSON.stringify([...baseline.options].map(({ value, text }) => [value, text]))) {
+        baseline.replaceChildren(...choices.map(([name, text]) => element("option", { value: name }, text)));
       }
       baseline.value = view.baseline;
       if (filter.value !== state.filter) filter.value = state.filter;
