@@ -184,7 +184,7 @@ class Tracer(TorchFunctionMode):
         if self._is_running or next(found((args, kwargs), TracedTensor), None) is None:
             value = func(*args, **kwargs)
             is_new = self._follows_new and not self._is_running and name in _FACTORIES
-            return self._known(value, Bound(0.0), Step(name)) if is_new and not _is_whole(value) else value
+            return self._known(value, Bound(0.0), Step(name)) if is_new else value
         if name in _TEXT:
             return f"tensor of shape {tuple(args[0].state.value.shape)}"
         step = self._function_step(func, (*args, *kwargs.values()))
@@ -223,8 +223,7 @@ class Tracer(TorchFunctionMode):
         self._viewed += [tensor for tensor in constants if memory(tensor) in where]
         self._note_changes(step, bound, changed, value)
         if isinstance(value, Tensor):
-            # Nothing that depends on the input can be written into whole numbers.
-            return value if _is_whole(value) and bound.value == 0 else self._known(value, bound, step)
+            return self._known(value, bound, step)
         return replaced(value, Tensor, lambda tensor: self._part(tensor, bound, step))
 
     def _known(self, value: Tensor, bound: Bound, step: Step) -> TracedTensor:
