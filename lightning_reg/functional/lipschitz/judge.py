@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 import lightning_reg.functional.lipschitz.rules  # noqa: F401  # each file there registers its rules
 from lightning_reg.functional.lipschitz.rules.applied import apply_rule
-from lightning_reg.functional.lipschitz.rules.registry import Rule, UserRule, function_rule, module_rule
-from lightning_reg.functional.lipschitz.value import Bound, NoBoundError, Operation, larger
+from lightning_reg.functional.lipschitz.rules.registry import EXTENTS, Rule, UserRule, function_rule, module_rule
+from lightning_reg.functional.lipschitz.value import Bound, Extent, NoBoundError, Operation, larger
 
 JUMPS = "whole numbers and comparisons jump: they have no Lipschitz constant"
 # What torch writes in Python out of operations that have rules of their own.
-_LOOKED_INTO = {"torch.nn.modules.container", "torch.nn.modules.loss"}
+_LOOKED_INTO = {"torch.nn.modules.container", "torch.nn.modules.loss", "torch.nn.modules.transformer"}
 
 
 @dataclass(eq=False)
@@ -31,6 +31,8 @@ class Step:
     """The name of a parameter among the arguments."""
     parents: list["Step"] = field(default_factory=list)
     """What it depends on."""
+    extent: Rule | None = None
+    """The rule of how large its result gets."""
 
 
 class Judge:
@@ -74,13 +76,15 @@ class Judge:
             return self.refuse(step, f"no rule for {step.kind}; `register_lipschitz_rule` adds one")
         if isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex()):
             return self.refuse(step, JUMPS)
+        done = Operation(value, operation, step.module)
         try:
-            bound, own = apply_rule(step.rule, Operation(value, operation, step.module), args, kwargs)
+            bound, own = apply_rule(step.rule, done, args, kwargs)
         except NoBoundError as error:
             return self.refuse(step, str(error))
         if own is not None:
             self._note_layer(step, own)
-        return bound if self._fold else replace(bound, scaled=None)
+        extent = step.extent(done, bound, *args, **kwargs) if step.extent else bound.extent
+        return replace(bound, scaled=bound.scaled if self._fold else None, extent=extent or Extent())
 
     def refuse(self, step: Step, reason: str) -> Bound:
         """Return the bound of what has none."""
@@ -99,6 +103,11 @@ class Judge:
         """Return the rule of a module, or of a function that goes by `name`, if there is one."""
         return module_rule(called) if isinstance(called, nn.Module) else function_rule(called, name)
 
+    def extent_of(self, called: nn.Module | Callable[..., Any], name: str = "") -> Rule | None:
+        """Return the rule of how large a result gets, if there is one."""
+        found = module_rule(called, EXTENTS) if isinstance(called, nn.Module) else function_rule(called, name, EXTENTS)
+        return None if isinstance(found, UserRule) else found
+
     def _note_layer(self, step: Step, own: float) -> None:
         """Keep the constant of what has weights: a module, or a function of parameters."""
         if step.module is not None:
@@ -109,4 +118,4 @@ class Judge:
 
 
 def _is_layer(name: str) -> bool:
-    return name in {"linear", "matmul", "mm", "prelu"} or "conv" in name or name.endswith("_norm")
+    return name in {"linear", "matmul", "mm", "addmm", "prelu"} or "conv" in name or name.endswith("_norm")

@@ -11,16 +11,17 @@ has (s) are sums; those that y alone has (o) repeat the same. Of C's own, those 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lightning_reg.functional.lipschitz.budget import norm_in_time
 from lightning_reg.functional.lipschitz.rounding import precise
+from lightning_reg.functional.lipschitz.rules.dot_products import dot_products
 from lightning_reg.functional.lipschitz.rules.layers import dense
 from lightning_reg.functional.lipschitz.rules.registry import for_function, for_functions, for_modules
-from lightning_reg.functional.lipschitz.value import Bound, NoBoundError, Operation, Traced, constant, largest
+from lightning_reg.functional.lipschitz.value import Bound, Extent, NoBoundError, Operation, Traced, constant, largest
 
 # Numbers that name dimensions.
 Labels = Sequence[int]
@@ -31,6 +32,9 @@ _NAMES = 52
 def contracted(operands: Sequence[tuple[Any, Labels]], output: Labels) -> Bound:
     """Return the bound of a product that is summed over all labels which are not in `output`."""
     (argument, mine), *more = [each for each in operands if isinstance(each[0], Traced)]
+    matrices = as_matrices(operands, output) if len(operands) == 1 + len(more) == 2 else None  # noqa: PLR2004  # both vary
+    if matrices is not None:
+        return dot_products(matrices.batches, matrices.first, matrices.second)
     constant([each for each, _ in more])
     others = [(each, labels) for each, labels in operands if each is not argument]
     sizes = _sizes([(argument.value, mine), *others])
@@ -50,6 +54,52 @@ def contracted(operands: Sequence[tuple[Any, Labels]], output: Labels) -> Bound:
     if copies == 1 and not batch and inner == [*mine[-1:]] and outer == [*output[-1:]] and len(set(mine)) == len(mine):
         return dense(argument.bound, matrices[0])
     return argument.bound.after(_largest_norm(matrices) * copies)
+
+
+class Matrices(NamedTuple):
+    """A product of two tensors as one of matrices."""
+
+    batches: float
+    first: Traced
+    second: Traced
+    rows: Labels
+    columns: Labels
+
+
+def as_matrices(operands: Sequence[tuple[Traced, Labels]], output: Labels) -> Matrices | None:
+    """Return a product of two tensors, summed over all labels that both have and `output` has not, if it is one."""
+    (first, mine), (second, other) = operands
+    if second.bound.extent.scores is not None and first.bound.extent.scores is None:
+        # Weights come first: a product is the same from both sides, transposed.
+        (first, mine), (second, other) = (second, other), (first, mine)
+    sizes = _sizes([(first.value, mine), (second.value, other)])
+    batch = [label for label in output if label in mine and label in other]
+    rows = [label for label in output if label in mine and label not in other]
+    columns = [label for label in output if label in other and label not in mine]
+    summed = [label for label in mine if label in other and label not in output]
+    if sorted(mine) != sorted([*batch, *rows, *summed]) or sorted(other) != sorted([*batch, *columns, *summed]):
+        return None
+    if any([*t.value.shape] != [sizes[label] for label in names] for t, names in ((first, mine), (second, other))):
+        return None
+    return Matrices(
+        math.prod(sizes[label] for label in batch),
+        _matrices(first, mine, batch, rows, summed),
+        _matrices(second, other, batch, summed, columns),
+        rows,
+        columns,
+    )
+
+
+def _matrices(each: Traced, labels: Labels, batch: Labels, left: Labels, right: Labels) -> Traced:
+    """Return what is known of a tensor as a batch of matrices."""
+    tensor = each.value.permute([labels.index(label) for label in (*batch, *left, *right)])
+    shape = [math.prod(each.value.shape[labels.index(label)] for label in part) for part in (batch, left, right)]
+    extent, along = each.bound.extent, [labels[each.bound.extent.dim]] if labels else []
+    radius, dim = next(
+        ((extent.radius, dim) for part, dim in ((right, -1), (left, -2)) if part == along), (math.inf, -1)
+    )
+    scores = extent.scores if [*labels[-2:]] == [*left, *right] else None
+    return Traced(tensor.reshape(shape), replace(each.bound, extent=Extent(extent.entries, radius, dim, scores)))
 
 
 def _sizes(operands: Iterable[tuple[Tensor, Labels]]) -> dict[int, int]:
@@ -93,7 +143,7 @@ def _largest_norm(matrices: Tensor) -> float:
     return math.nan if any(map(math.isnan, norms)) else max(norms)
 
 
-def _parsed(equation: str, operands: Sequence[Any]) -> tuple[list[Labels], Labels]:
+def parsed(equation: str, operands: Sequence[Any]) -> tuple[list[Labels], Labels]:
     """Return the labels of each operand and of the result, the dimensions of an ellipsis counted from its end."""
     left, arrow, right = equation.replace(" ", "").partition("->")
     numbers: dict[str | int, int] = {}
@@ -119,7 +169,7 @@ def _parsed(equation: str, operands: Sequence[Any]) -> tuple[list[Labels], Label
 
 def by_equation(equation: str, *operands: Any) -> Bound:
     """Return the bound of an einsum."""
-    labels, output = _parsed(equation, operands)
+    labels, output = parsed(equation, operands)
     return contracted(list(zip(operands, labels, strict=True)), output)
 
 
