@@ -5,8 +5,8 @@
 A network learns digits from few images with some wrong labels, without a penalty and with each of a geometric series of
 strengths. If the penalty is too weak, it memorizes the wrong labels. If it is too strong, it learns nothing.
 
-TensorBoard has the curve under Images (of the run "sweep"), and under HPARAMS: each run with its strength, its error on
-training images and that on test images, as a table or in parallel coordinates.
+TensorBoard's page Regularization compares the runs: strength against the error on test images, the best one marked. The
+curve is under Images (of the run "sweep"), and HPARAMS has each run with its strength and both errors.
 """
 
 import argparse
@@ -25,7 +25,15 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_reg import ElasticNetPenalty, GroupLassoPenalty, L1Penalty, L2Penalty, Penalty, SpectralNormPenalty
+from lightning_reg import (
+    ElasticNetPenalty,
+    GroupLassoPenalty,
+    L1Penalty,
+    L2Penalty,
+    Penalty,
+    RegularizationMonitor,
+    SpectralNormPenalty,
+)
 
 TRAINING_IMAGES = 300
 WRONG_LABELS = 0.2
@@ -88,7 +96,7 @@ def train(penalty: str, strength: float, max_epochs: int, seed: int, logdir: Pat
     logger = TensorBoardLogger(logdir, name=f"{penalty}_{strength:.1e}", version="", default_hp_metric=False)
     trainer = Trainer(
         max_epochs=max_epochs,
-        callbacks=[PENALTIES[penalty](strength)],
+        callbacks=[PENALTIES[penalty](strength), RegularizationMonitor(hparams=False)],  # they are logged below
         logger=logger,
         accelerator="cpu",
         enable_checkpointing=False,

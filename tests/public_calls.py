@@ -127,6 +127,10 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Argument]]] = {
         {"alpha": strength(0.1), "l1_ratio": good(0.5)} | {n: a for n, a in PENALTY.items() if n != "strength"},
     ),
     "GroupLassoPenalty": (lightning_reg.GroupLassoPenalty, {**PENALTY, "dim": good(0, "-1", "10**400")}),
+    "AnchorPenalty": (
+        lightning_reg.AnchorPenalty,
+        {**PENALTY, "anchor": Argument("start"), "norm": good("l1"), "offload": boolean(False)},
+    ),
     "ActivityPenalty": (
         lightning_reg.ActivityPenalty,
         {
@@ -372,7 +376,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Argument]]] = {
     ),
     "layout": (tensorboard.layout, {"prefix": good("run", "'False'")}),
 }
-# What functions return, and what is there to be subclassed.
+# Types that functions return, and classes for subclassing.
 NOT_CALLED = {EnsemblePrediction, LipschitzReport, Schedule}
 PUBLIC = {
     name: item
@@ -389,12 +393,12 @@ def parameters_of(call: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 
 def arguments_of(item: Callable[..., Any]) -> dict[str, Argument]:
-    """Return good arguments of a callback as its docstring shows it, of another item those of the same name above."""
+    """Return good arguments: for a callback from its docstring, for another item by the names of arguments above."""
     values = settings_of(documented(item)) if item in EXPORTED else VALUES
     parameters = parameters_of(item)
     names = ("include", *parameters)
     return {name: Argument(values.get(name, given.default), names=names) for name, given in parameters.items()}
 
 
-# What is new is walked by itself.
+# New public names are included automatically.
 CALLS |= {name: (item, arguments_of(item)) for name, item in PUBLIC.items() if name not in CALLS}

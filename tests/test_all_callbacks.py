@@ -1,4 +1,4 @@
-"""What holds for every callback that is exported."""
+"""Properties of every exported callback."""
 
 import dataclasses
 import inspect

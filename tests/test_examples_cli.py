@@ -75,7 +75,7 @@ def active_units(cli):
     return (cli.model.encoder(images) > 0).float().mean().item()
 
 
-# What is true after forty steps.
+# Checks that hold after forty steps.
 OUTCOMES = {
     "l2": lambda cli, path: logged(cli, path)["reg/penalty/l2"] > 0,
     "anchor": lambda cli, path: logged(cli, path)["reg/penalty/anchor"] > 0,
@@ -140,7 +140,7 @@ def test_the_example_in_the_docstring_is_a_recipe(main, kind, tmp_path):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_does_what_it_says(run, recipe, tmp_path):
+def test_a_recipe_works_as_described(run, recipe, tmp_path):
     cli = run(recipe, "--trainer.max_epochs=4")
 
     assert OUTCOMES[recipe](cli, tmp_path)
@@ -165,7 +165,7 @@ def test_uncertain_images_are_shown_and_the_test_measures_the_mean_of_the_masks(
     assert logged(cli, tmp_path)["reg/mc_dropout_mutual_information"] > 0
 
 
-def test_what_print_config_prints_trains_in_the_same_way(run, main, tmp_path, capsys):
+def test_the_printed_configuration_trains_in_the_same_way(run, main, tmp_path, capsys):
     with pytest.raises(SystemExit, match="0"):
         run("late_dropout", "--trainer.max_epochs=1", "--print_config")
     config = tmp_path / "printed.yaml"

@@ -10,6 +10,7 @@ import argparse
 import importlib
 import shlex
 from collections.abc import Mapping
+from itertools import cycle, product
 from pathlib import Path
 
 from matplotlib import colormaps
@@ -40,15 +41,17 @@ def train(recipe: Path, max_epochs: int, logdir: Path) -> dict[str, Curve]:
 
 def draw(curves: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
     """Save a picture with one chart for each of `TAGS`."""
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    colors = dict(zip(curves, colormaps["tab20"](range(len(curves))), strict=True))
+    figure = Figure(figsize=(10, 5.2), layout="constrained")
+    styles = list(product(["-", "--", ":"], colormaps["tab10"](range(10))))
+    lines = {}
     for axes, tag in zip(figure.subplots(2, 2).flat, TAGS, strict=True):
-        shown = {recipe: logged[tag] for recipe, logged in curves.items() if tag in logged}
-        for recipe, curve in shown.items():
-            axes.plot(*zip(*curve, strict=True), label=recipe, color=colors[recipe])
         axes.set(title=tag, xlabel="step")
-        if shown:
-            axes.legend(fontsize="x-small")
+        for (recipe, logged), (dashes, color) in zip(curves.items(), cycle(styles), strict=False):
+            if tag in logged:
+                (lines[recipe],) = axes.plot(*zip(*logged[tag], strict=True), linestyle=dashes, color=color)
+    if lines:
+        shown = [recipe for recipe in curves if recipe in lines]
+        figure.legend([lines[recipe] for recipe in shown], shown, loc="outside right upper", fontsize="small")
     figure.savefig(path, dpi=100)
 
 

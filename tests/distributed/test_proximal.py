@@ -129,7 +129,7 @@ def operators_on_shards(dim):
 
 
 @pytest.mark.parametrize("dim", [0, 1])
-def test_operators_of_sharded_tensors_are_those_of_the_whole_tensor(pool, dim):
+def test_operators_of_sharded_tensors_agree_with_the_whole_tensor(pool, dim):
     from lightning_reg.functional import group_lasso, group_soft_threshold, soft_threshold
 
     for plain, thresholds, results in pool.run(operators_on_shards, dim):

@@ -42,7 +42,7 @@ def falling(step: int) -> float:
 
 
 class Effect:
-    """What a callback does to the chosen weights, by hand."""
+    """The effect of a callback on the chosen weights, by hand."""
 
     def watch(self, module: nn.Module, weights: Sequence[Tensor]) -> None:
         """Look at the module, before anything else."""
@@ -55,7 +55,7 @@ class Effect:
         """Act before the first step."""
 
     def add_gradient(self, weights: Sequence[Tensor], step: int, share: float) -> None:
-        """Act when the data's gradient is complete; `share` is that of a full accumulation window."""
+        """Act when the data's gradient is complete; `share` is the share of a full accumulation window."""
 
     def before_update(self, weights: Sequence[Tensor]) -> None:
         """Act when gradients have been clipped."""
@@ -76,7 +76,7 @@ class Gradient(Effect):
 
 @dataclass
 class Activity(Effect):
-    """What the layer of a weight returns costs its moduli."""
+    """The outputs of the layer of a weight cost their moduli."""
 
     strength: float
 

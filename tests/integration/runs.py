@@ -31,7 +31,7 @@ ROWS = 26  # the last of seven batches is short: two rows, one for each of two r
 BATCHES = 7
 SEEDS = range(100)
 
-# What a case is drawn from. To have another callback in it, add a line.
+# The callbacks from which cases are drawn. Add a line for another callback.
 WATCHERS: dict[str, Callable[[], Callback]] = {
     "monitor": lambda: RegularizationMonitor(),
     "lipschitz": lambda: LipschitzMonitor(target="network.encoder", every_n_steps=1, samples=2),

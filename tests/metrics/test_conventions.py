@@ -1,4 +1,4 @@
-"""What users of torchmetrics expect of every metric."""
+"""Conventions of torchmetrics that every metric follows."""
 
 import copy
 import pickle

@@ -65,7 +65,7 @@ def test_the_estimate_for_any_size_holds_for_images_of_any_size(name):
     first, again = metric(layer).item(), metric(layer).item()
 
     truth = sup_norm(layer)
-    assert 0.98 * truth <= first <= truth * (1 + 1e-4)  # the truth is that of a grid
+    assert 0.98 * truth <= first <= truth * (1 + 1e-4)  # the truth comes from a grid
     assert 0.99 * truth <= again <= truth * (1 + 1e-4)
 
 

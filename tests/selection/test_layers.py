@@ -1,4 +1,4 @@
-"""Along which dimension the output units of a weight lie, and which parameters are no weight of a layer."""
+"""The dimension of the output units of a weight, and parameters that are not the weight of a layer."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What a `Select` takes as its arguments, and what it refuses."""
+"""The arguments of `Select`, accepted and refused."""
 
 import pytest
 from torch import nn

@@ -33,7 +33,7 @@ def without_warnings(function, *arguments):
         return function(*arguments)
 
 
-# What is chosen
+# The choice
 
 
 @pytest.mark.parametrize(
@@ -305,7 +305,7 @@ def test_a_users_own_name_that_ends_like_a_wrapped_one_stays():
         ),
     ],
 )
-def test_a_selection_without_effect_is_an_error_that_says_what_there_is(select, message):
+def test_a_selection_without_effect_is_an_error_that_names_the_candidates(select, message):
     with pytest.raises(ValueError, match=message):
         chosen(Network(), select)
 
@@ -324,7 +324,7 @@ globs = st.lists(st.sampled_from(["*", "a*", "*b", "*c*", "[!a]*", "?", "??*"]),
 
 
 @given(st.dictionaries(names, shapes, max_size=8), globs.filter(bool), globs, st.integers(0, 3))
-def test_a_selection_divides_the_weights_or_says_what_is_wrong(parameters, include, exclude, min_ndim):
+def test_a_selection_divides_the_weights_or_names_the_mistake(parameters, include, exclude, min_ndim):
     module = nn.ParameterDict({name: torch.ones(shape) for name, shape in parameters.items()})
     order = [name for name, _ in module.named_parameters()]
     big = [name for name in order if len(parameters[name]) >= min_ndim]
@@ -366,7 +366,7 @@ def test_the_remedy_for_few_dimensions_is_given_only_where_they_are_the_reason()
 
 
 def flat():
-    """Return a network like those of e3nn: every weight has one dimension."""
+    """Return a network as in e3nn: every weight has one dimension."""
     network = nn.ModuleDict({"first": nn.Module(), "second": nn.Module()})
     for number, part in enumerate(network.values(), start=3):
         part.weight = nn.Parameter(torch.ones(number))

@@ -381,7 +381,7 @@ def test_the_arrow_keys_move_over_the_cells_and_enter_opens_the_curve(page, fold
     page.load(page.address())  # anew: no click has set the cursor
     layers = logged(folder, "spectral_norm")["small"]
     rows = page.layers("small")
-    page.press("\ue004")  # Tab: from here on, focus is that of the keyboard
+    page.press("\ue004")  # Tab: from here on, the keyboard has the focus
     page.run("document.querySelector('.heatmap[data-run=\"small\"] .grid').focus()")
     page.press("\ue013", "\ue015", "\ue012", "\ue012")  # up, down, left, left
     spoken = page.text("#spoken").split(", ")

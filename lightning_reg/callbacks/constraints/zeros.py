@@ -23,8 +23,8 @@ class KeepZeros(Constraint):
     r"""Keep zeros: from step :math:`t_0` on, every entry that is exactly zero right before a step is zero after it.
 
     This holds for any optimizer, so the set of zeros only grows. Combine it with a penalty in `mode="proximal"` whose
-    schedule ends at `start`: the zeros stay, and the other weights are no longer shrunk. The lasso then becomes least
-    squares on the selected features.
+    schedule falls to 0 by `start`: the zeros stay, and the other weights are no longer shrunk. The lasso then becomes
+    least squares on the selected features.
 
     Logged: nothing during training; TensorBoard's text `reg/setup_constraints` shows what happens to each weight.
 

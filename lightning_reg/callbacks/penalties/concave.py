@@ -1,4 +1,4 @@
-"""The minimax concave penalty: zeros as by L1, without its pull on large weights."""
+"""The minimax concave penalty: zeros like L1, without shrinking large weights."""
 
 from collections.abc import Callable, Sequence
 from typing import final
@@ -19,21 +19,23 @@ from lightning_reg.selection import Select
 
 @final
 class MCPPenalty(Penalty):
-    r"""Add the minimax concave penalty to the objective: zeros as by L1, and large weights as without a penalty.
+    r"""Add the minimax concave penalty to the objective: zeros like L1, but large weights as without a penalty.
 
-    With :math:`l = s(t) \lambda` it is the sum over entries of :math:`l |w| - w^2 / (2 \gamma)` where
-    :math:`|w| \le \gamma l`, and else of :math:`\gamma l^2 / 2`: the schedule changes how far from zero the penalty
-    ends, too. It isn't convex: where training begins may decide at which minimum it ends.
+    With :math:`l = s(t) \lambda` it is the sum over entries of :math:`l |w| - w^2 / (2 \gamma)` if
+    :math:`|w| \le \gamma l`, and of :math:`\gamma l^2 / 2` otherwise. So the schedule also changes the distance from
+    zero at which the penalty becomes constant. It is not convex: the minimum found may depend on the initial weights.
 
-    With `mode="proximal"` entries become exactly zero. Those between 0 and :math:`\gamma l` settle if the optimizer's
-    step size, lr / (1 - momentum) of SGD, is below :math:`\gamma` times 1 - momentum. Larger ones, as Adam's of entries
-    that hardly get a gradient, drive them to 0 or beyond :math:`\gamma l`; from :math:`\gamma` on the operator itself
-    knows nothing between. `reg/optimality/mcp` tells whether they have settled, and a larger :math:`\gamma` helps.
+    With `mode="proximal"` entries become exactly zero. Entries between 0 and :math:`\gamma l` settle if the optimizer's
+    step size, lr / (1 - momentum) for SGD, is below :math:`\gamma` times 1 - momentum. Larger step sizes, as with Adam
+    for entries with small gradients, drive them to 0 or beyond :math:`\gamma l`; for step sizes from :math:`\gamma` on,
+    the operator has no values in between. `reg/optimality/mcp` shows whether they have settled; a larger :math:`\gamma`
+    helps.
     Logged as `reg/penalty/mcp`, see `Penalty`.
 
     Args:
-        strength: :math:`\lambda`, >= 0: near zero the pull is that of an `L1Penalty` of this strength.
-        gamma: :math:`\gamma`, > 0: weights of :math:`\gamma l` and more are left alone. For large ones this is L1.
+        strength: :math:`\lambda`, >= 0: near zero the penalty acts like an `L1Penalty` of this strength.
+        gamma: :math:`\gamma`, > 0: weights of :math:`\gamma l` and more are left alone. A large :math:`\gamma` gives
+            L1.
         select: Which weights, see `Penalty`.
         mode: `"loss"`, `"grad"` or `"proximal"`, see `Penalty`.
         schedule: Factor on the strength over the optimizer steps, see `Penalty`.
@@ -68,7 +70,7 @@ class MCPPenalty(Penalty):
 
     @property
     def _bound(self) -> float:
-        """From where on weights are left alone. The term over the strength is that of strength 1 with this as gamma."""
+        """The least size of weights that are left alone: gamma of the term over the strength."""
         return self.gamma * self.current_strength
 
     @override

@@ -43,7 +43,7 @@ def show_decays(trainer: Trainer, pl_module: LightningModule, others: Sequence[M
         actions[weight.name] = text
     if actions:
         shapes = {weight.name: describe(weight) for weight in weights}
-        plan = Plan("Weight decay of all optimizers and callbacks", shapes=shapes, actions=actions, left_out=left_out)
+        plan = Plan("Weight decay from all sources", shapes=shapes, actions=actions, left_out=left_out)
         publish(trainer, [plan], ("weight", "shape", "decayed by"), tags.DECAYS)
 
 

@@ -18,7 +18,7 @@ from lightning_reg.functional.lipschitz.traced_tensor import TracedTensor, Trace
 from lightning_reg.functional.lipschitz.value import Bound, Traced
 from lightning_reg.functional.tensors.random import unchanged_generators
 
-# What may be asked of a tensor without looking at its entries.
+# Attributes and methods of a tensor that do not read its entries.
 _SIZES = (
     "dim dtype device element_size get_device grad grad_fn has_names is_complex is_conj is_contiguous is_cpu "
     "is_cuda is_floating_point is_inference is_leaf is_meta is_mkldnn is_mps is_neg is_nested is_quantized "
@@ -31,7 +31,7 @@ _TEXT = {"repr", "str", "format"}
 
 @dataclass
 class State:
-    """What is known of a tensor that depends on the network's input."""
+    """The bound and the step of a tensor that depends on the network's input."""
 
     value: Tensor
     bound: Bound
@@ -39,23 +39,23 @@ class State:
 
 
 class Output(NamedTuple):
-    """What a module has returned."""
+    """The output of a module."""
 
     value: Any
-    """With the tensors of the example."""
+    """The output with the tensors of the example."""
     bounds: list[Bound]
-    """Of those that depend on the input."""
+    """The bounds of the tensors that depend on the input."""
     steps: set[Step]
-    """All that these depend on."""
+    """All steps on which these depend."""
 
 
 class Tracer(TorchFunctionMode):
     """Runs each operation on the example as soon as it is called, and asks `judge` for the bound of its result.
 
     Args:
-        judge: Of the operations.
+        judge: Determines the bounds of operations.
         functions: Python functions that are judged as a whole.
-        devices: Those of the example, whose random generators an operation leaves alone.
+        devices: Devices of the example, whose random generators an operation must not use.
 
     """
 
@@ -94,7 +94,7 @@ class Tracer(TorchFunctionMode):
         return tensor if bound is None else self._known(tensor, bound, root)
 
     def _watch(self, module: nn.Module) -> None:
-        """Have every module tell when it is called; nothing is left of that but in the stand-in."""
+        """Let every module of the stand-in report its calls."""
         self._weights = {id(weight): name for name, weight in module.named_parameters()}
         for path, part in module.named_modules():
             forward = part.forward
@@ -120,7 +120,7 @@ class Tracer(TorchFunctionMode):
         return wrapped
 
     def _inside(self, forward: Callable[..., Any], path: str) -> Callable[..., Any]:
-        """Return the `forward` of a module that is looked into."""
+        """Return the `forward` of a module whose operations are followed."""
 
         @functools.wraps(forward)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -133,7 +133,7 @@ class Tracer(TorchFunctionMode):
         return wrapped
 
     def _watch_functions(self, module: nn.Module, undo: ExitStack) -> None:
-        """Put what tells of its calls in the place of functions, where modules and they themselves are written."""
+        """Replace functions by versions that report their calls, where modules and these functions are written."""
         forwards = [getattr(type(part), "forward", None) for part in module.modules()]
         spaces = [getattr(function, "__globals__", None) for function in (*forwards, *self._functions)]
         for space in {id(space): space for space in spaces if space is not None}.values():
@@ -198,15 +198,15 @@ class Tracer(TorchFunctionMode):
         else:
             with self._running():
                 # With what was known before: a change in place counts once the bound is known.
-                known = replaced(
-                    (tuple(args), dict(kwargs)), TracedTensor, lambda t: Traced(t.state.value, t.state.bound)
-                )
+                fixed = _fixed(states, changed) if step.module is None or any(s.bound.value for s in states) else set()
+                known = replaced((tuple(args), dict(kwargs)), TracedTensor, lambda t: _as_known(t.state, fixed))
                 bound = self._judge.judge(step, operation, value, *known)
         memory = {_memory(tensor) for tensor in found(value, Tensor)}
         self._viewed += [tensor for tensor in constants if _memory(tensor) in memory]
         self._note_changes(step, bound, changed, value)
         if isinstance(value, Tensor):
-            return self._known(value, bound, step)
+            # Nothing that depends on the input can be written into whole numbers.
+            return value if _is_whole(value) and bound.value == 0 else self._known(value, bound, step)
         return replaced(value, Tensor, lambda tensor: self._part(tensor, bound, step))
 
     def _known(self, value: Tensor, bound: Bound, step: Step) -> TracedTensor:
@@ -216,13 +216,13 @@ class Tracer(TorchFunctionMode):
 
     def _part(self, value: Tensor, bound: Bound, step: Step) -> TracedTensor:
         """Return one of several tensors that an operation has returned."""
-        if value.is_floating_point() or value.is_complex():
+        if not _is_whole(value):
             return self._known(value, replace(bound, chain=None, scaled=None, own=None), step)
         positions = Step(step.name, parents=[step])
         return self._known(value, self._judge.refuse(positions, JUMPS), positions)
 
     def _size(self, operation: Callable[..., Any], value: Any) -> Any:
-        """Return a number that was asked of a tensor, if it does not depend on its entries."""
+        """Return a number read from a tensor, if it does not depend on its entries."""
         name = called_name(operation)
         if name not in _SIZES.split():
             msg = f"`{name}`: the path through the network depends on the values of its input"
@@ -231,7 +231,7 @@ class Tracer(TorchFunctionMode):
 
     @contextmanager
     def _running(self) -> Iterator[None]:
-        """Let modules and functions compute as they are."""
+        """Let modules and functions compute without the tracer."""
         self._is_running, before = True, self._is_running
         try:
             yield
@@ -239,14 +239,14 @@ class Tracer(TorchFunctionMode):
             self._is_running = before
 
     def _refuse_changed_constants(self, changed: Sequence[Tensor], constants: Sequence[Tensor]) -> None:
-        """Raise if what depends on the input was written into a tensor that did not."""
+        """Raise if values that depend on the input were written into a constant."""
         fixed = {_memory(tensor) for tensor in (*constants, *self._viewed)}
         if any(_memory(tensor) in fixed for tensor in changed):
             msg = "a tensor that `forward` has made is changed in place; `torch.zeros_like(x)` can be followed"
             raise TraceError(msg)
 
     def _note_changes(self, step: Step, bound: Bound, changed: Sequence[Tensor], value: Any) -> None:
-        """Let later uses of a tensor that was changed have the new bound; other views of its memory have none."""
+        """Give later uses of a changed tensor the new bound; other views of its memory have no bound."""
         memory = {_memory(tensor) for tensor in changed}
         for state in self._states if memory else ():
             if _memory(state.value) not in memory:
@@ -259,8 +259,22 @@ class Tracer(TorchFunctionMode):
                 state.step = stale
 
 
+def _fixed(states: Sequence[State], changed: Sequence[Tensor]) -> set[int]:
+    """Return the states, by identity, of what does not depend on the input after all and is not changed in place."""
+    memory = {_memory(tensor) for tensor in changed}
+    return {id(state) for state in states if state.bound.value == 0 and _memory(state.value) not in memory}
+
+
+def _as_known(state: State, fixed: set[int]) -> Tensor | Traced:
+    return state.value if id(state) in fixed else Traced(state.value, state.bound)
+
+
+def _is_whole(value: Tensor) -> bool:
+    return not (value.is_floating_point() or value.is_complex())
+
+
 def _needed(steps: list[Step]) -> set[Step]:
-    """Return these steps and all that they depend on."""
+    """Return these steps and all steps on which they depend."""
     needed: set[Step] = set()
     waiting = list(steps)
     while waiting:

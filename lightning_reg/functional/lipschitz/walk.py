@@ -1,4 +1,4 @@
-"""The walk over a module's operations: the bound of its output, of each layer, and what has none."""
+"""The walk over a module's operations: the bounds of its output and of each layer, and operations without a bound."""
 
 import math
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from lightning_reg.functional.tensors.random import devices_of, watched_generato
 
 
 class Findings(NamedTuple):
-    """The bound, that of each layer, and what has none."""
+    """The bound of the module, the bound of each layer, and the operations without a bound."""
 
     value: float
     per_layer: dict[str, float]
@@ -29,11 +29,11 @@ class Findings(NamedTuple):
 
 
 def walk(module: nn.Module, inputs: Sequence[Any], *, fold: bool) -> Findings:
-    """Return what is known of `module` at `inputs`.
+    """Return the findings for `module` at `inputs`.
 
     Args:
-        module: Left as it is.
-        inputs: Its arguments; tensors that it may change.
+        module: The module, which does not change.
+        inputs: Its arguments; it may change their tensors.
         fold: Whether batch normalization is folded into the layer before it.
 
     """
@@ -49,13 +49,13 @@ def walk(module: nn.Module, inputs: Sequence[Any], *, fold: bool) -> Findings:
             drawn = has_drawn()
     except RuleError as error:
         raise error.__cause__ or error from None
-    except Exception as error:  # whatever a user's module does
+    except Exception as error:  # a user's module can raise anything
         layers = layers_alone(stand_in(module), arguments)
         return Findings(math.inf, layers, (("trace", f"{type(error).__name__}: {error}"),))
     if drawn:
         return Findings(math.inf, judge.per_layer(), (("forward", "it draws random numbers"),))
     if not _computes(module, arguments, output.value):
-        reason = "the traced graph computes something else than `forward`: it may ask for the type of its input"
+        reason = "the traced graph computes something else than `forward`, which may test the type of its input"
         return Findings(math.inf, judge.per_layer(), (("trace", reason),))
     value = together(bound.value for bound in output.bounds)
     last = output.bounds[0].last if isinstance(output.value, Tensor) and output.bounds else None

@@ -17,16 +17,17 @@ __all__ = ["mcp"]
 def mcp(weights: Tensor | Iterable[Tensor], strength: float = 1.0, gamma: float = 3.0) -> Tensor:
     r"""Return the minimax concave penalty of all weights, :math:`\sum \lambda m - m^2 / (2 \gamma)`.
 
-    Here :math:`m = \min(|w|, \gamma \lambda)`, so that an entry beyond costs :math:`\gamma \lambda^2 / 2`. Near zero it
-    selects features as the 1-norm does; large entries it leaves alone, while the 1-norm shrinks them too. Its gradient
-    is :math:`\operatorname{sign}(w) \max(\lambda - |w| / \gamma, 0)`, with sign(0) = 0. Exact up to rounding; sums run
-    in float32 at least.
+    Here :math:`m = \min(|w|, \gamma \lambda)`, so each larger entry costs :math:`\gamma \lambda^2 / 2`. Near zero it
+    selects features like the 1-norm, but unlike the 1-norm it does not shrink large entries. Its gradient is
+    :math:`\operatorname{sign}(w) \max(\lambda - |w| / \gamma, 0)`, with sign(0) = 0. Exact up to rounding; sums run in
+    float32 at least.
 
     Args:
-        weights: Real floating-point tensors of any shapes, or a single one; `DTensor`s count once over all ranks (a
-            collective call). None at all, or empty ones, give 0.
+        weights: Real floating-point tensors of any shapes, or a single one. A `DTensor` counts once over all ranks (a
+            collective call). No weights, or empty ones, give 0.
         strength: :math:`\lambda`, >= 0.
-        gamma: :math:`\gamma`, > 0: how far from zero the penalty ends, in strengths. For large ones it is the 1-norm.
+        gamma: :math:`\gamma`, > 0: the distance from zero at which the penalty becomes constant, in multiples of the
+            strength. A large :math:`\gamma` gives the 1-norm.
 
     Returns:
         The penalty, shape (), differentiable.
@@ -47,14 +48,14 @@ def mcp(weights: Tensor | Iterable[Tensor], strength: float = 1.0, gamma: float 
     strength, gamma = _checks.non_negative("strength", strength), _checks.positive("gamma", gamma)
     tensors = real_weights(weights)
     check_fits("strength", strength, tensors)
-    # Beyond the bound an entry counts as one at the bound.
+    # An entry beyond the bound counts like one at the bound.
     return sum_over_shards(
         lambda parts: elementwise_penalty(within(parts, gamma * strength), l1=strength, l2=-1 / (2 * gamma)), tensors
     )
 
 
 def within(weights: list[Tensor], bound: float) -> list[Tensor]:
-    """Return what this rank has of `weights`, with entries that are larger brought to `bound`."""
+    """Return this rank's parts of `weights`, with larger entries set to `bound`."""
     return list(torch._foreach_clamp_max(torch._foreach_clamp_min(local_parts(weights), -bound), bound))
 
 

@@ -1,4 +1,4 @@
-"""The proximal operator of the minimax concave penalty: zeros as by the 1-norm, and large entries untouched."""
+"""The proximal operator of the minimax concave penalty: zeros like the 1-norm, but large entries are untouched."""
 
 import math
 from collections.abc import Iterable
@@ -40,14 +40,14 @@ def mcp_prox(
 ) -> Tensor | list[Tensor]:
     r"""Return the proximal operator of `mcp`, :math:`\arg\min_u \frac{1}{2 \eta} (u - w)^2 + \mathrm{MCP}(u)`, exactly.
 
-    Where the step size :math:`\eta` is less than :math:`\gamma`, it is the firm threshold: 0 up to
-    :math:`|w| = \eta \lambda`, w from :math:`\gamma \lambda` on, and linear in between,
-    :math:`\operatorname{sign}(w) (|w| - \eta \lambda) / (1 - \eta / \gamma)`. Else what is minimised is concave up to
-    there, so that the minimum is at 0 or at w: w where :math:`|w| > \lambda \sqrt{\eta \gamma}`, and else 0, also where
-    both are minima.
+    For a step size :math:`\eta` below :math:`\gamma`, it is the firm threshold: 0 up to :math:`|w| = \eta \lambda`, w
+    from :math:`\gamma \lambda` on, and linear in between,
+    :math:`\operatorname{sign}(w) (|w| - \eta \lambda) / (1 - \eta / \gamma)`. For larger step sizes, the minimised
+    function is concave up to :math:`\gamma \lambda`, so its minimum is at 0 or at w: at w if
+    :math:`|w| > \lambda \sqrt{\eta \gamma}`, otherwise at 0, also if both are minima.
 
     Args:
-        weights: Real floating-point tensors of any shapes, or a single one; of `DTensor`s each rank does its own part.
+        weights: Real floating-point tensors of any shapes, or a single one. Each rank does its own part of a `DTensor`.
         strength: :math:`\lambda`, >= 0.
         gamma: :math:`\gamma`, > 0.
         step_size: :math:`\eta \ge 0` for all weights, or one for each: a number, or a tensor that broadcasts to the
@@ -58,10 +58,10 @@ def mcp_prox(
         A list of the results, in the shapes of `weights`, or a tensor for a tensor; without gradient.
 
     Raises:
-        TypeError: If a weight is complex or no tensor of floating-point numbers, a factor no number, or `inplace` no
-            bool.
-        ValueError: If a factor is out of range or infinite in the precision of a weight, or there are more or fewer
-            step sizes than weights.
+        TypeError: If a weight is complex or not a tensor of floating-point numbers, a factor is not a number, or
+            `inplace` is not a bool.
+        ValueError: If a factor is out of range or infinite in the precision of a weight, or the numbers of step sizes
+            and weights differ.
 
     Example:
         >>> mcp_prox([torch.tensor([0.5, -2.0, 5.0])], strength=1.0, gamma=3.0)
@@ -82,15 +82,15 @@ def mcp_prox(
 
 @torch.no_grad()
 def shrink_to_zero_or_nothing_(weights: list[Tensor], thresholds: list[NumberOrTensor], bound: float) -> None:
-    """Put weights through the operator, in place: with step sizes times strength, and gamma times strength."""
+    """Apply the operator to weights, in place: with step sizes times strength, and gamma times strength."""
     for weight, threshold in zip(weights, thresholds, strict=True):
         wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
-        # Subtracted, for w - w is +0.0, of -0.0 as well, and w - 0 is w to the bit.
+        # Subtracted, because w - w is +0.0, also for -0.0, and w - 0 is w to the bit.
         weight.sub_(_taken(wide.abs(), threshold, bound).copysign(wide))
 
 
 def _taken(size: Tensor, threshold: NumberOrTensor, bound: float) -> Tensor:
-    """Return by how much entries of some sizes become smaller."""
+    """Return the amount by which entries of given sizes shrink."""
     if isinstance(threshold, Tensor):
         return torch.where(
             threshold < bound,
@@ -103,5 +103,5 @@ def _taken(size: Tensor, threshold: NumberOrTensor, bound: float) -> Tensor:
 
 
 def _taken_firmly(size: Tensor, threshold: NumberOrTensor, bound: float, width: NumberOrTensor) -> Tensor:
-    # All, then less and less, then nothing. Where the width is not positive, another rule holds.
+    # Everything, then less and less, then nothing. If the width is not positive, another rule holds.
     return torch.where(size <= threshold, size, (bound - size).clamp(min=0) * (threshold / width))

@@ -1,4 +1,4 @@
-"""Norms of many layers, followed over time: each step goes on from the subspaces that the one before has found."""
+"""Norms of many layers, followed over time: each step continues from the subspaces of the last one."""
 
 import math
 from collections import defaultdict
@@ -15,11 +15,11 @@ from lightning_reg.functional.spectral.subspaces import probing, start_basis
 from lightning_reg.functional.tensors.precision import reported, without_autocast
 
 ROUNDS = 2
-# From a random start; all cells of a convolution's frequencies are then improved in each. Of matrices one space of many
-# rounds is better than many of a few.
+# Steps and rounds from a random start. In each step, all cells of a convolution's frequencies are improved. For
+# matrices, one space of many rounds is better than many spaces of a few.
 _START_STEPS, _START_ROUNDS = 6, 4
 _START_STEPS_OF_MATRICES = 3
-# Smaller weights of one shape are followed together, in one copy: alone they would cost more calls than work.
+# Smaller weights of one shape are followed together, in one copy: single calls would cost more than the work.
 _SMALL_ENTRIES = 1 << 16
 _STACK_ENTRIES = 1 << 22
 
@@ -34,13 +34,13 @@ class FollowedNorm(NamedTuple):
     right: Tensor
     """Shape (groups, 1 or 2, columns). The gradient of sigma is the sum of left_r right_r^T."""
     gain: Tensor
-    """Shape (): by how much, relative to sigma, the last round has raised it: about what is still missing."""
+    """Shape (): the relative gain of sigma in the last round, about as large as the remaining error."""
     as_matrix: bool
     """Whether the layer counts as a matrix."""
 
 
 class _Kind(NamedTuple):
-    """What layers have in common that are followed together."""
+    """The common properties of layers that are followed together."""
 
     shape: tuple[int, ...]
     taps: Taps | None
@@ -62,8 +62,8 @@ class _State(NamedTuple):
 class FollowedNorms:
     """Estimates from below of the norms of layers, followed by the layers' names.
 
-    Of a matrix it is the largest singular value; of a convolution the norm over images of any size with zero padding,
-    the largest over groups, of other padding that of the same kernel with zero padding. Nothing waits for the device.
+    For a matrix it is the largest singular value. For a convolution it is the norm over images of any size with zero
+    padding, whatever the layer's padding, and the largest over groups. Nothing waits for the device.
     The state is a few vectors a layer.
 
     Args:
@@ -76,18 +76,18 @@ class FollowedNorms:
         self._states: dict[str, _State] = {}
 
     def __contains__(self, name: str) -> bool:
-        """Tell whether there is a state to go on from."""
+        """Tell whether there is a state to continue from."""
         return name in self._states
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """Return what `load` takes, by the layers' names, on the CPU."""
+        """Return the state for `load`, by the layers' names, on the CPU."""
         return {
             name: {key: value.cpu().clone() for key, value in state._asdict().items()}
             for name, state in self._states.items()
         }
 
     def load(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Go on from what `state` has returned. What is not finite, or of a layer of another shape, starts anew."""
+        """Continue from the result of `state`. States that are not finite, or have another shape, start anew."""
         for name, known in state.items():
             if not isinstance(known, Mapping):  # a checkpoint may hold anything
                 continue
@@ -101,11 +101,11 @@ class FollowedNorms:
 
     @torch.no_grad()
     def advance(self, layers: Sequence[Layer], rounds: int = ROUNDS, steps: int = 1) -> list[FollowedNorm]:
-        """Take steps for each layer, and return what is found; of a layer that is new, after several steps more.
+        """Take steps for each layer, and return its norm; a new layer takes several more steps.
 
         Weights are read twice, and twice more in each round (large kernels have one round less). Two rounds are within
-        1 % of the norm of matrices, and 2 % of that of convolutions, where Adam moves weights as fast as it does with a
-        rate of 0.01; what is still missing is about as much as the last round has gained.
+        1 % of the norm of matrices, and 2 % of the norm of convolutions, if Adam moves weights at a rate of 0.01. The
+        remaining error is about the gain of the last round.
         """
         found: dict[str, FollowedNorm] = {}
         for kind, members in self._stacks(layers):
@@ -154,7 +154,7 @@ class FollowedNorms:
             else:
                 turn = turns.repeat_interleave(groups)
                 everywhere = not kind.is_known
-                # All frequencies are seen in each round: of large kernels, which steps move little, one less will do.
+                # Each round covers all frequencies. Large kernels, which steps move little, need one round less.
                 is_large = math.prod(kind.shape) > _SMALL_ENTRIES
                 count = 1 if everywhere else max(1, rounds - is_large)
                 step = follow_convolutions(
@@ -173,7 +173,7 @@ class FollowedNorms:
             yield name, _largest(*parts, as_matrix=self._as_matrices)
 
     def _start(self, kind: _Kind, names: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Return the bases and turns from which to go on."""
+        """Return the bases and turns from which to continue."""
         if kind.is_known:
             states = [self._states[name] for name in names]
             bases = torch.cat([state.basis.to(dtype=kind.dtype, device=kind.device) for state in states])
@@ -193,7 +193,7 @@ def _follow_matrices(matrices: Tensor, bases: Tensor, rounds: int) -> tuple[Tens
 
 
 def _largest(sigma: Tensor, left: Tensor, right: Tensor, gain: Tensor, *, as_matrix: bool) -> FollowedNorm:
-    """Return the norm of the group that has the largest one."""
+    """Return the norm of the group with the largest norm."""
     if len(sigma) > 1:
         best = sigma.argmax(keepdim=True)
         is_best = torch.zeros_like(sigma).scatter(0, best, 1)
@@ -214,7 +214,7 @@ def kernels_of(layer: Layer, *, as_matrix: bool = False) -> Tensor:
     """Return the weight as matrices whose rows are outputs, one for each group, shape (groups, rows, columns).
 
     Differentiable, and a view where its type allows. Columns of a kernel are inputs and, within each, taps. A
-    transposed convolution's is that of its adjoint, which has the same norm.
+    transposed convolution has the matrix of its adjoint, which has the same norm.
     """
     convolution = None if as_matrix else layer.convolution()
     if convolution is None:
@@ -227,7 +227,7 @@ def kernels_of(layer: Layer, *, as_matrix: bool = False) -> Tensor:
 def taps_of(layer: Layer) -> Taps | None:
     """Return where the taps of a convolution's kernel lie; None for a matrix.
 
-    A kernel that is no longer than the stride is a matrix, too: its windows do not overlap.
+    A kernel that is not longer than the stride is also a matrix, because its windows do not overlap.
     """
     convolution = layer.convolution()
     if convolution is None:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,37 @@ def local_parts(tensors: list[Tensor]) -> list[Tensor]:
 def whole(tensor: Tensor) -> Tensor:
     """Return `tensor` with the parts of all ranks, differentiably; a collective call for a `DTensor`."""
     return tensor.full_tensor() if has_dtensors([tensor]) else tensor  # type: ignore[attr-defined]
+
+
+class Offloaded:
+    """A tensor of which the part of this rank is on the CPU, in pinned memory if it was on a GPU.
+
+    Args:
+        tensor: The tensor, a `DTensor` or plain.
+        device: Where it comes from, and is needed again.
+
+    """
+
+    def __init__(self, tensor: Tensor, device: torch.device) -> None:
+        part = local_part(tensor).to("cpu", copy=True)
+        self.part = part.pin_memory() if device.type == "cuda" else part
+        """Of this rank. From pinned memory `part.to(device, non_blocking=True)` waits for nothing."""
+        self._device = device
+        self._spread: dict[str, Any] | None = None
+        if has_dtensors([tensor]):
+            self._spread = {
+                "device_mesh": tensor.device_mesh,  # type: ignore[attr-defined]
+                "placements": tensor.placements,  # type: ignore[attr-defined]
+                "shape": tensor.shape,
+                "stride": tensor.stride(),
+            }
+
+    def whole(self) -> Tensor:
+        """Return the tensor with the parts of all ranks; a collective call for a `DTensor`."""
+        if self._spread is None:
+            return self.part
+        module = sys.modules["torch.distributed.tensor"]
+        return whole(module.DTensor.from_local(self.part.to(self._device), run_check=False, **self._spread))
 
 
 def as_placed(tensor: Tensor, like: Tensor) -> Tensor:

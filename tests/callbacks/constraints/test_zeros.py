@@ -27,7 +27,7 @@ def lasso_then_least_squares(trainer_of, optimizer, *others):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_what_is_left_of_the_lasso_is_least_squares_on_the_selected_features(trainer_of, name):
+def test_the_lasso_becomes_least_squares_on_the_selected_features(trainer_of, name):
     found = lasso_then_least_squares(trainer_of, OPTIMIZERS[name], KeepZeros(0.5))
 
     selected = found != 0

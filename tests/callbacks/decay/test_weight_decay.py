@@ -360,7 +360,7 @@ def test_the_plan_says_how_long_a_weight_would_last(fit, tmp_path):
         ),
     ],
 )
-def test_what_would_decay_twice_or_astray_is_refused(fit, optimizer, callbacks, message):
+def test_double_decay_and_lbfgs_are_refused(fit, optimizer, callbacks, message):
     with pytest.raises(MisconfigurationException, match=message):
         fit(*callbacks, module=Regressor(optimizer))
 

@@ -38,7 +38,7 @@ def bernoulli_draw(inputs):
 
 
 @pytest.mark.parametrize("draw", [torch.rand_like, python_draw, numpy_draw, bernoulli_draw])
-def test_what_is_random_though_all_rates_are_0_is_named_with_the_attribute_that_would_reach_it(trainer_of, draw):
+def test_modules_that_are_random_at_rates_of_0_are_named_with_the_attribute_that_would_reach_them(trainer_of, draw):
     module = Module(nn.Sequential(nn.Dropout(0.5), Hidden(draw)), (3, 20))
 
     with pytest.warns(UserWarning, match="is random in training") as warnings:
@@ -118,7 +118,7 @@ class Diffusion(Module):
     ],
     ids=["numbers that are not used", "variational autoencoder", "diffusion", "random activation"],
 )
-def test_what_is_no_dropout_is_not_warned_of(trainer_of, module):
+def test_randomness_other_than_dropout_does_not_warn(trainer_of, module):
     trainer_of(DropoutScheduler(Constant(0.3)), max_epochs=1).fit(module, ticks(2))
 
 

@@ -223,7 +223,7 @@ def test_a_configuration_that_others_share_stays_as_it_is(trainer_of):
     assert config.hidden_dropout == 0.5
 
 
-def test_what_a_module_only_keeps_is_no_rate(trainer_of):
+def test_a_number_that_a_module_only_stores_is_not_a_rate(trainer_of):
     class SelfAttention(nn.Module):
         def __init__(self):
             super().__init__()
@@ -246,7 +246,7 @@ def test_what_a_module_only_keeps_is_no_rate(trainer_of):
 
 
 @pytest.mark.parametrize("attribute", ["noise_rate", "config.noise"])
-def test_attribute_adds_to_what_is_found(trainer_of, attribute):
+def test_attribute_adds_to_the_found_rates(trainer_of, attribute):
     class Noisy(nn.Module):
         def __init__(self):
             super().__init__()

@@ -87,7 +87,7 @@ def joined(predictions: list[EnsemblePrediction]) -> EnsemblePrediction:
 
 
 @pytest.mark.parametrize("kind", [Model, OneByOne])
-def test_mean_and_spread_are_those_of_the_written_distribution(predict, kind):
+def test_mean_and_spread_agree_with_the_written_distribution(predict, kind):
     model = kind()
 
     prediction = joined(predict(MonteCarloDropout(4000, seed=0), model))
@@ -286,7 +286,7 @@ def test_flags_methods_and_random_states_are_left_as_they_were(trainer_of, part,
     assert not any("forward" in vars(item) for item in model.modules())
 
 
-# What comes back
+# Results
 
 
 class Output(NamedTuple):
@@ -336,7 +336,7 @@ def test_logits_become_probabilities(predict, aggregate):
 
 def test_the_geometric_mean_approaches_halved_weights(predict):
     model = Model(rate=0.5)
-    # `nn.Dropout` doubles what it keeps, so that halved weights are those of the model.
+    # `nn.Dropout` doubles the kept entries, so halved weights correspond to the model.
     expected = torch.softmax(inputs_of(data()) @ model.linear.weight.T + model.linear.bias, 1)
 
     prediction = joined(predict(MonteCarloDropout(4000, aggregate="geometric", softmax=True, seed=0), model))
@@ -466,10 +466,10 @@ def test_a_validation_step_that_goes_past_forward_is_refused(trainer_of):
         trainer_of(MonteCarloDropout(3, seed=0)).validate(Past(), data(), verbose=False)
 
 
-# What chance does is no proof
+# Chance proves nothing
 
 
-def test_masks_that_let_everything_through_are_no_reason_to_refuse(predict):
+def test_masks_that_let_everything_through_are_allowed(predict):
     rows = DataLoader(TensorDataset(torch.ones(20, 5), torch.zeros(20)), batch_size=1)
 
     runs = [predict(MonteCarloDropout(3, seed=seed), Model(rate=0.01), rows) for seed in range(4)]
@@ -489,7 +489,7 @@ def test_a_head_that_is_zero_is_told_of_at_the_end_and_not_refused(trainer_of):
     assert all((prediction.std == 0).all() for prediction in predictions)
 
 
-# What is refused
+# Errors
 
 
 def test_dead_dropout_is_an_error_and_not_a_spread_of_zero(predict):

@@ -121,7 +121,7 @@ def test_modules_are_chosen_by_name_and_by_type(seen, select, chosen):
     assert rates == tuple(0.7 if is_in else built for is_in, built in zip(chosen, (0.1, 0.2, 0.4), strict=True))
 
 
-def test_names_are_those_the_user_wrote_though_a_part_is_compiled(trainer_of):
+def test_names_are_the_users_although_a_part_is_compiled(trainer_of):
     module = Module()
     module.layers.blocks[0] = torch.compile(module.layers.blocks[0], backend="eager")
     module.layers.first = torch.compile(module.layers.first, backend="eager")
@@ -189,7 +189,7 @@ def test_evaluation_is_as_ever(trainer_of):
     assert module.layers.rates() == (0.1, 0.2, 0.4)
 
 
-# What a tick is
+# Ticks
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_in_manual_optimization_a_step_is_a_batch(trainer_of):
     assert module.seen == pytest.approx([0.1 * tick for tick in range(7)])
 
 
-# What is refused
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -401,7 +401,7 @@ def test_a_share_of_an_endless_run_is_refused(seen):
 # Dropout that no module shows
 
 
-def test_dropout_in_code_is_warned_of_and_that_of_an_attribute_is_set(fit):
+def test_dropout_in_code_warns_and_dropout_of_an_attribute_is_set(fit):
     class Functional(Regressor):
         def __init__(self):
             super().__init__()
@@ -425,7 +425,7 @@ def test_dropout_in_code_is_warned_of_and_that_of_an_attribute_is_set(fit):
     assert module.rate == 0.1
 
 
-# What is logged and said
+# Logs and messages
 
 
 def test_the_mean_rate_is_logged_and_each_one_where_they_differ(trainer_of, tmp_path):

@@ -50,7 +50,7 @@ def test_lower_bounds_come_at_logging_steps_and_upper_ones_at_the_end_of_epochs(
 
 
 @pytest.mark.parametrize("make", [Passing, Gan], ids=["automatic", "two manual optimizers"])
-def test_steps_are_those_of_other_monitors(fit, tmp_path, make):
+def test_steps_agree_with_other_monitors(fit, tmp_path, make):
     target = "generator" if make is Gan else None
 
     fit(
@@ -337,7 +337,7 @@ def test_no_user_metric_may_have_a_name_that_is_taken():
         RegularizationMonitor(metrics={"lipschitz_lower": WeightNorm()})
 
 
-def test_a_module_that_is_no_lightning_module_is_called_by_its_type_in_messages(fit, tmp_path):
+def test_another_module_is_called_by_its_type_in_messages(fit, tmp_path):
     class Bare(Regressor):
         def __init__(self):
             super().__init__()

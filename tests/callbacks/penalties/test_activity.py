@@ -62,7 +62,7 @@ def train_by_hand(  # noqa: PLR0913  # everything a training loop may do
 
 @pytest.mark.parametrize("norm", SIZES)
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_training_is_that_of_the_written_objective(fit, norm, accumulate):
+def test_training_agrees_with_the_written_objective(fit, norm, accumulate):
     steps = 2 * -(-7 // accumulate)
     penalty = ActivityPenalty(0.1, select=NETWORK, norm=norm, schedule=Linear(1.0, 0.5, steps))
 
@@ -376,5 +376,5 @@ def test_a_pattern_that_matches_nothing_is_refused_with_the_nearest_names(fit):
 
 
 def test_it_must_be_said_which_modules():
-    with pytest.raises(TypeError, match="`select` must say which modules"):
+    with pytest.raises(TypeError, match="`select` must choose modules"):
         ActivityPenalty(0.1, select=None)

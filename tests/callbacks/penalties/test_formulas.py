@@ -1,4 +1,4 @@
-"""What each penalty is: its value, gradient and proximal operator, against the term written by hand."""
+"""The value, gradient and proximal operator of each penalty, against the term written by hand."""
 
 import inspect
 
@@ -27,7 +27,7 @@ def test_every_penalty_has_a_term_by_hand():
 
 
 @every_penalty
-def test_value_and_gradient_are_those_of_the_term(name):
+def test_value_and_gradient_agree_with_the_term(name):
     make, term = PENALTIES[name]
     penalty, weights = make(), [weight.requires_grad_() for weight in some_weights()]
     grads = [torch.ones_like(weight) for weight in weights]

@@ -98,8 +98,8 @@ def test_the_residual_is_the_distance_from_the_subdifferential(trainer_of):
         assert logged["reg/optimality/mcp"].item() == pytest.approx(distances[0, entry] / STRENGTH, abs=1e-6)
 
 
-def test_no_share_of_zeros_can_be_asked_of_it():
-    with pytest.raises(ValueError, match="`penalty` must be one that makes zeros and knows at which strength"):
+def test_it_takes_no_target_share_of_zeros():
+    with pytest.raises(ValueError, match="`penalty` must make zeros and define the strengths"):
         TargetSparsity(MCPPenalty(0.1, mode="proximal"), 0.5)
 
 

@@ -210,7 +210,7 @@ def test_a_second_fit_starts_anew(trainer_of):
         (None, TypeError, "must return a mapping from names of weights to tensors, got NoneType"),
     ],
 )
-def test_what_remember_returns_is_checked_before_the_first_step(fit, found, error, message):
+def test_the_result_of_remember_is_checked_before_the_first_step(fit, found, error, message):
     class Wrong(TowardsStart):
         def remember(self, weights):
             return found

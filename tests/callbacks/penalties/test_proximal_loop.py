@@ -52,7 +52,7 @@ def shrink_groups(weight, threshold):
 
 @dataclass(frozen=True)
 class Cheapest:
-    """Of all points at which the objective of MCP may be least, for each entry, the one at which it is."""
+    """Return the best of all candidate minima of the objective of MCP, for each entry."""
 
     strength: float
     gamma: float

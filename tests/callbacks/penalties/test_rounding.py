@@ -54,7 +54,7 @@ def test_a_step_below_half_a_unit_is_warned_of_with_the_remedy(fit, dtype):
 
 
 @both_dtypes
-def test_a_step_above_half_a_unit_moves_weights_and_is_no_reason_to_warn(fit, dtype):
+def test_a_step_above_half_a_unit_moves_weights_and_does_not_warn(fit, dtype):
     strength = 1.1 * half_a_unit(dtype) / RATE
 
     weights = fit_in(fit, dtype, L1Penalty(strength, mode="proximal"))  # warnings are errors
@@ -85,7 +85,7 @@ def test_it_is_said_once(fit):
     assert sum("rounding to bfloat16" in str(warning.message) for warning in caught) == 1
 
 
-def test_weights_in_float32_and_targets_of_zeros_are_no_matter(fit):
+def test_weights_in_float32_and_targets_of_zeros_do_not_warn(fit):
     fit(L1Penalty(1e-7, mode="proximal"), module=Still())
     fit(L1Penalty(1e-7, mode="proximal"), module=Still(), precision="bf16-mixed")
     fit_in(fit, torch.bfloat16, TargetSparsity(L1Penalty(0.0, mode="proximal"), 0.5, schedule=Constant(1.0)))
@@ -108,7 +108,7 @@ def test_manual_optimization_is_looked_at_although_its_gradients_are_gone(traine
 
 
 @both_dtypes
-def test_units_are_those_of_the_layer_whatever_its_layout(trainer_of, dtype):
+def test_units_are_the_layers_units_in_any_layout(trainer_of, dtype):
     class Alone(Still):
         def __init__(self):
             super().__init__()

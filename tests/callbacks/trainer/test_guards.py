@@ -1,4 +1,4 @@
-"""What goes past one callback that changes weights goes past all of them: they refuse, warn and leave alone alike."""
+"""All callbacks that change weights treat unusual training alike: the same errors, warnings and skipped weights."""
 
 import copy
 
@@ -128,7 +128,7 @@ class LateGenerator(Gan):
 
 
 @every_callback
-def test_an_optimizer_that_rests_for_an_epoch_is_no_reason_to_refuse(fit, make):
+def test_an_optimizer_that_rests_for_an_epoch_is_allowed(fit, make):
     module = LateGenerator()
     before = weights_of(module)
 
@@ -188,7 +188,7 @@ def test_where_gradients_come_too_late_steps_of_the_plain_optimizer_are_refused(
 
 
 @every_callback
-def test_an_epoch_in_which_the_scaler_skips_every_step_is_no_reason_to_refuse(fit, make):
+def test_an_epoch_in_which_the_scaler_skips_every_step_is_allowed(fit, make):
     class Overflowing(Regressor):
         def loss(self, batch):
             return super().loss(batch) * 1e38

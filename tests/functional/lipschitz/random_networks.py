@@ -14,22 +14,13 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from lightning_reg.functional import lipschitz_bound
+from tests.functional.lipschitz import blocks
+from tests.functional.lipschitz.calls import Calls
 from tests.functional.lipschitz.jacobians import flat_function, jacobian_norm_at
 
 # Larger values than these make Jacobians slow, and a network is cut there.
 LARGEST = 96
 VECTOR, TOKENS, IMAGES = 2, 3, 4
-
-
-class Calls(nn.Module):
-    """A function of one tensor."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
 
 
 class Residual(nn.Module):
@@ -194,9 +185,9 @@ ANY = {
     "logcumsumexp": fixed(lambda x: x.logcumsumexp(-1)),
     "cummax": fixed(lambda x: x.cummax(-1).values),
     "diff": fixed(lambda x: x.diff(dim=-1, prepend=x[..., :1])),
-    "fft": fixed(lambda x: torch.view_as_real(torch.fft.rfft(x, norm="ortho")).flatten(-2)),
-    "fft real": fixed(lambda x: torch.fft.fft(x).real),
-    "irfft": fixed(lambda x: torch.fft.irfft(torch.complex(x, torch.zeros_like(x)))),
+    "fft": fixed(lambda x: torch.cat([(z := torch.fft.rfft(x, norm="ortho")).real, z.imag], -1)),
+    "fft real": fixed(lambda x: torch.fft.fft(x).real.clone()),
+    "irfft": fixed(lambda x: torch.fft.irfft(torch.complex(x, x.sin()), x.shape[-1] + 1)),
     "pad": fixed(lambda x: F.pad(x, (1, 0))),
     "trapezoid": fixed(lambda x: torch.trapezoid(x, dim=-1)[..., None]),
     "quantile": fixed(lambda x: x.quantile(0.4, dim=-1, keepdim=True)),
@@ -299,6 +290,9 @@ BY_RANK = {
         "squeeze and excitation": fixed(lambda x: x * x.mean((2, 3), keepdim=True).sigmoid()),
     },
 }
+# Parts without a bound.
+WITHOUT = {"product", "square", "gru", "squeeze and excitation", "gMLP unit"}
+SCALES = (1e-3, 0.1, 1.0, 1.0, 3.0, 10.0)
 SHAPES = [(2, 6), (3, 4), (2, 3, 4), (1, 5, 3), (1, 2, 4, 4), (2, 1, 3, 5)]
 
 
@@ -326,17 +320,27 @@ class Finding:
         return "violation" if self.truth > self.bound * (1 + 1e-9) else "finite"
 
 
-def finding(seed):
-    """Draw a network, and compare its bound with the norms of exact Jacobians at points near and far."""
+def drawn_network(seed):
+    """Return a network, an input, and the names of its parts: every fourth is a block of a published network."""
     draws = Draws(seed)
     grammar = Grammar(draws)
+    if seed % 4 == 0:
+        name = blocks.NAMES[seed // 4 % len(blocks.NAMES)]
+        network, shape = blocks.block(name, draws)
+        return network.double(), grammar.constant(*shape), [name]
     x = grammar.constant(*draws.choice(SHAPES))
-    network = grammar.network(x).eval()
+    return grammar.network(x).eval(), x, grammar.used
+
+
+def finding(seed):
+    """Draw a network, and compare its bound with the norms of exact Jacobians near and far from 0."""
+    network, x, parts = drawn_network(seed)
     report = lipschitz_bound(network, x)
     function, start = flat_function(network, [x])
-    points = [scale * grammar.constant(len(start)) for scale in (0.0, 0.1, 1.0, 10.0)]
-    norms = [jacobian_norm_at(function, point) for point in (start, *points[1:], points[0] + 1e-3)]
-    return Finding(grammar.used, report.value, max(norms), report.unbounded)
+    generator = torch.Generator().manual_seed(seed)
+    points = [scale * torch.randn(len(start), dtype=torch.float64, generator=generator) for scale in SCALES]
+    norms = [jacobian_norm_at(function, point) for point in (start, *points)]
+    return Finding(parts, report.value, max(norms), report.unbounded)
 
 
 def table(findings):

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import scipy.sparse.linalg
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
@@ -29,6 +30,8 @@ def resize(**settings):
     return lambda x: F.interpolate(x, **settings)
 
 
+WINDOW = torch.hann_window(4, dtype=torch.float64)
+SPARSE = torch.eye(4, 4).roll(1, 0).mul(torch.arange(4)).add(torch.eye(4)).double().to_sparse()
 BAD, IMAGE = torch.ones(3, 3), torch.ones(1, 1, 3, 3)
 INDEX = torch.tensor([0, 2, 2, 1, 2])
 PLACES = torch.tensor([[0, 2, 2], [1, 1, 1]])
@@ -123,6 +126,20 @@ EXACT = {
     "select_scatter": (lambda x: torch.zeros(2, 3).double().select_scatter(x, 0, 1), (3,)),
     "slice_scatter": (lambda x: x.slice_scatter(constant(2, 1), 1, 0, 1), (2, 3)),
     "copied": (lambda x: torch.zeros_like(x).copy_(3 * x), (2, 3)),
+    "stacked matrices": (lambda x: constant(4, 5, 2) @ x, (2, 3)),
+    "different matrices": (lambda x: x @ constant(4, 3, 5), (4, 2, 3)),
+    "vector from the left": (lambda x: constant(3) @ x, (2, 3, 4)),
+    "sparse": (lambda x: torch.sparse.mm(SPARSE, x), (4, 2)),
+    "sparse operator": (lambda x: SPARSE @ x, (4, 2)),
+    "weights of linear": (lambda x: F.linear(constant(2, 3), x, constant(4)), (4, 3)),
+    "bias of linear": (lambda x: F.linear(constant(2, 3), constant(4, 3), x), (4,)),
+    "solve": (lambda x: torch.linalg.solve(constant(3, 3), x), (3, 2)),
+    "triangular": (lambda x: torch.linalg.solve_triangular(constant(3, 3), B=x, upper=True), (3, 2)),
+    "cholesky": (lambda x: x.cholesky_solve(constant(3, 3)), (3, 2)),
+    "cumulative trapezoid": (lambda x: torch.cumulative_trapezoid(x, dx=0.5), (2, 5)),
+    "stft": (lambda x: torch.view_as_real(x.stft(4, 2, window=WINDOW, return_complex=True)), (1, 8)),
+    "istft": (from_pairs(torch.istft, 4, 2, window=torch.ones(4).double()), (3, 5, 2)),
+    "affine grid": (lambda x: F.affine_grid(x, (1, 1, 2, 3), align_corners=False), (1, 2, 3)),
     "filled": (lambda x: x.clone().fill_(2.0).zero_() + x, (2, 3)),
 }
 ABOVE = {
@@ -212,6 +229,16 @@ def test_bounds_of_what_is_not_linear_are_attained(function, attained):
     assert bound == pytest.approx(jacobian_norm_at(*flat_function(network, [attained])), rel=1e-8)
 
 
+def test_a_large_sparse_matrix_is_bounded_by_its_sums():
+    rows = torch.randint(3000, (9000,), generator=torch.Generator().manual_seed(0))
+    edges = torch.stack([rows, rows.roll(7)])
+    graph = torch.sparse_coo_tensor(edges, constant(9000).abs() / 3, (3000, 3000), check_invariants=True)
+    bound = lipschitz_bound(Calls(lambda x: graph @ x), torch.zeros(3000, 1, dtype=torch.float64)).value
+    truth = scipy.sparse.linalg.svds(scipy.sparse.coo_array(graph.to_dense().numpy()), 1)[1][0]
+
+    assert truth <= bound <= 3 * truth
+
+
 def test_a_chain_with_einsum_is_as_tight_as_with_linear_layers():
     first, second = constant(8, 6), constant(5, 8)
     chains = [
@@ -250,6 +277,8 @@ def test_a_chain_with_einsum_is_as_tight_as_with_linear_layers():
             "positions",
         ),
         (lambda x: torch.cdist(x, x, p=0.5), "cdist", "norm 0.5"),
+        (lambda x: torch.linalg.solve(x, torch.ones(3, 2)), "linalg_solve", "product"),
+        (lambda x: torch.cumulative_trapezoid(x.repeat(1, 900)), "cumulative_trapezoid", "so large"),
     ],
 )
 def test_what_has_no_bound_says_why(function, name, reason):

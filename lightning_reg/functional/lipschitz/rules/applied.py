@@ -1,4 +1,4 @@
-"""What a rule's answer makes of the bounds of an operation's arguments."""
+"""Apply the answer of a rule to the bounds of an operation's arguments."""
 
 import math
 from collections.abc import Callable
@@ -30,7 +30,7 @@ _UNBOUNDED = 1e20
 
 
 class RuleError(Exception):
-    """What a user's rule did wrong, as its cause."""
+    """An error in a user's rule, which is its cause."""
 
 
 def apply_rule(
@@ -100,7 +100,7 @@ def _ask(rule: UserRule, operation: Operation, args: tuple[Any, ...], kwargs: di
     module = () if operation.module is None else (operation.module,)
     try:
         answer = rule.function(*module, *plain(args), **plain(kwargs))
-    except Exception as error:  # whatever a user's rule does
+    except Exception as error:  # a user's rule can raise anything
         raise RuleError from error
     if isinstance(answer, Tensor) and answer.numel() == 1:
         answer = answer.item()

@@ -6,9 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_reg.functional.lipschitz.rounding import UPWARDS, power, precise, times
-from lightning_reg.functional.lipschitz.rules.dot_products import dot_products, number_of_products
-from lightning_reg.functional.lipschitz.rules.layers import dense
+from lightning_reg.functional.lipschitz.rounding import power, times
 from lightning_reg.functional.lipschitz.rules.registry import for_functions, for_modules, without_bound
 from lightning_reg.functional.lipschitz.value import (
     PRODUCT,
@@ -22,7 +20,6 @@ from lightning_reg.functional.lipschitz.value import (
     together,
     traced_in,
 )
-from lightning_reg.functional.spectral.norms import matrix_norm
 
 _POWER = "the slope of a power has no bound"
 
@@ -31,6 +28,13 @@ def spread(op: Operation, argument: Traced) -> float:
     """Return the bound of an argument of an operation that broadcasts, after which it may be there several times."""
     before, after = argument.value.numel(), op.output.numel()
     return argument.bound.value if before == after else times(argument.bound.value, math.sqrt(after / max(before, 1)))
+
+
+def common_shape(*tensors: Any) -> torch.Size:
+    """Return the shape to which tensors broadcast, whether they depend on the input or not."""
+    shapes = [(each.value if isinstance(each, Traced) else each).shape for each in tensors]
+    shape: torch.Size = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
+    return shape
 
 
 @for_functions("add sub subtract")
@@ -94,25 +98,6 @@ def _square(op: Operation, input: Traced) -> Bound:
     return _pow(op, input, 2)
 
 
-@for_functions("matmul bmm mm mv dot")
-def _matmul(op: Operation, input: Any, other: Any, *_: Any) -> Bound:
-    if isinstance(input, Traced) and isinstance(other, Traced):
-        return dot_products(number_of_products(op.output, input, other), input, other)
-    if isinstance(input, Traced):
-        matrix = constant(other)
-        if matrix.ndim == 2:  # noqa: PLR2004  # a matrix
-            return dense(input.bound, matrix.mT)
-        first, argument = matrix if matrix.ndim > 1 else matrix[:, None], input
-    else:
-        first, argument = input if input.ndim > 1 else input[None], other
-    norm = float(matrix_norm(precise(first)).amax())
-    # A batch of matrices may meet one argument.
-    mine = max(math.prod(argument.value.shape[:-2]), 1)
-    batches = first.shape[:-2], argument.value.shape[:-2]
-    copies = math.prod(torch.broadcast_shapes(*batches)) / mine  # type: ignore[no-untyped-call]
-    return argument.bound.after(norm * math.sqrt(copies) * UPWARDS)
-
-
 @for_functions("cat concat concatenate stack hstack vstack dstack row_stack column_stack")
 def _cat(op: Operation, tensors: Any, *_: Any, **__: Any) -> Bound:
     return Bound(together(argument.bound.value for argument in traced_in(tensors)))
@@ -126,12 +111,11 @@ def _complex(op: Operation, real: Any, imag: Any) -> Bound:
 @for_functions("setitem")
 def _setitem(op: Operation, input: Any, index: Any, value: Any) -> Bound:
     constant(index)
+    before = input.bound.value if isinstance(input, Traced) else 0.0
     place = op.output[index].numel()
     written = [each for each in (value,) if isinstance(each, Traced)]
     copies = (math.sqrt(place / max(each.value.numel(), 1)) for each in written)
-    return Bound(
-        together([input.bound.value, *(times(e.bound.value, c) for e, c in zip(written, copies, strict=True))])
-    )
+    return Bound(together([before, *(times(e.bound.value, c) for e, c in zip(written, copies, strict=True))]))
 
 
 @for_functions("broadcast_tensors")

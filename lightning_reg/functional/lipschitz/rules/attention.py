@@ -106,7 +106,7 @@ def _of_heads(op: Operation, inputs: tuple[Traced, Traced, Traced], has_weights:
     for index, extra in ((1, module.bias_k), (2, module.bias_v)):
         if extra is not None:  # one more row, the same for all inputs
             lengths = torch.linalg.vector_norm(precise(extra).view(-1, width), dim=-1)
-            radii[index] = torch.maximum(radii[index], lengths)
+            radii[index] = torch.maximum(radii[index], lengths.to(radii[index]))
     changes = [times(each.bound.value, norm) for each, norm in zip(inputs, norms, strict=True)]
     rows = inputs[0].value.shape[-2 if module.batch_first or inputs[0].value.ndim == 2 else 0]  # noqa: PLR2004  # no batch
     scale = 1 / math.sqrt(width)
@@ -126,14 +126,15 @@ def _most(values: Tensor) -> float:
 
 
 def _projections(module: nn.MultiheadAttention) -> tuple[Tensor, Tensor, Tensor]:
-    if module.in_proj_weight is not None:
+    if module.kdim == module.vdim == module.embed_dim:
         first, second, third = module.in_proj_weight.chunk(3)
         return first, second, third
     return module.q_proj_weight, module.k_proj_weight, module.v_proj_weight
 
 
 def _biases(module: nn.MultiheadAttention) -> tuple[Tensor | None, ...]:
-    return (None, None, None) if module.in_proj_bias is None else module.in_proj_bias.chunk(3)
+    bias: Tensor | None = module.in_proj_bias
+    return (None, None, None) if bias is None else bias.chunk(3)
 
 
 def _heads(weight: Tensor, bias: Tensor | None, value: Traced, width: int) -> Tensor:
@@ -141,10 +142,11 @@ def _heads(weight: Tensor, bias: Tensor | None, value: Traced, width: int) -> Te
     radius = value.radius()
     heads = precise(weight).view(-1, width, weight.shape[1])
     norms = torch.stack([torch.tensor(norm_upwards(head), dtype=torch.float64) for head in heads])
-    lengths = norms * radius if not math.isinf(radius) else torch.full_like(norms, math.inf)
+    lengths = torch.full_like(norms, math.inf) if math.isinf(radius) else norms.mul(radius)
     if bias is None:
         return lengths
-    return lengths + torch.linalg.vector_norm(precise(bias).view(-1, width), dim=-1).to(lengths) * UPWARDS
+    shifts: Tensor = torch.linalg.vector_norm(precise(bias).view(-1, width), dim=-1)
+    return lengths + shifts.to(lengths) * UPWARDS
 
 
 @for_modules(nn.MultiheadAttention, book=EXTENTS)
@@ -156,7 +158,7 @@ def _attention_layer_extent(
     radii = _heads(weight, bias, known(value), module.embed_dim // module.num_heads)
     if module.bias_v is not None:
         extra = torch.linalg.vector_norm(precise(module.bias_v).view(len(radii), -1), dim=-1)
-        radii = torch.maximum(radii, extra)
+        radii = torch.maximum(radii, extra.to(radii))
     radius = together(radii.tolist()) * norm_upwards(module.out_proj.weight)
     if module.out_proj.bias is not None:
         radius += largest(torch.linalg.vector_norm(precise(module.out_proj.bias)))

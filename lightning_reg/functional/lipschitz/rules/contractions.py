@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_reg.functional.lipschitz.budget import norm_in_time
-from lightning_reg.functional.lipschitz.rounding import precise
-from lightning_reg.functional.lipschitz.rules.dot_products import dot_products
+from lightning_reg.functional.lipschitz.rounding import UPWARDS, precise, times
+from lightning_reg.functional.lipschitz.rules.dot_products import dot_products, number_of_products
 from lightning_reg.functional.lipschitz.rules.layers import dense
 from lightning_reg.functional.lipschitz.rules.registry import for_function, for_functions, for_modules
 from lightning_reg.functional.lipschitz.value import Bound, Extent, NoBoundError, Operation, Traced, constant, largest
@@ -27,16 +27,22 @@ from lightning_reg.functional.lipschitz.value import Bound, Extent, NoBoundError
 Labels = Sequence[int]
 # torch's own limit of how many names there are.
 _NAMES = 52
+# Sparse matrices of more entries, zeros included, are bounded by sums.
+_DENSE = 1 << 22
 
 
 def contracted(operands: Sequence[tuple[Any, Labels]], output: Labels) -> Bound:
     """Return the bound of a product that is summed over all labels which are not in `output`."""
     (argument, mine), *more = [each for each in operands if isinstance(each[0], Traced)]
-    matrices = as_matrices(operands, output) if len(operands) == 1 + len(more) == 2 else None  # noqa: PLR2004  # both vary
-    if matrices is not None:
-        return dot_products(matrices.batches, matrices.first, matrices.second)
+    both = as_matrices(operands, output) if len(operands) == 1 + len(more) == 2 else None  # noqa: PLR2004  # both vary
+    if both is not None:
+        return dot_products(both.batches, both.first, both.second)
     constant([each for each, _ in more])
-    others = [(each, labels) for each, labels in operands if each is not argument]
+    others = [
+        (each if each.layout == torch.strided else each.to_dense(), labels)
+        for each, labels in operands
+        if each is not argument
+    ]
     sizes = _sizes([(argument.value, mine), *others])
     # A dimension of one entry broadcasts: it is none at all.
     columns = {label for label, size in zip(mine, argument.value.shape, strict=True) if size == sizes[label] != 1}
@@ -53,7 +59,8 @@ def contracted(operands: Sequence[tuple[Any, Labels]], output: Labels) -> Bound:
     copies = math.sqrt(math.prod(sizes[label] for label in columns.difference(output, labels)))
     if copies == 1 and not batch and inner == [*mine[-1:]] and outer == [*output[-1:]] and len(set(mine)) == len(mine):
         return dense(argument.bound, matrices[0])
-    return argument.bound.after(_largest_norm(matrices) * copies)
+    before: Bound = argument.bound
+    return before.after(_largest_norm(matrices) * copies)
 
 
 class Matrices(NamedTuple):
@@ -180,6 +187,44 @@ def _einsum(op: Operation, equation: str, *operands: Any) -> Bound:
     return by_equation(equation, *operands)
 
 
+@for_functions("matmul bmm mm mv dot")
+def _matmul(op: Operation, input: Any, other: Any, *_: Any) -> Bound:
+    if isinstance(input, Traced) and isinstance(other, Traced):
+        return dot_products(number_of_products(op.output, input, other), input, other)
+    for each in (input, other):
+        if isinstance(each, Tensor) and each.layout != torch.strided and each.numel() > _DENSE:
+            before: Bound = (other if each is input else input).bound
+            return before.after(_sparse_norm(each))
+    first, second = _rank(input) > 1, _rank(other) > 1
+    equation = f"...{'i' * first}j,...j{'k' * second}->...{'i' * first}{'k' * second}"
+    return by_equation(equation, input, other)
+
+
+for_function(torch.sparse.mm, _matmul)
+
+
+def _sparse_norm(matrix: Tensor) -> float:
+    r"""Return :math:`\sqrt{\|A\|_1 \|A\|_\infty}`, which is above the norm; NaN if an entry is not finite."""
+    entries = matrix.to_sparse_coo().coalesce()  # type: ignore[no-untyped-call]
+    sums = []
+    for dim, size in enumerate(matrix.shape):
+        each = torch.zeros(size, dtype=torch.float64, device=matrix.device)
+        sums.append(largest(each.index_add(0, entries.indices()[dim], precise(entries.values()).abs())))
+    return math.sqrt(sums[0]) * math.sqrt(sums[1]) * UPWARDS
+
+
+@for_functions("linear")
+def _linear(op: Operation, input: Any, weight: Any, bias: Any = None) -> Bound:
+    factors = any(isinstance(each, Traced) for each in (input, weight))
+    bound = (
+        by_equation("...i,oi->...o" if _rank(weight) > 1 else "...i,i->...", input, weight) if factors else Bound(0.0)
+    )
+    if not isinstance(bias, Traced):
+        return bound
+    copies = math.sqrt(op.output.numel() / max(bias.value.numel(), 1))
+    return Bound(bound.value + times(bias.bound.value, copies))
+
+
 def _rank(tensor: Any) -> int:
     return int((tensor.value if isinstance(tensor, Traced) else tensor).ndim)
 
@@ -237,9 +282,9 @@ def _bilinear(op: Operation, input1: Any, input2: Any, weight: Any, bias: Any = 
 
 @for_modules(nn.Bilinear)
 def _bilinear_layer(op: Operation, input1: Any, input2: Any) -> Bound:
-    bound = _bilinear(op, input1, input2, op.module.weight)
-    alone = [Traced(each.value, Bound(1.0)) if isinstance(each, Traced) else each for each in (input1, input2)]
-    return replace(bound, own=_bilinear(op, *alone, op.module.weight).value)
+    first, second = (Traced(x.value, Bound(1.0)) if isinstance(x, Traced) else x for x in (input1, input2))
+    own = _bilinear(op, first, second, op.module.weight).value
+    return replace(_bilinear(op, input1, input2, op.module.weight), own=own)
 
 
 def _cross(op: Operation, input: Any, other: Any, dim: int | None = None, out: Any = None) -> float:

@@ -13,8 +13,8 @@ it changes by the covariance of the values and of the changes of the scores, and
 .. math:: \delta o_i = \mathrm{Cov}_{p_i}(v_j, \delta s_{ij}) + \sum_j p_{ij} \delta v_j.
 
 The first is :math:`R_v` times the deviation of the scores' changes at most, hence :math:`R_v (a_i + \sqrt{\sum_j p_{ij}
-b_j^2})`; the second squared :math:`\sum_j p_{ij} \|\delta v_j\|^2` at most. No column of n rows of probabilities sums to
-more than n. Hence, over all rows,
+b_j^2})`; the second squared :math:`\sum_j p_{ij} \|\delta v_j\|^2` at most. No column of n rows of probabilities has
+a sum above n. Hence, over all rows,
 
 .. math:: \|\delta O\| \le s R_v (R_k \|\delta Q\| + \sqrt n R_q \|\delta K\|) + \sqrt n \|\delta V\|.
 
@@ -51,10 +51,12 @@ UNBOUNDED_ROWS = (
 
 
 def known(value: Any, dim: int = -1) -> Traced:
-    """Return what is known of a tensor, also of one that does not depend on the input, whose vectors lie along `dim`."""
+    """Return what is known of a tensor, also of a constant, whose vectors lie along `dim`."""
     if isinstance(value, Traced):
         return value
     tensor = constant(value)
+    if tensor.layout != torch.strided:
+        return Traced(tensor, Bound(0.0))
     dim = max(dim, -tensor.ndim)
     rows = largest(torch.linalg.vector_norm(precise(tensor), dim=dim)) if tensor.ndim else largest(tensor)
     return Traced(tensor, Bound(0.0, extent=Extent(largest(tensor), rows, dim)))

@@ -142,7 +142,7 @@ def _addmm(
 
 @for_functions("matmul bmm mm", book=EXTENTS)
 def _matmul(op: Operation, bound: Bound, input: Any, other: Any, *_: Any) -> Extent:
-    if not isinstance(other, Traced) and other.ndim == 2:  # noqa: PLR2004  # a matrix
+    if not isinstance(other, Traced) and other.layout == torch.strided and other.ndim == 2:  # noqa: PLR2004  # a matrix
         products = _products(op, input, known(other, -2))
         length = _of_product(bound, input, None).radius
         return Extent(min(products.entries, length), length, scores=products.scores)
@@ -184,6 +184,8 @@ def _add(op: Operation, bound: Bound, input: Any, other: Any, *, alpha: float = 
             scores = _sum(scores, _of_same(each, op.output), factor)
         else:
             value = as_tensor(each, traced[0].value)
+            if value.layout != torch.strided:
+                return Extent()
             entries += largest(value) * factor
             radius += _length(value.expand(op.output.shape), dim) * factor
     return Extent(entries, radius, dim, scores)

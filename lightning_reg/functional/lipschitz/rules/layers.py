@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from lightning_reg.functional.lipschitz.budget import cheap_norm, is_too_late
 from lightning_reg.functional.lipschitz.chain import Chain
-from lightning_reg.functional.lipschitz.rounding import UPWARDS, norm_and_gram, norm_upwards, precise, times
+from lightning_reg.functional.lipschitz.rounding import UPWARDS, norm_and_gram, precise, times
 from lightning_reg.functional.lipschitz.rules.registry import (
     for_all,
     for_function,
@@ -37,13 +37,6 @@ _GRID = 16
 @for_modules(nn.Linear)
 def _linear_layer(op: Operation, input: Traced) -> Bound:
     return dense(input.bound, op.module.weight)
-
-
-@for_functions("linear")
-def _linear(op: Operation, input: Any, weight: Any, bias: Any = None) -> Bound:
-    constant([weight, bias])
-    # A vector is a matrix of one row, whose output dimension is gone.
-    return dense(input.bound, weight) if weight.ndim > 1 else input.bound.after(norm_upwards(weight[None]))
 
 
 def dense(bound: Bound, weight: Tensor) -> Bound:

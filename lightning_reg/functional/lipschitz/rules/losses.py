@@ -5,6 +5,7 @@ Of a loss that sums over entries, :math:`\sum_i l_i(x_i)` with slopes of :math:`
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from lightning_reg.functional.lipschitz.rounding import UPWARDS, precise, times
-from lightning_reg.functional.lipschitz.rules.arithmetic import spread
-from lightning_reg.functional.lipschitz.rules.registry import for_function, without_bound
+from lightning_reg.functional.lipschitz.rules.arithmetic import common_shape, spread
+from lightning_reg.functional.lipschitz.rules.registry import Rule, for_function, without_bound
 from lightning_reg.functional.lipschitz.value import (
     Bound,
     NoBoundError,
@@ -43,8 +44,7 @@ def _old(*settings: Any) -> None:
 
 def _difference(op: Operation, input: Any, target: Any, slope: float, weight: Any, reduction: str) -> Bound:
     """Return the bound of a function of the difference with a largest slope."""
-    first, second = (each.value if isinstance(each, Traced) else each for each in (input, target))
-    shape = torch.broadcast_shapes(first.shape, second.shape)
+    shape = common_shape(input, target)
     factor = torch.ones((), dtype=torch.float64) if weight is None else precise(constant(weight)).abs()
     reduced = _reduced(slope * factor.expand(shape), reduction, shape.numel())
     broadcast = Operation(torch.empty(shape, device="meta"), op.apply)
@@ -95,7 +95,7 @@ def _kl_div(
     _old(size_average, reduce)
     shares = precise(constant(target))
     shares = shares.exp() if log_target else shares
-    shape = torch.broadcast_shapes(input.value.shape, shares.shape)
+    shape = common_shape(input, shares)
     # Linear in the logarithms: the gradient is the target itself.
     slopes = shares.abs().expand(shape).square().sum_to_size(input.value.shape).sqrt()
     count = shape[0] if reduction == "batchmean" and shape else shape.numel()
@@ -249,8 +249,7 @@ def _triplet_margin(
 ) -> Bound:
     """Return the bound: two distances of three, in which an argument is once or twice."""
     _old(size_average, reduce)
-    tensors = [each.value if isinstance(each, Traced) else each for each in (anchor, positive, negative)]
-    shape = torch.broadcast_shapes(*(each.shape for each in tensors))
+    shape = common_shape(anchor, positive, negative)
     broadcast = Operation(torch.empty(shape, device="meta"), op.apply)
     factor = max(1.0, shape[-1] ** (1 / p - 1 / 2)) if p >= 1 else math.inf
     samples = torch.ones(shape[:-1])
@@ -262,7 +261,7 @@ def _triplet_margin(
     )
 
 
-for _function, _rule in {
+_RULES: dict[Callable[..., Any], Rule] = {
     functional.l1_loss: _l1,
     functional.smooth_l1_loss: _smooth_l1,
     functional.huber_loss: _huber,
@@ -275,7 +274,8 @@ for _function, _rule in {
     functional.cross_entropy: _cross_entropy,
     functional.multilabel_soft_margin_loss: _multilabel_soft_margin,
     functional.triplet_margin_loss: _triplet_margin,
-}.items():
+}
+for _function, _rule in _RULES.items():
     for_function(_function, _rule)
 for _function in (functional.mse_loss, functional.gaussian_nll_loss):
     for_function(_function, without_bound("the slope of a square has no bound"))

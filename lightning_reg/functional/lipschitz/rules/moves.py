@@ -8,7 +8,6 @@ from torch import nn
 
 from lightning_reg.functional.lipschitz.rules.registry import for_all, for_functions
 from lightning_reg.functional.lipschitz.value import (
-    PRODUCT,
     Bound,
     NoBoundError,
     Operation,
@@ -38,8 +37,10 @@ def _fixed_places(values: Any) -> None:
         raise NoBoundError(msg)
 
 
-def _reshaped(op: Operation, input: Traced, *rest: Any, **named: Any) -> Bound:
+def _reshaped(op: Operation, input: Any, *rest: Any, **named: Any) -> Bound:
     _fixed_places([rest, named])
+    if not isinstance(input, Traced):  # it gets the shape of what does
+        return Bound(0.0)
     before, after = input.value.shape, op.output.shape
     if op.output.dtype != input.value.dtype:
         msg = "the same bits as another type jump"
@@ -54,8 +55,8 @@ for_all((nn.Flatten, nn.Unflatten), _RESHAPING, _reshaped)
 
 def _moved(op: Operation, input: Any, *rest: Any, **named: Any) -> Bound:
     _fixed_places([rest, named])
-    if not isinstance(input, Traced):
-        raise NoBoundError(PRODUCT)
+    if not isinstance(input, Traced):  # it gets the type of what does
+        return Bound(0.0)
     return input.bound if op.output is input.value else Bound(input.bound.value)
 
 
@@ -91,8 +92,10 @@ for_all(
 
 
 @for_functions("expand_as")
-def _expanded(op: Operation, input: Any, other: Any) -> float:
-    return copied(op, input, other.value if isinstance(other, Traced) else other)
+def _expanded(op: Operation, input: Any, other: Any) -> Bound:
+    if not isinstance(input, Traced):
+        return Bound(0.0)
+    return input.bound.after(copied(op, input, other.value if isinstance(other, Traced) else other))
 
 
 @for_functions("getitem")

@@ -53,7 +53,7 @@ def _states(module: nn.RNN, input: Any, bound: float, hx: Any) -> float:
         msg = "no rule for packed sequences"
         raise NoBoundError(msg)
     # `forward` uses this list, not the attributes.
-    weights = dict(zip(module._flat_weights_names, module._flat_weights, strict=True))  # noqa: SLF001  # no public name
+    weights: dict[str, Any] = dict(zip(module._flat_weights_names, module._flat_weights, strict=True))  # noqa: SLF001  # no public name
     is_batch = value.ndim == 3  # noqa: PLR2004  # a sequence alone has two
     steps = value.shape[1 if is_batch and module.batch_first else 0]
     # The states at the start are stacked, those of all layers and directions: each is one part of them.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_reg.functional.lipschitz.rounding import UPWARDS, times
-from lightning_reg.functional.lipschitz.rules.arithmetic import spread
+from lightning_reg.functional.lipschitz.rules.arithmetic import common_shape, spread
 from lightning_reg.functional.lipschitz.rules.registry import for_function, for_functions, for_modules
 from lightning_reg.functional.lipschitz.value import Bound, NoBoundError, Operation, Traced, together, traced_in
 
@@ -102,7 +102,7 @@ def _normalize(
 
 def _distances(op: Operation, first: Any, second: Any, p: float, count: int, entries: int) -> Bound:
     """Return the bound of norms of `count` differences each, `entries` of them in all."""
-    if isinstance(p, str) or p < 1:
+    if p < 1:
         msg = f"no rule for the norm {p!r}"
         raise NoBoundError(msg)
     factor = max(1.0, count ** (1 / p - 1 / 2)) * UPWARDS
@@ -111,15 +111,11 @@ def _distances(op: Operation, first: Any, second: Any, p: float, count: int, ent
     return Bound(sum(times(each.bound.value, factor * times_there) for each, times_there in copies))
 
 
-def _shape(value: Any) -> torch.Size:
-    return (value.value if isinstance(value, Traced) else value).shape
-
-
 @for_functions("pairwise_distance")
 def _pairwise_distance(
     op: Operation, x1: Any, x2: Any, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False
 ) -> Bound:
-    shape = torch.broadcast_shapes(_shape(x1), _shape(x2))
+    shape = common_shape(x1, x2)
     return _distances(op, x1, x2, p, shape[-1], shape.numel())
 
 
@@ -130,11 +126,11 @@ def _pairwise_distance_layer(op: Operation, x1: Any, x2: Any) -> Bound:
 
 @for_functions("cdist")
 def _cdist(op: Operation, x1: Any, x2: Any, p: float = 2.0, compute_mode: Any = None) -> Bound:
-    count = _shape(x1)[-1]
+    count = int((x1.value if isinstance(x1, Traced) else x1).shape[-1])
     return _distances(op, x1, x2, p, count, op.output.numel() * count)
 
 
 @for_functions("dist")
 def _dist(op: Operation, input: Any, other: Any, p: float = 2) -> Bound:
-    entries = torch.broadcast_shapes(_shape(input), _shape(other)).numel()
+    entries = common_shape(input, other).numel()
     return _distances(op, input, other, p, entries, entries)

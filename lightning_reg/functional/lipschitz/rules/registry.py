@@ -1,4 +1,4 @@
-"""The rules of operations: who knows the bound of what."""
+"""The rules of operations: which rule bounds which operation."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ from lightning_reg.functional.lipschitz.nested import replaced
 from lightning_reg.functional.lipschitz.traced_tensor import is_method
 from lightning_reg.functional.lipschitz.value import NoBoundError, Traced
 
-# From `Operation` and its arguments, in which what depends on the input is `Traced`, to the bound of the result, to the
-# slopes of a function that works entry by entry, or to a factor for the only argument that depends on the input.
+# Maps `Operation` and its arguments to the bound of the result, to the slopes of a function that works entry by entry,
+# or to a factor for the only argument that depends on the input. Arguments that depend on the input are `Traced`.
 Rule = Callable[..., Any]
 AnyRule = TypeVar("AnyRule", bound=Rule)
 
 
 @dataclass(frozen=True)
 class UserRule:
-    """A rule that gets the arguments as the operation does, and returns a factor for all of them together."""
+    """A rule that gets the arguments of the operation, and returns a factor for all of them together."""
 
     function: Callable[..., Any]
 
@@ -52,7 +52,7 @@ def for_modules(*types: type[nn.Module], book: Book = BOUNDS) -> Callable[[AnyRu
 
 
 def for_functions(names: str, book: Book = BOUNDS) -> Callable[[AnyRule], AnyRule]:
-    """Make a function the rule of the functions, operators and methods of these names, and of those in place."""
+    """Make a function the rule of the functions, operators and methods of these names, and of their in-place forms."""
 
     def register(rule: AnyRule) -> AnyRule:
         for name in names.split():
@@ -64,7 +64,7 @@ def for_functions(names: str, book: Book = BOUNDS) -> Callable[[AnyRule], AnyRul
 
 
 def add_function(name: str, rule: Rule | UserRule, book: Book = BOUNDS) -> None:
-    """Make `rule` that of every function of torch, operator, attribute and method called `name`."""
+    """Make `rule` the rule of every function of torch, operator, attribute and method called `name`."""
     for space in _NAMESPACES:
         function = getattr(space, name, None)
         if callable(function) and not isinstance(function, type):
@@ -74,7 +74,7 @@ def add_function(name: str, rule: Rule | UserRule, book: Book = BOUNDS) -> None:
 
 
 def register(target: type[nn.Module] | Callable[..., Any], rule: UserRule) -> None:
-    """Make `rule` that of a module type, a function, or a method of tensors."""
+    """Make `rule` the rule of a module type, a function, or a method of tensors."""
     if isinstance(target, type):
         BOUNDS.modules[target] = rule
         return
@@ -94,7 +94,7 @@ def module_rule(module: nn.Module, book: Book = BOUNDS) -> Rule | UserRule | Non
 
 
 def _has_forward_of(ancestor: type[nn.Module], module: nn.Module) -> bool:
-    """Tell whether `forward` and the methods that it calls, like `_conv_forward`, are those of `ancestor`."""
+    """Tell whether a module inherits `forward` and the methods that it calls, like `_conv_forward`, from `ancestor`."""
     code = getattr(ancestor.forward, "__code__", None)
     called = [name for name in (code.co_names if code else ()) if callable(getattr(ancestor, name, None))]
     return all(
@@ -104,7 +104,7 @@ def _has_forward_of(ancestor: type[nn.Module], module: nn.Module) -> bool:
 
 
 def function_rule(function: Callable[..., Any], name: str, book: Book = BOUNDS) -> Rule | UserRule | None:
-    """Return the rule of a function, or, for a method of tensors or one of their attributes, of that name."""
+    """Return the rule of a function; methods and attributes of tensors are found by name."""
     return book.functions.get(function) or (book.methods.get(name) if is_method(function) else None)
 
 
@@ -123,16 +123,16 @@ def without_bound(reason: str) -> Rule:
 
 
 def for_all(types: Iterable[type[nn.Module]], names: str, rule: Rule, book: Book = BOUNDS) -> None:
-    """Make `rule` that of modules and of functions."""
+    """Make `rule` the rule of modules and of functions."""
     for_modules(*types, book=book)(rule)
     for_functions(names, book=book)(rule)
 
 
 def for_function(function: Callable[..., Any], rule: Rule) -> None:
-    """Make `rule` that of a single function."""
+    """Make `rule` the rule of a single function."""
     BOUNDS.functions[function] = rule
 
 
 def plain(values: Any) -> Any:
-    """Return arguments with the tensors in place of what is known of them."""
+    """Return arguments with plain tensors in place of `Traced` ones."""
     return replaced(values, Traced, lambda traced: traced.value)
