@@ -119,13 +119,14 @@ class Tracer(TorchFunctionMode):
         for path, part in module.named_modules():
             forward = part.forward
             if self._judge.is_leaf(part):
-                step = functools.partial(self._module_step, path, part, self._judge.rule_of(part))
+                rules = self._judge.rule_of(part), self._judge.extent_of(part)
+                step = functools.partial(self._module_step, path, part, *rules)
                 vars(part)["forward"] = self._whole(forward, step)
             else:
                 vars(part)["forward"] = self._inside(forward, path)
 
-    def _module_step(self, path: str, module: nn.Module, rule: Any, *_: Any) -> Step:
-        return Step(path or type(module).__name__, rule, type(module).__name__, module)
+    def _module_step(self, path: str, module: nn.Module, rule: Any, extent: Any, *_: Any) -> Step:
+        return Step(path or type(module).__name__, rule, type(module).__name__, module, extent=extent)
 
     def _whole(self, function: Callable[..., Any], step: Callable[..., Step]) -> Callable[..., Any]:
         """Return `function` with its calls judged as one operation."""
@@ -167,12 +168,15 @@ class Tracer(TorchFunctionMode):
         if is_reflected(function):
             shown = {"rdiv": "truediv"}.get(shown, shown.removeprefix("r"))
         path = self._paths[-1]
-        weights = [self._weights[id(each)] for each in args if id(each) in self._weights]
+        weights = [each for each in args if id(each) in self._weights]
+        # Of `addmm`, the bias comes first.
+        weights.sort(key=lambda weight: weight.ndim == 1)
         return Step(
             f"{path}.{shown}" if path else shown,
             self._judge.rule_of(function, shown),
             f"`{shown}`",
-            weight=weights[0] if weights else None,
+            weight=self._weights[id(weights[0])] if weights else None,
+            extent=self._judge.extent_of(function, shown),
         )
 
     @override
