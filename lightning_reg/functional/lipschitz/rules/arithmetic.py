@@ -1,4 +1,4 @@
-"""Rules of sums, products with constants, and of what puts values together or moves them around."""
+"""Rules of sums, products with constants, and operations that join or move values."""
 
 import math
 from typing import Any
@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_reg.functional.lipschitz.rounding import times
+from lightning_reg.functional.lipschitz.rounding import power, times
 from lightning_reg.functional.lipschitz.rules.registry import for_functions, for_modules, without_bound
 from lightning_reg.functional.lipschitz.value import (
+    PRODUCT,
     Bound,
     NoBoundError,
     Operation,
@@ -20,9 +21,11 @@ from lightning_reg.functional.lipschitz.value import (
     traced_in,
 )
 
+_POWER = "the slope of a power has no bound"
+
 
 def spread(op: Operation, argument: Traced) -> float:
-    """Return the bound of an argument of an operation that broadcasts, after which it may be there several times."""
+    """Return the bound of an argument of an operation that broadcasts, and may repeat it."""
     before, after = argument.value.numel(), op.output.numel()
     return argument.bound.value if before == after else times(argument.bound.value, math.sqrt(after / max(before, 1)))
 
@@ -50,6 +53,12 @@ def _rsub(op: Operation, input: Any, other: Any, *, alpha: float = 1) -> Bound:
 @for_functions("mul multiply")
 def product(op: Operation, input: Any, other: Any) -> Bound:
     """Return the bound of a product entry by entry, which may broadcast to more entries by a third argument."""
+    if isinstance(input, Traced) and isinstance(other, Traced):
+        # Each is multiplied by what the other is at most.
+        sizes = other.bound.extent.entries, input.bound.extent.entries
+        if any(math.isinf(size) and each.bound.value for size, each in zip(sizes, (input, other), strict=True)):
+            raise NoBoundError(PRODUCT)
+        return Bound(times(spread(op, input), sizes[0]) + times(spread(op, other), sizes[1]))
     argument, factor = (input, other) if isinstance(input, Traced) else (other, input)
     factor = as_tensor(factor, argument.value)
     if factor.numel() == 1 and argument.value.shape == op.output.shape:
@@ -57,7 +66,7 @@ def product(op: Operation, input: Any, other: Any) -> Bound:
         size = size if math.isfinite(size) else math.nan
         chain = argument.bound.chain and argument.bound.chain.scaled(size)
         return Bound(times(argument.bound.value, size), chain)
-    # Each entry of the argument meets several of the factor.
+    # Each entry of the argument meets several entries of the factor.
     squares = factor.abs().expand(op.output.shape).square().sum_to_size(argument.value.shape)
     return argument.bound.after(largest(squares.sqrt()))
 
@@ -68,7 +77,7 @@ def _div(op: Operation, input: Any, other: Any, *, rounding_mode: str | None = N
         msg = "a division by a value that depends on the input has no bound"
         raise NoBoundError(msg)
     if rounding_mode is not None:
-        msg = "it jumps"
+        msg = "it is discontinuous"
         raise NoBoundError(msg)
     return product(op, input, as_tensor(other, input.value).reciprocal())
 
@@ -77,8 +86,16 @@ def _div(op: Operation, input: Any, other: Any, *, rounding_mode: str | None = N
 def _pow(op: Operation, input: Any, exponent: Any) -> Bound:
     if isinstance(input, Traced) and not isinstance(exponent, Traced | Tensor) and exponent in {0, 1}:
         return input.bound if exponent else Bound(0.0)
-    msg = "the slope of a power has no bound"
-    raise NoBoundError(msg)
+    if isinstance(input, Traced) and isinstance(exponent, int | float) and exponent >= 1:
+        slope = exponent * power(input.bound.extent.entries, exponent - 1)
+        if math.isfinite(slope):
+            return input.bound.after(slope)
+    raise NoBoundError(_POWER)
+
+
+@for_functions("square")
+def _square(op: Operation, input: Traced) -> Bound:
+    return _pow(op, input, 2)
 
 
 @for_functions("cat concat concatenate stack hstack vstack dstack row_stack column_stack")
@@ -126,7 +143,7 @@ def _masked(op: Operation, input: Traced, mask: Any, value: Any = None) -> Bound
 
 def _fixed(condition: Any) -> None:
     if next(traced_in(condition), None) is not None:
-        msg = "it jumps where its condition, which depends on the input, changes"
+        msg = "it is discontinuous where its condition, which depends on the input, changes"
         raise NoBoundError(msg)
 
 
@@ -144,6 +161,6 @@ for_functions("prod cumprod renorm cosine_similarity")(
 )
 for_functions("var var_mean")(without_bound("the slope of a square has no bound"))
 for_functions("argmax argmin eq ne lt gt le ge isnan isfinite isinf bool long int nonzero argsort logical_not any all")(
-    without_bound("whole numbers and comparisons jump: they have no Lipschitz constant")
+    without_bound("whole numbers and comparisons are discontinuous: they have no Lipschitz constant")
 )
 for_modules(nn.CosineSimilarity)(without_bound("no rule for it: products of values that depend on the input"))

@@ -1,30 +1,31 @@
-r"""Rules of products of tensors summed over some of their dimensions, as einsum has them, with one that is no constant.
+r"""Rules of products of tensors summed over some of their dimensions, as in einsum, with one that is not constant.
 
 .. math:: y_{bro} = \sum_{k} C_{brk} \sum_s x_{bkso}
 
-where the constants are multiplied to one tensor C first. Of the dimensions of x, those that C and y have, too, (b) make
-it a block diagonal matrix; those that C has and y has not (k) are the columns of its blocks; those that nobody else
-has (s) are sums; those that y alone has (o) repeat the same. Of C's own, those of y (r) are the rows. Hence the norm is
-:math:`\max_b \|C_b\| \sqrt{|s|}`, exactly.
+where the constants are first multiplied to one tensor C. As a map of x, this is a block diagonal matrix with a block
+for each index b, in the dimensions shared by x, C and y. Its columns are the dimensions k of x and C only, its rows the
+dimensions r of C and y only. Dimensions s of x only are summed, and dimensions o of x and y only repeat the same map.
+Hence the norm is :math:`\max_b \|C_b\| \sqrt{|s|}`, exactly.
 """
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lightning_reg.functional.lipschitz.budget import norm_in_time
 from lightning_reg.functional.lipschitz.rounding import UPWARDS, precise, times
+from lightning_reg.functional.lipschitz.rules.dot_products import dot_products, number_of_products
 from lightning_reg.functional.lipschitz.rules.layers import dense
 from lightning_reg.functional.lipschitz.rules.registry import for_function, for_functions, for_modules
-from lightning_reg.functional.lipschitz.value import Bound, NoBoundError, Operation, Traced, constant, largest
+from lightning_reg.functional.lipschitz.value import Bound, Extent, NoBoundError, Operation, Traced, constant, largest
 
 # Numbers that name dimensions.
 Labels = Sequence[int]
-# torch's own limit of how many names there are.
+# torch's limit on the number of names.
 _NAMES = 52
 # Sparse matrices of more entries, zeros included, are bounded by sums.
 _DENSE = 1 << 22
@@ -33,6 +34,9 @@ _DENSE = 1 << 22
 def contracted(operands: Sequence[tuple[Any, Labels]], output: Labels) -> Bound:
     """Return the bound of a product that is summed over all labels which are not in `output`."""
     (argument, mine), *more = [each for each in operands if isinstance(each[0], Traced)]
+    both = as_matrices(operands, output) if len(operands) == 1 + len(more) == 2 else None  # noqa: PLR2004  # both vary
+    if both is not None:
+        return dot_products(both.batches, both.first, both.second)
     constant([each for each, _ in more])
     others = [
         (each if each.layout == torch.strided else each.to_dense(), labels)
@@ -40,7 +44,7 @@ def contracted(operands: Sequence[tuple[Any, Labels]], output: Labels) -> Bound:
         if each is not argument
     ]
     sizes = _sizes([(argument.value, mine), *others])
-    # A dimension of one entry broadcasts: it is none at all.
+    # A dimension of one entry broadcasts, so it does not count.
     columns = {label for label, size in zip(mine, argument.value.shape, strict=True) if size == sizes[label] != 1}
     product, labels = _product(others, columns | {label for label in output if sizes[label] != 1})
     batch = [label for label in labels if label in columns and label in output]
@@ -57,6 +61,52 @@ def contracted(operands: Sequence[tuple[Any, Labels]], output: Labels) -> Bound:
         return dense(argument.bound, matrices[0])
     before: Bound = argument.bound
     return before.after(_largest_norm(matrices) * copies)
+
+
+class Matrices(NamedTuple):
+    """A product of two tensors as one of matrices."""
+
+    batches: float
+    first: Traced
+    second: Traced
+    rows: Labels
+    columns: Labels
+
+
+def as_matrices(operands: Sequence[tuple[Traced, Labels]], output: Labels) -> Matrices | None:
+    """Return a product of two tensors, summed over all labels that both have and `output` has not, if it is one."""
+    (first, mine), (second, other) = operands
+    if second.bound.extent.scores is not None and first.bound.extent.scores is None:
+        # Weights come first: a product is the same from both sides, transposed.
+        (first, mine), (second, other) = (second, other), (first, mine)
+    sizes = _sizes([(first.value, mine), (second.value, other)])
+    batch = [label for label in output if label in mine and label in other]
+    rows = [label for label in output if label in mine and label not in other]
+    columns = [label for label in output if label in other and label not in mine]
+    summed = [label for label in mine if label in other and label not in output]
+    if sorted(mine) != sorted([*batch, *rows, *summed]) or sorted(other) != sorted([*batch, *columns, *summed]):
+        return None
+    if any([*t.value.shape] != [sizes[label] for label in names] for t, names in ((first, mine), (second, other))):
+        return None
+    return Matrices(
+        math.prod(sizes[label] for label in batch),
+        _matrices(first, mine, batch, rows, summed),
+        _matrices(second, other, batch, summed, columns),
+        rows,
+        columns,
+    )
+
+
+def _matrices(each: Traced, labels: Labels, batch: Labels, left: Labels, right: Labels) -> Traced:
+    """Return what is known of a tensor as a batch of matrices."""
+    tensor = each.value.permute([labels.index(label) for label in (*batch, *left, *right)])
+    shape = [math.prod(each.value.shape[labels.index(label)] for label in part) for part in (batch, left, right)]
+    extent, along = each.bound.extent, [labels[each.bound.extent.dim]] if labels else []
+    radius, dim = next(
+        ((extent.radius, dim) for part, dim in ((right, -1), (left, -2)) if part == along), (math.inf, -1)
+    )
+    scores = extent.scores if [*labels[-2:]] == [*left, *right] else None
+    return Traced(tensor.reshape(shape), replace(each.bound, extent=Extent(extent.entries, radius, dim, scores)))
 
 
 def _sizes(operands: Iterable[tuple[Tensor, Labels]]) -> dict[int, int]:
@@ -94,13 +144,13 @@ def _largest_norm(matrices: Tensor) -> float:
     if not matrices.numel():
         return 0.0
     if 1 in matrices.shape[1:]:
-        # Vectors, of which there may be many.
+        # There may be many vectors.
         return largest(torch.linalg.vector_norm(precise(matrices), dim=(1, 2)))
     norms = [norm_in_time(matrix) for matrix in matrices]
     return math.nan if any(map(math.isnan, norms)) else max(norms)
 
 
-def _parsed(equation: str, operands: Sequence[Any]) -> tuple[list[Labels], Labels]:
+def parsed(equation: str, operands: Sequence[Any]) -> tuple[list[Labels], Labels]:
     """Return the labels of each operand and of the result, the dimensions of an ellipsis counted from its end."""
     left, arrow, right = equation.replace(" ", "").partition("->")
     numbers: dict[str | int, int] = {}
@@ -126,7 +176,7 @@ def _parsed(equation: str, operands: Sequence[Any]) -> tuple[list[Labels], Label
 
 def by_equation(equation: str, *operands: Any) -> Bound:
     """Return the bound of an einsum."""
-    labels, output = _parsed(equation, operands)
+    labels, output = parsed(equation, operands)
     return contracted(list(zip(operands, labels, strict=True)), output)
 
 
@@ -139,6 +189,8 @@ def _einsum(op: Operation, equation: str, *operands: Any) -> Bound:
 
 @for_functions("matmul bmm mm mv dot")
 def _matmul(op: Operation, input: Any, other: Any, *_: Any) -> Bound:
+    if isinstance(input, Traced) and isinstance(other, Traced):
+        return dot_products(number_of_products(op.output, input, other), input, other)
     for each in (input, other):
         if isinstance(each, Tensor) and each.layout != torch.strided and each.numel() > _DENSE:
             before: Bound = (other if each is input else input).bound
@@ -240,7 +292,7 @@ def _cross(op: Operation, input: Any, other: Any, dim: int | None = None, out: A
     factor = precise(constant(factor))
     if dim is None:
         dim = argument.value.shape.index(3)
-    # The product with c in three dimensions is c's length times a rotation of what is orthogonal to c.
+    # In three dimensions, the product with c rotates the part orthogonal to c, and multiplies it by the length of c.
     squares = factor.abs().square().sum(dim, keepdim=True).movedim(dim, 0)
     shape = op.output.movedim(dim, 0).shape[1:]
     met = squares.expand(1, *shape).sum_to_size(1, *argument.value.movedim(dim, 0).shape[1:])

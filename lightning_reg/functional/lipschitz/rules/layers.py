@@ -58,7 +58,7 @@ def dense(bound: Bound, weight: Tensor) -> Bound:
 
 
 def convolved(bound: Bound, weight: Tensor, layer: Convolution, size: Sizes | None) -> Bound:
-    """Return the bound after a convolution of images of `size`; None: of any."""
+    """Return the bound after a convolution of images of `size`; None for any size."""
     norm = float(reshaped_bound(weight, layer, size) if is_too_late() else certified_bound(weight, layer, size, _GRID))
 
     def scaled(scale: Tensor) -> Bound:
@@ -79,7 +79,7 @@ def _image_size(input: Traced, weight: Tensor) -> Sizes:
 def _convolutional_layer(op: Operation, input: Traced, output_size: Any = None) -> Bound:
     weight = _real(op.module.weight)
     layer = cast(Convolution, convolution_of(op.module, weight))
-    # A size of the output that is asked for takes the place of the layer's output padding.
+    # A requested output size replaces the layer's output padding.
     return convolved(input.bound, weight, layer, None if output_size else _image_size(input, weight))
 
 
@@ -231,7 +231,7 @@ def _rms_norm_layer(op: Operation, input: Traced) -> Bound:
 
 
 def _normalized(input: Traced, weight: Tensor | None, eps: float) -> Bound:
-    """Return the bound after a division by the deviation: inputs without deviation attain it."""
+    """Return the bound after a division by the deviation; inputs without deviation attain it."""
     scale = 1.0 if weight is None else largest(weight)
     factor = scale / math.sqrt(eps) * UPWARDS if eps > 0 else math.inf
     return Bound(input.bound.after(factor).value, own=factor)
@@ -242,16 +242,16 @@ for_all(
     "embedding embedding_bag",
     without_bound("integers have no Lipschitz constant: measure the part of the network after the embedding"),
 )
-for_all(
-    (
-        nn.MultiheadAttention,
-        nn.Transformer,
-        nn.TransformerEncoder,
-        nn.TransformerEncoderLayer,
-        nn.TransformerDecoder,
-        nn.TransformerDecoderLayer,
-    ),
-    "scaled_dot_product_attention multi_head_attention_forward",
-    without_bound("dot-product attention has no Lipschitz constant (Kim et al. 2021, arXiv:2006.04710)"),
-)
-for_all((nn.GLU,), "glu", without_bound(PRODUCT))
+
+
+@for_functions("glu")
+def _glu(op: Operation, input: Traced, dim: int = -1) -> float:
+    # The product of one half and of the sigmoid, which is 1 at most, of slope 1/4, of the other.
+    if math.isinf(input.bound.extent.entries):
+        raise NoBoundError(PRODUCT)
+    return math.hypot(1.0, input.bound.extent.entries / 4)
+
+
+@for_modules(nn.GLU)
+def _glu_layer(op: Operation, input: Traced) -> float:
+    return _glu(op, input, op.module.dim)
