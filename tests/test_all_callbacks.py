@@ -25,10 +25,12 @@ from lightning_reg import (
     Linear,
     LipschitzMonitor,
     MaxNorm,
+    MCPPenalty,
     MinMaxNorm,
     MonteCarloDropout,
     NMSparsity,
     NonNegative,
+    NuclearNormPenalty,
     Piecewise,
     RegularizationMonitor,
     Select,
@@ -52,6 +54,7 @@ CALLBACKS = [
     ElasticNetPenalty(0.1, l1_ratio=0.25, **SETTINGS),
     GroupLassoPenalty(0.1, 1, **SETTINGS),
     GroupLassoPenalty(0.1, mode="proximal"),
+    NuclearNormPenalty(0.1, mode="proximal"),
     TargetSparsity(L1Penalty(0.01, mode="proximal"), 0.5, schedule=Cosine(0.0, 1.0, 0.5)),
     ActivityPenalty(0.1, select=["network.encoder", "network.conv"], norm="l2", schedule=Cosine(1.0, 0.0, 0.5)),
     RegularizationMonitor(),
@@ -166,6 +169,7 @@ def test_one_run_with_every_callback_at_once(fit, logger, tmp_path):
     callbacks = [
         *ADDING_UP,
         ActivityPenalty(0.01, select="network.conv"),
+        MCPPenalty(0.01, mode="grad"),
         # Each of the others changes weights by itself after a step, so each has its own.
         TargetSparsity(L1Penalty(0.0, mode="proximal", **head), 0.5),
         GroupLassoPenalty(0.01, mode="proximal", **head),
