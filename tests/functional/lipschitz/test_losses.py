@@ -49,6 +49,8 @@ ATTAINED = {
     ),
     "kl": (lambda x: F.kl_div(x, SHARES, reduction="batchmean"), constant(3, 4)),
     "kl of logarithms": (lambda x: F.kl_div(x, SHARES.log(), reduction="sum", log_target=True), constant(3, 4)),
+    "kl of repeated rows": (lambda x: F.kl_div(x, SHARES, reduction="batchmean"), constant(1, 4)),
+    "kl of repeated rows each": (lambda x: F.kl_div(x, SHARES, reduction="none"), constant(1, 4)),
     "soft margin": (lambda x: F.soft_margin_loss(x, SIGNS), -60 * SIGNS),
     "hinge embedding": (lambda x: F.hinge_embedding_loss(x, SIGNS, margin=200.0), torch.ones(3, 4)),
     "margin ranking": (lambda x: F.margin_ranking_loss(x, 0 * SIGNS, SIGNS, margin=1.0), -60 * SIGNS),
@@ -56,6 +58,8 @@ ATTAINED = {
 }
 # Where both depend on the input, or no closed form is attained everywhere.
 ABOVE = {
+    "repeated rows": lambda x: F.hinge_embedding_loss(x[0], SIGNS, margin=50.0, reduction="sum"),
+    "repeated rows ranked": lambda x: F.margin_ranking_loss(x[:1], 0 * x[:1], SIGNS, margin=50.0, reduction="sum"),
     "both": lambda x: F.l1_loss(x, 2 * x.flip(0)),
     "both ranked": lambda x: F.margin_ranking_loss(x, 2 * x.flip(0), SIGNS),
     "triplets": lambda x: F.triplet_margin_loss(x, x.flip(0), 2 * x.flip(1), margin=50.0, swap=True),

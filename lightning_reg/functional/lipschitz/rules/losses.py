@@ -44,8 +44,8 @@ def _old(*settings: Any) -> None:
 
 def _difference(op: Operation, input: Any, target: Any, slope: float, weight: Any, reduction: str) -> Bound:
     """Return the bound of a function of the difference with a largest slope."""
-    shape = common_shape(input, target)
     factor = torch.ones((), dtype=torch.float64) if weight is None else precise(constant(weight)).abs()
+    shape = common_shape(input, target, factor)
     reduced = _reduced(slope * factor.expand(shape), reduction, shape.numel())
     broadcast = Operation(torch.empty(shape, device="meta"), op.apply)
     return Bound(sum(times(spread(broadcast, each), reduced) for each in traced_in([input, target])))
@@ -58,10 +58,9 @@ def _l1(
     size_average: Any = None,
     reduce: Any = None,
     reduction: str = "mean",
-    weight: Any = None,
 ) -> Bound:
     _old(size_average, reduce)
-    return _difference(op, input, target, 1.0, weight, reduction)
+    return _difference(op, input, target, 1.0, None, reduction)
 
 
 def _smooth_l1(
@@ -96,10 +95,14 @@ def _kl_div(
     shares = precise(constant(target))
     shares = shares.exp() if log_target else shares
     shape = common_shape(input, shares)
-    # Linear in the logarithms: the gradient is the target itself.
-    slopes = shares.abs().expand(shape).square().sum_to_size(input.value.shape).sqrt()
-    count = shape[0] if reduction == "batchmean" and shape else shape.numel()
-    return _reduced(slopes, reduction, count)
+    # Linear in the logarithms: the gradient is the target itself, summed over the terms that an entry is in.
+    terms = shares.abs().expand(shape)
+    if reduction == "none":
+        return largest(terms.square().sum_to_size(input.value.shape).sqrt())
+    slopes = terms.sum_to_size(input.value.shape)
+    if reduction != "batchmean":
+        return _reduced(slopes, reduction, shape.numel())
+    return _reduced(slopes, "mean", input.value.shape[0] if input.value.ndim else 1)
 
 
 def _bce_with_logits(
@@ -137,10 +140,9 @@ def _hinge_embedding(
     size_average: Any = None,
     reduce: Any = None,
     reduction: str = "mean",
-) -> float:
+) -> Bound:
     _old(size_average, reduce)
-    constant(target)
-    return _reduced(torch.ones(input.value.shape), reduction, input.value.numel())
+    return _difference(op, input, constant(target), 1.0, None, reduction)
 
 
 def _margin_ranking(
@@ -154,7 +156,7 @@ def _margin_ranking(
     reduction: str = "mean",
 ) -> Bound:
     _old(size_average, reduce)
-    return _difference(op, input1, input2, largest(constant(target)), None, reduction)
+    return _difference(op, input1, input2, 1.0, target, reduction)
 
 
 def _nll(
