@@ -82,7 +82,7 @@ def factorize(module: nn.Module, *, tolerance: float | None = None) -> nn.Module
         factors = _factors(layer, tolerance)
         if factors is None:
             continue
-        reason = _reason(module, name, layer, owners)
+        reason = _reason(module, layer, owners)
         if reason:
             warnings.warn(f"`factorize` leaves {name!r} as it is, though its rank is low: {reason}.", stacklevel=2)
         else:
@@ -130,7 +130,7 @@ def _has_inputs_first(layer: nn.Module) -> bool:
     return f"{type(layer).__module__}.{type(layer).__qualname__}" == "transformers.pytorch_utils.Conv1D"
 
 
-def _reason(module: nn.Module, name: str, layer: Layer, owners: dict[int, set[tuple[int, str]]]) -> str:
+def _reason(module: nn.Module, layer: Layer, owners: dict[int, set[tuple[int, str]]]) -> str:
     """Return why a layer cannot be replaced, and the remedy if there is one; "" if it can."""
     if is_parametrized(layer):
         return "a parametrization computes its weight. Call `torch.nn.utils.parametrize.remove_parametrizations` before"
@@ -140,8 +140,8 @@ def _reason(module: nn.Module, name: str, layer: Layer, owners: dict[int, set[tu
         return "it has hooks, as of pruning. Remove them before"
     if any(len(owners[id(parameter)]) > 1 for parameter in layer.parameters()):
         return "another module has its weight or bias as well. Give each its own before"
-    path, _, leaf = name.rpartition(".")
-    if isinstance(module.get_submodule(path), nn.TransformerEncoderLayer) and leaf in {"linear1", "linear2"}:
+    blocks = [part for part in module.modules() if isinstance(part, nn.TransformerEncoderLayer)]
+    if any(layer in (block.linear1, block.linear2) for block in blocks):
         return "its nn.TransformerEncoderLayer reads its weight"
     return ""
 

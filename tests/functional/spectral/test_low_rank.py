@@ -181,6 +181,11 @@ def encoder_layer():
     return module
 
 
+def named_twice():
+    block = encoder_layer()
+    return nn.ModuleDict({"first": block.linear1, "block": block})
+
+
 def tied():
     module = nn.ModuleDict({"head": low_rank(), "embedding": nn.Embedding(20, 20)})
     module["embedding"].weight = module["head"].weight
@@ -200,6 +205,7 @@ def normed():
 KEPT = {
     "attention": (attention, "'out_proj'.*NonDynamicallyQuantizableLinear"),
     "encoder layer": (encoder_layer, "'linear1'.*TransformerEncoderLayer"),
+    "encoder layer under another name": (named_twice, "'first'.*TransformerEncoderLayer"),
     "tied": (tied, "'head'.*Give each its own"),
     "hooked": (hooked, "hooks, as of pruning. Remove"),
     "pruned": (lambda: prune.random_unstructured(low_rank(), "weight", 0.0), "Remove them before"),
