@@ -63,7 +63,13 @@ def within(weights: Sequence[Tensor], end: float) -> list[Tensor]:
     """Return `weights`, with entries larger than `end` brought to it."""
     if end == math.inf:
         return list(weights)
+    if any(end > torch.finfo(weight.dtype).max for weight in weights):  # which foreach kernels refuse
+        return [weight.clamp(-limit, limit) for weight in weights for limit in [_representable(end, weight.dtype)]]
     return list(torch._foreach_clamp_max(torch._foreach_clamp_min(list(weights), -end), end))
+
+
+def _representable(end: float, dtype: torch.dtype) -> float:
+    return min(end, torch.finfo(dtype).max)
 
 
 # Entries of one sum of moduli, so that its scratch memory stays in the cache.
@@ -142,6 +148,7 @@ def _sum_by_foreach(weights: list[Tensor], power: int, dtype: torch.dtype) -> Te
 def _value_on_cpu(weights: list[Tensor], l1: float, l2: float, dtype: torch.dtype) -> Tensor:
     moduli, squares = ([weights[0].new_zeros((), dtype=dtype)] for _ in range(2))
     end = end_of(l1, l2)
+    end = _representable(end, dtype) if end < math.inf else end
     size = _ABS_ENTRIES if l1 else chunk_size(weights)
     scratch = _scratch(weights[0], size if l1 else 0, dtype)
     inner = _scratch(weights[0], size if end < math.inf else 0, dtype)
@@ -207,6 +214,7 @@ def _formula(weights: list[Tensor], l1: float, l2: float) -> Tensor:
     moduli = [
         weight.abs().float() if weight.dtype.itemsize < torch.float32.itemsize else weight.abs() for weight in weights
     ]
-    if end_of(l1, l2) < math.inf:
-        moduli = [modulus.clamp(max=end_of(l1, l2)) for modulus in moduli]
+    end = end_of(l1, l2)
+    if end < math.inf:
+        moduli = [modulus.clamp(max=_representable(end, modulus.dtype)) for modulus in moduli]
     return torch.stack([(l1 * modulus + l2 * modulus.square()).sum() for modulus in moduli]).sum()

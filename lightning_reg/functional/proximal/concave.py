@@ -15,6 +15,9 @@ from lightning_reg.functional.tensors.weights import check_fits
 
 __all__ = ["mcp_prox"]
 
+# The largest distance from zero, as a share of a dtype's largest number: no result differs, and nothing overflows.
+_FAR = 1e-8
+
 
 @overload
 def mcp_prox(
@@ -85,13 +88,15 @@ def shrink_to_zero_or_nothing_(weights: list[Tensor], thresholds: list[NumberOrT
     """Apply the operator to weights, in place: with step sizes times strength, and gamma times strength."""
     for weight, threshold in zip(weights, thresholds, strict=True):
         wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+        end = min(bound, _FAR * torch.finfo(wide.dtype).max)
         # Subtracted, because w - w is +0.0, also for -0.0, and w - 0 is w to the bit.
-        weight.sub_(_taken(wide.abs(), threshold, bound).copysign(wide))
+        weight.sub_(_taken(wide.abs(), threshold, end).copysign(wide))
 
 
 def _taken(size: Tensor, threshold: NumberOrTensor, bound: float) -> Tensor:
     """Return the amount by which entries of given sizes shrink."""
     if isinstance(threshold, Tensor):
+        threshold = threshold.to(torch.promote_types(threshold.dtype, size.dtype))
         return torch.where(
             threshold < bound,
             _taken_firmly(size, threshold, bound, bound - threshold),

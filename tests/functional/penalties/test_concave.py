@@ -47,6 +47,21 @@ def test_the_gradient_in_place_is_that_of_the_formula(dtype):
         np.testing.assert_allclose(grad, 1 + 0.2 * gradient(weight.numpy(), 1.0, 0.6), rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+@pytest.mark.parametrize("gamma", [1e9, 1e39, 1e300])
+def test_a_gamma_beyond_the_range_of_the_weights_gives_l1(dtype, gamma):
+    weight = torch.tensor([5.0, 0.5, -3.0, 0.0], dtype=dtype, requires_grad=True)
+    grad = torch.zeros_like(weight)
+
+    result = mcp(weight, 2.0, gamma)
+    result.backward()
+    add_elementwise_gradient_([grad], [weight.detach()], l1=2.0, l2=-1 / (2 * gamma))
+
+    assert result.item() == pytest.approx(2 * 8.5)
+    for found in (weight.grad, grad):
+        assert found.tolist() == pytest.approx([2.0, 2.0, -2.0, 0.0])
+
+
 def test_large_weights_are_worked_on_in_parts_second_derivatives_and_vmap_are_those_of_the_formula():
     weight = torch.randn(300_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
 

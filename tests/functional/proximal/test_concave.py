@@ -80,6 +80,16 @@ def test_ties_are_zero_large_entries_stay_to_the_bit_and_nothing_becomes_minus_z
     assert result[8].isnan()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+@pytest.mark.parametrize("gamma", [1e9, 1e39, 1e300])
+def test_a_gamma_beyond_the_range_of_the_weights_gives_the_threshold_of_l1(dtype, gamma):
+    weight = torch.tensor([5.0, 0.5, -3.0, 0.0], dtype=dtype)
+    expected = torch.tensor([4.0, 0.0, -2.0, 0.0], dtype=dtype)
+
+    for step_size in (1.0, torch.ones(4), torch.ones((), dtype=torch.float64)):
+        torch.testing.assert_close(mcp_prox(weight, 1.0, gamma, step_size), expected)
+
+
 def test_a_step_that_did_not_happen_changes_nothing():
     weight = torch.tensor([0.3, -0.0, 1e-30, -7.0])
 
