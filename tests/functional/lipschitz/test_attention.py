@@ -210,6 +210,12 @@ def test_products_of_bounded_values_have_a_bound(name):
     assert max(largest_jacobian(network, [x], seed=seed) for seed in range(2)) <= report.value < math.inf
 
 
+def test_a_product_with_infinity_has_no_bound():
+    network = network_of(lambda x: torch.tanh(normal(x).masked_fill(constant(4) > 0, math.inf) * normal(x)))
+
+    assert lipschitz_bound(network, constant(1, 3, 4)).value == math.inf
+
+
 def test_weights_that_are_not_finite_make_the_bound_nan():
     network = TRANSFORMERS["batch first"].double()
     x = torch.zeros(1, 3, 6, dtype=torch.float64)

@@ -253,6 +253,7 @@ def _square(op: Operation, bound: Bound, input: Traced) -> Extent | None:
 @for_functions("masked_fill", book=EXTENTS)
 def _masked_fill(op: Operation, bound: Bound, input: Traced, mask: Any, value: Any = 0) -> Extent:
     filled = largest(as_tensor(value, input.value))
+    filled = math.inf if math.isnan(filled) else filled
     before = input.bound.extent
     size = math.sqrt(op.output.shape[before.dim]) if op.output.ndim else 1.0
     radius = math.hypot(_along(input, before.dim, op.output), filled * size)
