@@ -1,6 +1,7 @@
 """The mean gradient of the loss over an epoch."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,11 +14,11 @@ class MeanGradient:
 
     def __init__(self) -> None:
         self._sums: dict[Tensor, Tensor] = {}
-        self._shares: Tensor | float = 0.0
+        self._shares: dict[Tensor, Tensor | float] = {}
 
     def clear(self) -> None:
         """Begin anew."""
-        self._sums, self._shares = {}, 0.0
+        self._sums, self._shares = {}, {}
 
     @torch.no_grad()
     def add(self, weights: Sequence[Tensor], share: float, scale: Tensor | None, *, may_skip: bool) -> None:
@@ -31,10 +32,8 @@ class MeanGradient:
 
         """
         grads = {weight: _dense(weight) for weight in weights if weight.grad is not None}
-        if not grads:
-            return
         counts: Tensor | float = share
-        if may_skip:
+        if may_skip and grads:
             parts = [grad.to_local() if has_dtensors([grad]) else grad for grad in grads.values()]  # type: ignore[attr-defined]
             finite = torch.stack([part.isfinite().all() for part in parts]).all()
             grads = {weight: torch.where(finite, grad, 0.0) for weight, grad in grads.items()}
@@ -42,11 +41,13 @@ class MeanGradient:
         for weight, grad in grads.items():
             grad = grad if scale is None else grad / scale
             self._sums[weight] = self._sums[weight].add_(grad) if weight in self._sums else grad.clone()
-        self._shares = self._shares + counts
+        # Also of weights that the loss did not reach: their gradient of this step is 0.
+        for weight in weights:
+            self._shares[weight] = self._shares.get(weight, 0.0) + counts
 
     def of(self, weight: Tensor) -> Tensor:
         """Return the mean gradient of a weight over a full step; zero if it had none."""
-        return self._sums[weight] / self._shares if weight in self._sums else torch.zeros_like(weight)
+        return self._sums[weight] / self._shares[weight] if weight in self._sums else torch.zeros_like(weight)
 
     @property
     def is_empty(self) -> bool:
@@ -56,16 +57,16 @@ class MeanGradient:
     def state(self, names: dict[Tensor, str]) -> dict[str, object]:
         """Return the sums for a checkpoint; a collective call where they are sharded."""
         sums = {names[weight]: whole(total).to("cpu", copy=True) for weight, total in self._sums.items()}
-        return {"sums": sums, "shares": float(self._shares)}
+        return {"sums": sums, "shares": {names[weight]: float(share) for weight, share in self._shares.items()}}
 
-    def load(self, state: dict[str, dict[str, Tensor]], weights: dict[str, Tensor]) -> None:
+    def load(self, state: dict[str, dict[str, Any]], weights: dict[str, Tensor]) -> None:
         """Load the sums of a checkpoint."""
         self._sums = {
             weights[name]: spread_like(total.to(weights[name].device, copy=True), weights[name])
             for name, total in state["sums"].items()
             if name in weights
         }
-        self._shares = float(state["shares"])  # type: ignore[arg-type]
+        self._shares = {weights[name]: share for name, share in state["shares"].items() if name in weights}
 
 
 def _dense(weight: Tensor) -> Tensor:

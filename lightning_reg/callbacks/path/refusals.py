@@ -52,6 +52,15 @@ def warn_of_schedulers(trainer: Trainer) -> None:
         )
 
 
+def warn_of_unsettled(epochs: int, strength: float) -> None:
+    """Warn that the largest strength is not exact: the other parameters were not at their optimum."""
+    rank_zero_warn(
+        f"RegularizationPath looked for the largest strength for {epochs} epochs, in which the parameters that the"
+        f" penalty leaves alone did not settle, and goes on with {strength:.3g}. Train with a higher learning rate, or"
+        " pass the strengths as a list."
+    )
+
+
 def warn_of_cut(done: int, strengths: Sequence[float]) -> None:
     """Warn that a path has not come to its end."""
     rank_zero_warn(

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_reg import _checks
-from lightning_reg.callbacks.path.refusals import refuse_cuts, warn_of_cut, warn_of_schedulers
+from lightning_reg.callbacks.path.refusals import refuse_cuts, warn_of_cut, warn_of_schedulers, warn_of_unsettled
 from lightning_reg.callbacks.path.result import PathResult, Point, Rule, choice
 from lightning_reg.callbacks.path.run import PathRun
 from lightning_reg.callbacks.path.scores import Scores
@@ -33,8 +33,11 @@ from lightning_reg.tensorboard import tags
 Direction = Literal["down", "up"]
 MonitorMode = Literal["min", "max"]
 
-# Holds all weights at zero, whatever their gradients, and is finite in every precision.
+# Holds all weights at zero, whatever their gradients; or the largest number of the weights' precision, if that is less.
 _HOLDS_AT_ZERO = 1e12
+# The search for the largest strength may take this many batches, or as many epochs as the path if that is more.
+_SEARCH = 10_000
+_ROUND_UP = 5e-7
 
 
 class _Behind(Callback):
@@ -201,7 +204,8 @@ class RegularizationPath(DuringFit[PathRun]):
         if self._loaded:
             self._continue(run, pl_module)
         elif is_searched:
-            run.search, run.start = Search(), Snapshot(pl_module)
+            limit = max(math.ceil(_SEARCH / trainer.num_training_batches), self._count * self.epochs)
+            run.search, run.start = Search(limit), Snapshot(pl_module)
         else:
             run.strengths = sorted(self.strengths, reverse=self.direction == "down")  # type: ignore[arg-type]
         self._set_strength(run)
@@ -222,13 +226,12 @@ class RegularizationPath(DuringFit[PathRun]):
         weights = of_penalty.targets.of([optimizer])
         scale, share = state.gradient_scale(trainer, optimizer), of_penalty.share
         run.mean.add(weights, share, scale, may_skip=state.may_skip_steps(trainer))
-        if run.search is not None and not run.search.begun:
-            # The first step: from now on the chosen weights are zero, and the coming epochs count.
-            run.search.begun = self._vanishing(trainer, run)
+        if run.search is not None and (dense := [w for w in weights if run.names[w] not in run.search.begun]):
+            # The first step of this optimizer: from now on its weights are zero, and the coming epochs count.
+            run.search.begun |= self._vanishing(trainer, run, dense)
             with torch.no_grad():
-                for weight in run.names:
+                for weight in dense:
                     weight.zero_()
-            run.mean.clear()
 
     @override
     def on_train_batch_end(
@@ -279,13 +282,16 @@ class RegularizationPath(DuringFit[PathRun]):
 
     def _look(self, trainer: Trainer, pl_module: LightningModule, run: PathRun, search: Search) -> None:
         """Estimate the largest strength after an epoch, and begin the path if it is known."""
-        if run.mean.is_empty:  # the epoch had one step, which set the weights to zero
+        if run.epochs == 1 or run.mean.is_empty:  # its first step was of the dense network
             return
-        each = self._vanishing(trainer, run)
-        search.add(each)
+        each = self._vanishing(trainer, run, list(run.names))
+        search.estimates.append(max(each.values()))
         at_rest = search.is_at_rest(each)
-        if not (at_rest or search.is_over(min((w.dtype for w in run.names), key=lambda kind: torch.finfo(kind).bits))):
+        settles = search.settles(min((w.dtype for w in run.names), key=lambda kind: torch.finfo(kind).bits))
+        if not (at_rest or settles or len(search.estimates) >= search.limit):
             return
+        if not (at_rest or settles):
+            warn_of_unsettled(search.limit, search.estimates[-1])
         start, run.search, run.start, run.epochs = run.start, None, None, 0
         largest = search.estimates[-1]
         if self.direction == "up" or at_rest:
@@ -301,9 +307,9 @@ class RegularizationPath(DuringFit[PathRun]):
                     " weights of one layer by the penalty's `select`."
                 )
                 raise MisconfigurationException(msg)
-            largest = max(search.begun)
-        # Rounded up, so that at the largest strength all weights are zero.
-        largest *= 1 + 4 * torch.finfo(next(iter(run.names)).dtype).eps
+            largest = max(search.begun.values())
+        # Rounded up, past the error of the search, so that at the largest strength all weights are zero.
+        largest *= 1 + max(_ROUND_UP, 4 * torch.finfo(next(iter(run.names)).dtype).eps)
         steps = self._count - 1
         grid = [largest * self.smallest ** (index / steps) for index in range(self._count)]
         run.strengths = grid if self.direction == "down" else grid[::-1]
@@ -410,12 +416,11 @@ class RegularizationPath(DuringFit[PathRun]):
         if run.strengths:
             self.penalty.strength = run.strengths[min(run.position, len(run.strengths) - 1)]
         else:
-            self.penalty.strength = _HOLDS_AT_ZERO
+            self.penalty.strength = min(_HOLDS_AT_ZERO, *(torch.finfo(weight.dtype).max for weight in run.names))
 
     @torch.no_grad()
-    def _vanishing(self, trainer: Trainer, run: PathRun) -> list[float]:
-        """Return for each chosen weight the least strength at which it stays zero under the mean gradient."""
-        weights = list(run.names)
+    def _vanishing(self, trainer: Trainer, run: PathRun, weights: list[Tensor]) -> dict[str, float]:
+        """Return for each weight, by name, the least strength at which it stays zero under the mean gradient."""
         kept = [weight.detach().clone() for weight in weights]
         for weight in weights:  # layers of units are known by their weights
             weight.copy_(-run.mean.of(weight))
@@ -423,7 +428,8 @@ class RegularizationPath(DuringFit[PathRun]):
         for weight, before in zip(weights, kept, strict=True):
             weight.copy_(before)
         largest = [each.amax() if each.numel() else each.new_zeros(()) for each in found]
-        return state.largest_over_ranks(trainer, torch.stack([each.to(largest[0].device) for each in largest])).tolist()
+        whole_run = state.largest_over_ranks(trainer, torch.stack([each.to(largest[0].device) for each in largest]))
+        return dict(zip((run.names[weight] for weight in weights), whole_run.tolist(), strict=True))
 
     @property
     def _count(self) -> int:

@@ -13,7 +13,9 @@ class Snapshot:
 
     def __init__(self, module: nn.Module, saved: Mapping[str, Tensor] | None = None) -> None:
         self._kept = {
-            name: Offloaded(tensor if saved is None else spread_like(saved[name].to(tensor.device), tensor), tensor.device)
+            name: Offloaded(
+                tensor if saved is None else spread_like(saved[name].to(tensor.device), tensor), tensor.device
+            )
             for name, tensor in _tensors(module)
             if saved is None or name in saved
         }
