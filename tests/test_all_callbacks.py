@@ -22,6 +22,7 @@ from lightning_reg import (
     KeepZeros,
     L1Penalty,
     L2Penalty,
+    MCPPenalty,
     Linear,
     LipschitzMonitor,
     MaxNorm,
@@ -166,6 +167,7 @@ def test_one_run_with_every_callback_at_once(fit, logger, tmp_path):
     callbacks = [
         *ADDING_UP,
         ActivityPenalty(0.01, select="network.conv"),
+        MCPPenalty(0.01, mode="grad"),
         # Each of the others changes weights by itself after a step, so each has its own.
         TargetSparsity(L1Penalty(0.0, mode="proximal", **head), 0.5),
         GroupLassoPenalty(0.01, mode="proximal", **head),

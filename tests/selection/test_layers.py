@@ -93,7 +93,7 @@ def test_a_tied_weight_has_the_units_of_the_layer_it_is_a_weight_of():
     assert weight.outside == ""
 
 
-def test_parameters_beside_layers_are_told_from_weights():
+def test_parameters_outside_layers_are_distinguished_from_weights():
     found = {name: weight.outside for name, weight in weights(WithTokens()).items()}
 
     assert found == {**dict.fromkeys(BESIDE_LAYERS, "in no layer"), "encoder.weight": "", "encoder.bias": ""}

@@ -29,7 +29,7 @@ class Member(Protocol):
 
     @property
     def exact_in_any_company(self) -> bool:
-        """Whether its operator, before one other, gives that of the sum."""
+        """Whether its operator, before one other, gives the operator of the sum."""
 
     @property
     def overlaps_weight_decay(self) -> bool:

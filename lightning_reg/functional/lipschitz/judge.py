@@ -12,7 +12,7 @@ from lightning_reg.functional.lipschitz.rules.applied import apply_rule
 from lightning_reg.functional.lipschitz.rules.registry import Rule, UserRule, function_rule, module_rule
 from lightning_reg.functional.lipschitz.value import Bound, NoBoundError, Operation, larger, traced_in
 
-JUMPS = "whole numbers and comparisons jump: they have no Lipschitz constant"
+JUMPS = "whole numbers and comparisons are discontinuous: they have no Lipschitz constant"
 # Modules that torch writes in Python with operations that have their own rules.
 _LOOKED_INTO = {"torch.nn.modules.container", "torch.nn.modules.loss"}
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_reg.functional.penalties.elementwise import end_of, within
 from lightning_reg.functional.penalties.group_sums import group_entries, group_sums
 from lightning_reg.functional.tensors.shards import local_parts
 
@@ -14,10 +15,12 @@ def elementwise_residual(weights: Sequence[Tensor], grads: Sequence[Tensor], *, 
     r"""Return the largest distance of any :math:`-g_i` from the subdifferential of :math:`l_1 |w_i| + l_2 w_i^2`.
 
     An entry that is not 0 has one subgradient, :math:`l_1 \operatorname{sign}(w) + 2 l_2 w`; an entry of 0 has all
-    of :math:`[-l_1, l_1]`. Shape (); 0 without entries; only over the entries of this rank.
+    of :math:`[-l_1, l_1]`. With factors of opposite signs, see `elementwise_penalty`.
+    Shape (); 0 without entries; only over the entries of this rank.
     """
     worst = []
-    for weight, grad in zip(local_parts(list(weights)), local_parts(list(grads)), strict=True):
+    ended = within(local_parts(list(weights)), end_of(l1, l2))
+    for weight, grad in zip(ended, local_parts(list(grads)), strict=True):
         if weight.numel():
             slope = grad.add(weight, alpha=2 * l2).add_(weight.sgn(), alpha=l1).abs()
             worst.append(slope.sub_((weight == 0).to(slope.dtype), alpha=l1).clamp_(min=0).amax().float())

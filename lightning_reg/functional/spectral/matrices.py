@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_reg.functional.tensors.precision import wide
 
-# Of the exponents of a type: where squares come near to its limits, and how far scales may go.
+# Shares of the exponents of a dtype: where squares come near its limits, and how far scales may go.
 _FAR, _FARTHEST = 0.4, 0.8
 
 
@@ -111,7 +111,7 @@ def clip_singular_values(matrix: Tensor, bound: float, *, is_far: bool = False) 
         msg = f"LAPACK finds no singular value decomposition of a matrix of shape {tuple(core.shape)}."
         raise RuntimeError(msg)
     u, s, vh = factors
-    # What lies in the directions of smaller singular values is not touched.
+    # The directions of smaller singular values are not touched.
     clipped = precise - (u * (s - bound).clamp(min=0)) @ vh
     result = torch.zeros_like(matrix)
     result[rows.nonzero(), columns.nonzero()[:, 0]] = clipped.to(matrix.dtype)
