@@ -71,7 +71,7 @@ class MeanGradient:
 
 def _dense(weight: Tensor) -> Tensor:
     """Return the gradient of a weight, in float32 at least, placed as the weight."""
-    assert weight.grad is not None  # noqa: S101  # the caller has looked
+    assert weight.grad is not None  # the caller has looked
     grad = weight.grad.to_dense() if weight.grad.is_sparse else weight.grad
     placed = as_placed(grad, weight) if has_dtensors([grad]) else grad
     return placed.to(torch.promote_types(placed.dtype, torch.float32))

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from lightning_reg.callbacks.trainer import state
-from lightning_reg.callbacks.trainer.packages import MisconfigurationException, Trainer, rank_zero_warn
+from lightning_reg.callbacks.trainer.packages import Kind, MisconfigurationException, Trainer, rank_zero_warn
 
 _WHY = "RegularizationPath ends the fit itself, when the last strength has had its time."
 
@@ -24,8 +24,8 @@ def refuse_cuts(trainer: Trainer, strengths: int, epochs: int, *, is_searched: b
     needed, more = strengths * epochs + is_searched, " and those that find the largest strength" if is_searched else ""
     if trainer.max_epochs is not None and 0 <= trainer.max_epochs < needed:
         msg = (
-            f"`max_epochs` must leave {strengths} strengths x {epochs} epochs{more}, got {trainer.max_epochs}. {_WHY}"
-            " Pass `max_epochs=-1`, or ask for fewer `strengths` or `epochs`."
+            f"`max_epochs` must be at least {needed}, for {strengths} strengths x {epochs} epochs{more}, got"
+            f" {trainer.max_epochs}. {_WHY} Pass `max_epochs=-1`, or ask for fewer `strengths` or `epochs`."
         )
         raise MisconfigurationException(msg)
     batches = trainer.num_training_batches
@@ -33,11 +33,12 @@ def refuse_cuts(trainer: Trainer, strengths: int, epochs: int, *, is_searched: b
         steps = math.ceil(batches / trainer.accumulate_grad_batches) * needed
         if trainer.max_steps < steps:
             msg = (
-                f"`max_steps` must leave {steps} steps, for {strengths} strengths x {epochs} epochs{more}, got"
+                f"`max_steps` must be at least {steps}, for {strengths} strengths x {epochs} epochs{more}, got"
                 f" {trainer.max_steps}. {_WHY} Leave `max_steps` out, and pass `max_epochs=-1`."
             )
             raise MisconfigurationException(msg)
-    for kind, argument in (("Timer", "`max_time`"), ("EarlyStopping", "EarlyStopping")):
+    might_cut: dict[Kind, str] = {"Timer": "`max_time`", "EarlyStopping": "EarlyStopping"}
+    for kind, argument in might_cut.items():
         if state.has_callback(trainer, kind):
             msg = f"{argument} might cut the path. {_WHY} Leave it out; `tolerance` ends a strength early."
             raise MisconfigurationException(msg)

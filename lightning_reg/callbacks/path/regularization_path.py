@@ -35,7 +35,7 @@ MonitorMode = Literal["min", "max"]
 
 # Holds all weights at zero, whatever their gradients; or the largest number of the weights' precision, if that is less.
 _HOLDS_AT_ZERO = 1e12
-# The search for the largest strength may take this many batches, or as many epochs as the path if that is more.
+# The search for the largest strength may take this many batches, or a third of the epochs of the path if that is more.
 _SEARCH = 10_000
 _ROUND_UP = 5e-7
 
@@ -77,9 +77,10 @@ class RegularizationPath(DuringFit[PathRun]):
             > 0, which are visited in the order of `direction`.
         smallest: The least strength as a share of the largest, in (0, 1).
         epochs: The most epochs for each strength, >= 1.
-        tolerance: Go on to the next strength as soon as the optimality residual (see `Penalty`), of the mean gradient
-            over an epoch, is at most this, >= 0. It takes the memory of one copy of the chosen weights. `None`: each
-            strength has all its epochs.
+        tolerance: Go on to the next strength as soon as the optimality residual (see `Penalty`) is at most this, >= 0,
+            in two epochs in a row. It is of the weights at the end of an epoch, and of the mean gradient over it: exact
+            where an epoch is one step, and near a minimum, where weights hardly move. It takes the memory of one copy
+            of the chosen weights. `None`: each strength has all its epochs.
         monitor: The name of a value that the module logs, to choose the best strength by. `None`: the last.
         monitor_mode: Whether the best is the `"min"` or the `"max"`.
         rule: `"best"`; or `"one_se"`, the strongest whose score is within one standard error of the best, over the
@@ -173,9 +174,6 @@ class RegularizationPath(DuringFit[PathRun]):
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
-        if len(state.callbacks_of(trainer, RegularizationPath)) > 1:
-            msg = "A Trainer takes one RegularizationPath: two would both end the fit. Fit once for each."
-            raise MisconfigurationException(msg)
         if state.has_flat_shards(trainer):
             msg = "RegularizationPath does not work with FSDP1. Use FSDP2 (ModelParallelStrategy)."
             raise MisconfigurationException(msg)
@@ -204,7 +202,7 @@ class RegularizationPath(DuringFit[PathRun]):
         if self._loaded:
             self._continue(run, pl_module)
         elif is_searched:
-            limit = max(math.ceil(_SEARCH / trainer.num_training_batches), self._count * self.epochs)
+            limit = max(math.ceil(_SEARCH / trainer.num_training_batches), self._count * self.epochs // 3)
             run.search, run.start = Search(limit), Snapshot(pl_module)
         else:
             run.strengths = sorted(self.strengths, reverse=self.direction == "down")  # type: ignore[arg-type]
@@ -217,6 +215,15 @@ class RegularizationPath(DuringFit[PathRun]):
             self._set_strength(self._run)
             if self._run.scores:
                 self._run.scores.begin_epoch()
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        run = self._run
+        if run is not None and run.owes_end and not run.is_over:
+            # Resumed from a checkpoint of an epoch's last batch: Lightning leaves out validation and the hooks of its
+            # end. A strength that needs a score from there has one more epoch.
+            self._end_epoch(trainer, pl_module, run, has_score=run.scores is None)
+            self._set_strength(run)
 
     def see_gradients(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Add up the gradients of the step that `optimizer` is about to make, if they are needed."""
@@ -238,7 +245,11 @@ class RegularizationPath(DuringFit[PathRun]):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         run = self._run
-        if run is None or not run.strengths or run.is_over or not state.steps_now(trainer):
+        if run is None or run.is_over:
+            return
+        steps = state.steps_now(trainer)
+        run.owes_end = steps and state.ends_epoch(trainer)
+        if not run.strengths or not steps:
             return
         if run.is_new or state.ends_epoch(trainer):
             run.is_new = False
@@ -270,14 +281,23 @@ class RegularizationPath(DuringFit[PathRun]):
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        run = self._run
-        if run is None or run.is_over:
-            return
+        if self._run is not None and not self._run.is_over:
+            self._end_epoch(trainer, pl_module, self._run, has_score=True)
+
+    def _end_epoch(self, trainer: Trainer, pl_module: LightningModule, run: PathRun, *, has_score: bool) -> None:
+        """Count an epoch, and go on to the next strength if it was the last of this one."""
+        run.owes_end = False
         run.epochs += 1
         if run.search is not None:
             self._look(trainer, pl_module, run, run.search)
-        elif run.epochs >= self.epochs or self._is_solved(trainer, run):
-            self._end_strength(trainer, pl_module, run)
+        else:
+            # Twice in a row: weights that swing past a minimum and back may look solved once.
+            was_solved, run.is_solved = run.is_solved, self._is_solved(trainer, run)
+            if run.epochs >= self.epochs or (was_solved and run.is_solved):
+                if has_score:
+                    self._end_strength(trainer, pl_module, run)
+                else:
+                    run.epochs -= 1
         run.mean.clear()
 
     def _look(self, trainer: Trainer, pl_module: LightningModule, run: PathRun, search: Search) -> None:
@@ -295,7 +315,7 @@ class RegularizationPath(DuringFit[PathRun]):
         start, run.search, run.start, run.epochs = run.start, None, None, 0
         largest = search.estimates[-1]
         if self.direction == "up" or at_rest:
-            assert start is not None  # noqa: S101  # made with the search
+            assert start is not None  # made with the search
             start.restore(pl_module)
             for optimizer in trainer.optimizers:
                 optimizer.state.clear()
@@ -324,8 +344,8 @@ class RegularizationPath(DuringFit[PathRun]):
         values = [value for value in found if value is not None]
         if not values:
             msg = (
-                f"`tolerance` needs a penalty that knows its optimality residual, but {type(self.penalty).__name__} does"
-                " not. Define `residual`, or leave `tolerance` out."
+                f"`tolerance` needs a penalty that defines `residual`, the distance from a minimum, got"
+                f" {self.penalty!r}. Define it, or leave `tolerance` out."
             )
             raise MisconfigurationException(msg)
         worst = torch.stack([value.to(values[0].device) for value in values]).amax()
@@ -347,7 +367,7 @@ class RegularizationPath(DuringFit[PathRun]):
         self._result = self._make_result(run)
         step = state.log_step(trainer) - 1
         write_scalars(trainer, {f"{tags.PATH}/strength": strength, f"{tags.PATH}/nonzero": float(nonzero)}, step)
-        run.position, run.epochs = run.position + 1, 0
+        run.position, run.epochs, run.is_solved = run.position + 1, 0, False
         trainer.should_stop = trainer.should_stop or run.is_over
 
     @override
@@ -379,6 +399,8 @@ class RegularizationPath(DuringFit[PathRun]):
             "strengths": list(run.strengths),
             "position": run.position,
             "epochs": run.epochs,
+            "is_solved": run.is_solved,
+            "owes_end": run.owes_end,
             "mean": run.mean.state(run.names),
             "points": [(p.strength, p.nonzero, p.score, p.error, dict(p.weights)) for p in run.points],
             "score": None if run.scores is None else (run.scores.value, run.scores.error),
@@ -396,6 +418,7 @@ class RegularizationPath(DuringFit[PathRun]):
         """Go on where a checkpoint was made."""
         kept, self._loaded = self._loaded, {}
         run.strengths, run.position, run.epochs = kept["strengths"], kept["position"], kept["epochs"]
+        run.is_solved, run.owes_end = kept["is_solved"], kept["owes_end"]
         run.mean.load(kept["mean"], {name: weight for weight, name in run.names.items()})
         run.points, run.best = [Point(*point) for point in kept["points"]], kept["best"]
         if run.scores is not None and kept["score"] is not None:

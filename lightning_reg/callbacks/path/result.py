@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -82,7 +83,7 @@ class PathResult:
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
         """Write a table with the columns strength, nonzeros, score and best."""
-        with open(path, "w", newline="", encoding="utf-8") as file:
+        with Path(path).open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["strength", "nonzeros", "score", "best"])
             for index, point in enumerate(self._points):
@@ -135,7 +136,8 @@ class PathResult:
     def _lines_of(self, name: str, weight: Tensor) -> Tensor:
         if name not in self._unit_dims:
             return weight.float().flatten()
-        return weight.float().movedim(self._unit_dims[name], 0).flatten(1).norm(dim=1)
+        lengths: Tensor = weight.float().movedim(self._unit_dims[name], 0).flatten(1).norm(dim=1)
+        return lengths
 
 
 def choice(points: Sequence[Point], rule: Rule, *, lower_is_better: bool, has_scores: bool) -> int:

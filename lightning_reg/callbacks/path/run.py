@@ -20,7 +20,11 @@ class PathRun:
     """In the order in which they are visited; empty as long as the largest is not known."""
     position: int = 0
     epochs: int = 0
-    """The epochs that the current strength has had."""
+    """The epochs that the current strength, or the search, has had."""
+    is_solved: bool = False
+    """Whether the residual was within the tolerance in the last epoch."""
+    owes_end: bool = False
+    """Whether the last batch of an epoch has ended, and the epoch has not."""
     names: dict[Tensor, str] = field(default_factory=dict)
     """The chosen weights that are trained."""
     mean: MeanGradient = field(default_factory=MeanGradient)

@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 
 # Of the estimate: what is left of its way to the limit must be smaller.
-_REMAINDER = 1e-8
+_REMAINDER = 1e-7
 _RECENT = 3
 """Changes of which the largest counts, because one alone may be small by chance."""
 _WINDOW = 10
@@ -48,7 +48,7 @@ class Search:
             return True
         if now >= before:
             return False
-        rate = (now / before) ** (1 / _RECENT)
+        rate: float = (now / before) ** (1 / _RECENT)
         return now * rate / (1 - rate) <= max(_REMAINDER, eps) * self.estimates[-1]
 
     def _is_noise(self, steps: list[float]) -> bool:
