@@ -127,6 +127,8 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Argument]]] = {
         {"alpha": strength(0.1), "l1_ratio": good(0.5)} | {n: a for n, a in PENALTY.items() if n != "strength"},
     ),
     "GroupLassoPenalty": (lightning_reg.GroupLassoPenalty, {**PENALTY, "dim": good(0, "-1", "10**400")}),
+    "NuclearNormPenalty": (lightning_reg.NuclearNormPenalty, PENALTY),
+    "OrthogonalPenalty": (lightning_reg.OrthogonalPenalty, {**PENALTY, "dim": good(1, "-1", "10**400")}),
     "AnchorPenalty": (
         lightning_reg.AnchorPenalty,
         {**PENALTY, "anchor": Argument("start"), "norm": good("l1"), "offload": boolean(False)},
@@ -321,6 +323,10 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Argument]]] = {
             "input_size": good(8, "None"),
             "grid": good(16),
         },
+    ),
+    "factorize": (
+        functional.factorize,
+        {"module": good(nn.Linear(2, 2), "module"), "tolerance": good(None, "None")},
     ),
     "operator_norm_estimate": (
         functional.operator_norm_estimate,

@@ -203,6 +203,22 @@ def test_gradients_grow_against_weights_but_not_with_corrected_decay(tmp_path, m
     assert_picture(tmp_path / "picture.png")
 
 
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_low_ranks_become_a_smaller_network_with_the_same_outputs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["low_rank.py", "--max-epochs", "8", "--picture", str(tmp_path / "picture.png")])
+
+    runpy.run_path(str(ROOT / "examples" / "low_rank.py"), run_name="__main__")
+
+    *_, table = capsys.readouterr().out.partition("strength     ranks")
+    rows = [line.split() for line in table.splitlines()[1:]]
+    sizes = [int(row[3]) for row in rows]
+    assert rows[0][1] == "64-64-10"
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] == 17226 > 2 * sizes[-1]
+    assert all(float(row[-1]) <= 1e-5 for row in rows)
+    assert_picture(tmp_path / "picture.png")
+
+
 def test_elastic_weight_consolidation_keeps_more_of_the_first_task(tmp_path, monkeypatch, capsys):
     arguments = ["--max-epochs", "6", "--picture", str(tmp_path / "picture.png")]
     monkeypatch.setattr(sys, "argv", ["ewc.py", *arguments])

@@ -30,6 +30,8 @@ from lightning_reg.callbacks.penalties.group_lasso import GroupLassoPenalty as G
 from lightning_reg.callbacks.penalties.target_sparsity import TargetSparsity as TargetSparsity
 from lightning_reg.callbacks.spectral.constraint import SpectralConstraint as SpectralConstraint
 from lightning_reg.callbacks.spectral.normalization import SpectralNormalization as SpectralNormalization
+from lightning_reg.callbacks.spectral.nuclear_norm import NuclearNormPenalty as NuclearNormPenalty
+from lightning_reg.callbacks.spectral.orthogonal import OrthogonalPenalty as OrthogonalPenalty
 from lightning_reg.callbacks.spectral.penalty import SpectralNormPenalty as SpectralNormPenalty
 
 if not TYPE_CHECKING:

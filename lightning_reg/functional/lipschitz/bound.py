@@ -62,8 +62,14 @@ def lipschitz_bound(
     - Reductions, deviations, distances to constants; losses with constant targets, as functions of the prediction
       (cross entropy :math:`\sqrt 2 / \sqrt N` for a mean over N samples).
     - `RNN` with tanh or ReLU: :math:`\|W\|` times the norm of the triangle of powers of :math:`\|U\|` over its steps.
-    - Dot-product attention, layers with gates, products of values that depend on the input, embeddings, and operations
-      that are not known: infinity, with name and reason, never skipped. `register_lipschitz_rule` adds a rule.
+    - Dot-product attention (`nn.MultiheadAttention`, `scaled_dot_product_attention`, or written by hand), gates and
+      other products of two values that depend on the input: finite where their size has a bound, as after LayerNorm,
+      RMSNorm or a sigmoid. A head of n queries changes by :math:`s R_v (R_k \|\delta Q\| + \sqrt n R_q \|\delta
+      K\|) + \sqrt n \|\delta V\|` at most, if rows are no longer than R and s is the scale. So transformers that
+      normalize first have a bound. Deep ones have an astronomical one: its logarithm over training and the constants
+      of layers are what can be read. Those that normalize last have none, for nothing bounds what the first attends to.
+    - Other products, embeddings, and operations that are not known: infinity, with name and reason, never skipped.
+      `register_lipschitz_rule` adds a rule.
 
     The bound is for eval mode (no dropout, running statistics), whatever the mode of the module, which does not change:
     the walk runs a copy that shares its weights, and restores random generators. Parametrized, pruned and sharded

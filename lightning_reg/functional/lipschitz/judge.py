@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 import lightning_reg.functional.lipschitz.rules  # noqa: F401  # each file there registers its rules
 from lightning_reg.functional.lipschitz.rules.applied import apply_rule
-from lightning_reg.functional.lipschitz.rules.registry import Rule, UserRule, function_rule, module_rule
-from lightning_reg.functional.lipschitz.value import Bound, NoBoundError, Operation, larger, traced_in
+from lightning_reg.functional.lipschitz.rules.registry import EXTENTS, Rule, UserRule, function_rule, module_rule
+from lightning_reg.functional.lipschitz.value import Bound, Extent, NoBoundError, Operation, larger, traced_in
 
 JUMPS = "whole numbers and comparisons are discontinuous: they have no Lipschitz constant"
 # Modules that torch writes in Python with operations that have their own rules.
-_LOOKED_INTO = {"torch.nn.modules.container", "torch.nn.modules.loss"}
+_LOOKED_INTO = {"torch.nn.modules.container", "torch.nn.modules.loss", "torch.nn.modules.transformer"}
 
 
 @dataclass(eq=False)
@@ -31,6 +31,8 @@ class Step:
     """The name of a parameter among the arguments."""
     parents: list["Step"] = field(default_factory=list)
     """The steps on which it depends."""
+    extent: Rule | None = None
+    """The rule of how large its result gets."""
 
 
 class Judge:
@@ -75,15 +77,17 @@ class Judge:
         if step.rule is None:
             return self.refuse(step, f"no rule for {step.kind}; `register_lipschitz_rule` adds one")
         is_whole = isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex())
+        done = Operation(value, operation, step.module)
         try:
-            bound, own = apply_rule(step.rule, Operation(value, operation, step.module), args, kwargs)
+            bound, own = apply_rule(step.rule, done, args, kwargs)
         except NoBoundError as error:
             return self.refuse(step, JUMPS if is_whole else str(error))
         if is_whole and bound.value != 0:
             return self.refuse(step, JUMPS)
         if own is not None:
             self._note_layer(step, own)
-        return bound if self._fold else replace(bound, scaled=None)
+        extent = step.extent(done, bound, *args, **kwargs) if step.extent else bound.extent
+        return replace(bound, scaled=bound.scaled if self._fold else None, extent=extent or Extent())
 
     def refuse(self, step: Step, reason: str) -> Bound:
         """Return an infinite bound, and keep the reason."""
@@ -102,6 +106,11 @@ class Judge:
         """Return the rule of a module, or of a function called `name`, if there is one."""
         return module_rule(called) if isinstance(called, nn.Module) else function_rule(called, name)
 
+    def extent_of(self, called: nn.Module | Callable[..., Any], name: str = "") -> Rule | None:
+        """Return the rule of how large a result gets, if there is one."""
+        found = module_rule(called, EXTENTS) if isinstance(called, nn.Module) else function_rule(called, name, EXTENTS)
+        return None if isinstance(found, UserRule) else found
+
     def _note_layer(self, step: Step, own: float) -> None:
         """Record the constant of a layer with weights: a module, or a function of parameters."""
         if step.module is not None:
@@ -112,4 +121,4 @@ class Judge:
 
 
 def _is_layer(name: str) -> bool:
-    return name in {"linear", "matmul", "mm", "prelu"} or "conv" in name or name.endswith("_norm")
+    return name in {"linear", "matmul", "mm", "addmm", "prelu"} or "conv" in name or name.endswith("_norm")

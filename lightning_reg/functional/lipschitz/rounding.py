@@ -51,3 +51,11 @@ def times(bound: float, factor: float) -> float:
     if bound == 0 or factor == 0:
         return 0.0 if not (math.isnan(bound) or math.isnan(factor)) else math.nan
     return bound * factor
+
+
+def power(base: float, exponent: float) -> float:
+    """Return a power, rounded up; infinity for what is too large for a number."""
+    try:
+        return float(base**exponent) * UPWARDS
+    except OverflowError:
+        return math.inf

@@ -119,13 +119,14 @@ class Tracer(TorchFunctionMode):
         for path, part in module.named_modules():
             forward = part.forward
             if self._judge.is_leaf(part):
-                step = functools.partial(self._module_step, path, part, self._judge.rule_of(part))
+                rules = self._judge.rule_of(part), self._judge.extent_of(part)
+                step = functools.partial(self._module_step, path, part, *rules)
                 vars(part)["forward"] = self._whole(forward, step)
             else:
                 vars(part)["forward"] = self._inside(forward, path)
 
-    def _module_step(self, path: str, module: nn.Module, rule: Any, *_: Any) -> Step:
-        return Step(path or type(module).__name__, rule, type(module).__name__, module)
+    def _module_step(self, path: str, module: nn.Module, rule: Any, extent: Any, *_: Any) -> Step:
+        return Step(path or type(module).__name__, rule, type(module).__name__, module, extent=extent)
 
     def _whole(self, function: Callable[..., Any], step: Callable[..., Step]) -> Callable[..., Any]:
         """Return `function` with its calls judged as one operation."""
@@ -167,12 +168,15 @@ class Tracer(TorchFunctionMode):
         if is_reflected(function):
             shown = {"rdiv": "truediv"}.get(shown, shown.removeprefix("r"))
         path = self._paths[-1]
-        weights = [self._weights[id(each)] for each in args if id(each) in self._weights]
+        weights = [each for each in args if id(each) in self._weights]
+        # Of `addmm`, the bias comes first.
+        weights.sort(key=lambda weight: weight.ndim == 1)
         return Step(
             f"{path}.{shown}" if path else shown,
             self._judge.rule_of(function, shown),
             f"`{shown}`",
-            weight=weights[0] if weights else None,
+            weight=self._weights[id(weights[0])] if weights else None,
+            extent=self._judge.extent_of(function, shown),
         )
 
     @override
@@ -184,7 +188,7 @@ class Tracer(TorchFunctionMode):
         if self._is_running or next(found((args, kwargs), TracedTensor), None) is None:
             value = func(*args, **kwargs)
             is_new = self._follows_new and not self._is_running and name in _FACTORIES
-            return self._known(value, Bound(0.0), Step(name)) if is_new and not _is_whole(value) else value
+            return self._known(value, Bound(0.0), Step(name)) if is_new else value
         if name in _TEXT:
             return f"tensor of shape {tuple(args[0].state.value.shape)}"
         step = self._function_step(func, (*args, *kwargs.values()))
@@ -223,8 +227,7 @@ class Tracer(TorchFunctionMode):
         self._viewed += [tensor for tensor in constants if memory(tensor) in where]
         self._note_changes(step, bound, changed, value)
         if isinstance(value, Tensor):
-            # Nothing that depends on the input can be written into whole numbers.
-            return value if _is_whole(value) and bound.value == 0 else self._known(value, bound, step)
+            return self._known(value, bound, step)
         return replaced(value, Tensor, lambda tensor: self._part(tensor, bound, step))
 
     def _known(self, value: Tensor, bound: Bound, step: Step) -> TracedTensor:

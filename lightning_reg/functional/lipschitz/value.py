@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +26,33 @@ class Slopes(NamedTuple):
     high: float
 
 
+class Scores(NamedTuple):
+    r"""What is known of scores, or of their softmax, besides.
+
+    The score of row i and column j changes by :math:`a_i + b_j` at most, if the input changes by 1.
+    """
+
+    by_row: float
+    """The length of a."""
+    by_column: float
+    """The length of b."""
+    are_shares: bool = False
+    """Whether each row has become its softmax."""
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How large a value gets, at most, whatever the network's input is."""
+
+    entries: float = math.inf
+    """The largest absolute value of an entry."""
+    radius: float = math.inf
+    """The largest length of a vector along `dim`."""
+    dim: int = -1
+    """Counted from the end."""
+    scores: Scores | None = None
+
+
 @dataclass(frozen=True)
 class Bound:
     """An upper bound of the Lipschitz constant from the network's input to one of its values."""
@@ -41,6 +68,8 @@ class Bound:
     """The constant of the single layer that made the value."""
     last: "tuple[Tensor, Bound] | None" = None
     """For a product with a matrix plus constants: the weight, and the bound before it."""
+    extent: Extent = field(default_factory=Extent)
+    """How large it gets."""
 
     def after(self, factor: float, slopes: Slopes | None = None) -> "Bound":
         """Return the bound after a function with this constant, or these slopes."""
@@ -67,6 +96,12 @@ class Traced:
     value: Tensor
     """At the example input."""
     bound: Bound
+
+    def radius(self, dim: int = -1) -> float:
+        """Return the largest length that a vector along `dim` has for any input."""
+        extent = self.bound.extent
+        length = times(extent.entries, math.sqrt(self.value.shape[dim])) if self.value.ndim else extent.entries
+        return smaller(length, extent.radius) if extent.dim == dim else length
 
 
 def together(bounds: Iterable[float]) -> float:

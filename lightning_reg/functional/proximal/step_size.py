@@ -30,6 +30,8 @@ class Rule:
     elementwise: bool
     proportional_to_lr: bool = False
     """Whether step sizes are proportional to the `lr` of the group: scaling then costs nothing."""
+    varies: bool = False
+    """Whether the entries of a weight are known to have step sizes of their own."""
 
     def scaled(
         self, weights: Sequence[Tensor], states: States, group: Mapping[str, Any], scale: NumberOrTensor
@@ -213,4 +215,6 @@ for _optimizer_type, _step_sizes in {
     Adagrad: _adagrad,
     RMSprop: _rmsprop,
 }.items():
-    _RULES[_optimizer_type] = Rule(_step_sizes, elementwise=True, proportional_to_lr=True)
+    _RULES[_optimizer_type] = Rule(
+        _step_sizes, elementwise=True, proportional_to_lr=True, varies=_optimizer_type is not SGD
+    )

@@ -349,8 +349,13 @@ def test_a_module_that_is_frozen_to_the_end_warns(fit):
         fit(ActivityPenalty(0.1, select="network.encoder"), module=module)
 
 
-def test_a_second_training_begins_anew(fit):
-    module, penalty = Regressor(), ActivityPenalty(0.1, select=NETWORK)
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_a_second_training_begins_anew(fit, compiled):
+    module, penalty = Silent(), ActivityPenalty(0.1, select=NETWORK)
+    if compiled:
+        torch._dynamo.reset()
+        module.network.compile(backend="aot_eager")
     for _ in range(2):
         actual = fit(penalty, module=module, max_epochs=1)
 

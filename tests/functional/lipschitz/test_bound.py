@@ -338,7 +338,7 @@ class Attention(nn.Module):
     [
         (Residual(Attention()), (2, 3, 4), "inner.scaled_dot_product_attention", "no Lipschitz constant"),
         (nn.Sequential(nn.MultiheadAttention(4, 2)), None, "trace", "TypeError"),
-        (nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), (2, 3, 4), "TransformerEncoderLayer", "attention"),
+        (nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), (2, 3, 4), "self_attn", "attention"),
         (nn.Sequential(nn.Linear(3, 4), nn.GLU()), (2, 3), "1", "product"),
         (nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, track_running_stats=False)), (2, 3), "1", "batch"),
         (nn.Sequential(nn.Hardshrink()), (2, 3), "0", "discontinuous"),

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_reg.functional.lipschitz.rounding import times
+from lightning_reg.functional.lipschitz.rounding import power, times
 from lightning_reg.functional.lipschitz.rules.registry import for_functions, for_modules, without_bound
 from lightning_reg.functional.lipschitz.value import (
+    PRODUCT,
     Bound,
     NoBoundError,
     Operation,
@@ -19,6 +20,8 @@ from lightning_reg.functional.lipschitz.value import (
     together,
     traced_in,
 )
+
+_POWER = "the slope of a power has no bound"
 
 
 def spread(op: Operation, argument: Traced) -> float:
@@ -50,6 +53,12 @@ def _rsub(op: Operation, input: Any, other: Any, *, alpha: float = 1) -> Bound:
 @for_functions("mul multiply")
 def product(op: Operation, input: Any, other: Any) -> Bound:
     """Return the bound of a product entry by entry, which may broadcast to more entries by a third argument."""
+    if isinstance(input, Traced) and isinstance(other, Traced):
+        # Each is multiplied by what the other is at most.
+        sizes = other.bound.extent.entries, input.bound.extent.entries
+        if any(math.isinf(size) and each.bound.value for size, each in zip(sizes, (input, other), strict=True)):
+            raise NoBoundError(PRODUCT)
+        return Bound(times(spread(op, input), sizes[0]) + times(spread(op, other), sizes[1]))
     argument, factor = (input, other) if isinstance(input, Traced) else (other, input)
     factor = as_tensor(factor, argument.value)
     if factor.numel() == 1 and argument.value.shape == op.output.shape:
@@ -77,8 +86,16 @@ def _div(op: Operation, input: Any, other: Any, *, rounding_mode: str | None = N
 def _pow(op: Operation, input: Any, exponent: Any) -> Bound:
     if isinstance(input, Traced) and not isinstance(exponent, Traced | Tensor) and exponent in {0, 1}:
         return input.bound if exponent else Bound(0.0)
-    msg = "the slope of a power has no bound"
-    raise NoBoundError(msg)
+    if isinstance(input, Traced) and isinstance(exponent, int | float) and exponent >= 1:
+        slope = exponent * power(input.bound.extent.entries, exponent - 1)
+        if math.isfinite(slope):
+            return input.bound.after(slope)
+    raise NoBoundError(_POWER)
+
+
+@for_functions("square")
+def _square(op: Operation, input: Traced) -> Bound:
+    return _pow(op, input, 2)
 
 
 @for_functions("cat concat concatenate stack hstack vstack dstack row_stack column_stack")

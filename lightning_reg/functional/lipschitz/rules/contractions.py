@@ -11,16 +11,17 @@ Hence the norm is :math:`\max_b \|C_b\| \sqrt{|s|}`, exactly.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lightning_reg.functional.lipschitz.budget import norm_in_time
 from lightning_reg.functional.lipschitz.rounding import UPWARDS, precise, times
+from lightning_reg.functional.lipschitz.rules.dot_products import dot_products, number_of_products
 from lightning_reg.functional.lipschitz.rules.layers import dense
 from lightning_reg.functional.lipschitz.rules.registry import for_function, for_functions, for_modules
-from lightning_reg.functional.lipschitz.value import Bound, NoBoundError, Operation, Traced, constant, largest
+from lightning_reg.functional.lipschitz.value import Bound, Extent, NoBoundError, Operation, Traced, constant, largest
 
 # Numbers that name dimensions.
 Labels = Sequence[int]
@@ -33,6 +34,9 @@ _DENSE = 1 << 22
 def contracted(operands: Sequence[tuple[Any, Labels]], output: Labels) -> Bound:
     """Return the bound of a product that is summed over all labels which are not in `output`."""
     (argument, mine), *more = [each for each in operands if isinstance(each[0], Traced)]
+    both = as_matrices(operands, output) if len(operands) == 1 + len(more) == 2 else None  # noqa: PLR2004  # both vary
+    if both is not None:
+        return dot_products(both.batches, both.first, both.second)
     constant([each for each, _ in more])
     others = [
         (each if each.layout == torch.strided else each.to_dense(), labels)
@@ -57,6 +61,52 @@ def contracted(operands: Sequence[tuple[Any, Labels]], output: Labels) -> Bound:
         return dense(argument.bound, matrices[0])
     before: Bound = argument.bound
     return before.after(_largest_norm(matrices) * copies)
+
+
+class Matrices(NamedTuple):
+    """A product of two tensors as one of matrices."""
+
+    batches: float
+    first: Traced
+    second: Traced
+    rows: Labels
+    columns: Labels
+
+
+def as_matrices(operands: Sequence[tuple[Traced, Labels]], output: Labels) -> Matrices | None:
+    """Return a product of two tensors, summed over all labels that both have and `output` has not, if it is one."""
+    (first, mine), (second, other) = operands
+    if second.bound.extent.scores is not None and first.bound.extent.scores is None:
+        # Weights come first: a product is the same from both sides, transposed.
+        (first, mine), (second, other) = (second, other), (first, mine)
+    sizes = _sizes([(first.value, mine), (second.value, other)])
+    batch = [label for label in output if label in mine and label in other]
+    rows = [label for label in output if label in mine and label not in other]
+    columns = [label for label in output if label in other and label not in mine]
+    summed = [label for label in mine if label in other and label not in output]
+    if sorted(mine) != sorted([*batch, *rows, *summed]) or sorted(other) != sorted([*batch, *columns, *summed]):
+        return None
+    if any([*t.value.shape] != [sizes[label] for label in names] for t, names in ((first, mine), (second, other))):
+        return None
+    return Matrices(
+        math.prod(sizes[label] for label in batch),
+        _matrices(first, mine, batch, rows, summed),
+        _matrices(second, other, batch, summed, columns),
+        rows,
+        columns,
+    )
+
+
+def _matrices(each: Traced, labels: Labels, batch: Labels, left: Labels, right: Labels) -> Traced:
+    """Return what is known of a tensor as a batch of matrices."""
+    tensor = each.value.permute([labels.index(label) for label in (*batch, *left, *right)])
+    shape = [math.prod(each.value.shape[labels.index(label)] for label in part) for part in (batch, left, right)]
+    extent, along = each.bound.extent, [labels[each.bound.extent.dim]] if labels else []
+    radius, dim = next(
+        ((extent.radius, dim) for part, dim in ((right, -1), (left, -2)) if part == along), (math.inf, -1)
+    )
+    scores = extent.scores if [*labels[-2:]] == [*left, *right] else None
+    return Traced(tensor.reshape(shape), replace(each.bound, extent=Extent(extent.entries, radius, dim, scores)))
 
 
 def _sizes(operands: Iterable[tuple[Tensor, Labels]]) -> dict[int, int]:
@@ -100,7 +150,7 @@ def _largest_norm(matrices: Tensor) -> float:
     return math.nan if any(map(math.isnan, norms)) else max(norms)
 
 
-def _parsed(equation: str, operands: Sequence[Any]) -> tuple[list[Labels], Labels]:
+def parsed(equation: str, operands: Sequence[Any]) -> tuple[list[Labels], Labels]:
     """Return the labels of each operand and of the result, the dimensions of an ellipsis counted from its end."""
     left, arrow, right = equation.replace(" ", "").partition("->")
     numbers: dict[str | int, int] = {}
@@ -126,7 +176,7 @@ def _parsed(equation: str, operands: Sequence[Any]) -> tuple[list[Labels], Label
 
 def by_equation(equation: str, *operands: Any) -> Bound:
     """Return the bound of an einsum."""
-    labels, output = _parsed(equation, operands)
+    labels, output = parsed(equation, operands)
     return contracted(list(zip(operands, labels, strict=True)), output)
 
 
@@ -139,6 +189,8 @@ def _einsum(op: Operation, equation: str, *operands: Any) -> Bound:
 
 @for_functions("matmul bmm mm mv dot")
 def _matmul(op: Operation, input: Any, other: Any, *_: Any) -> Bound:
+    if isinstance(input, Traced) and isinstance(other, Traced):
+        return dot_products(number_of_products(op.output, input, other), input, other)
     for each in (input, other):
         if isinstance(each, Tensor) and each.layout != torch.strided and each.numel() > _DENSE:
             before: Bound = (other if each is input else input).bound

@@ -242,16 +242,16 @@ for_all(
     "embedding embedding_bag",
     without_bound("integers have no Lipschitz constant: measure the part of the network after the embedding"),
 )
-for_all(
-    (
-        nn.MultiheadAttention,
-        nn.Transformer,
-        nn.TransformerEncoder,
-        nn.TransformerEncoderLayer,
-        nn.TransformerDecoder,
-        nn.TransformerDecoderLayer,
-    ),
-    "scaled_dot_product_attention multi_head_attention_forward",
-    without_bound("dot-product attention has no Lipschitz constant (Kim et al. 2021, arXiv:2006.04710)"),
-)
-for_all((nn.GLU,), "glu", without_bound(PRODUCT))
+
+
+@for_functions("glu")
+def _glu(op: Operation, input: Traced, dim: int = -1) -> float:
+    # The product of one half and of the sigmoid, which is 1 at most, of slope 1/4, of the other.
+    if math.isinf(input.bound.extent.entries):
+        raise NoBoundError(PRODUCT)
+    return math.hypot(1.0, input.bound.extent.entries / 4)
+
+
+@for_modules(nn.GLU)
+def _glu_layer(op: Operation, input: Traced) -> float:
+    return _glu(op, input, op.module.dim)

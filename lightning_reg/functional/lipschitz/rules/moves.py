@@ -26,7 +26,7 @@ _MOVING = (
     " diagonal chunk split tensor_split hsplit vsplit dsplit unbind narrow select unsafe_chunk unsafe_split"
     " split_with_sizes pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle to float double type_as cpu"
     " cuda requires_grad_ real imag data pos positive view_as_real view_as_complex conj conj_physical resolve_conj"
-    " resolve_neg diag diagflat diag_embed atleast_1d atleast_2d atleast_3d squeeze_copy unsqueeze_copy"
+    " resolve_neg type diag diagflat diag_embed atleast_1d atleast_2d atleast_3d squeeze_copy unsqueeze_copy"
 )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import FunctionType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -26,61 +26,70 @@ class UserRule:
     function: Callable[..., Any]
 
 
-_MODULES: dict[type[nn.Module], Rule | UserRule] = {}
-_FUNCTIONS: dict[Callable[..., Any], Rule | UserRule] = {}
-_METHODS: dict[str, Rule | UserRule] = {}
+class Book(NamedTuple):
+    """Rules that answer one question."""
+
+    modules: dict[type[nn.Module], Any]
+    functions: dict[Callable[..., Any], Any]
+    methods: dict[str, Any]
+
+
+# How much a result changes.
+BOUNDS = Book({}, {}, {})
+# How large it gets; the rules get the bound of the result as their second argument.
+EXTENTS = Book({}, {}, {})
 _NAMESPACES = (torch, functional, torch.special)
 
 
-def for_modules(*types: type[nn.Module]) -> Callable[[AnyRule], AnyRule]:
+def for_modules(*types: type[nn.Module], book: Book = BOUNDS) -> Callable[[AnyRule], AnyRule]:
     """Make a function the rule of modules."""
 
     def register(rule: AnyRule) -> AnyRule:
-        _MODULES.update(dict.fromkeys(types, rule))
+        book.modules.update(dict.fromkeys(types, rule))
         return rule
 
     return register
 
 
-def for_functions(names: str) -> Callable[[AnyRule], AnyRule]:
+def for_functions(names: str, book: Book = BOUNDS) -> Callable[[AnyRule], AnyRule]:
     """Make a function the rule of the functions, operators and methods of these names, and of their in-place forms."""
 
     def register(rule: AnyRule) -> AnyRule:
         for name in names.split():
             for variant in (name, f"{name}_", f"i{name}"):
-                add_function(variant, rule)
+                add_function(variant, rule, book)
         return rule
 
     return register
 
 
-def add_function(name: str, rule: Rule | UserRule) -> None:
+def add_function(name: str, rule: Rule | UserRule, book: Book = BOUNDS) -> None:
     """Make `rule` the rule of every function of torch, operator, attribute and method called `name`."""
     for space in _NAMESPACES:
         function = getattr(space, name, None)
         if callable(function) and not isinstance(function, type):
-            _FUNCTIONS[function] = rule
+            book.functions[function] = rule
     if hasattr(torch.Tensor, name) or hasattr(torch.Tensor, f"__{name}__"):
-        _METHODS[name] = rule
+        book.methods[name] = rule
 
 
 def register(target: type[nn.Module] | Callable[..., Any], rule: UserRule) -> None:
     """Make `rule` the rule of a module type, a function, or a method of tensors."""
     if isinstance(target, type):
-        _MODULES[target] = rule
+        BOUNDS.modules[target] = rule
         return
-    _FUNCTIONS[target] = rule
+    BOUNDS.functions[target] = rule
     name = getattr(target, "__name__", "")
     # The same under all its names.
     if any(getattr(space, name, None) is target for space in (torch, torch.Tensor)):
-        _METHODS[name] = rule
+        BOUNDS.methods[name] = rule
 
 
-def module_rule(module: nn.Module) -> Rule | UserRule | None:
+def module_rule(module: nn.Module, book: Book = BOUNDS) -> Rule | UserRule | None:
     """Return the rule of the nearest ancestor that computes the same."""
     for ancestor in type(module).__mro__:
-        if ancestor in _MODULES:
-            return _MODULES[ancestor] if _has_forward_of(ancestor, module) else None
+        if ancestor in book.modules:
+            return book.modules[ancestor] if _has_forward_of(ancestor, module) else None
     return None
 
 
@@ -94,14 +103,14 @@ def _has_forward_of(ancestor: type[nn.Module], module: nn.Module) -> bool:
     )
 
 
-def function_rule(function: Callable[..., Any], name: str) -> Rule | UserRule | None:
+def function_rule(function: Callable[..., Any], name: str, book: Book = BOUNDS) -> Rule | UserRule | None:
     """Return the rule of a function; methods and attributes of tensors are found by name."""
-    return _FUNCTIONS.get(function) or (_METHODS.get(name) if is_method(function) else None)
+    return book.functions.get(function) or (book.methods.get(name) if is_method(function) else None)
 
 
 def own_functions() -> list[FunctionType]:
     """Return the Python functions that users registered."""
-    return [f for f, rule in _FUNCTIONS.items() if isinstance(rule, UserRule) and isinstance(f, FunctionType)]
+    return [f for f, rule in BOUNDS.functions.items() if isinstance(rule, UserRule) and isinstance(f, FunctionType)]
 
 
 def without_bound(reason: str) -> Rule:
@@ -113,15 +122,15 @@ def without_bound(reason: str) -> Rule:
     return rule
 
 
-def for_all(types: Iterable[type[nn.Module]], names: str, rule: Rule) -> None:
+def for_all(types: Iterable[type[nn.Module]], names: str, rule: Rule, book: Book = BOUNDS) -> None:
     """Make `rule` the rule of modules and of functions."""
-    for_modules(*types)(rule)
-    for_functions(names)(rule)
+    for_modules(*types, book=book)(rule)
+    for_functions(names, book=book)(rule)
 
 
 def for_function(function: Callable[..., Any], rule: Rule) -> None:
     """Make `rule` the rule of a single function."""
-    _FUNCTIONS[function] = rule
+    BOUNDS.functions[function] = rule
 
 
 def plain(values: Any) -> Any:
