@@ -10,7 +10,13 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_reg import _checks
-from lightning_reg.callbacks.path.refusals import refuse_cuts, warn_of_cut, warn_of_schedulers, warn_of_unsettled
+from lightning_reg.callbacks.path.refusals import (
+    refuse_cuts,
+    refuse_rare_validation,
+    warn_of_cut,
+    warn_of_schedulers,
+    warn_of_unsettled,
+)
 from lightning_reg.callbacks.path.result import PathResult, Point, Rule, choice
 from lightning_reg.callbacks.path.run import PathRun
 from lightning_reg.callbacks.path.scores import Scores
@@ -198,6 +204,8 @@ class RegularizationPath(DuringFit[PathRun]):
             return
         is_searched = isinstance(self.strengths, int)
         refuse_cuts(trainer, self._count, self.epochs, is_searched=is_searched)
+        if run.scores:
+            refuse_rare_validation(trainer)
         warn_of_schedulers(trainer)
         weights = set(of_penalty.targets.of(trainer.optimizers))
         run.names = {
