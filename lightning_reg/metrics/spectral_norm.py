@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any, Literal, final
 
 import torch
@@ -27,6 +28,7 @@ class SpectralNorm(LayerMetric):
       estimate. A vector counts as one column.
     - Convolutions, if a module is passed: an upper bound for images of any size (`functional.conv_norm_bound`); with
       `iterations` a lower estimate of the norm on images of `input_size` pixels, or of any size, with zeros around.
+    - Stacked experts (experts x out x in), if a module is passed: of the largest norm among their matrices.
     - Tensors of more than two dimensions: the norm of the kernel reshaped to a matrix, for what a convolution does with
       it cannot be told from the kernel alone. It is below the norm of most convolutions.
 
@@ -78,10 +80,11 @@ class SpectralNorm(LayerMetric):
     def _estimated(self, layers: Sequence[Layer], iterations: int) -> list[Tensor]:
         is_followed = [self.input_size == "any" and layer.convolution() is not None for layer in layers]
         convolutions = [layer for layer, followed in zip(layers, is_followed, strict=True) if followed]
-        others = [layer for layer, followed in zip(layers, is_followed, strict=True) if not followed]
+        others = [layer.parts() for layer, followed in zip(layers, is_followed, strict=True) if not followed]
         rounds = max(1, iterations // 2)  # each has a product with the kernel and one with its adjoint, twice
         norms = iter(found.sigma for found in self._followed.advance(convolutions, rounds))
-        rest = iter(self._estimates.advance(others, iterations))
+        estimates = iter(self._estimates.advance([part for parts in others for part in parts], iterations))
+        rest = (torch.stack(list(islice(estimates, len(parts)))).amax() for parts in others)
         return [next(norms if followed else rest) for followed in is_followed]
 
     @override

@@ -24,7 +24,8 @@ class StableRank(LayerMetric):
 
     A number from 1, for a matrix of rank one, to its rank, for one whose singular values are all equal; unlike the rank
     it does not jump with small singular values. Kernels count as the matrices that they are behind the
-    dimension of their outputs. 0 for a layer of zeros, NaN for one that is not finite, and before the first update.
+    dimension of their outputs; of stacked experts (experts x out x in) the least counts. 0 for a layer of zeros, NaN
+    for one that is not finite, and before the first update.
 
     Exact up to rounding; with `iterations` an upper estimate, for :math:`\sigma` is then one from below.
 
@@ -55,16 +56,18 @@ class StableRank(LayerMetric):
     @override
     @torch.no_grad()
     def statistics(self, layers: Sequence[Layer]) -> Tensor:
-        wholes = [replace(layer, tensor=whole(layer.tensor)) for layer in layers]
-        matrices = [Layer(layer.name, layer.matrix()) for layer in wholes]
+        wholes = [replace(layer, tensor=whole(layer.tensor)).parts() for layer in layers]
+        parts = [part for own in wholes for part in own]
+        matrices = [Layer(part.name, part.matrix()) for part in parts]
         with without_autocast(matrices[0].tensor.device):
             if self.iterations is None:
                 norms = [matrix.norm_bound() for matrix in matrices]
             else:
                 norms = self._estimates.advance(matrices, self.iterations)
-        squares = power_sums(tensors_of(wholes), 2)
+        squares = power_sums(tensors_of(parts), 2)
         ranks = squares / torch.stack([norm.to(squares) for norm in norms]).square()
-        return torch.where(squares == 0, 0, ranks).unsqueeze(-1)
+        found = torch.split(torch.where(squares == 0, 0, ranks), [len(own) for own in wholes])
+        return torch.stack([own.amin(0, keepdim=True) for own in found])
 
     @override
     def value(self, statistics: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ _TORCHS = (
 )
 _NORMS = (nn.LayerNorm, nn.RMSNorm)
 _MATRIX_NDIM = 2
+_STACK_NDIM = 3
 
 # By type, or by the full name of one that is not to be imported; then by the name of the parameter.
 _DECLARED: dict[type[nn.Module] | str, dict[str, int | None]] = {"transformers.pytorch_utils.Conv1D": {"weight": 1}}
@@ -33,7 +34,8 @@ def register_layer(module_type: type[nn.Module], *, output_dim: int | None, weig
 
     Nothing needs to be declared of the layers of torch and of `Conv1D` of transformers, whose weight has a row for each
     input. In other modules a parameter is the weight of a layer, with output units along dimension 0, if its name has
-    "weight" in it, and it is no factor for each channel, of shape (C, 1, 1). Any other is said to sit in no layer, as
+    "weight" in it, and it is no factor for each channel, of shape (C, 1, 1), or if it has three dimensions and the
+    first is the module's `num_experts`. Any other is said to sit in no layer, as
     class tokens, position tables and layer scales do: penalties shrink it as well, unless `select` leaves it out, but
     `SpectralNormalization` and `SpectralConstraint` leave it alone, unless `select` is for nothing else.
 
@@ -94,7 +96,7 @@ def output_dim(module: nn.Module, name: str, shape: Sequence[int]) -> int | None
             )
             raise ValueError(msg)
         return None  # what a parametrization makes a weight of can have any shape
-    if "weight" not in name or isinstance(module, _NORMS):
+    if isinstance(module, _NORMS) or ("weight" not in name and not _holds_experts(module, shape)):
         return None
     if isinstance(module, _TRANSPOSED):
         # Where each group of channels has one output, a slice along dimension 1 would be the whole kernel.
@@ -112,6 +114,21 @@ def blocks(module: nn.Module) -> int:
     if not isinstance(module, _TRANSPOSED) or module.in_channels == module.out_channels == module.groups:
         return 1
     return module.groups
+
+
+def is_stack(module: nn.Module, name: str, shape: Sequence[int]) -> bool:
+    """Tell whether a parameter is a stack of matrices, experts x out x in, of which each acts on inputs of its own.
+
+    One of three dimensions in a module that is no layer of torch, and of which nobody has declared where its units lie;
+    a table of shape (1, positions, channels) is none.
+    """
+    return (
+        len(shape) == _STACK_NDIM and min(shape) > 1 and not is_torchs(module) and not _declared(type(module), name)[0]
+    )
+
+
+def _holds_experts(module: nn.Module, shape: Sequence[int]) -> bool:
+    return len(shape) == _STACK_NDIM and getattr(module, "num_experts", None) == shape[0]
 
 
 def is_torchs(module: nn.Module) -> bool:

@@ -63,7 +63,8 @@ class SpectralNormPenalty(Penalty):
 
     Args:
         strength: :math:`\lambda`, >= 0; that of the original is half of it.
-        select: Which weights, see `Penalty`.
+        select: Which weights, see `Penalty`. Stacked experts (experts x out x in, in a module that is no layer of
+            torch) are one matrix each, and have a term each.
         norm: Of convolutions: `"operator"` is the norm of the map between images of any size, the least upper bound
             with zero padding; `"matrix"` that of the kernel reshaped to a matrix.
         mode: `"loss"` or `"grad"`, see `Penalty`.
@@ -112,7 +113,8 @@ class SpectralNormPenalty(Penalty):
     def value(self, weights: list[Tensor]) -> Tensor:
         known, found = self._norms_run.known, self._norms_run.norms_of(weights)
         norms = [value_at(layer_of(known[weight]), norm) for weight, norm in zip(weights, found, strict=True)]
-        return torch.stack([norm.to(norms[0].device) for norm in norms]).square().sum()
+        # Of a stack of matrices there is a norm for each.
+        return torch.cat([norm.reshape(-1).to(norms[0].device) for norm in norms]).square().sum()
 
     @override
     def add_gradient(self, grads: list[Tensor], weights: list[Tensor], factor: float) -> None:
@@ -178,4 +180,4 @@ class SpectralNormPenalty(Penalty):
 def _is_unsettled(norm: FollowedNorm) -> bool:
     """Tell whether more rounds would turn the vectors of a matrix; not asked on a GPU, for which it would wait."""
     is_matrix = norm.right.shape[-2] == 1
-    return is_matrix and norm.gain.device.type == "cpu" and norm.gain[None].tolist()[0] > _SETTLED
+    return is_matrix and norm.gain.device.type == "cpu" and max(norm.gain.reshape(-1).tolist()) > _SETTLED
