@@ -6,19 +6,19 @@ BENCHMARKS := $(filter-out benchmarks/_%, $(sort $(wildcard benchmarks/*.py)))
 
 # One worker for each core, one thread for each worker. `make test SEED=7` draws the cases of that seed again.
 SUITE := -m pytest -n logical $(if $(SEED),--seed=$(SEED))
-# The same for the twin of Lightning, which some of the users import.
+# The same for Lightning's twin package, which some users import.
 TWIN := LIGHTNING_PACKAGE=pytorch_lightning
 test twin coverage stress min: export OMP_NUM_THREADS := 1
 
-.PHONY: help demo test twin coverage stress browser check format bench min packages clean
+.PHONY: help demo test twin coverage stress browser check docs format bench min packages release-check clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 15
 
 demo: .venv/installed ## train a small network with regularization callbacks
 	$(BIN)/python examples/quickstart.py
 
-test: .venv/installed ## run all tests and examples; of long sweeps, and for pytorch_lightning, a share
+test: .venv/installed ## run all tests and examples, with a share of the long sweeps and of the tests for pytorch_lightning
 	$(BIN)/python $(SUITE)
 	$(MAKE) twin
 
@@ -47,6 +47,9 @@ check: .venv/installed ## lint, types, import rules, spelling, metadata
 	$(BIN)/codespell
 	$(BIN)/validate-pyproject pyproject.toml
 
+docs: .venv/installed ## build the documentation: docs/_build/index.html; a warning is an error
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build
+
 format: .venv/installed ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
@@ -59,11 +62,19 @@ min: .venv-min/installed ## run the tests with the oldest supported dependencies
 	.venv-min/bin/python $(SUITE) -m "not gpu"
 	$(TWIN) .venv-min/bin/python $(SUITE) -m "not gpu"
 
-packages: .venv-packages/installed ## run what tests models of other packages
+packages: .venv-packages/installed ## run the tests with models of other packages
 	OMP_NUM_THREADS=1 .venv-packages/bin/python -m pytest tests/integration/test_packages.py
 
+release-check: .venv/installed ## build wheel and sources, install the wheel alone, and try it there
+	rm -rf dist .venv-release
+	$(BIN)/python -m hatchling build
+	$(PYTHON) -m venv .venv-release
+	.venv-release/bin/pip install --constraint constraints.txt dist/*.whl hypothesis pytest scipy
+	RELEASE_PYTHON=.venv-release/bin/python $(BIN)/python -m pytest tests/test_release.py tests/tensorboard/test_wheel.py
+	.venv-release/bin/python -m lightning_reg
+
 clean: ## remove the environments, caches and results
-	rm -rf .venv .venv-min .venv-packages .coverage .coverage.* htmlcov build dist lightning_logs
+	rm -rf .venv .venv-min .venv-packages .venv-release .coverage .coverage.* htmlcov build dist docs/_build lightning_logs
 	rm -rf test-results
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 

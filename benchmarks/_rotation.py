@@ -1,6 +1,6 @@
-"""What variants of a training run cost, inside a real Trainer.
+"""Measure the cost of variants of a training run inside a real Trainer.
 
-All variants run in one `fit`, in turns and in a new order each round, so that the drift of the machine hits all alike.
+All variants run in one `fit`, in turns and in a new order each round, so that drift of the machine affects all equally.
 """
 
 import json
@@ -41,19 +41,19 @@ class Spread:
 
 @dataclass
 class Measured:
-    """What the steps of one variant cost."""
+    """The cost of the steps of one variant."""
 
     milliseconds: list[float] = field(default_factory=list)
-    """One per round; what different variants took in the same round was measured close together."""
+    """One time for each round; different variants of the same round are measured close together."""
     peak_bytes: list[int] = field(default_factory=list)
-    """Most memory in use until the end of backward, and after it, above what was in use when the step began."""
+    """Peak memory above the start of the step, up to the end of backward and after it."""
 
     def extra_milliseconds(self, base: "Measured") -> Spread:
-        """Return by how much a step is longer than one of `base`."""
+        """Return how much longer a step takes than a step of `base`."""
         return Spread.of([own - other for own, other in zip(self.milliseconds, base.milliseconds, strict=True)])
 
     def extra_bytes(self, base: "Measured") -> int:
-        """Return by how much more memory a step needs than one of `base`, in the half where that is more."""
+        """Return how much more memory a step needs than a step of `base`, in the half with the larger difference."""
         return max(own - other for own, other in zip(self.peak_bytes, base.peak_bytes, strict=True))
 
 
@@ -64,9 +64,9 @@ def measure(
     rounds: int,
     logger: Logger | bool = False,
 ) -> dict[str, Measured]:
-    """Train `module` with the callbacks of each variant in turns, and return what each cost.
+    """Train `module` with the callbacks of each variant in turns, and return their costs.
 
-    A step lasts from the end of the `on_train_batch_end` hooks of the step before to the end of its own. With a logger
+    A step lasts from the end of the `on_train_batch_end` hooks of the last step to the end of its own. With a logger,
     every step is a logging step.
     """
     rotation = _Rotation(variants, rounds)
@@ -86,7 +86,7 @@ def measure(
 
 @dataclass(frozen=True)
 class _Turn:
-    """One step: of which variant, and what is measured."""
+    """One step: its variant, and what is measured."""
 
     variant: str
     is_timed: bool = False
@@ -103,7 +103,7 @@ class _Rotation(Callback):
         names = list(variants)
         self.turns = 3 * [_Turn(name) for name in names]  # until the heap has its final size
         for _ in range(rounds):
-            # The first step finds memory as another variant has left it.
+            # At the first step, memory is in the state that another variant left.
             self.turns += [
                 turn for name in rng.sample(names, len(names)) for turn in (_Turn(name), _Turn(name, is_timed=True))
             ]
@@ -143,10 +143,10 @@ class _Rotation(Callback):
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, turn: _Turn) -> None:
         self._turn = turn
-        # A new list, for the trainer is walking the old one.
+        # A new list, because the trainer is iterating over the old one.
         trainer.callbacks = [*self.variants[turn.variant], self]  # type: ignore[attr-defined]
         if turn.is_traced:
-            pl_module.zero_grad()  # the gradients of the step before would hide what the forward pass needs
+            pl_module.zero_grad()  # gradients of the last step would hide the memory of the forward pass
             self._memory.start()
         _synchronize()
         self._start = time.perf_counter()
@@ -198,7 +198,7 @@ class _CpuMemory:
                     blocks[address] = size
                     used += size
                 else:
-                    used -= blocks.pop(address, 0)  # what was there before the step does not count
+                    used -= blocks.pop(address, 0)  # memory from before the step does not count
                 peaks[-1] = max(peaks[-1], used)
         return peaks
 

@@ -1,4 +1,4 @@
-"""What weight decay adds to an optimizer step: `WeightDecay` beside AdamW's own.
+"""The cost of weight decay in an optimizer step: `WeightDecay` beside AdamW's own decay.
 
 `python -m benchmarks.decay` prints one table; `--quick` takes fewer rounds. All variants run in turns, in a new order
 each round, on weights of the shapes of a ResNet-50; each figure is a median with quartiles.
@@ -23,12 +23,12 @@ from lightning_reg.selection import named_weights, select_weights
 
 DECAY = 1e-3
 TARGET = 1.1
-"""Of what AdamW's own decay adds, for decoupled decay."""
+"""Largest extra time of decoupled decay, as a multiple of the extra time of AdamW's own decay."""
 KINDS: tuple[Kind, ...] = ("decoupled", "independent", "corrected", "cautious")
 
 
 def stepping(name: str, weights: list[torch.Tensor]) -> Callable[[], object]:
-    """Return what takes a step of an Adam whose decay is its own, by callback, or none."""
+    """Return a function that takes a step of Adam, with AdamW's own decay, decay by callback, or no decay."""
     module = nn.ParameterList(nn.Parameter(weight.clone()) for weight in weights)
     for parameter in module:
         parameter.grad = 1e-3 * torch.randn_like(parameter)

@@ -1,12 +1,12 @@
-"""Early, late and steady dropout on digits; and what a schedule costs under `torch.compile`.
+"""Early, late and steady dropout on digits, and the cost of a schedule under `torch.compile`.
 
 `python -m benchmarks.dropout` prints three tables; `--quick` takes fewer seeds and epochs.
 
-Liu et al. 2023 (arXiv:2303.01500): dropout at the start helps a model that underfits to a lower training loss, dropout
-after the start keeps a model that overfits from doing so. A narrow and a wide network show both orderings. Cells are
-the mean over seeds and its standard error.
+Liu et al. 2023 (arXiv:2303.01500): dropout at the start lowers the training loss of a model that underfits, and dropout
+after the start keeps a model from overfitting. A narrow and a wide network show both orderings. Cells are the mean over
+seeds and its standard error.
 
-The last table counts graphs and times a step, relative to no dropout schedule at all.
+The last table counts graphs and times a step relative to no dropout schedule.
 """
 
 import logging
@@ -96,7 +96,7 @@ def orderings(width: int, train_size: int, schedules: dict[str, Schedule], epoch
 
 
 class Naive(Callback):
-    """What is written by hand: the number is set before each batch."""
+    """The hand-written version: it sets the number before each batch."""
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
@@ -154,7 +154,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.ERROR)
-    logging.getLogger("torch._dynamo").setLevel(logging.ERROR)  # the second variant hits the limit, as it should
+    logging.getLogger("torch._dynamo").setLevel(logging.ERROR)  # the second variant hits the limit, as intended
     seeds, epochs = (2, 10) if quick else (5, 40)
     orderings(
         12,

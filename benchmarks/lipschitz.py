@@ -1,11 +1,11 @@
-"""What the Lipschitz monitor costs: each bound in training steps, and all of it as a share of the training time.
+"""The cost of the Lipschitz monitor: each bound in training steps, and everything as a share of the training time.
 
     python -m benchmarks.lipschitz
 
-`--quick` takes fewer rounds. In the first table steps and bounds take turns, and each figure is a median of the ratios
-of the rounds. The last column is what the default intervals make of them, at the most: the upper bound waits for the
-end of an epoch, too. The second table is a whole run with the default intervals: the time spent in the monitor's
-hooks, over the time of the rest.
+`--quick` takes fewer rounds. In the first table, steps and bounds take turns, and each figure is a median of the ratios
+of the rounds. The last column is the largest share with the default intervals: the upper bound also waits for the end
+of an epoch. The second table is a whole run with the default intervals: the time in the monitor's hooks, divided by the
+remaining time.
 """
 
 import copy
@@ -63,7 +63,7 @@ class Transformer(nn.Module):
 
 
 class Features(Transformer):
-    """The same without the head: too many outputs for the whole Jacobian."""
+    """The same network without the head: too many outputs for the whole Jacobian."""
 
     @override
     def forward(self, states: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ class Digits(LightningModule):
 
 
 def timed(callback: Callback) -> list[float]:
-    """Have the hooks of `callback` note the seconds that they take in the list that is returned."""
+    """Return a list to which the hooks of `callback` append their times in seconds."""
     seconds: list[float] = []
 
     def watch(hook: Callable[..., None]) -> Callable[..., None]:

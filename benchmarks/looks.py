@@ -1,8 +1,8 @@
-"""What a look of the monitor costs on networks of real size: the first, the following and the last, and whole runs.
+"""The cost of a measurement of the monitor on networks of real size: the first, a later and the last; and whole runs.
 
     python -m benchmarks.looks
 
-All is measured inside a Trainer, in seconds of the CPU, beside the plain steps of the same run or of one right before.
+Everything is measured inside a Trainer, in CPU seconds, beside plain steps of the same run or of a run right before.
 """
 
 import logging
@@ -80,7 +80,7 @@ class Network(LightningModule):
 
 
 def timed(callback: Callback) -> list[float]:
-    """Have the hooks of `callback` note the seconds that they take in the list that is returned."""
+    """Return a list to which the hooks of `callback` append their times in seconds."""
     seconds: list[float] = []
 
     def watch(hook: Callable[..., None]) -> Callable[..., None]:
@@ -98,7 +98,7 @@ def timed(callback: Callback) -> list[float]:
 
 
 def train(body: nn.Module, inputs: Tensor, epochs: int, steps: int, interval: int) -> tuple[list[float], float]:
-    """Return the seconds of the monitor in each of its hooks, and all the others."""
+    """Return the seconds of the monitor in each of its hooks, and the seconds of everything else."""
     monitor = RegularizationMonitor()
     seconds = timed(monitor)
     with tempfile.TemporaryDirectory() as folder:
@@ -119,7 +119,7 @@ def train(body: nn.Module, inputs: Tensor, epochs: int, steps: int, interval: in
 
 
 def looks(name: str, body: nn.Module, inputs: Tensor) -> list[str]:
-    """Return a row of the first table: of a run that looks at the first step, at the 20th and at the last."""
+    """Return a row of the first table: a run that measures at the first, the 20th and the last step."""
     steps = 25
     seconds, rest = train(body, inputs, 1, steps, 20)
     step = rest / steps
@@ -143,7 +143,7 @@ def main() -> None:
     torch.set_num_threads(1)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")  # Lightning's advice about data loaders
-    print("A look, as a multiple of a plain step of training. To reach: 15 for the first, 0.5 for the 61 layers.\n")
+    print("One measurement, as a multiple of a plain training step. Targets: 15 for the first, 0.5 for 61 layers.\n")
     cases = {
         "ResNet-18, 64 x 64, batch 8": (resnet(), torch.randn(8, 3, 64, 64)),
         "ResNet-50, 64 x 64, batch 8": (resnet50(), torch.randn(8, 3, 64, 64)),
@@ -151,7 +151,7 @@ def main() -> None:
     }
     rows = [looks(name, *case) for name, case in cases.items()]
     print_table(["model", "step, ms", "first", "20th step", "last"], rows)
-    print("\nAll looks of a run at the default interval, of 61 x Linear 256, batch 64, as a share of the rest.\n")
+    print("\nAll measurements of a run at the default interval, 61 x Linear 256, batch 64, as a share of the rest.\n")
     cases_of_runs = {"50 epochs of 8 steps": (50, 8), "2 epochs of 200 steps": (2, 200)}
     print_table(["run", "of training", "target"], [run(name, *case) for name, case in cases_of_runs.items()])
 

@@ -1,7 +1,7 @@
-"""What the monitor costs: at a logging step beside what people write by hand, and as a share of the training time.
+"""The cost of the monitor: at a logging step beside hand-written code, and as a share of the training time.
 
-`python -m benchmarks.monitor` prints one table; `--quick` takes fewer rounds. Every step of the runs is a logging step;
-with Lightning's default one of 50 is, and the last two columns say what that makes. Each figure is a median over
+`python -m benchmarks.monitor` prints one table; `--quick` takes fewer rounds. Every step of the runs is a logging step.
+With Lightning's default, one step in 50 is, and the last two columns are scaled to that. Each figure is a median over
 rounds, with quartiles; the singular values of the transformer are computed only once.
 """
 
@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-# Keep the profiler quiet; read when torch is imported.
+# Silence the profiler; torch reads this on import.
 os.environ |= {"KINETO_LOG_LEVEL": "99", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 
 import torch
@@ -28,12 +28,12 @@ from benchmarks._table import print_table
 from lightning_reg import RegularizationMonitor
 
 INTERVAL = 50
-# On a CPU: the most that the monitor may take, as a share of the training time, or in milliseconds of each step.
+# Limits on a CPU: a share of the training time, or milliseconds for each step.
 TARGETS = {"transformer": "1 %", "1000 layers": "1 ms"}
 
 
 class Transformer(nn.Module):
-    """An encoder of the size of BERT-base, really computed on a batch that is small for its size."""
+    """An encoder of the size of BERT-base, computed on a small batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class Network(LightningModule):
 
 
 class ByHand(Callback):
-    """Writes something of every weight, as one does without this package."""
+    """Logs a statistic of every weight, as hand-written code does."""
 
     @override
     def on_train_batch_end(

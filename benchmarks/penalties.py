@@ -1,8 +1,8 @@
-"""What a penalty costs: extra time and memory of a training step, as a share of the obvious loop's.
+"""The cost of a penalty: extra time and memory of a training step, as a share of the obvious loop's.
 
 `python -m benchmarks.penalties` prints one table; `--quick` takes fewer rounds. Each figure is a median over rounds,
-with quartiles. A value that nobody reads is not computed by `mode="grad"`: the table is about steps that log nothing,
-which is 49 of 50 with Lightning's default `log_every_n_steps`.
+with quartiles. The table is about steps that log nothing, 49 of 50 with Lightning's default `log_every_n_steps`: in
+these, `mode="grad"` does not compute the value of the penalty.
 """
 
 import logging
@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-# Keep the profiler quiet; read when torch is imported.
+# Silence the profiler; torch reads this on import.
 os.environ |= {"KINETO_LOG_LEVEL": "99", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 
 import torch
@@ -54,7 +54,7 @@ def elastic_net(weights: Sequence[Tensor]) -> Tensor:
 
 
 class Network(LightningModule):
-    """Trains a module that returns a loss, plus a term where there is one."""
+    """Trains a module that returns a loss, with an optional extra term."""
 
     def __init__(self, body: nn.Module) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class Network(LightningModule):
 
 
 class ObviousLoop(Callback):
-    """Adds a term to the loss in `training_step`, as one does without this package."""
+    """Adds a term to the loss in `training_step`, as hand-written code does."""
 
     def __init__(self, network: Network, term: Term) -> None:
         self.network = network
@@ -106,7 +106,7 @@ class WeightDecay(Callback):
 
 
 class Layer(torch.autograd.Function):
-    """Stands for a layer: it keeps activations until backward, which then makes a dense gradient of the weight."""
+    """Imitates a layer: it keeps activations until backward, which then makes a dense gradient of the weight."""
 
     @staticmethod
     @override
@@ -122,7 +122,7 @@ class Layer(torch.autograd.Function):
 
 
 class Weights(nn.Module):
-    """Weights of given shapes, trained in next to no time but with all the traffic of their gradients."""
+    """Weights of given shapes: training takes almost no time, but makes all gradients."""
 
     def __init__(self, shapes: Iterator[tuple[int, ...]]) -> None:
         super().__init__()
@@ -137,7 +137,7 @@ class Weights(nn.Module):
 
 
 class SmallLayers(nn.Module):
-    """A network of 300 small layers that is really computed."""
+    """A network of 300 small layers with a real forward pass."""
 
     def __init__(self) -> None:
         super().__init__()

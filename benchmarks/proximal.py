@@ -1,8 +1,8 @@
-"""What the proximal step costs: its time as a share of the optimizer's own step, and of the obvious loop's.
+"""The cost of the proximal step: its time as a share of the optimizer's own step, and of the obvious loop's.
 
 `python -m benchmarks.proximal` prints one table; `--quick` takes fewer rounds. All variants run in turns, in a
 new order each round, on weights of the shapes of a ResNet-18; each figure is a median with quartiles, on a CPU of
-the time that one thread computed. There torch's AdamW goes weight by weight unless it is told to be fused.
+the CPU time of one thread. On a CPU torch's AdamW processes the weights one by one, unless it is fused.
 
 Where torchao is installed, "torchao PAT, L1" is what its `PruneOptimizer` adds to the step of the optimizer in it.
 """
@@ -28,7 +28,7 @@ except ImportError:
 
 STRENGTH = 1e-6
 TARGET = 0.5
-"""Of the step of AdamW, for L1 on a CPU."""
+"""The largest share of the step of AdamW, for L1 on a CPU."""
 
 PENALTIES: Mapping[str, Penalty] = {
     "L1": L1Penalty(STRENGTH, mode="proximal"),
@@ -44,7 +44,7 @@ OPTIMIZERS: Mapping[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] 
 
 @torch.no_grad()
 def obvious_loop(optimizer: torch.optim.Optimizer, weights: list[nn.Parameter]) -> None:
-    """Take the proximal step of L1 as one writes it down."""
+    """Take the proximal step of L1 in the obvious way."""
     (group,) = optimizer.param_groups
     for weight in weights:
         if isinstance(optimizer, torch.optim.SGD):
@@ -57,7 +57,7 @@ def obvious_loop(optimizer: torch.optim.Optimizer, weights: list[nn.Parameter]) 
 
 
 def milliseconds(actions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Return how long each action took in each round."""
+    """Return the time of each action in each round."""
     rng, names = random.Random(0), list(actions)
     clock = time.perf_counter if torch.cuda.is_available() else time.process_time
     times: dict[str, list[float]] = {name: [] for name in names}

@@ -1,8 +1,8 @@
-"""What spectral control costs, against torch's parametrization and against exact norms, in one run.
+"""The cost of spectral control, compared with torch's parametrization and with exact norms, in one run.
 
     python -m benchmarks.spectral
 
-Variants take turns, round after round, so that the drift of the machine hits all alike; each number is the median of
+Variants take turns, round after round, so that drift of the machine affects all equally. Each number is the median of
 the ratios of the rounds.
 """
 
@@ -41,7 +41,7 @@ def in_turns(
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
         for name, run in variants.items():
-            run()  # what another variant has left in the caches
+            run()  # refills the caches after another variant
             start = clock()
             run()
             seconds[name].append(clock() - start)
@@ -92,7 +92,7 @@ def compare_training() -> None:
 
 
 def estimates_of(size: int, iterations: int) -> list[str]:
-    """Return a row of the table: an estimate that continues from before ten steps of Adam at 1e-3, about."""
+    """Return a row of the table: an estimate that continues from weights before about ten steps of Adam at 1e-3."""
     old = torch.randn(size, size) / size**0.5
     weight = old + 1e-3 * torch.randn(size, size)
     _, state = operator_norm_estimate(lambda x: old @ x, (size,), iterations=50)
@@ -140,7 +140,7 @@ def resnet() -> nn.Module:
 def controlled(
     model: nn.Module, inputs: Tensor, engine: Normalization | Projection | None = None, *, penalized: bool = False
 ) -> tuple[Callable[[], object], float]:
-    """Return a function that takes a step of training under control, and the seconds that its start took."""
+    """Return a function that takes a training step under control, and the seconds of its start."""
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     weights = [weight for weight in named_weights(model) if len(weight.shape) > 1]
     norms = WeightNorms()
@@ -168,7 +168,7 @@ def transformer() -> nn.Module:
 
 
 def compare_control() -> None:
-    """Print what a step under each callback costs, and its start, beside a plain step, in CPU time."""
+    """Print the cost of a step under each callback, and of its start, beside a plain step, in CPU time."""
     cases: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
         "ResNet-18, 64 x 64, batch 8": (resnet, torch.randn(8, 3, 64, 64)),
         "BERT-base, 2 layers, 4 x 128 tokens": (transformer, torch.randn(4, 128, 768)),
@@ -202,7 +202,7 @@ def compare_control() -> None:
 
 
 def unwatched(model: nn.Module, inputs: Tensor) -> tuple[Callable[[], object], float]:
-    """Return a function that takes a step of training with torch's parametrization, whose start costs nothing."""
+    """Return a function that takes a training step with torch's parametrization, whose start costs nothing."""
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
 
     def run() -> None:
@@ -219,7 +219,7 @@ def layers_of(model: nn.Module) -> list[Layer]:
 
 
 def compare_followed() -> None:
-    """Print what a step of following the norms of all layers costs, beside a plain step of training."""
+    """Print the cost of following the norms of all layers for a step, beside a plain training step."""
     many = nn.Sequential(*(nn.Linear(256, 256) for _ in range(61)))
     cases = {
         "ResNet-18, 64 x 64, batch 8": (resnet(), torch.randn(8, 3, 64, 64)),
@@ -246,12 +246,12 @@ def compare_followed() -> None:
         seconds = in_turns(variants, 10)
         numbers = [ratio(seconds, key, "plain") for key in ("operator", "matrix")]
         rows.append([name, *(f"{number:.2f}" for number in [*numbers, first / statistics.median(seconds["plain"])])])
-    print("\nA step of following the norms of all layers, as a multiple of a plain step of training.\n")
+    print("\nFollowing the norms of all layers for one step, as a multiple of a plain training step.\n")
     print_table(["model", "operator", "as matrices", "the first step"], rows)
 
 
 def compare_clipping() -> None:
-    """Print what clipping costs that follows singular vectors, and how far above the bound it leaves matrices."""
+    """Print the cost of clipping that follows singular vectors, and how far matrices remain above the bound."""
     rows = []
     for shape in ((256, 256), (768, 768), (768, 3072)):
         matrix = torch.randn(shape) / shape[1] ** 0.5

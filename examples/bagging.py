@@ -1,9 +1,10 @@
 """Averaging models: bagging against one model with dropout, on few digits.
 
-Bagging trains k models, each on a bootstrap sample of the training images. If the errors of the members have variance v
+Bagging trains k models, each on a bootstrap sample of the training images. If the errors of the models have variance v
 and covariance c, their mean has the variance v/k + (k - 1) c/k: it falls with k, but not below c. Dropout trains one
-model in which every mask is a member of an ensemble. The table compares both with a single model; below it, the
-variance of the mean is measured, and computed from the measured v and c. An error is that of one class probability.
+model in which every mask is a member of an ensemble. The first table compares both with a single model. The second
+table shows the measured variance of the mean, and the formula with the measured v and c. The errors are errors of
+single class probabilities.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """One small network on few digits: without regularization, with L2, elastic net, L1, exact zeros, and late dropout.
 
-The network has 28 times more weights than there are training images, and a fifth of the training labels is wrong. It
-learns them by heart unless regularization keeps it from that. The table at the end gives numbers, TensorBoard shows
-how: every layer of each run, and the runs compared, under Regularization; charts under Custom Scalars.
+The network has 28 times more weights than there are training images, and a fifth of the training labels is wrong.
+Without regularization it memorizes them. The table at the end gives numbers. TensorBoard shows every layer of each run
+and compares the runs under Regularization, and has charts under Custom Scalars.
 """
 
 import argparse
@@ -87,7 +87,7 @@ def digits() -> tuple[TensorDataset, TensorDataset]:
 
 
 class LargestShare(Callback):
-    """Remembers the largest share of the objective that the penalties ever made up."""
+    """Records the largest share of the penalties in the objective."""
 
     value = 0.0
 
@@ -144,7 +144,7 @@ def draw(rows: Sequence[tuple[str, ...]], columns: Mapping[str, int], path: Path
 
 
 def main() -> None:
-    """Train with each callback and print what it did."""
+    """Train with each callback and print its effect."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--max-epochs", type=int, default=80)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,10 +1,10 @@
-"""Train on digits without and with control of the layers' norms, and see what noise and an attack do to the networks.
+"""Train on digits without and with control of the layers' norms, and compare the networks under noise and an attack.
 
     python examples/robust_digits.py
 
 Prints a table: test accuracy on clean images, under Gaussian noise and under a small attack by the sign of the gradient
-(FGSM); beside it the largest spectral norm of a layer, and the product of all, which bounds how much the network can
-stretch any change of its input.
+(FGSM). It also shows the largest spectral norm of a layer, and the product of all norms, which bounds how much the
+network can stretch any change of its input.
 """
 
 import argparse
@@ -75,7 +75,7 @@ def accuracy(module: Classifier, images: Tensor, digits: Tensor) -> Tensor:
 
 
 def attacked(module: Classifier, images: Tensor, digits: Tensor) -> Tensor:
-    """Return images whose every pixel went by `ATTACK` where it increases the loss."""
+    """Return images with every pixel moved by `ATTACK` in the direction that increases the loss."""
     images = images.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(module(images), digits), images)
     moved: Tensor = images + ATTACK * gradient.sign()
@@ -133,7 +133,7 @@ def draw(rows: Sequence[tuple[str, ...]], columns: Mapping[str, int], path: Path
 
 
 def main() -> None:
-    """Train with each control and print what it did."""
+    """Train with each control and print its effect."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--max-epochs", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,8 +1,8 @@
-"""From a dense network for digits to one of 90% zeros, and from whole units of zeros to a smaller dense network.
+"""From a dense network for digits to 90% zeros, and from whole units of zeros to a smaller dense network.
 
 First single weights: an L1 penalty of several strengths, in the loss and as a proximal step, and targets in place of a
-strength. Then whole hidden units: a group lasso makes them zero, and they are really taken out. The smaller network
-has the same outputs. TensorBoard shows how sparsity rises.
+strength. Then whole hidden units: a group lasso makes them zero, and they are removed from the network. The smaller
+network has the same outputs. TensorBoard shows how sparsity rises.
 """
 
 import argparse
@@ -66,7 +66,7 @@ class LayerSparsity(Callback):
 def without_zero_units(network: nn.Sequential) -> nn.Sequential:
     """Return a smaller network with the same outputs: without hidden units whose incoming weights are all zero.
 
-    Such a unit says relu(bias) to every image, and what that adds to the next layer goes into the next layer's bias.
+    Such a unit outputs relu(bias) for every image. Its contribution to the next layer moves into that layer's bias.
     """
     linears = [layer for layer in network if isinstance(layer, nn.Linear)]
     weights = [layer.weight.detach().clone() for layer in linears]
@@ -94,7 +94,7 @@ def digits() -> tuple[TensorDataset, Tensor, Tensor]:
 
 @torch.no_grad()
 def train(name: str, max_epochs: int, seed: int, logdir: Path) -> tuple[tuple[str, ...], Tensor]:
-    """Train once, remove what can be removed, and return a row of the table and the first layer's weights."""
+    """Train once, remove units of zeros, and return a row of the table and the first layer's weights."""
     seed_everything(seed)
     training, images, labels = digits()
     module, callback = Classifier(), CALLBACKS[name]
@@ -145,7 +145,7 @@ def draw(weights: Mapping[str, Tensor], path: Path) -> None:
 
 
 def main() -> None:
-    """Train with each callback and print what it did."""
+    """Train with each callback and print its effect."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--max-epochs", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)

@@ -2,8 +2,8 @@
 
     python examples/spectral_gan.py
 
-Writes samples as images to TensorBoard, and the norms of the critic's layers under "reg.spectral_norm". Prints how far
-the samples are from the digits: the Frechet distance between Gaussians fitted to the pixels of both.
+Writes samples as images to TensorBoard, and the norms of the critic's layers under "reg.spectral_norm". Prints the
+distance of the samples from the digits: the Frechet distance between Gaussians fitted to the pixels of both.
 """
 
 import argparse
@@ -71,7 +71,7 @@ class Gan(LightningModule):
 
 
 class ShowSamples(Callback):
-    """Writes the same latents' samples to TensorBoard, every tenth epoch and at the end."""
+    """Writes samples of the same latents to TensorBoard, every tenth epoch and at the end."""
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.current_epoch % 10 and trainer.current_epoch + 1 < (trainer.max_epochs or 0):
@@ -139,7 +139,7 @@ def draw(images: Mapping[str, Tensor], path: Path) -> None:
 
 
 def main() -> None:
-    """Train without and with normalization and print what it did."""
+    """Train without and with normalization and print its effect."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--max-epochs", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)

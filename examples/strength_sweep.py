@@ -1,12 +1,12 @@
-"""How strong? The classic curve: strength against the error on training and test images, from over- to underfitting.
+"""How strong? The classic curve of strength against the error on training and test images, from over- to underfitting.
 
     python examples/strength_sweep.py --picture sweep.png
 
-A network for digits with few images and some wrong labels, trained once without a penalty and once with each of a
-geometric series of strengths. Too little, and it learns the wrong labels by heart; too much, and it learns nothing.
+A network learns digits from few images with some wrong labels, without a penalty and with each of a geometric series of
+strengths. If the penalty is too weak, it memorizes the wrong labels. If it is too strong, it learns nothing.
 
-TensorBoard has the curve under Images (of the run "sweep"), and under HPARAMS: each run with its strength, its error on
-training images and that on test images, as a table or in parallel coordinates.
+TensorBoard's page Regularization compares the runs: strength against the error on test images, the best one marked. The
+curve is under Images (of the run "sweep"), and HPARAMS has each run with its strength and both errors.
 """
 
 import argparse
@@ -25,7 +25,15 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_reg import ElasticNetPenalty, GroupLassoPenalty, L1Penalty, L2Penalty, Penalty, SpectralNormPenalty
+from lightning_reg import (
+    ElasticNetPenalty,
+    GroupLassoPenalty,
+    L1Penalty,
+    L2Penalty,
+    Penalty,
+    RegularizationMonitor,
+    SpectralNormPenalty,
+)
 
 TRAINING_IMAGES = 300
 WRONG_LABELS = 0.2
@@ -40,7 +48,7 @@ PENALTIES: Mapping[str, Callable[[float], Penalty]] = {
 
 
 class Errors(NamedTuple):
-    """Shares of images that one network gets wrong, after training with one strength."""
+    """Shares of images that one network classifies wrongly, after training with one strength."""
 
     strength: float
     train: float
@@ -84,11 +92,11 @@ def train(penalty: str, strength: float, max_epochs: int, seed: int, logdir: Pat
     seed_everything(seed, verbose=False)
     training, testing = digits()
     module = Classifier()
-    # No `hp_metric` of Lightning's beside ours.
+    # Without Lightning's `hp_metric` beside our metrics.
     logger = TensorBoardLogger(logdir, name=f"{penalty}_{strength:.1e}", version="", default_hp_metric=False)
     trainer = Trainer(
         max_epochs=max_epochs,
-        callbacks=[PENALTIES[penalty](strength)],
+        callbacks=[PENALTIES[penalty](strength), RegularizationMonitor(hparams=False)],  # they are logged below
         logger=logger,
         accelerator="cpu",
         enable_checkpointing=False,
@@ -125,7 +133,7 @@ def curve(penalty: str, runs: Sequence[Errors], baseline: Errors) -> Figure:
     axes.text(best.strength, 0.55, least, transform=axes.get_xaxis_transform(), ha="right", color="gray")
     for x, text, side in ((0.02, "overfitting", "left"), (0.98, "underfitting", "right")):
         axes.text(x, 0.1, text, transform=axes.transAxes, ha=side, style="italic")
-    # Above, there is nothing to choose from.
+    # Larger errors do not matter for the choice.
     axes.set(xlabel=f"strength of {penalty}", ylabel="error", ylim=(-0.01, 3 * baseline.test))
     axes.legend(loc="upper left", fontsize="small")
     return figure

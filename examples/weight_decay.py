@@ -1,8 +1,8 @@
-"""Why gradients grow near the end of training, and the weight decay with which they do not.
+"""Why gradients grow near the end of training, and a weight decay that prevents it.
 
-In a layer with a norm behind it, decay and gradient balance each other where |g| / |w| is sqrt(2 decay / rate). A
-cosine schedule takes the learning rate to zero, and so the gradients grow against the weights. Decay that is corrected
-for the rate keeps their ratio from growing. The figure shows it for digits; the table has the accuracy, too.
+In a layer followed by a norm, decay and gradient balance each other where |g| / |w| is sqrt(2 decay / rate). A cosine
+schedule takes the learning rate to zero, so the gradients grow relative to the weights. Decay corrected for the rate
+keeps their ratio from growing. The figure shows this for digits; the table also has the accuracy.
 """
 
 import argparse
@@ -51,7 +51,7 @@ class Classifier(LightningModule):
 
 
 class Ratios(Callback):
-    """Keeps |g| / |w| of the hidden layers over the steps."""
+    """Records |g| / |w| of the hidden layers over the steps."""
 
     def __init__(self) -> None:
         self.values: list[Tensor] = []
@@ -62,7 +62,7 @@ class Ratios(Callback):
         self.values.append(torch.stack(ratios).mean())
 
     def around(self, share: float) -> float:
-        """Return the mean over a twentieth of the run, at such a share of it."""
+        """Return the mean over a twentieth of the run around this share of it."""
         width = len(self.values) // 20
         start = int(share * (len(self.values) - width))
         return torch.stack(self.values[start : start + width]).mean().item()

@@ -1,4 +1,4 @@
-"""Regularization for PyTorch Lightning: callbacks that mean the same in every way of training."""
+"""Regularization callbacks for PyTorch Lightning: a strength means the same in every way of training."""
 
 import sys
 from importlib import import_module
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from lightning_reg.selection import Select as Select
     from lightning_reg.selection.layers import register_layer as register_layer
 else:
-    # Names are imported on first use: TensorBoard looks into this package for its plugin, and must not wait for torch.
-    # Each of these rooms says itself what is public.
+    # Names are imported on first use: TensorBoard imports this package to find its plugin, and must not wait for torch.
+    # The `__all__` of each of these rooms lists its public names.
     _LISTS = ("callbacks", "schedules")
     _OTHERS = {
         "Select": "selection",
@@ -27,7 +27,7 @@ else:
         return import_module(f"lightning_reg.{name}")
 
     def _public() -> list[str]:
-        # `Schedule` and `resolve` are for those who write schedules, and stay in their room.
+        # Only authors of schedules need `Schedule` and `resolve`, so they stay in their room.
         return sorted({name for room in _LISTS for name in _room(room).__all__} - {"Schedule", "resolve"} | {*_OTHERS})
 
     def __getattr__(name: str) -> object:
@@ -35,7 +35,7 @@ else:
             return _public()
         if name in _ROOMS:
             return _room(name)
-        # Tools ask modules for names like `__wrapped__`, which must not wait for torch either.
+        # Tools ask modules for names like `__wrapped__`. The answer must not wait for torch either.
         for room in (_OTHERS[name],) if name in _OTHERS else () if name.startswith("_") else _LISTS:
             if name in _OTHERS or name in _room(room).__all__:
                 globals()[name] = getattr(_room(room), name)

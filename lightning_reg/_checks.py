@@ -11,8 +11,8 @@ def number(name: str, value: object) -> float:
     """Return `value` as a finite float.
 
     Raises:
-        TypeError: If `value` is no real number. A bool, a string or a tensor is none: a tensor would
-            cost a device synchronisation at every step.
+        TypeError: If `value` is not a real number. Bools and strings are refused, and so are tensors: reading one would
+            synchronise with the device at every step.
         ValueError: If `value` is NaN or infinite.
 
     """
@@ -57,7 +57,7 @@ def in_range(name: str, value: object, low: float, high: float) -> float:
     return checked
 
 
-# As far as torch can count.
+# The largest int64, torch's widest integer.
 LARGEST_COUNT = 2**63 - 1
 
 
@@ -111,7 +111,7 @@ def boolean(name: str, value: object) -> bool:
 
 
 def function(name: str, value: object, form: str) -> Callable[..., Any]:
-    """Return `value` if it can be called; `form` says as what, such as "a function of a batch"."""
+    """Return `value` if it is callable; messages describe it as `form`, such as "a function of a batch"."""
     if not callable(value):
         msg = f"`{name}` must be {form}, got {value!r}."
         raise TypeError(msg)
@@ -119,10 +119,10 @@ def function(name: str, value: object, form: str) -> Callable[..., Any]:
 
 
 def is_list(value: object) -> TypeGuard[Sequence[Any]]:
-    """Tell whether `value` is a list, a tuple or the like; text and bytes are none, though their letters are."""
+    """Tell whether `value` is a list, a tuple or another sequence, except text and bytes."""
     return isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray | memoryview)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """Return those of `names` that someone may have meant by `name`, for a message; "none" if there are none."""
+    """Return the `names` most similar to `name`, joined for a message; "none" if there are no names."""
     return ", ".join(get_close_matches(name, list(names), n=3, cutoff=0.0)) or "none"

@@ -1,4 +1,4 @@
-"""What every test gets."""
+"""Fixtures and settings of all tests."""
 
 import os
 import random
@@ -32,12 +32,13 @@ WITHOUT_TRAINER = (
 _ONE_PACKAGE = {
     **dict.fromkeys(WITHOUT_TRAINER, "no Trainer"),
     "tensorboard": "what a page of TensorBoard shows: log files are the same",
+    "test_docs.py": "the documentation is written for `lightning`",
     "test_examples.py": "examples are written for `lightning`",
     "test_examples_cli.py": "examples are written for `lightning`",
 }
 _SHARE_OF_TWIN = 0.03
 
-# What the tests of such a folder share is costly (two processes of one group, TensorBoard servers): one worker has it.
+# Tests in these folders share costly resources (two processes of one group, TensorBoard servers): one worker has them.
 # The marker `xdist_group` would say so, but pytest-xdist 3.8 loses it under pytest 9.2.
 _ON_ONE_WORKER = ("tests/distributed/", "tests/tensorboard/")
 
@@ -53,7 +54,7 @@ def pytest_configure(config: pytest.Config) -> None:
         told = getattr(config, "workerinput", {})  # what a worker of pytest-xdist knows of its parent
         config.option.seed = told.get("seed", random.SystemRandom().randrange(1_000_000))
     if config.pluginmanager.hasplugin("hypothesispytest"):
-        import hypothesis  # here, for the tests that need a GPU also run where it is not installed
+        import hypothesis  # here, because the tests that need a GPU also run where it is not installed
 
         config.option.hypothesis_seed = config.option.seed
         # No example fails for being slow: the machine may be busy.
@@ -150,7 +151,7 @@ def fit(trainer_of: Callable[..., Trainer]) -> Callable[..., dict[str, torch.Ten
 def callback_from_yaml() -> Callable[[str], Any]:
     """Return a function that builds a callback from its YAML as LightningCLI does."""
 
-    import jsonargparse  # here, for the tests that need a GPU also run where it is not installed
+    import jsonargparse  # here, because the tests that need a GPU also run where it is not installed
 
     def build(text: str) -> Any:
         parser = jsonargparse.ArgumentParser(exit_on_error=False)

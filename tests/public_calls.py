@@ -127,6 +127,12 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Argument]]] = {
         {"alpha": strength(0.1), "l1_ratio": good(0.5)} | {n: a for n, a in PENALTY.items() if n != "strength"},
     ),
     "GroupLassoPenalty": (lightning_reg.GroupLassoPenalty, {**PENALTY, "dim": good(0, "-1", "10**400")}),
+    "NuclearNormPenalty": (lightning_reg.NuclearNormPenalty, PENALTY),
+    "OrthogonalPenalty": (lightning_reg.OrthogonalPenalty, {**PENALTY, "dim": good(1, "-1", "10**400")}),
+    "AnchorPenalty": (
+        lightning_reg.AnchorPenalty,
+        {**PENALTY, "anchor": Argument("start"), "norm": good("l1"), "offload": boolean(False)},
+    ),
     "ActivityPenalty": (
         lightning_reg.ActivityPenalty,
         {
@@ -136,6 +142,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Argument]]] = {
             "schedule": SCHEDULE,
         },
     ),
+    "MCPPenalty": (lightning_reg.MCPPenalty, {**PENALTY, "gamma": good(3.0, "1e39")}),
     "SpectralNormPenalty": (lightning_reg.SpectralNormPenalty, {**PENALTY, "norm": good("matrix")}),
     "TargetSparsity": (
         lightning_reg.TargetSparsity,
@@ -145,6 +152,21 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Argument]]] = {
             "scope": good("layer"),
             "floor": good(0.1),
             "schedule": SCHEDULE,
+        },
+    ),
+    "RegularizationPath": (
+        lightning_reg.RegularizationPath,
+        {
+            "penalty": good(proximal()),
+            "strengths": good(5),
+            "smallest": good(0.01),
+            "epochs": good(2),
+            "tolerance": good(1e-3, "None", "1e39"),
+            "monitor": Argument("val_loss"),
+            "monitor_mode": good("max"),
+            "rule": good("one_se"),
+            "direction": good("up"),
+            "restore": boolean(True),
         },
     ),
     "Constraint": (OwnConstraint, {"select": SELECT}),
@@ -275,6 +297,17 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Argument]]] = {
         functional.group_soft_threshold,
         {"weights": REAL_GROUPED, "threshold": THRESHOLD, "dim": DIM, "inplace": boolean(False)},
     ),
+    "mcp": (functional.mcp, {"weights": REAL, "strength": good(0.1), "gamma": good(3.0, "1e39")}),
+    "mcp_prox": (
+        functional.mcp_prox,
+        {
+            "weights": REAL,
+            "strength": good(0.1),
+            "gamma": good(3.0, "1e39"),
+            "step_size": THRESHOLD,
+            "inplace": boolean(False),
+        },
+    ),
     "matrix_norm": (functional.matrix_norm, {"weight": good(torch.eye(2), "tensor", "complex tensor")}),
     "conv_norm_bound": (
         functional.conv_norm_bound,
@@ -290,6 +323,10 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Argument]]] = {
             "input_size": good(8, "None"),
             "grid": good(16),
         },
+    ),
+    "factorize": (
+        functional.factorize,
+        {"module": good(nn.Linear(2, 2), "module"), "tolerance": good(None, "None")},
     ),
     "operator_norm_estimate": (
         functional.operator_norm_estimate,
@@ -372,7 +409,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Argument]]] = {
     ),
     "layout": (tensorboard.layout, {"prefix": good("run", "'False'")}),
 }
-# What functions return, and what is there to be subclassed.
+# Types that functions return, and classes for subclassing.
 NOT_CALLED = {EnsemblePrediction, LipschitzReport, Schedule, StabilitySelection}
 PUBLIC = {
     name: item
@@ -389,12 +426,12 @@ def parameters_of(call: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 
 def arguments_of(item: Callable[..., Any]) -> dict[str, Argument]:
-    """Return good arguments of a callback as its docstring shows it, of another item those of the same name above."""
+    """Return good arguments: for a callback from its docstring, for another item by the names of arguments above."""
     values = settings_of(documented(item)) if item in EXPORTED else VALUES
     parameters = parameters_of(item)
     names = ("include", *parameters)
     return {name: Argument(values.get(name, given.default), names=names) for name, given in parameters.items()}
 
 
-# What is new is walked by itself.
+# New public names are included automatically.
 CALLS |= {name: (item, arguments_of(item)) for name, item in PUBLIC.items() if name not in CALLS}

@@ -1,16 +1,63 @@
 """The truth that callbacks are compared with: training loops written by hand, penalties in plain torch."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_reg import ElasticNetPenalty, GroupLassoPenalty, L1Penalty, L2Penalty
+from lightning_reg import (
+    ElasticNetPenalty,
+    GroupLassoPenalty,
+    L1Penalty,
+    L2Penalty,
+    MCPPenalty,
+    NuclearNormPenalty,
+    OrthogonalPenalty,
+)
 from tests.models import Regressor
 
 Term = Callable[[Sequence[Tensor]], Tensor]
+
+
+def matrix_of(weight: Tensor) -> Tensor:
+    """Return a kernel as the matrix with a row for each of its slices along the first dimension."""
+    return (weight.float() if weight.itemsize < 4 else weight).flatten(1)  # torch has no LAPACK in half precision
+
+
+def distance_from_orthonormal(matrix: Tensor) -> Tensor:
+    """Return how far the products of any two rows, or columns if they are fewer, are from those of unit vectors."""
+    rows = matrix if len(matrix) <= len(matrix.mT) else matrix.mT
+    return (rows @ rows.mT - torch.eye(len(rows)).to(rows)).square().sum()
+
+
+@dataclass(frozen=True)
+class MCP:
+    """The minimax concave penalty in plain torch; a schedule acts inside of it."""
+
+    strength: float
+    gamma: float
+
+    def __call__(self, weights: Sequence[Tensor]) -> Tensor:
+        strength, gamma = self.strength, self.gamma
+        inside = [strength * w.abs() - w * w / (2 * gamma) for w in weights]
+        return sum(
+            torch.where(w.abs() <= gamma * strength, value, gamma * strength**2 / 2).sum()
+            for w, value in zip(weights, inside, strict=True)
+        )
+
+    def at(self, factor: float) -> "MCP":
+        return MCP(self.strength * factor, self.gamma)
+
+
+def scaled(term: Any, factor: float) -> Any:
+    """Return a term, or an operator of a weight and its step size, at a factor on the strength."""
+    if hasattr(term, "at"):
+        return term.at(factor)
+    return lambda weights, *step_size: term(weights, factor * step_size[0]) if step_size else factor * term(weights)
+
 
 # Each penalty with the same term in plain torch.
 PENALTIES: dict[str, tuple[Callable[..., Any], Term]] = {
@@ -20,9 +67,18 @@ PENALTIES: dict[str, tuple[Callable[..., Any], Term]] = {
         lambda **kwargs: ElasticNetPenalty(0.05, 0.3, **kwargs),
         lambda weights: 0.05 * sum(0.3 * w.abs().sum() + 0.35 * (w * w).sum() for w in weights),
     ),
+    "mcp": (lambda **kwargs: MCPPenalty(0.05, 3.0, **kwargs), MCP(0.05, 3.0)),
     "group_lasso": (
         lambda **kwargs: GroupLassoPenalty(0.01, **kwargs),
         lambda weights: 0.01 * sum(w[0].numel() ** 0.5 * w.flatten(1).norm(dim=1).sum() for w in weights),
+    ),
+    "nuclear_norm": (
+        lambda **kwargs: NuclearNormPenalty(0.02, **kwargs),
+        lambda weights: 0.02 * sum(torch.linalg.svdvals(matrix_of(w)).sum() for w in weights),
+    ),
+    "orthogonal": (
+        lambda **kwargs: OrthogonalPenalty(0.01, **kwargs),
+        lambda weights: 0.01 * sum(distance_from_orthonormal(matrix_of(w)) for w in weights),
     ),
 }
 
@@ -68,7 +124,7 @@ def train_by_hand(  # noqa: PLR0913  # everything a training loop may do
             if (index + 1) % window and index + 1 < len(batches):
                 continue
             scaler.unscale_(optimizer)
-            add_term_gradient(term, select(module), factor(step) * (index % window + 1) / window)
+            add_term_gradient(scaled(term, factor(step)), select(module), (index % window + 1) / window)
             clip(module.parameters())
             scaler.step(optimizer)
             scaler.update()

@@ -1,4 +1,4 @@
-"""What a run of the suite takes a share of, drawn anew each time; `make stress` takes all.
+"""Long sweeps: each run of the suite takes a newly drawn share of the cases; `make stress` takes all.
 
 Long sweeps of random cases have a marker: `@pytest.mark.sweep(share=0.25)` beside the cases in `parametrize`. For the
 twin of Lightning, whose code is the same, a share of all tests is enough, but for those with the marker `twin`.

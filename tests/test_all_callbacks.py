@@ -1,4 +1,4 @@
-"""What holds for every callback that is exported."""
+"""Properties of every exported callback."""
 
 import dataclasses
 import inspect
@@ -25,12 +25,15 @@ from lightning_reg import (
     Linear,
     LipschitzMonitor,
     MaxNorm,
+    MCPPenalty,
     MinMaxNorm,
     MonteCarloDropout,
     NMSparsity,
     NonNegative,
+    NuclearNormPenalty,
     Piecewise,
     RegularizationMonitor,
+    RegularizationPath,
     Select,
     SpectralConstraint,
     SpectralNormalization,
@@ -52,7 +55,9 @@ CALLBACKS = [
     ElasticNetPenalty(0.1, l1_ratio=0.25, **SETTINGS),
     GroupLassoPenalty(0.1, 1, **SETTINGS),
     GroupLassoPenalty(0.1, mode="proximal"),
+    NuclearNormPenalty(0.1, mode="proximal"),
     TargetSparsity(L1Penalty(0.01, mode="proximal"), 0.5, schedule=Cosine(0.0, 1.0, 0.5)),
+    RegularizationPath(L1Penalty(0.0, mode="proximal"), strengths=[0.2, 0.1], epochs=1, direction="up"),
     ActivityPenalty(0.1, select=["network.encoder", "network.conv"], norm="l2", schedule=Cosine(1.0, 0.0, 0.5)),
     RegularizationMonitor(),
     RegularizationMonitor(select="*.encoder.*", per_layer=["*.encoder.*"], histograms=True, layout=False),
@@ -166,9 +171,11 @@ def test_one_run_with_every_callback_at_once(fit, logger, tmp_path):
     callbacks = [
         *ADDING_UP,
         ActivityPenalty(0.01, select="network.conv"),
+        MCPPenalty(0.01, mode="grad"),
         # Each of the others changes weights by itself after a step, so each has its own.
         TargetSparsity(L1Penalty(0.0, mode="proximal", **head), 0.5),
         GroupLassoPenalty(0.01, mode="proximal", **head),
+        RegularizationPath(L1Penalty(0.0, mode="proximal", **head), strengths=[0.02, 0.01], epochs=1),
         SpectralNormalization(2.0, select="*.encoder.*"),
         SpectralConstraint(0.5, select="*.conv.*"),
         SpectralNormPenalty(0.01, mode="grad", **head),

@@ -1,4 +1,4 @@
-"""What LightningCLI makes of YAML: schedules, selections, every callback, mistakes, a run."""
+"""LightningCLI builds from YAML: schedules, selections, every callback, mistakes, a run."""
 
 import inspect
 import json

@@ -10,7 +10,7 @@ from lightning_reg import GroupLassoPenalty, L1Penalty, TargetSparsity
 from tests.models import Regressor, loader
 from tests.test_all_callbacks import CALLBACKS
 
-# What has a result, or a shape of it, that only the device knows.
+# Operations whose result, or its shape, only the device knows.
 READS = {"_local_scalar_dense", "equal", "is_nonzero", "masked_select", "nonzero", "unique_dim", "_unique2"}
 # These do nothing in a training step, or are all about what the network returns.
 ADAM = {

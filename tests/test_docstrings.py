@@ -32,7 +32,7 @@ def test_every_argument_is_described_in_the_order_of_the_signature(item):
 
 
 @pytest.mark.parametrize("item", CALLBACKS.values(), ids=list(CALLBACKS))
-def test_a_callback_has_a_formula_what_it_logs_what_it_raises_and_an_example(item):
+def test_a_callback_describes_its_formula_logs_errors_and_has_an_example(item):
     text = inspect.getdoc(item)
 
     assert ":math:" in text

@@ -75,17 +75,21 @@ def active_units(cli):
     return (cli.model.encoder(images) > 0).float().mean().item()
 
 
-# What is true after forty steps.
+# Checks that hold after forty steps.
 OUTCOMES = {
     "l2": lambda cli, path: logged(cli, path)["reg/penalty/l2"] > 0,
     "anchor": lambda cli, path: logged(cli, path)["reg/penalty/anchor"] > 0,
     "activity": lambda cli, path: active_units(cli) < 0.5,  # 0.7 without it
     "l1_sparse": lambda cli, path: logged(cli, path)["reg/sparsity"] > 0.1 and (cli.model.head.weight != 0).all(),
+    "mcp": lambda cli, path: 0.5 < sparsity(path)[39] < 0.7 and logged(cli, path)["reg/optimality/mcp"] > 0,
     "elastic_net": lambda cli, path: (
         {"reg/penalty/elastic_net", "reg/penalty/elastic_net-1"} <= logged(cli, path).keys()
     ),
     "group_lasso": lambda cli, path: 0 < zero_units(cli) < 1 and "reg/zero_units" in logged(cli, path),
     "target_sparsity": lambda cli, path: math.isclose(Sparsity()(weights(cli)).item(), 0.9, abs_tol=0.002),
+    "path": lambda cli, path: (
+        0 < (left := list(scalars(path)["reg/path/nonzero"].values()))[0] < left[3] and cli.trainer.global_step < 80
+    ),
     "keep_zeros": lambda cli, path: (
         0.5 < sparsity(path)[19] <= sparsity(path)[39] < 0.9 and (cli.model.head.weight != 0).all()
     ),
@@ -96,6 +100,8 @@ OUTCOMES = {
         and torch.allclose(lengths(cli)[2], torch.ones(10))
     ),
     "non_negative": lambda cli, path: all(w.min() == 0 for w in weights(cli)[:2]) and cli.model.head.weight.min() < 0,
+    "nuclear_norm": lambda cli, path: all(torch.linalg.matrix_rank(w) < min(w.shape) for w in weights(cli)[:2]),
+    "orthogonal": lambda cli, path: all(torch.linalg.svdvals(w)[-1] > 0.5 for w in weights(cli)[:2]),  # 0.2
     "spectral_penalty": lambda cli, path: logged(cli, path)["reg/penalty/spectral_norm"] > 0,
     "spectral_normalization": lambda cli, path: math.isclose(largest_norm(cli), 2, rel_tol=0.4),
     "spectral_constraint": lambda cli, path: 1.9 < largest_norm(cli) < 2.001,
@@ -139,7 +145,7 @@ def test_the_example_in_the_docstring_is_a_recipe(main, kind, tmp_path):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_does_what_it_says(run, recipe, tmp_path):
+def test_a_recipe_works_as_described(run, recipe, tmp_path):
     cli = run(recipe, "--trainer.max_epochs=4")
 
     assert OUTCOMES[recipe](cli, tmp_path)
@@ -164,7 +170,7 @@ def test_uncertain_images_are_shown_and_the_test_measures_the_mean_of_the_masks(
     assert logged(cli, tmp_path)["reg/mc_dropout_mutual_information"] > 0
 
 
-def test_what_print_config_prints_trains_in_the_same_way(run, main, tmp_path, capsys):
+def test_the_printed_configuration_trains_in_the_same_way(run, main, tmp_path, capsys):
     with pytest.raises(SystemExit, match="0"):
         run("late_dropout", "--trainer.max_epochs=1", "--print_config")
     config = tmp_path / "printed.yaml"

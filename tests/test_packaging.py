@@ -1,10 +1,11 @@
-"""What the package promises to those who install it."""
+"""The package's promises to users who install it."""
 
 import re
 import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 import lightning_reg
 
@@ -12,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-def test_the_oldest_versions_that_are_tested_are_those_that_are_declared():
+def test_the_oldest_tested_versions_are_the_declared_ones():
     pinned = dict(re.findall(r"^([\w-]+)==(\S+)", (ROOT / "constraints-min.txt").read_text(), flags=re.MULTILINE))
     declared = dict(re.findall(r"^([\w-]+)>=([\d.]+)", "\n".join(PROJECT["dependencies"]), flags=re.MULTILINE))
 
@@ -37,12 +38,32 @@ def test_both_packages_of_lightning_are_tested_in_one_version(constraints):
     assert pinned["pytorch-lightning"] == pinned["lightning"]
 
 
-def test_the_changelog_has_a_section_for_the_next_version():
-    changelog = (ROOT / "CHANGELOG.md").read_text()
+def test_the_changelog_has_a_section_for_this_version_and_for_the_next():
+    sections = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
 
-    assert PROJECT["version"].endswith(".dev0")
-    assert "## [Unreleased]" in changelog
+    assert sections[0] == "[Unreleased]"
+    assert re.fullmatch(rf"\[{re.escape(PROJECT['version'])}\] - \d{{4}}-\d\d-\d\d", sections[1])
 
 
 def test_types_are_shipped():
     assert (Path(lightning_reg.__file__).parent / "py.typed").exists()
+
+
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
+def test_a_workflow_runs_nothing_but_targets_of_the_makefile(workflow):
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    jobs = yaml.safe_load(workflow.read_text())["jobs"].values()
+    commands = [step["run"].removeprefix("sudo ").split() for job in jobs for step in job["steps"] if "run" in step]
+
+    assert commands
+    assert all(make == "make" and target in targets for make, target in commands)
+
+
+def test_one_version_everywhere():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+
+    assert PROJECT["version"] == citation["version"]
+    assert PROJECT["license"] == citation["license"]

@@ -32,7 +32,7 @@ def test_the_public_names_change_only_on_purpose(name):
     assert re.search(rf"\b{name.rpartition('.')[2]}\b", CHANGELOG.read_text())
 
 
-def test_what_rooms_list_is_public_in_the_package():
+def test_names_that_rooms_list_are_public_in_the_package():
     listed = {*callbacks.__all__, *schedules.__all__} - {"Schedule", "resolve"}
 
     assert listed <= set(lightning_reg.__all__)
@@ -86,7 +86,7 @@ def test_a_room_lists_for_type_checkers_what_it_lists_when_it_runs(room):
     assert names_for_type_checkers(room) == set(room.__all__)
 
 
-def test_names_that_are_imported_on_first_use_are_those_that_type_checkers_see():
+def test_type_checkers_see_the_names_that_are_imported_on_first_use():
     assert names_for_type_checkers(lightning_reg) == {*lightning_reg.__all__, "Schedule", "resolve"}
 
 

@@ -45,7 +45,7 @@ def test_a_file_with_an_underscore_is_imported_in_its_own_folder_only(path):
 
 
 @pytest.mark.parametrize("path", ROOMS, ids=relative)
-def test_only_public_faces_do_anything_and_the_others_say_what_the_room_is_for(path):
+def test_only_public_faces_do_anything_and_the_others_describe_the_room(path):
     if path.parent.name in FACES and path.parent.parent in {PACKAGE, ROOT}:
         return
     docstring, *rest = ast.parse(path.read_text()).body

@@ -10,7 +10,7 @@ SWEEP = pytest.mark.sweep(share=0.25).mark
 
 
 class Item(SimpleNamespace):
-    """What a sweep reads of a test."""
+    """The part of a test that a sweep reads."""
 
     __hash__ = object.__hash__
 

@@ -15,7 +15,7 @@ from tests.public_calls import CALLS, PUBLIC, parameters_of
 
 PACKAGE = Path(lightning_reg.__file__).parent
 
-# What a configuration file, another library or a slip of the hand puts in the place of an argument.
+# Wrong arguments as they come from a configuration file, another library or a typing error.
 KINDS: dict[str, Callable[[], Any]] = {
     "None": lambda: None,
     "True": lambda: True,
@@ -46,7 +46,7 @@ KINDS: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_all_arguments_of_what_is_public_are_here(name):
+def test_all_arguments_of_public_names_are_here(name):
     call, arguments = CALLS[name]
 
     assert name.partition(".")[0] in PUBLIC

@@ -3,7 +3,7 @@
 import sys
 from importlib import import_module
 
-# What no other module of the package imports.
+# Names that no other module of the package imports.
 _MORE = ("cli", "tuner", "callbacks", "loggers", "plugins", "strategies")
 _NAMES = {"pytorch_lightning": "lightning.pytorch", "lightning_fabric": "lightning.fabric"}
 

@@ -1,15 +1,16 @@
-"""Train by every recipe in this folder, or those that are named, and see beside one another what they did.
+"""Train with every recipe in this folder, or with the named ones, and compare their effects.
 
     python examples/cli/compare.py --picture cli.png
     python examples/cli/compare.py monitor l2 l1_sparse
 
-Prints the accuracy of each, and writes all to one folder for TensorBoard.
+Prints the accuracy of each run, and writes all logs to one folder for TensorBoard.
 """
 
 import argparse
 import importlib
 import shlex
 from collections.abc import Mapping
+from itertools import cycle, product
 from pathlib import Path
 
 from matplotlib import colormaps
@@ -22,7 +23,7 @@ Curve = list[tuple[int, float]]
 
 
 def train(recipe: Path, max_epochs: int, logdir: Path) -> dict[str, Curve]:
-    """Train by a recipe; return what it logged, from tag to steps and values."""
+    """Train with a recipe; return its logs, from tag to steps and values."""
     options = [
         f"--trainer.max_epochs={max_epochs}",
         "--trainer.logger=lightning.pytorch.loggers.TensorBoardLogger",
@@ -32,7 +33,7 @@ def train(recipe: Path, max_epochs: int, logdir: Path) -> dict[str, Curve]:
         "--trainer.enable_model_summary=false",
         "--trainer.enable_checkpointing=false",
     ]
-    # `main.py` beside this file: its folder is that of the program, where Python looks for modules.
+    # Python finds `main.py` beside this file, because it searches the folder of the program for modules.
     cli = importlib.import_module("main").main(["fit", f"--config={recipe}", *options])
     events = EventAccumulator(cli.trainer.log_dir).Reload()
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
@@ -40,20 +41,22 @@ def train(recipe: Path, max_epochs: int, logdir: Path) -> dict[str, Curve]:
 
 def draw(curves: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
     """Save a picture with one chart for each of `TAGS`."""
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    colors = dict(zip(curves, colormaps["tab20"](range(len(curves))), strict=True))
+    figure = Figure(figsize=(10, 5.2), layout="constrained")
+    styles = list(product(["-", "--", ":"], colormaps["tab10"](range(10))))
+    lines = {}
     for axes, tag in zip(figure.subplots(2, 2).flat, TAGS, strict=True):
-        shown = {recipe: logged[tag] for recipe, logged in curves.items() if tag in logged}
-        for recipe, curve in shown.items():
-            axes.plot(*zip(*curve, strict=True), label=recipe, color=colors[recipe])
         axes.set(title=tag, xlabel="step")
-        if shown:
-            axes.legend(fontsize="x-small")
+        for (recipe, logged), (dashes, color) in zip(curves.items(), cycle(styles), strict=False):
+            if tag in logged:
+                (lines[recipe],) = axes.plot(*zip(*logged[tag], strict=True), linestyle=dashes, color=color)
+    if lines:
+        shown = [recipe for recipe in curves if recipe in lines]
+        figure.legend([lines[recipe] for recipe in shown], shown, loc="outside right upper", fontsize="small")
     figure.savefig(path, dpi=100)
 
 
 def main() -> None:
-    """Train by every recipe, print how well, and draw how."""
+    """Train with every recipe, print the accuracies, and draw the curves."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     recipes = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.yaml"))}
     parser.add_argument("recipes", nargs="*", metavar="recipe", help=f"default: all of {', '.join(recipes)}")

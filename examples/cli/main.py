@@ -1,13 +1,13 @@
-"""Everything from YAML: a network for digits, its data and its callbacks, by LightningCLI.
+"""Everything from YAML: a network for digits, its data and its callbacks, with LightningCLI.
 
-    python examples/cli/main.py fit --config examples/cli/l1.yaml
+    python examples/cli/main.py fit --config examples/cli/l1_sparse.yaml
 
-Each file beside this one is a recipe for one callback of lightning_reg. Any value can be given on the command line, too
-(`--model.width 64`, `--trainer.max_epochs 50`); `--print_config` after the rest shows the complete configuration, which
-is a file for `--config` again.
+Each YAML file beside this one is a recipe for one callback of lightning_reg. The command line can override any value
+(`--model.width 64`, `--trainer.max_epochs 50`). `--print_config` at the end prints the complete configuration, which
+can be saved as a file for `--config`.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -26,14 +26,21 @@ class Digits(LightningModule):
     Args:
         width: Units of the first hidden layer; the second one has half as many.
         dropout: Dropout rate after each hidden layer, in [0, 1).
-        learning_rate: That of Adam.
+        learning_rate: Learning rate of the optimizer.
+        optimizer: Adam, or SGD with a momentum of 0.9.
 
     """
 
-    def __init__(self, width: int = 96, dropout: float = 0.0, learning_rate: float = 3e-3) -> None:
+    def __init__(
+        self,
+        width: int = 96,
+        dropout: float = 0.0,
+        learning_rate: float = 3e-3,
+        optimizer: Literal["Adam", "SGD"] = "Adam",
+    ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.learning_rate = learning_rate
+        self.learning_rate, self.optimizer = learning_rate, optimizer
         self.encoder = nn.Sequential(
             nn.Linear(64, width),
             nn.ReLU(),
@@ -70,6 +77,8 @@ class Digits(LightningModule):
         return logits
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
+        if self.optimizer == "SGD":
+            return torch.optim.SGD(self.parameters(), lr=self.learning_rate, momentum=0.9)
         return torch.optim.Adam(self.parameters(), lr=self.learning_rate)
 
 
@@ -78,7 +87,7 @@ class DigitsData(LightningDataModule):
 
     Args:
         train_size: Images for training; the rest is for validation and testing.
-        batch_size: Images in a batch of training.
+        batch_size: Images in a training batch.
 
     """
 
@@ -105,7 +114,7 @@ class DigitsData(LightningDataModule):
 
 
 class ShowUncertain(Callback):
-    """Print the images of which MonteCarloDropout is least certain.
+    """Print the images with the most uncertain predictions of MonteCarloDropout.
 
     Args:
         count: How many images.
@@ -135,13 +144,13 @@ class ShowUncertain(Callback):
 
 
 def main(args: ArgsType = None) -> LightningCLI:
-    """Run what the command line, or `args`, asks for."""
+    """Run the command of the command line, or of `args`."""
     return LightningCLI(
         Digits,
         DigitsData,
         args=args,
         seed_everything_default=0,
-        # What the recipes have in common; any of them may say otherwise.
+        # Common settings of the recipes; each recipe may override them.
         trainer_defaults={"accelerator": "cpu", "max_epochs": 40, "log_every_n_steps": 5, "num_sanity_val_steps": 0},
     )
 

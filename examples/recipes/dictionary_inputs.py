@@ -1,7 +1,8 @@
-"""A network whose `forward` takes a dictionary, as forecasting and tabular packages have it.
+"""A network whose `forward` takes a dictionary, as in forecasting and tabular packages.
 
-Penalties, dropout schedules and the other monitors need nothing: they look at weights and modules. `LipschitzMonitor`
-bounds a function of one tensor: name the part that is one, and say how its input comes out of a batch.
+Penalties, dropout schedules and the other monitors need no settings, because they work on weights and modules.
+`LipschitzMonitor` bounds a function of one tensor: name such a part of the network, and pass a function that returns
+its input for a batch.
 """
 
 import torch
@@ -16,7 +17,7 @@ Batch = dict[str, Tensor]
 
 
 class Forecaster(LightningModule):
-    """Forecasts the next value of a series from its last eight ones and from which series it is."""
+    """Forecasts the next value of a series from its last eight values and the index of the series."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +58,7 @@ def main() -> None:
     trainer = Trainer(
         max_epochs=5,
         callbacks=[
-            # The embedding is left out: it has one row for each series, and no input to be sensitive to.
+            # The embedding is left out: it has one row for each series, and no continuous input.
             L2Penalty(1e-3, select=Select(exclude="series.*")),
             RegularizationMonitor(),
             LipschitzMonitor(target="history", input_transform=history),

@@ -1,6 +1,6 @@
-"""A Hugging Face model: which weights, which dropout, which decay, by names as `named_modules` has them.
+"""A Hugging Face model: choose weights, dropout and decay by the names of `named_modules`.
 
-The model is a tiny GPT-2 with random weights, which learns to repeat a token; in your code it is `from_pretrained`.
+The model is a tiny GPT-2 with random weights, which learns to repeat a token. In your code, use `from_pretrained`.
 """
 
 import torch
@@ -27,7 +27,7 @@ class LanguageModel(LightningModule):
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.parameters(), lr=3e-3)  # no decay of its own: WeightDecay has it
+        return torch.optim.Adam(self.parameters(), lr=3e-3)  # without decay, which WeightDecay adds
 
 
 def main() -> None:
@@ -36,11 +36,11 @@ def main() -> None:
     trainer = Trainer(
         max_epochs=4,
         callbacks=[
-            # AdamW's decay, but not of the embeddings, which rare tokens hardly train.
+            # AdamW's decay, except for the embeddings: rare tokens hardly train them.
             WeightDecay(0.1, select=["*.attn.*.weight", "*.c_proj.weight"]),
-            # Whole hidden units of the feed-forward parts; their layers are transformers' Conv1D, which is known.
+            # Whole hidden units of the feed-forward parts. Their layers are transformers' Conv1D, a known layer.
             GroupLassoPenalty(8e-4, select="*.mlp.c_fc.weight", mode="proximal"),
-            # All dropout that the model has, in attention too, from the second half of the run on.
+            # All dropout of the model, also in attention, from the second half of the run on.
             DropoutScheduler(late_dropout(0.1, 0.5)),
             RegularizationMonitor(metrics={"zero_units": Sparsity(dim=0)}, select="*.mlp.c_fc.weight"),
         ],

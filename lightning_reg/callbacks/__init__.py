@@ -1,7 +1,7 @@
 """Lightning callbacks.
 
-The list of what is public, once: the package's own names, the tests that walk all callbacks and the documentation read
-it. A line that is added here makes a callback public everywhere.
+The only list of public callbacks: the package's own names, the tests that walk all callbacks and the documentation read
+it. A line added here makes a callback public everywhere.
 """
 
 from typing import TYPE_CHECKING
@@ -18,9 +18,11 @@ from lightning_reg.callbacks.dropout.monte_carlo import MonteCarloDropout as Mon
 from lightning_reg.callbacks.dropout.scheduler import DropoutScheduler as DropoutScheduler
 from lightning_reg.callbacks.monitors.lipschitz import LipschitzMonitor as LipschitzMonitor
 from lightning_reg.callbacks.monitors.regularization import RegularizationMonitor as RegularizationMonitor
+from lightning_reg.callbacks.path.regularization_path import RegularizationPath as RegularizationPath
 from lightning_reg.callbacks.penalties.activity import ActivityPenalty as ActivityPenalty
 from lightning_reg.callbacks.penalties.anchor import AnchorPenalty as AnchorPenalty
 from lightning_reg.callbacks.penalties.base import Penalty as Penalty
+from lightning_reg.callbacks.penalties.concave import MCPPenalty as MCPPenalty
 from lightning_reg.callbacks.penalties.elementwise import ElasticNetPenalty as ElasticNetPenalty
 from lightning_reg.callbacks.penalties.elementwise import L1Penalty as L1Penalty
 from lightning_reg.callbacks.penalties.elementwise import L2Penalty as L2Penalty
@@ -28,6 +30,8 @@ from lightning_reg.callbacks.penalties.group_lasso import GroupLassoPenalty as G
 from lightning_reg.callbacks.penalties.target_sparsity import TargetSparsity as TargetSparsity
 from lightning_reg.callbacks.spectral.constraint import SpectralConstraint as SpectralConstraint
 from lightning_reg.callbacks.spectral.normalization import SpectralNormalization as SpectralNormalization
+from lightning_reg.callbacks.spectral.nuclear_norm import NuclearNormPenalty as NuclearNormPenalty
+from lightning_reg.callbacks.spectral.orthogonal import OrthogonalPenalty as OrthogonalPenalty
 from lightning_reg.callbacks.spectral.penalty import SpectralNormPenalty as SpectralNormPenalty
 
 if not TYPE_CHECKING:

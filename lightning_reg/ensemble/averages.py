@@ -1,4 +1,4 @@
-"""The mean of several predictions, and how far they are apart."""
+"""The mean and the spread of several predictions."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_reg import _checks
 
-_TOLERANCE = 1e-2  # what softmax leaves in bfloat16 is off by up to 2^-8
+_TOLERANCE = 1e-2  # softmax in bfloat16 has an error of up to 2^-8
 
 Aggregate = Literal["arithmetic", "geometric"]
 
@@ -24,14 +24,15 @@ class EnsemblePrediction(NamedTuple):
     """
 
     mean: Tensor
-    """The mean, arithmetic or geometric, of the shape of one prediction."""
+    """The arithmetic or geometric mean, with the shape of one prediction."""
     std: Tensor
-    """The standard deviation over the predictions, with n - 1 in the denominator; of the same shape."""
+    """The standard deviation over the predictions, with n - 1 in the denominator; with the same shape."""
     entropy: Tensor | None = None
-    """Of class probabilities: the entropy of the mean in nats, in [0, log C]; all uncertainty. Without the classes."""
+    """For class probabilities: the entropy of the mean in nats, in [0, log C], the total uncertainty. The dimension of
+    the classes is gone."""
     mutual_information: Tensor | None = None
-    """Of class probabilities: the entropy of the arithmetic mean less the mean of the entropies, in nats, >= 0; the
-    uncertainty about the model, which more data would lessen. Without the classes."""
+    """For class probabilities: the entropy of the arithmetic mean minus the mean of the entropies, in nats, >= 0. It
+    measures the uncertainty about the model, which more data would reduce. The dimension of the classes is gone."""
 
 
 def average_predictions(
@@ -41,18 +42,18 @@ def average_predictions(
 
     Args:
         predictions: Tensors of one shape, or one tensor with the predictions along its first dimension.
-        aggregate: `"arithmetic"` takes any numbers. `"geometric"` takes class probabilities, and is what halving the
-            weights computes for one softmax layer with dropout 0.5.
-        dim: Where the classes are in one prediction, for `"geometric"`.
+        aggregate: `"arithmetic"` takes any numbers. `"geometric"` takes class probabilities; for one softmax layer with
+            dropout 0.5 it equals the prediction with halved weights.
+        dim: The dimension of the classes in one prediction, for `"geometric"`.
 
     Returns:
-        A tensor of the shape of one prediction, float32 at least. Where every class has probability 0 in some
-        prediction, no geometric mean exists: NaN.
+        A tensor with the shape of one prediction, float32 at least. NaN where the geometric mean does not exist because
+        every class has probability 0 in some prediction.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
-        ValueError: If there are no predictions, their shapes differ, or the geometric mean is asked for of numbers that
-            are no probabilities.
+        ValueError: If there are no predictions, their shapes differ, or with `"geometric"` if they are not
+            probabilities.
 
     Example:
         >>> certain, uncertain = torch.tensor([[0.9, 0.1]]), torch.tensor([[0.5, 0.5]])
@@ -83,12 +84,12 @@ def average_predictions(
 def summarize_predictions(
     predictions: Sequence[Tensor] | Tensor, aggregate: Aggregate = "arithmetic", *, dim: int = 1
 ) -> EnsemblePrediction:
-    r"""Return the mean of predictions and measures of how far they are apart.
+    r"""Return the mean of predictions and measures of their spread.
 
     Args:
         predictions: At least two tensors of one shape, or one tensor with the predictions along its first dimension.
         aggregate: As for `average_predictions`.
-        dim: Where the classes are in one prediction, if they are probabilities.
+        dim: The dimension of the classes in one prediction, if predictions are class probabilities.
 
     Returns:
         Mean and spread; with entropy :math:`H(\bar p)` and mutual information :math:`H(\bar p) - \frac1n \sum_i H(p_i)`
@@ -99,7 +100,7 @@ def summarize_predictions(
         ValueError: As for `average_predictions`, or if there is only one prediction.
 
     Example:
-        Two models that are each certain, and disagree:
+        Two models that are both certain, but disagree:
 
         >>> summary = summarize_predictions([torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])])
         >>> summary.entropy, summary.mutual_information
@@ -112,7 +113,7 @@ def summarize_predictions(
     stacked = _stacked(predictions)
     mean = average_predictions(stacked, aggregate, dim=dim)
     if len(stacked) == 1:
-        msg = "`predictions` must be at least two, for one has no spread; got 1."
+        msg = "`predictions` must be at least two, because one has no spread, got 1."
         raise ValueError(msg)
     std = stacked.std(0)
     if not are_probabilities(stacked, dim):
@@ -134,9 +135,7 @@ def _stacked(predictions: object) -> Tensor:
     stacked = predictions if isinstance(predictions, Tensor) else _joined(predictions)
     if not stacked.ndim or stacked.is_complex():
         what = "complex" if stacked.is_complex() else "of one number"
-        msg = (
-            f"`predictions` must be real, one behind the other along the first dimension, got a tensor that is {what}."
-        )
+        msg = f"`predictions` must be real and stacked along the first dimension, got a tensor that is {what}."
         raise TypeError(msg)
     if not len(stacked):
         msg = "`predictions` must be at least one, got none."

@@ -1,4 +1,4 @@
-"""Bootstrap samples: rows drawn with replacement, as bagging gives one to each model."""
+"""Bootstrap samples for bagging: rows drawn with replacement, one sample for each model."""
 
 from collections.abc import Iterator, Sized
 
@@ -11,18 +11,18 @@ from lightning_reg.functional.tensors.random import derived_seed
 
 
 class BootstrapSampler(Sampler[int]):
-    """Draw as many rows as there are, with replacement: the same rows in every epoch, in another order.
+    """Draw n of n rows with replacement: the same rows in every epoch, in another order.
 
-    A row is missing with probability :math:`(1 - 1/n)^n`, about 0.37. What is drawn is a function of `seed` and the
-    epoch alone, so all processes draw the same, and each takes its share: Lightning wraps the sampler for that by
-    itself. Lightning tells it the epoch, too; in a loop of your own call `set_epoch`, or every epoch has one order.
+    A row is missing with probability :math:`(1 - 1/n)^n`, about 0.37. The sample depends on `seed` and the epoch only,
+    so all processes draw the same one; Lightning then wraps the sampler to give each process its share. Lightning also
+    sets the epoch. In your own training loop call `set_epoch`, because otherwise every epoch has the same order.
 
     Args:
-        data: The data, or anything of its length.
-        seed: Which sample, an int >= 0: one for each model.
+        data: The data, or anything with its length.
+        seed: The number of the sample, an int >= 0: use another one for each model.
 
     Raises:
-        TypeError: If `data` has no length or is text, or `seed` is no int.
+        TypeError: If `data` has no length or is text, or `seed` is not an int.
         ValueError: If `data` is empty or `seed` negative.
 
     Example:
@@ -42,7 +42,7 @@ class BootstrapSampler(Sampler[int]):
 
     @property
     def rows(self) -> list[int]:
-        """The rows of the sample, sorted; those that are not among them are out of bag."""
+        """The rows of the sample, sorted; all other rows are out of bag."""
         return sorted(self._rows().tolist())
 
     def set_epoch(self, epoch: int) -> None:
@@ -51,12 +51,12 @@ class BootstrapSampler(Sampler[int]):
 
     @override
     def __iter__(self) -> Iterator[int]:
-        # Another stream than that of the rows: the epoch is in its name.
+        # The stream differs from the stream of the rows, because the epoch is part of the seed.
         generator = torch.Generator().manual_seed(derived_seed("order", self.seed, self.epoch))
         yield from self._rows()[torch.randperm(self.size, generator=generator)].tolist()
 
     def __len__(self) -> int:
-        """Return how many rows an epoch has."""
+        """Return the number of rows in an epoch."""
         return self.size
 
     def _rows(self) -> torch.Tensor:
@@ -67,7 +67,7 @@ class BootstrapSampler(Sampler[int]):
 def _count_rows(data: object) -> int:
     # A scalar tensor or array claims to have a length.
     if not isinstance(data, Sized) or isinstance(data, str | bytes) or getattr(data, "shape", None) == ():
-        msg = f"`data` must have a length and be no text, got a {type(data).__name__}."
+        msg = f"`data` must have a length and not be text, got a {type(data).__name__}."
         raise TypeError(msg)
     if not len(data):
         msg = "`data` must hold at least one row, got none."

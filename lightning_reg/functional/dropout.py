@@ -1,7 +1,7 @@
-"""What the dropout modules compute, with the rate as a tensor and the random numbers from wherever one likes.
+"""The formulas of the dropout modules, with the rate as a tensor and random numbers as an argument.
 
-The modules themselves take the rate as a Python number and draw from the global generator. `torch.compile` compiles
-again for every number that it has not seen, and Monte Carlo samples need streams of their own.
+The modules themselves take the rate as a Python number and draw from the global generator. But `torch.compile`
+recompiles for every new number, and Monte Carlo samples need their own random streams.
 """
 
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 _SELU_FLOOR = -1.7580993408473766  # where SELU saturates: - scale * alpha of Klambauer et al. 2017
 
-# Subclasses with a `forward` of their own may compute anything.
+# Subclasses with their own `forward` may compute anything.
 _ELEMENTWISE = (nn.Dropout, nn.AlphaDropout)
 _CHANNELWISE = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.FeatureAlphaDropout)
-# Dimensions of an input without a batch. `Dropout2d` takes three for a batch of one-dimensional maps.
+# Dimensions of an input without a batch. `Dropout2d` treats three dimensions as a batch of one-dimensional maps.
 _UNBATCHED_1D, _UNBATCHED_3D = 2, 4
 
 
@@ -26,7 +26,7 @@ def is_drop_path(module: nn.Module) -> bool:
 
 
 def has_formula(module: nn.Module) -> bool:
-    """Tell whether `drop` knows what this module computes."""
+    """Tell whether `drop` knows the formula of this module."""
     if "forward" in vars(module):
         return False
     return is_drop_path(module) or type(module).forward in [kind.forward for kind in (*_ELEMENTWISE, *_CHANNELWISE)]
@@ -41,19 +41,19 @@ def mask_shape(module: nn.Module, shape: Sequence[int]) -> tuple[int, ...]:
     elif isinstance(module, _ELEMENTWISE):
         kept = len(shape)
     else:
-        kept = 0 if getattr(module, "mode", "row") == "batch" else 1  # torchvision drops whole batches, too
+        kept = 0 if getattr(module, "mode", "row") == "batch" else 1  # torchvision can also drop whole batches
     return (*shape[:kept], *(1 for _ in shape[kept:]))
 
 
 def drop(module: nn.Module, inputs: Tensor, rate: Tensor | float, noise: Tensor) -> Tensor:
-    """Return what `module` returns in training mode at `rate`.
+    """Return the output of `module` in training mode at `rate`.
 
     Args:
-        module: One that `has_formula`.
+        module: A module for which `has_formula` is true.
         inputs: Any floating-point tensor that the module takes.
         rate: In [0, 1), a number or a tensor of shape (). Nothing waits for a tensor's value.
-        noise: Uniform in [0, 1), of the shape of the mask. In float32 whatever the inputs: bfloat16 knows only 256
-            numbers between 0.5 and 1.
+        noise: Uniform in [0, 1), with the shape of the mask. Always in float32, because bfloat16 has only 128 numbers
+            between 0.5 and 1.
 
     Returns:
         A tensor of the shape of `inputs`; `inputs` itself if the module works in place.
@@ -61,7 +61,7 @@ def drop(module: nn.Module, inputs: Tensor, rate: Tensor | float, noise: Tensor)
     """
     keep = noise >= rate
     if isinstance(module, (nn.AlphaDropout, nn.FeatureAlphaDropout)):
-        # a x + b with the a and b that keep mean 0 and variance 1, x being the floor where it is dropped.
+        # a x + b, with a and b that keep mean 0 and variance 1; dropped entries of x are at the floor.
         slope = ((1 - rate) * (1 + rate * _SELU_FLOOR**2)) ** -0.5
         offset = -slope * rate * _SELU_FLOOR
         outputs = torch.where(keep, inputs, _SELU_FLOOR) * slope + offset

@@ -1,4 +1,4 @@
-"""Metrics, usable with no Trainer at all. Those of weights update from a module, a tensor or an iterable of tensors."""
+"""Metrics that need no Trainer. Weight metrics update from a module, a tensor or an iterable of tensors."""
 
 from lightning_reg.metrics.certified_accuracy import CertifiedAccuracy
 from lightning_reg.metrics.lipschitz import LipschitzLowerBound

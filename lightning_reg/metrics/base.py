@@ -1,4 +1,4 @@
-"""What the metrics of weights share: a statistic of each layer, combined over layers, updates and ranks."""
+"""The base of weight metrics: a statistic of each layer, combined over layers, updates and ranks."""
 
 import inspect
 from abc import ABC, abstractmethod
@@ -16,12 +16,12 @@ from lightning_reg.metrics.reading import as_layers
 
 
 class LayerMetric(Metric, ABC):
-    """A number that each layer has, and all layers together have.
+    """A number for each layer, and for all layers together.
 
-    A subclass says what to count in each layer, and what number the counts make; the counts of many layers add up.
+    A subclass defines the counts of each layer, and the number computed from them. Counts of several layers add up.
     """
 
-    # `forward` must not merge two states by `dist_reduce_fx`: equal ones of ranks merge otherwise than those of layers.
+    # `forward` must not merge two states by `dist_reduce_fx`: it merges the equal states of ranks, not those of layers.
     full_state_update = True
     is_differentiable = False
     higher_is_better = None
@@ -30,12 +30,12 @@ class LayerMetric(Metric, ABC):
 
     def __init__(self, nothing: Tensor, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        # Every rank has the counts of whole weights, sharded or not, so that all are equal.
+        # Every rank counts whole weights, sharded or not, so the states of all ranks are equal.
         self.add_state("total", nothing, dist_reduce_fx="max")
 
     @override
     def extra_repr(self) -> str:
-        """Return the settings, for `repr`; that of a callback that holds the metric shows them, too."""
+        """Return the settings for `repr`; the `repr` of a callback that holds the metric shows them too."""
         names = [name for name in inspect.signature(type(self)).parameters if hasattr(self, name)]
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
@@ -45,7 +45,7 @@ class LayerMetric(Metric, ABC):
 
     @abstractmethod
     def value(self, statistics: Tensor) -> Tensor:
-        """Return the number that counts of shape (..., counts) make, shape (...)."""
+        """Return the number computed from counts of shape (..., counts), shape (...)."""
 
     def combine(self, statistics: Tensor) -> Tensor:
         """Return the counts of all layers together, from shape (layers, counts) to (counts,)."""
@@ -54,12 +54,12 @@ class LayerMetric(Metric, ABC):
     @override
     @torch.no_grad()
     def update(self, weights: Tensor | Iterable[Tensor] | nn.Module) -> None:
-        """Add weights: those of several updates count together until `reset`.
+        """Add weights; updates accumulate until `reset`.
 
         Args:
-            weights: A tensor, an iterable of tensors, of floating-point or complex numbers, or a module, of which every
-                weight of two or more dimensions counts, once, as its forward pass uses it. Tensors must be the same on
-                all ranks or `DTensor`s.
+            weights: A tensor or an iterable of tensors, of floating-point or complex numbers; or a module. In a module
+                every weight of two or more dimensions counts once, as its forward pass uses it. Tensors must be equal
+                on all ranks, or DTensors.
 
         Raises:
             TypeError: If `weights` is something else.
@@ -80,7 +80,8 @@ class LayerMetric(Metric, ABC):
 def measure(metric: Metric, layers: Sequence[Layer]) -> tuple[Tensor, Tensor]:
     """Return the value of `metric` for each of `layers`, shape (layers,), and for all together, shape ().
 
-    Leaves no trace in the metric. A collective call for sharded weights, and for a metric that synchronises itself.
+    The state of the metric does not change. A collective call for sharded weights, and for a metric that synchronises
+    itself.
     """
     if isinstance(metric, LayerMetric):
         statistics = metric.statistics(layers)

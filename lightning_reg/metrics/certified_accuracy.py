@@ -1,4 +1,4 @@
-"""How many samples are right, and stay so whatever happens to them within a radius."""
+"""The share of samples whose correct classification is certified within a radius."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -15,18 +15,18 @@ from lightning_reg.functional.lipschitz.certificates import certified_radius
 
 @final
 class CertifiedAccuracy(Metric):
-    r"""The share of samples that are classified right with a certified radius greater than each of `radii`.
+    r"""The share of samples that are classified correctly with a certified radius greater than each of `radii`.
 
     A lower bound of the accuracy under any attack within that radius, in the 2-norm of the network's input; see
-    `functional.certified_radius`. Over updates and ranks.
+    `functional.certified_radius`. Samples accumulate over updates and ranks.
 
     Args:
         radii: Radii, each >= 0, in the unit of the input.
-        **kwargs: Those of `torchmetrics.Metric`.
+        **kwargs: Keyword arguments of `torchmetrics.Metric`.
 
     Raises:
-        TypeError: If `radii` is no list of numbers.
-        ValueError: If there is none, or one is negative or not finite.
+        TypeError: If `radii` is not a list of numbers.
+        ValueError: If `radii` is empty, or a radius is negative or not finite.
 
     Example:
         >>> import torch
@@ -61,10 +61,10 @@ class CertifiedAccuracy(Metric):
         Args:
             logits: Outputs of a classifier in eval mode, shape (N, K).
             target: The true classes, whole numbers, shape (N,).
-            margin_bounds: As by `functional.margin_bounds` of that classifier, shape (K, K).
+            margin_bounds: Result of `functional.margin_bounds` for the classifier, shape (K, K).
 
         Raises:
-            TypeError: If `target` is no tensor of whole numbers.
+            TypeError: If `target` is not a tensor of whole numbers.
             ValueError: If the shapes do not fit together.
 
         """
@@ -77,7 +77,7 @@ class CertifiedAccuracy(Metric):
             msg = f"`target` must have a class for each of the {len(radii)} samples, got shape {tuple(target.shape)}."
             raise ValueError(msg)
         right = logits.argmax(1) == target.to(logits.device)
-        # Against the radii in double precision: rounded ones could be smaller.
+        # Compare with the radii in double precision: a rounded radius could be smaller.
         limits = torch.tensor(
             self.radii, dtype=torch.float64, device=radii.device if radii.device.type != "mps" else "cpu"
         )
@@ -93,7 +93,7 @@ class CertifiedAccuracy(Metric):
     @override
     def _wrap_compute(self, compute: Callable[..., Any]) -> Callable[..., Any]:
         squeezed = super()._wrap_compute(compute)
-        # torchmetrics makes a scalar of a vector of one.
+        # torchmetrics turns a vector with one entry into a scalar.
         return functools.wraps(compute)(lambda *args, **kwargs: squeezed(*args, **kwargs).reshape(-1))
 
 
@@ -105,14 +105,14 @@ def check_radii(name: str, radii: object) -> tuple[float, ...]:
     """Return radii as floats.
 
     Raises:
-        TypeError: If they are no list of numbers.
-        ValueError: If there is none, or one is negative or not finite.
+        TypeError: If `radii` is not a list of numbers.
+        ValueError: If `radii` is empty, or a radius is negative or not finite.
 
     """
     if not _checks.is_list(radii):
-        msg = f"`{name}` must be a list of radii, as (0.1, 0.25), got {radii!r}."
+        msg = f"`{name}` must be a list of radii such as (0.1, 0.25), got {radii!r}."
         raise TypeError(msg)
     if not radii:
-        msg = f"`{name}` must hold a radius at least, got {radii!r}."
+        msg = f"`{name}` must hold at least one radius, got {radii!r}."
         raise ValueError(msg)
     return tuple(_checks.non_negative(name, radius) for radius in radii)

@@ -1,4 +1,4 @@
-"""How much a network stretches real samples."""
+"""How much a network stretches changes of real samples."""
 
 from collections.abc import Callable
 from typing import Any, final
@@ -16,15 +16,15 @@ from lightning_reg.functional.lipschitz.jacobian import jacobian_norm
 class LipschitzLowerBound(Metric):
     r"""The largest norm of the input Jacobian over samples, :math:`\max_i \|J_f(x_i)\|_2`, over updates and ranks.
 
-    A lower bound of the Lipschitz constant of :math:`f` in the 2-norm, also where the norm of a sample is an estimate
-    from below; see `functional.jacobian_norm`, also for what kinks do to it. `functional.lipschitz_bound` is on the
-    other side.
+    A lower bound of the Lipschitz constant of :math:`f` in the 2-norm, because each norm is exact or an estimate from
+    below. `functional.jacobian_norm` describes the estimate and the effect of kinks. `functional.lipschitz_bound` is an
+    upper bound.
 
     Args:
-        reduction: `"max"` for the bound, or `"mean"` over samples for how much a typical one is stretched: from below,
-            too, and no bound of anything. Both in one `MetricCollection` cost as much as one. Default `"max"`.
-        iterations: Lanczos iterations where a sample has more than 32 inputs and outputs, >= 1.
-        **kwargs: Those of `torchmetrics.Metric`.
+        reduction: `"max"` for the bound, or `"mean"` for the mean over samples, which bounds nothing. Both in one
+            `MetricCollection` cost as much as one. Default `"max"`.
+        iterations: Lanczos iterations for samples with more than 32 inputs and outputs, >= 1.
+        **kwargs: Keyword arguments of `torchmetrics.Metric`.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
@@ -60,8 +60,8 @@ class LipschitzLowerBound(Metric):
         """Add samples.
 
         Args:
-            fn: From samples, shape (batch, ...), to their outputs, shape (batch, ...), each row from its own row alone.
-                A module, or a method of one, is evaluated in eval mode.
+            fn: Maps samples, shape (batch, ...), to outputs, shape (batch, ...); each output depends on its own sample
+                only. A module, or a method of one, is evaluated in eval mode.
             x: Samples of floating-point numbers, shape (batch, ...).
 
         """
@@ -72,5 +72,5 @@ class LipschitzLowerBound(Metric):
 
     @override
     def compute(self) -> Tensor:
-        """Return the largest norm, or the mean, of all samples, shape (); 0 or NaN if there were none."""
+        """Return the largest or the mean norm of all samples, shape (); without samples 0 or NaN."""
         return self.largest if self.reduction == "max" else self.total / self.count

@@ -1,4 +1,4 @@
-"""What a metric measures: weights as the forward pass uses them, read without changing anything."""
+"""The weights that a metric measures: as the forward pass uses them, read without changing anything."""
 
 from collections.abc import Iterable, Sequence
 
@@ -13,12 +13,12 @@ from lightning_reg.selection.weights import Weight, clean_name, named_weights, w
 
 
 def layer_name(weight: Weight) -> str:
-    """Return the name of a weight, without the `.weight` that most end with."""
+    """Return the name of a weight without a trailing `.weight`."""
     return weight.plain_name.removesuffix(".weight")
 
 
 def layer_names(module: nn.Module) -> list[str]:
-    """Return the names of all modules and weights in `module`, as they are logged, in the order of the network."""
+    """Return the names under which all modules and weights in `module` are logged, in the order of the network."""
     weights = {weight.parameter: layer_name(weight) for weight in named_weights(module)}
     names: dict[str, None] = {}  # in order, once
     for path, part in module.named_modules():
@@ -30,13 +30,13 @@ def layer_names(module: nn.Module) -> list[str]:
 
 @torch.no_grad()
 def read_layers(weights: Iterable[Weight]) -> list[Layer]:
-    """Return `weights` as the forward pass uses them: parametrized or pruned; two parts of one tensor are one layer."""
+    """Return `weights` as the forward pass uses them, parametrized or pruned; parts of one tensor are one layer."""
     layers = {}
     for weight in weights:
         name = layer_name(weight)
         if name not in layers:
             tensor = _effective(weight)
-            # What a parametrization makes a weight of can have any shape.
+            # The tensors from which a parametrization computes a weight can have any shape.
             is_alike = tensor.ndim == len(weight.shape)
             dims = weight.dims if is_alike else None
             layers[name] = Layer(name, tensor, weight.modules[0], dims, is_alike and weight.is_stack)
@@ -44,7 +44,7 @@ def read_layers(weights: Iterable[Weight]) -> list[Layer]:
 
 
 def as_layers(weights: Tensor | Iterable[Tensor] | nn.Module) -> list[Layer]:
-    """Return what a user passed to a metric as layers; of a module, every weight of two or more dimensions.
+    """Return a metric's argument as layers; a module gives every weight of two or more dimensions.
 
     Raises:
         TypeError: If `weights` is something else.
@@ -56,8 +56,8 @@ def as_layers(weights: Tensor | Iterable[Tensor] | nn.Module) -> list[Layer]:
         chosen = [weight for weight in floating if len(weight.shape) > 1]
         if not chosen:
             msg = (
-                f"`weights` must have two dimensions or more, but the {type(weights).__name__} has no such weight."
-                " Pass tensors to measure others."
+                f"`weights` must be a module with a weight of two or more dimensions, got a {type(weights).__name__}"
+                " without one. Pass tensors to measure other parameters."
             )
             raise ValueError(msg)
         return read_layers(chosen)
@@ -80,22 +80,22 @@ def _effective(weight: Weight) -> Tensor:
         computed: Tensor = hook.compute_weight(module, **settings)
         return computed
     mask = getattr(module, f"{leaf}_mask", None)
-    # `module.weight` of a pruned module is that of its last forward pass, which an optimizer step has outdated.
+    # `module.weight` of a pruned module dates from its last forward pass, before the optimizer step.
     return weight.parameter * mask if isinstance(mask, Tensor) else weight.parameter
 
 
 def _spectral_norm_of(module: nn.Module, leaf: str) -> SpectralNorm | None:
-    """Return the hook by which torch's old spectral norm computes a tensor of a module."""
+    """Return the hook with which torch's old spectral norm computes a tensor of a module."""
     hooks = (hook for hook in module._forward_pre_hooks.values() if isinstance(hook, SpectralNorm))  # noqa: SLF001
     return next((hook for hook in hooks if hook.name == leaf), None)
 
 
 def _evaluate(parametrizations: nn.Module) -> Tensor:
-    """Compute a parametrized weight in eval mode: torch's spectral norm iterates when it is read in train mode."""
+    """Compute a parametrized weight in eval mode, because torch's spectral norm iterates when read in train mode."""
     modes = [(part, part.training) for part in parametrizations.modules()]
     parametrizations.eval()
     try:
-        # Not through the attribute, which `parametrize.cached()` would remember without its graph.
+        # Not through the attribute: `parametrize.cached()` would remember the weight without its graph.
         tensor: Tensor = parametrizations()
     finally:
         for part, training in modes:

@@ -16,16 +16,16 @@ from lightning_reg.metrics.reading import tensors_of
 
 @final
 class Sparsity(LayerMetric):
-    r"""The share of all entries with :math:`|w| \le t`, or of all slices that consist of such entries alone.
+    r"""The share of entries with :math:`|w| \le t`, or of slices with such entries only.
 
-    Exact: entries are counted, and a NaN is no zero.
+    Exact: entries are counted, and NaN does not count as zero.
 
     Args:
         threshold: :math:`t`, >= 0; 0 counts exact zeros.
-        dim: If given, count the slices along this dimension instead of the entries. Those are what can be removed from
-            a network. In the layers of a module, 0 is for output units and filters, 1 for input units and channels,
-            whatever the layout of their weights, see `GroupLassoPenalty`.
-        **kwargs: Those of `torchmetrics.Metric`.
+        dim: If given, count the slices along this dimension instead of the entries. Slices of zeros can be removed from
+            a network. In the layers of a module, 0 means output units and filters, 1 input units and channels,
+            whatever the layout of the weights; see `GroupLassoPenalty`.
+        **kwargs: Keyword arguments of `torchmetrics.Metric`.
 
     Raises:
         TypeError: If an argument is of the wrong kind.

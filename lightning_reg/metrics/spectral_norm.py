@@ -1,4 +1,4 @@
-"""How expansive the layers are."""
+"""How much the layers stretch their inputs."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,32 +20,32 @@ from lightning_reg.metrics.base import LayerMetric
 
 @final
 class SpectralNorm(LayerMetric):
-    r"""The largest spectral norm of the layers, :math:`\max_l \sigma(W_l)`: the most that one stretches its input.
+    r"""The largest spectral norm of the layers, :math:`\max_l \sigma(W_l)`: how much one layer stretches at most.
 
-    On which side of the truth it is:
+    The value is exact, an upper bound or a lower estimate:
 
     - Matrices (of Linear, Embedding, LSTM, attention; plain tensors): exact up to rounding; with `iterations` a lower
       estimate. A vector counts as one column.
-    - Convolutions, if a module is passed: an upper bound for images of any size (`functional.conv_norm_bound`); with
-      `iterations` a lower estimate of the norm on images of `input_size` pixels, or of any size, with zeros around.
-    - Stacked experts (experts x out x in), if a module is passed: of the largest norm among their matrices.
-    - Tensors of more than two dimensions: the norm of the kernel reshaped to a matrix, for what a convolution does with
-      it cannot be told from the kernel alone. It is below the norm of most convolutions.
+    - Convolutions in a module: an upper bound for images of any size (`functional.conv_norm_bound`); with `iterations`
+      a lower estimate of the norm on zero-padded images of `input_size` pixels, or of any size.
+    - Stacked experts (experts x out x in) in a module: the largest norm among their matrices.
+    - Tensors of more than two dimensions: the norm of the kernel reshaped to a matrix, because the kernel alone does
+      not determine the convolution. It is below the norm of most convolutions.
 
-    With `iterations`, each update continues from the singular vectors of the one before, by the names of the weights of
-    a module, or by position among tensors: cheap enough to watch during training. The vectors are no state of the
-    metric: `reset` keeps them, checkpoints do not.
+    With `iterations`, each update continues from the singular vectors of the last one: cheap enough to watch during
+    training. Updates match layers by name in a module, and by position among tensors. The vectors are not part of the
+    metric's state: `reset` keeps them, and checkpoints do not contain them.
 
     Args:
         iterations: Lanczos iterations for each layer and update, >= 1; the first update takes four times as many. Five
-            are usually within 0.5 % if the weights have moved for some tens of steps. Default `None`: exact, or bounds.
-        input_size: Pixels along each dimension of the images on which convolutions are estimated, >= 1; or `"any"`, for
-            the norm over images of any size, which is a little larger: followed over frequencies, usually within 2 %,
-            at less cost where kernels are large. Default 16.
-        **kwargs: Those of `torchmetrics.Metric`.
+            are usually within 0.5 % when weights have moved for some tens of steps. Default `None`: exact, or bounds.
+        input_size: Pixels along each dimension of the images for which convolutions are estimated, >= 1. `"any"`
+            estimates the norm over images of any size, which is a little larger, over frequencies: usually within 2 %,
+            and cheaper for large kernels. Default 16.
+        **kwargs: Keyword arguments of `torchmetrics.Metric`.
 
     Raises:
-        TypeError: If an argument is no int.
+        TypeError: If an argument is not an int.
         ValueError: If an argument is below 1.
 
     Example:
@@ -81,7 +81,7 @@ class SpectralNorm(LayerMetric):
         is_followed = [self.input_size == "any" and layer.convolution() is not None for layer in layers]
         convolutions = [layer for layer, followed in zip(layers, is_followed, strict=True) if followed]
         others = [layer.parts() for layer, followed in zip(layers, is_followed, strict=True) if not followed]
-        rounds = max(1, iterations // 2)  # each has a product with the kernel and one with its adjoint, twice
+        rounds = max(1, iterations // 2)  # each makes two products with the kernel and two with its adjoint
         norms = iter(found.sigma for found in self._followed.advance(convolutions, rounds))
         estimates = iter(self._estimates.advance([part for parts in others for part in parts], iterations))
         rest = (torch.stack(list(islice(estimates, len(parts)))).amax() for parts in others)

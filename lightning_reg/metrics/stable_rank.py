@@ -1,4 +1,4 @@
-"""How many directions of a layer matter."""
+"""How many singular directions of a layer matter."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,19 +22,19 @@ from lightning_reg.metrics.reading import tensors_of
 class StableRank(LayerMetric):
     r"""The least stable rank of the layers, :math:`\min_l \|W_l\|_F^2 / \sigma(W_l)^2`.
 
-    A number from 1, for a matrix of rank one, to its rank, for one whose singular values are all equal; unlike the rank
-    it does not jump with small singular values. Kernels count as the matrices that they are behind the
-    dimension of their outputs; of stacked experts (experts x out x in) the least counts. 0 for a layer of zeros, NaN
-    for one that is not finite, and before the first update.
+    It is 1 for a matrix of rank one, and equals the rank if all nonzero singular values are equal. Unlike the rank, it
+    does not jump with small singular values. Kernels are flattened to matrices with one row for each output. Stacked
+    experts (experts x out x in) have the least of their matrices. The value is 0 for a layer of zeros, and NaN for a
+    layer that is not finite, or before the first update.
 
-    Exact up to rounding; with `iterations` an upper estimate, for :math:`\sigma` is then one from below.
+    Exact up to rounding; with `iterations` an upper estimate, because :math:`\sigma` is then estimated from below.
 
     Args:
         iterations: Lanczos iterations for each layer and update, >= 1, see `SpectralNorm`. Default `None`: exact.
-        **kwargs: Those of `torchmetrics.Metric`.
+        **kwargs: Keyword arguments of `torchmetrics.Metric`.
 
     Raises:
-        TypeError: If `iterations` is no int.
+        TypeError: If `iterations` is not an int.
         ValueError: If `iterations` is below 1.
 
     Example:
@@ -71,7 +71,7 @@ class StableRank(LayerMetric):
 
     @override
     def value(self, statistics: Tensor) -> Tensor:
-        # Infinity is what there is before the first update.
+        # The state is infinite before the first update.
         return statistics.squeeze(-1).nan_to_num(nan=torch.nan, posinf=torch.nan)
 
     @override

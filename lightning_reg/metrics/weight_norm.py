@@ -17,16 +17,16 @@ from lightning_reg.metrics.reading import tensors_of
 
 @final
 class WeightNorm(LayerMetric):
-    r"""The p-norm of all weights taken as one long vector, :math:`(\sum |w|^p)^{1/p}`.
+    r"""The p-norm of all weights as one long vector, :math:`(\sum |w|^p)^{1/p}`.
 
-    With `p=2` the norm of one matrix is its Frobenius norm, an upper bound of its spectral norm. Exact up to rounding.
+    With `p=2`, the norm of one matrix is its Frobenius norm, an upper bound of its spectral norm. Exact up to rounding.
 
     Args:
         p: Order of the norm, >= 1 and finite.
-        **kwargs: Those of `torchmetrics.Metric`.
+        **kwargs: Keyword arguments of `torchmetrics.Metric`.
 
     Raises:
-        TypeError: If `p` is no number.
+        TypeError: If `p` is not a number.
         ValueError: If `p` is below 1 or not finite.
 
     Example:
@@ -52,7 +52,7 @@ class WeightNorm(LayerMetric):
 
     @override
     def combine(self, statistics: Tensor) -> Tensor:
-        # Powers of small norms would be 0.
+        # Scaled, because powers of small norms would round to 0.
         largest = statistics.amax(0)
         scale = torch.where((largest > 0) & largest.isfinite(), largest, 1)
         norm: Tensor = torch.linalg.vector_norm(statistics / scale, self.p, dim=0) * scale

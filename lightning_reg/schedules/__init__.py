@@ -1,8 +1,8 @@
-"""Value over time: pure functions of the tick, so that resuming a run needs no state.
+"""Values over time: pure functions of the tick, so that resuming a run needs no state.
 
-A tick counts from 0 in the interval of the callback that holds the schedule (for a penalty: optimizer steps).
-A duration is an `int` (ticks) or a `float` in (0, 1] (that share of the whole run). A schedule with shares has to
-learn how long the run is before it can be called: callbacks do that, and so does `Schedule.resolve`.
+A tick counts from 0 in the interval of the callback that holds the schedule (a penalty counts optimizer steps).
+A duration is an `int` (ticks) or a `float` in (0, 1] (that share of the whole run). A schedule with shares must know
+the length of the run before it can be called: callbacks set it, and so does `Schedule.resolve`.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""What a schedule is: a value as a pure function of the tick, with durations in ticks or in shares of the run."""
+"""The base of all schedules: a value as a pure function of the tick, with durations in ticks or shares of the run."""
 
 import math
 from abc import ABC, abstractmethod
@@ -10,7 +10,7 @@ Duration = int | float
 
 
 class UnknownLengthError(ValueError):
-    """A duration is a share of a run whose length nobody knows."""
+    """A duration is a share of a run of unknown length."""
 
     def __init__(self, share: float) -> None:
         self.fact = f"A duration of {share:g} is a share of the run, but this run has no known length."
@@ -35,7 +35,7 @@ def check_duration(name: str, value: object) -> None:
 
 
 def check_schedule(value: object, what: str, remedy: str = "") -> None:
-    """Raise unless `value` is a schedule or a callable `what`, such as "from step to factor"; a class is neither."""
+    """Raise unless `value` is a schedule or a callable `what`, such as "from step to factor"; refuse classes."""
     if isinstance(value, type) or not callable(value):
         msg = f"`schedule` must be a schedule or a callable {what}, got {value!r}.{remedy}"
         raise TypeError(msg)
@@ -47,7 +47,7 @@ def to_ticks(duration: Duration, total: float) -> int:
 
 
 def share_to_ticks(share: float, total: float) -> float:
-    """Return a share of a run of `total` ticks, in ticks and parts of one."""
+    """Return a share of a run of `total` ticks, in ticks, not rounded."""
     if not math.isfinite(total):
         raise UnknownLengthError(share)
     return share * total
@@ -80,13 +80,13 @@ class Schedule(ABC):
         return self
 
     def bounds(self, total: float) -> tuple[float, float] | None:
-        """Return the least and the largest value of the first `total` ticks, so that bad ones are found beforehand.
+        """Return the least and the largest value of the first `total` ticks, so that bad values are found early.
 
         Args:
             total: Number of ticks, at least 1; infinite if unknown.
 
         Returns:
-            The two values, or `None` if only asking at every tick would tell, as here.
+            The two values, or `None` if they are unknown without a call at every tick, as here.
 
         """
         del total  # for subclasses
@@ -94,7 +94,7 @@ class Schedule(ABC):
 
 
 def resolve(schedule: Callable[[int], float], total: float) -> Callable[[int], float]:
-    """Return `schedule` with its durations in ticks; a callable that is no `Schedule` is returned as it is.
+    """Return `schedule` with its durations in ticks; return any other callable unchanged.
 
     Args:
         schedule: A schedule, or any callable from ticks to values.
@@ -119,7 +119,7 @@ def ticks(duration: Duration) -> int:
     """Return a resolved duration."""
     if not isinstance(duration, int):
         msg = (
-            f"A duration of {duration:g} is a share of the run, whose length this schedule does not know."
+            f"A duration of {duration:g} is a share of the run, but this schedule does not know the run's length."
             " Call `schedule.resolve(total)` first, or give the duration as an int (ticks)."
         )
         raise ValueError(msg)  # noqa: TRY004  # the type is allowed, its place is not

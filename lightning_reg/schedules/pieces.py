@@ -17,13 +17,13 @@ class Piecewise(Schedule):
 
     Args:
         values: Value :math:`c_i` of each piece.
-        durations: Length :math:`T_i` of every piece but the last, which goes on: ticks (int) or share of the run
+        durations: Length :math:`T_i` of every piece but the last, which never ends: ticks (int) or share of the run
             (float).
 
     Raises:
-        TypeError: If an argument is no list of numbers.
-        ValueError: If a value is not finite, a duration neither ticks >= 1 nor a share in (0, 1], or if there is not
-            one value more than there are durations.
+        TypeError: If an argument is not a list of numbers.
+        ValueError: If a value is not finite, a duration is neither ticks >= 1 nor a share in (0, 1], or `values` is not
+            one longer than `durations`.
 
     Example:
         Dropout off for the first 1000 ticks, then on:
@@ -61,16 +61,16 @@ class Piecewise(Schedule):
 
 @dataclass(frozen=True)
 class Sequence(Schedule):
-    r"""Schedules one after the other, :math:`v(t) = v_i(t - \sum_{j<i} T_j)`: each on ticks of its own.
+    r"""Schedules one after the other, :math:`v(t) = v_i(t - \sum_{j<i} T_j)`; each counts its own ticks.
 
     Args:
-        schedules: The schedules. Shares inside them are shares of the whole run, too.
-        durations: How long each one but the last runs, :math:`T_i`: ticks (int) or share of the run (float).
+        schedules: The schedules. Shares inside them are also shares of the whole run.
+        durations: Length :math:`T_i` of every schedule but the last: ticks (int) or share of the run (float).
 
     Raises:
-        TypeError: If an argument is no list, or a schedule not callable.
-        ValueError: If a duration is neither ticks >= 1 nor a share in (0, 1], or if there is not one schedule more
-            than there are durations.
+        TypeError: If an argument is not a list, or a schedule not callable.
+        ValueError: If a duration is neither ticks >= 1 nor a share in (0, 1], or `schedules` is not one longer than
+            `durations`.
 
     Example:
         >>> from lightning_reg import Constant, Linear
@@ -131,16 +131,16 @@ def _check_durations(schedule: Piecewise | Sequence, pieces: int, name: str) -> 
         check_duration("durations", duration)
     if len(schedule.durations) != pieces - 1:
         msg = (
-            f"`durations` must be one shorter than `{name}`, because the last piece goes on,"
+            f"`durations` must be one shorter than `{name}`, because the last piece never ends,"
             f" got {len(schedule.durations)} and {pieces}."
         )
         raise ValueError(msg)
 
 
 def _durations_in_ticks(durations: AbstractSequence[Duration], total: float) -> tuple[int, ...]:
-    """Return `durations` in ticks, each share from tick to tick nearest to where it would start and end.
+    """Return `durations` in ticks; the start and end of each share are rounded to the nearest tick.
 
-    Rounded one by one, ten times a tenth of 15 ticks would be 20, and the last pieces would never come.
+    If each length were rounded on its own, ten times a tenth of 15 ticks would be 20: the last pieces would be lost.
     """
     in_ticks: list[int] = []
     exact, start = 0.0, 0
@@ -162,7 +162,7 @@ def _piece(durations: AbstractSequence[Duration], tick: int) -> tuple[int, int]:
 
 
 def _lengths(durations: AbstractSequence[Duration], total: float) -> list[float]:
-    """Return how long each piece runs that is reached within `total` ticks."""
+    """Return the length of each piece that is reached within `total` ticks."""
     lengths: list[float] = []
     left = total
     for duration in (*durations, math.inf):

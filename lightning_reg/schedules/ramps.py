@@ -12,14 +12,14 @@ from lightning_reg.schedules.base import Duration, Schedule, check_duration, tic
 
 @dataclass(frozen=True)
 class Constant(Schedule):
-    r"""The same value always, :math:`v(t) = c`.
+    r"""A constant value, :math:`v(t) = c`.
 
     Args:
         value: The value.
 
     Raises:
-        TypeError: If `value` is no number.
-        ValueError: If it is not finite.
+        TypeError: If `value` is not a number.
+        ValueError: If `value` is not finite.
 
     Example:
         >>> Constant(0.5)(100)
@@ -44,7 +44,7 @@ class Constant(Schedule):
 
 @dataclass(frozen=True)
 class _Ramp(Schedule):
-    """From `start` at tick 0 to `end` at tick `duration`, constant from there."""
+    """From `start` at tick 0 to `end` at tick `duration`, constant afterwards."""
 
     start: float
     end: float
@@ -63,7 +63,7 @@ class _Ramp(Schedule):
     @override
     def __call__(self, tick: int) -> float:
         progress = tick / ticks(self.duration)
-        # The ends are returned as given: the formulas would meet them only to rounding.
+        # Return the ends as given: the formulas would only reach them up to rounding.
         return self.end if progress >= 1 else self._between(progress)
 
     @override
@@ -87,7 +87,7 @@ class Linear(_Ramp):
         duration: Length :math:`T` of the ramp: ticks (int) or share of the run (float); by default the whole run.
 
     Raises:
-        TypeError: If an argument is no number.
+        TypeError: If an argument is not a number.
         ValueError: If a value is not finite, or `duration` neither ticks >= 1 nor a share in (0, 1].
 
     Example:
@@ -112,7 +112,7 @@ class Cosine(_Ramp):
         duration: Length :math:`T` of the ramp: ticks (int) or share of the run (float); by default the whole run.
 
     Raises:
-        TypeError: If an argument is no number.
+        TypeError: If an argument is not a number.
         ValueError: If a value is not finite, or `duration` neither ticks >= 1 nor a share in (0, 1].
 
     Example:
@@ -134,14 +134,14 @@ class Exponential(_Ramp):
     r"""The same factor every tick, :math:`v(t) = s\,(e / s)^{t / T}` up to tick :math:`T`, then :math:`e`.
 
     Args:
-        start: Value at tick 0, not 0.
-        end: Value from tick `duration` on, not 0, of the same sign as `start`.
+        start: Value at tick 0; not 0.
+        end: Value from tick `duration` on; not 0, with the sign of `start`.
         duration: Length :math:`T` of the ramp: ticks (int) or share of the run (float); by default the whole run.
 
     Raises:
-        TypeError: If an argument is no number.
+        TypeError: If an argument is not a number.
         ValueError: If a value is not finite, `duration` neither ticks >= 1 nor a share in (0, 1], or if `start` and
-            `end` are not of one sign.
+            `end` do not have the same sign.
 
     Example:
         >>> Exponential(1.0, 0.01, 100)(50)
@@ -155,8 +155,8 @@ class Exponential(_Ramp):
         super().__post_init__()
         if 0 in (self.start, self.end) or (self.start > 0) != (self.end > 0):
             msg = (
-                "`start` and `end` of an Exponential must be of one sign and not 0,"
-                f" got {self.start:g} and {self.end:g}. For a ramp from or to 0 use Linear or Cosine."
+                "`start` and `end` of an Exponential must have the same sign and not be 0,"
+                f" got {self.start:g} and {self.end:g}. Use Linear or Cosine for a ramp from or to 0."
             )
             raise ValueError(msg)
 

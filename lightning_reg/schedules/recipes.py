@@ -13,7 +13,7 @@ from lightning_reg.schedules.ramps import Linear
 
 @dataclass(frozen=True, repr=False)
 class _Saturation(Schedule):
-    """The rise of curriculum dropout: `rate` times (1 - exp(-10 t / T)), with no end of its own."""
+    """The rise of curriculum dropout: `rate` times (1 - exp(-10 t / T)), without an end."""
 
     rate: float
     duration: Duration
@@ -47,7 +47,7 @@ def _check_rate(rate: float) -> None:
 
 
 def early_dropout(rate: float, duration: Duration = 50 / 300) -> Schedule:
-    """Dropout at the start only, against underfitting: from `rate` straight down to 0 within `duration`, then 0.
+    """Dropout at the start only, against underfitting: linear from `rate` to 0 within `duration`, then 0.
 
     Args:
         rate: Dropout rate at tick 0, in [0, 1).
@@ -57,7 +57,7 @@ def early_dropout(rate: float, duration: Duration = 50 / 300) -> Schedule:
         The schedule.
 
     Raises:
-        TypeError: If an argument is no number.
+        TypeError: If an argument is not a number.
         ValueError: If `rate` or `duration` is out of range.
 
     Example:
@@ -83,7 +83,7 @@ def late_dropout(rate: float, duration: Duration = 50 / 300) -> Schedule:
         The schedule.
 
     Raises:
-        TypeError: If an argument is no number.
+        TypeError: If an argument is not a number.
         ValueError: If `rate` or `duration` is out of range.
 
     Example:
@@ -104,7 +104,7 @@ def curriculum_dropout(rate: float, duration: Duration = 1.0) -> Schedule:
     r"""Dropout that grows with training, :math:`v(t) = p\,(1 - e^{-10 t / T})`.
 
     Args:
-        rate: Dropout rate :math:`p` that is approached, in [0, 1).
+        rate: Dropout rate :math:`p` that the schedule approaches, in [0, 1).
         duration: :math:`T`, ticks (int) or share of the run (float); at :math:`T` the rate is :math:`0.99995\,p`.
             Default: the whole run.
 
@@ -112,7 +112,7 @@ def curriculum_dropout(rate: float, duration: Duration = 1.0) -> Schedule:
         The schedule.
 
     Raises:
-        TypeError: If an argument is no number.
+        TypeError: If an argument is not a number.
         ValueError: If `rate` or `duration` is out of range.
 
     Example:

@@ -1,4 +1,4 @@
-"""One algorithm that chooses among things with names, and says which part of a `Select` has no effect."""
+"""One algorithm that chooses among named things, and raises when a part of a `Select` has no effect."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,13 +13,13 @@ from lightning_reg.selection.select import Select
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Named:
-    """A thing, once, with all its names."""
+    """One thing with all its names."""
 
     modules: list[nn.Module] = field(default_factory=list)
-    """Those whose type counts."""
+    """The modules whose types `Select.module_types` is compared with."""
     names: list[str] = field(default_factory=list)
     of_type: ClassVar[str] = "a"
-    """How it goes with the type of its module, in messages: it is "a" Linear, or "in a" Linear."""
+    """The words before the type of its module in messages: "a" Linear, or "in a" Linear."""
 
     @property
     def name(self) -> str:
@@ -31,14 +31,14 @@ class Named:
         return any(fnmatchcase(name, pattern) for name in self.names)
 
     def misfit(self, select: Select) -> str:
-        """Return why `select` does not take it, whatever its names; "" if it does."""
+        """Return why `select` leaves it out for a reason other than its names; "" if it does not."""
         types = tuple(select.module_types)
         if not types or any(isinstance(module, types) for module in self.modules):
             return ""
-        return f"{self.of_type} {type(self.modules[0]).__name__}, no module type of `select`"
+        return f"{self.of_type} {type(self.modules[0]).__name__}, not in `module_types` of `select`"
 
     def remedy(self, select: Select, candidates: Iterable["Named"]) -> str:  # noqa: ARG002  # for one that knows more
-        """Return which other `select` takes this misfit among `candidates`, as a sentence after a space, or ""."""
+        """Return a sentence, after a space, that names another `select` which takes this misfit; or ""."""
         return ""
 
 
@@ -47,14 +47,14 @@ NamedT = TypeVar("NamedT", bound=Named)
 
 @dataclass(frozen=True)
 class Choice(Generic[NamedT]):
-    """Outcome of a choice: the things chosen, and for the names of the others why not."""
+    """Outcome of a choice: the things chosen, and the reason for each name left out."""
 
     chosen: tuple[NamedT, ...]
     left_out: Mapping[str, str]
 
 
 class Words(NamedTuple):
-    """What messages call the things that are chosen among."""
+    """The words of messages for the candidates."""
 
     one: str
     named: str  # what patterns match
@@ -66,19 +66,20 @@ def choose(candidates: Sequence[NamedT], select: Select, words: Words, others: S
     """Choose among `candidates`.
 
     Args:
-        candidates: What can be chosen.
-        select: The choice. A thing with several names is chosen if one of them is, and excluded if one of them is.
-        words: What messages call the candidates.
-        others: What can't be chosen, but has names that a pattern may match by mistake.
+        candidates: The things to choose among.
+        select: The choice. A thing with several names is included if one name matches, and excluded if one name
+            matches.
+        words: The words of messages for the candidates.
+        others: Things that cannot be chosen, but whose names a pattern may match by mistake.
 
     Returns:
-        The candidates chosen, and for each other one the reason.
+        The candidates chosen, and the reason for each one left out.
 
     Raises:
         ValueError: If nothing is chosen, or a pattern or module type matches no candidate.
 
     """
-    # A part of `select` that has no effect would be a typing error that trains on silently.
+    # A part of `select` without effect is probably a typing error. Training would go on silently.
     _check_types(candidates, select, words)
     for pattern in (*select.include, *select.exclude) if candidates else ():
         _check_pattern(pattern, candidates, select, words, others)

@@ -1,4 +1,4 @@
-"""Which parameters are matrices or kernels of layers, and along which dimension of them the output units lie."""
+"""Which parameters are matrices or kernels of layers, and along which dimension their output units lie."""
 
 from collections.abc import Sequence
 
@@ -22,32 +22,33 @@ _NORMS = (nn.LayerNorm, nn.RMSNorm)
 _MATRIX_NDIM = 2
 _STACK_NDIM = 3
 
-# By type, or by the full name of one that is not to be imported; then by the name of the parameter.
+# Keys: the type, or its full name if its package must not be imported here; then the name of the parameter.
 _DECLARED: dict[type[nn.Module] | str, dict[str, int | None]] = {"transformers.pytorch_utils.Conv1D": {"weight": 1}}
 
 
 def register_layer(module_type: type[nn.Module], *, output_dim: int | None, weight: str = "weight") -> None:
     r"""Declare which parameter of a layer is its weight, and along which dimension the output units lie.
 
-    What asks for units (`GroupLassoPenalty(dim=)`, `metrics.Sparsity(dim=)`) counts the dimensions of a weight from
-    that of the output units: `dim=0` is that one, `dim=1` the first of the others, and so on, whatever the layout.
+    Arguments like `dim` of `GroupLassoPenalty` and `metrics.Sparsity` do not depend on the layout of a weight: `dim=0`
+    is the dimension of the output units, `dim=1` the first of the other dimensions, and so on.
 
-    Nothing needs to be declared of the layers of torch and of `Conv1D` of transformers, whose weight has a row for each
-    input. In other modules a parameter is the weight of a layer, with output units along dimension 0, if its name has
-    "weight" in it, and it is no factor for each channel, of shape (C, 1, 1), or if it has three dimensions and the
-    first is the module's `num_experts`. Any other is said to sit in no layer, as
-    class tokens, position tables and layer scales do: penalties shrink it as well, unless `select` leaves it out, but
-    `SpectralNormalization` and `SpectralConstraint` leave it alone, unless `select` is for nothing else.
+    The layers of torch need no declaration, nor does `Conv1D` of transformers, whose weight has a row for each input.
+    In other modules, a parameter is the weight of a layer if its name contains "weight" and its shape is not (C, 1, 1),
+    a factor for each channel, or if it has three dimensions and the first is the module's `num_experts`. Its output
+    units lie along dimension 0. Every other parameter sits in no layer: class tokens, position tables and layer scales.
+    Penalties shrink these too, unless `select` leaves them out. `SpectralNormalization` and `SpectralConstraint` leave
+    them alone, unless `select` chooses nothing else.
 
     Args:
-        module_type: The class of the layer. Subclasses count, too; what was declared before is replaced.
-        output_dim: The dimension of the weight along which the output units lie; `None` if it is no matrix or kernel,
-            but a scale or a table, say.
-        weight: The name of the parameter in that module. Call this once for each, if there are several.
+        module_type: The class of the layer; its subclasses count too. A second declaration replaces the first.
+        output_dim: The dimension of the weight along which the output units lie. `None` for a parameter that is neither
+            matrix nor kernel, such as a scale or a table.
+        weight: The name of the parameter in the module. Call this once for each weight of the module.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
-        ValueError: If `weight` is no name of a parameter; when training starts, if the weight has no such dimension.
+        ValueError: If `weight` cannot be the name of a parameter; when training starts, if the weight has no such
+            dimension.
 
     Example:
         >>> import torch
@@ -68,21 +69,21 @@ def register_layer(module_type: type[nn.Module], *, output_dim: int | None, weig
         msg = f"`weight` must be the name of a parameter, got {weight!r} of type {type(weight).__name__}."
         raise TypeError(msg)
     if not weight.isidentifier():
-        msg = f"`weight` must be the name of a parameter as the module has it, as in 'weight', got {weight!r}."
+        msg = f"`weight` must be the name of a parameter inside its module, such as 'weight', got {weight!r}."
         raise ValueError(msg)
     _DECLARED.setdefault(module_type, {})[weight] = output_dim
 
 
 def output_dim(module: nn.Module, name: str, shape: Sequence[int]) -> int | None:
-    """Return along which dimension of a parameter the output units of its module lie; `None` if it has none.
+    """Return the dimension of a parameter along which the output units of its module lie; `None` if it has none.
 
     Args:
-        module: The one in which the parameter sits directly.
-        name: What it is called there.
-        shape: Its own.
+        module: The module in which the parameter sits directly.
+        name: The name of the parameter in that module.
+        shape: The shape of the parameter.
 
     Raises:
-        ValueError: If it has no dimension as `register_layer` was told.
+        ValueError: If the parameter lacks the dimension declared with `register_layer`.
 
     """
     found, dim = _declared(type(module), name)
@@ -91,25 +92,26 @@ def output_dim(module: nn.Module, name: str, shape: Sequence[int]) -> int | None
             return dim if dim is None else dim % len(shape)
         if not is_parametrized(module, name):
             msg = (
-                f"`register_layer` was told that the output units of {name!r} of {type(module).__name__} lie along"
-                f" dimension {dim}, which one of shape {tuple(shape)} does not have. Declare it anew."
+                f"`register_layer` declared `output_dim={dim}` for {name!r} of {type(module).__name__}, but this weight"
+                f" has shape {tuple(shape)}. Declare a dimension that it has."
             )
             raise ValueError(msg)
-        return None  # what a parametrization makes a weight of can have any shape
+        return None  # the tensors from which a parametrization computes a weight can have any shape
     if isinstance(module, _NORMS) or ("weight" not in name and not _holds_experts(module, shape)):
         return None
     if isinstance(module, _TRANSPOSED):
-        # Where each group of channels has one output, a slice along dimension 1 would be the whole kernel.
+        # If each group of channels has one output, a slice along dimension 1 would be the whole kernel.
         return 0 if module.out_channels == module.groups > 1 else 1
-    # A factor for each channel, of shape (C, 1, 1), can be called weight, too.
+    # A factor for each channel, of shape (C, 1, 1), can also be called "weight".
     is_vector = len(shape) != _MATRIX_NDIM and sum(extent != 1 for extent in shape) < _MATRIX_NDIM
     return None if is_vector and not isinstance(module, _TORCHS) else 0
 
 
 def blocks(module: nn.Module) -> int:
-    """Return into how many parts, along dimension 0, a weight falls whose parts have output units of their own.
+    """Return into how many parts with output units of their own a weight falls along dimension 0.
 
-    Those of a transposed convolution whose channels come in groups; not where a part is one entry, and the unit, too.
+    One for each group of channels in a transposed convolution, except if every group has one input and one output.
+    One in all other layers.
     """
     if not isinstance(module, _TRANSPOSED) or module.in_channels == module.out_channels == module.groups:
         return 1
@@ -137,8 +139,8 @@ def is_torchs(module: nn.Module) -> bool:
 
 
 def _declared(module_type: type[nn.Module], name: str) -> tuple[bool, int | None]:
-    """Return whether somebody has declared a parameter, and what."""
-    # The old weight norm keeps a weight as two parameters of the module itself.
+    """Return whether a parameter was declared, and its declared dimension."""
+    # torch's old weight norm stores a weight as two parameters of the module itself.
     names = name, name.removesuffix("_g"), name.removesuffix("_v")
     for ancestor in module_type.__mro__:
         for key in (ancestor, f"{ancestor.__module__}.{ancestor.__qualname__}"):

@@ -1,4 +1,4 @@
-"""Which modules a callback acts on, under the names the user wrote."""
+"""The modules that a callback acts on, under the names the user wrote."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,7 +10,7 @@ from lightning_reg.selection.weights import clean_name
 
 
 class NamedModule(Named):
-    """A module, once, with all its clean names."""
+    """One module with all its clean names."""
 
     @property
     def module(self) -> nn.Module:
@@ -19,22 +19,25 @@ class NamedModule(Named):
 
 
 def as_module_select(select: Selector) -> Select:
-    """Return what a user passed as `select` of modules as a `Select`.
+    """Return the `Select` for a `select` argument that chooses modules.
 
     Raises:
-        TypeError: If a pattern is no string, or a module type no type.
-        ValueError: If `include` is empty, or `min_ndim` is set: it is about weights.
+        TypeError: If a pattern is not a string, or a module type not a type.
+        ValueError: If `include` is empty, or `min_ndim` is set, which applies to weights only.
 
     """
     checked = as_select(select)
     if checked.min_ndim != Select.min_ndim:
-        msg = f"`min_ndim` of a Select chooses weights, but this `select` chooses modules; got {checked.min_ndim}."
+        msg = (
+            "`min_ndim` must be left out of a `select` that chooses modules, because it is about weights,"
+            f" got {checked.min_ndim}."
+        )
         raise ValueError(msg)
     return checked
 
 
 def named_modules(module: nn.Module) -> list[NamedModule]:
-    """Return every module in `module`, and itself under the name "", once, with its clean names."""
+    """Return every module in `module` once with its clean names, and `module` itself under the name ""."""
     found: dict[nn.Module, NamedModule] = {}
     for path, part in module.named_modules(remove_duplicate=False):
         found.setdefault(part, NamedModule(modules=[part])).names.append(clean_name(path))
@@ -44,16 +47,16 @@ def named_modules(module: nn.Module) -> list[NamedModule]:
 def select_modules(
     modules: Sequence[NamedModule], select: Select, *, fits: Callable[[nn.Module], bool], kind: str
 ) -> Choice[NamedModule]:
-    """Choose among the modules that fit.
+    """Choose among the modules that the callback can work with.
 
     Args:
         modules: All modules, see `named_modules`.
         select: Globs over module names, and types.
         fits: Whether the callback can work with a module.
-        kind: What such modules are called in messages.
+        kind: The word of messages for such modules.
 
     Returns:
-        The modules chosen, and for each other one that fits the reason.
+        The modules chosen, and the reason for each fitting module left out.
 
     Raises:
         ValueError: If nothing is chosen, or a pattern or module type matches nothing that fits.

@@ -1,4 +1,4 @@
-"""What a user writes to choose weights or modules: globs over names, types and a number of dimensions."""
+"""The user's choice of weights or modules: globs over names, module types and a number of dimensions."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_reg import _checks
 
-# Sequences by their type; an empty one would pass for an empty list.
+# Some module types are sequences too. An empty one would pass for an empty list.
 _NO_LIST = (str, bytes, bytearray, memoryview, range)
 
 
@@ -18,10 +18,10 @@ class Select:
 
     Patterns are globs over full parameter names (`*` matches dots too): `"encoder.*"`, `"*.attention.*.weight"`.
     Biases and the scales of most norm layers have one dimension, so the default `min_ndim` leaves them out. A tied
-    weight has several names and counts once: it is chosen if one of its names is, and excluded if one of its names is.
-    The two parts of a weight under `weight_norm` are two weights, `<name>.original0` and `<name>.original1`, and both
-    answer to `<name>`, too. What sits in no layer (class tokens, position tables, layer scales; the plan marks it) is a
-    weight as others are: `Select(module_types=[nn.Linear])` and `Select("*.weight")` leave it out.
+    weight has several names and counts once: it is included if one name matches, and excluded if one name matches.
+    Under `weight_norm` a weight has two parts, `<name>.original0` and `<name>.original1`; `<name>` matches both.
+    Parameters that sit in no layer (class tokens, position tables, layer scales) are chosen like other weights, and the
+    plan marks them. `Select(module_types=[nn.Linear])` and `Select("*.weight")` leave them out.
 
     Args:
         include: Glob or globs; a weight must match one.
@@ -30,7 +30,7 @@ class Select:
         min_ndim: Fewest dimensions of a weight, >= 0.
 
     Raises:
-        TypeError: If an argument is of the wrong kind: a pattern is no string, or a module type no type.
+        TypeError: If an argument is of the wrong kind: a pattern is not a string, or a module type not a type.
         ValueError: If `include` is empty or `min_ndim` negative.
 
     Example:
@@ -61,7 +61,7 @@ Selector = str | Sequence[str] | Select | None
 
 
 def as_select(select: Selector) -> Select:
-    """Return what a user passed as `select` as a `Select`; `None` is the default choice."""
+    """Return the `Select` for a user's `select` argument; `None` is the default choice."""
     if select is None:
         return Select()
     return select if isinstance(select, Select) else Select(include=select)

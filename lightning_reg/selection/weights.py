@@ -1,7 +1,7 @@
-"""Which weights a callback acts on, and under which names.
+"""The weights that a callback acts on, under the names the user wrote.
 
-Names are those the user wrote, whatever has been wrapped around the modules since: `torch.compile`, activation
-checkpointing and FSDP insert path segments, parametrizations and pruning rename the tensor.
+Wrappers do not change these names: `torch.compile`, activation checkpointing and FSDP insert path segments,
+parametrizations and pruning rename the tensor.
 """
 
 import re
@@ -26,34 +26,34 @@ _PARAMETRIZED = re.compile(r"(?:^|(?<=\.))parametrizations\.(\w+)\.(original\d*)
 
 @dataclass(frozen=True, eq=False)
 class Weight(Named):
-    """A parameter, once, with all its names, and the modules in which it sits directly: several if it is tied."""
+    """One parameter with all its names, and the modules in which it sits directly: several if it is tied."""
 
     parameter: nn.Parameter
     shape: torch.Size
     plain_name: str
-    """Name of the tensor that its module uses; its parts under `weight_norm` share it."""
+    """Name of the tensor that its module uses; both parts of a weight under `weight_norm` have the same."""
     leaves: list[str] = field(default_factory=list)
-    """What it is called in each of its modules."""
+    """Its name in each of its modules."""
 
     of_type = "in a"
 
     @property
     def dims(self) -> tuple[int, ...]:
-        """Its dimensions, beginning with that of the output units if it is the weight of a layer."""
+        """Its dimensions; in the weight of a layer, the dimension of the output units comes first."""
         first = self._output_dim or 0
         return tuple(sorted(range(len(self.shape)), key=lambda dim: dim != first))
 
     @property
     def outside(self) -> str:
-        """Why it is no matrix or kernel of a layer though it has two dimensions; "" if it is, or has fewer."""
+        """Why it is not the matrix or kernel of a layer despite two or more dimensions; "" if it is, or has fewer."""
         if len(self.shape) < Select.min_ndim or self._output_dim is not None:
             return ""
         module = self.modules[0]
-        return f"no matrix of its {type(module).__name__}" if is_torchs(module) else "in no layer"
+        return f"not a matrix of its {type(module).__name__}" if is_torchs(module) else "in no layer"
 
     @property
     def is_direction(self) -> bool:
-        """Whether it is the part of a weight under weight norm that counts by its direction alone."""
+        """Whether it is the part of a weight under weight norm of which only the direction matters."""
         module, leaf, part = self.modules[0], self.leaves[0], self.name
         if weight_norm_of(module, leaf) is not None:
             return part.endswith("_v")
@@ -68,13 +68,13 @@ class Weight(Named):
 
     @property
     def mask(self) -> Tensor | None:
-        """What pruning multiplies it with; None if it is not pruned."""
+        """The mask by which pruning multiplies it; None if it is not pruned."""
         mask = getattr(self.modules[0], f"{self._leaf}_mask", None)
         return mask if isinstance(mask, Tensor) else None
 
     @property
     def is_computed_from(self) -> bool:
-        """Whether a parametrization computes the weight of the layer from it; pruning is none."""
+        """Whether a parametrization computes the weight of the layer from it; pruning does not count as one."""
         direct = any(self.parameter is own for module in self.modules for own in module.parameters(recurse=False))
         whole = self._leaf.removesuffix("_g").removesuffix("_v")  # torch's old weight norm has these beside `weight`
         if whole != self._leaf and any(isinstance(getattr(module, whole, None), Tensor) for module in self.modules):
@@ -87,7 +87,7 @@ class Weight(Named):
 
     @cached_property
     def blocks(self) -> int:
-        """Into how many parts along dimension 0 it falls that have output units of their own."""
+        """Into how many parts with output units of their own it falls along dimension 0."""
         return blocks(self.modules[0])
 
     @cached_property
@@ -95,9 +95,9 @@ class Weight(Named):
         return self.dims
 
     def by_units(self, tensor: Tensor) -> list[Tensor]:
-        """Return views of a tensor of this shape that have the output units of the layer along dimension 0.
+        """Return views of a tensor of this shape, with the output units of the layer along dimension 0.
 
-        One, unless each group of channels of a transposed convolution has a part with output units of its own.
+        One view for each of the `blocks`.
         """
         if self.blocks > 1:
             return [block.transpose(0, 1) for block in tensor.chunk(self.blocks)]
@@ -115,7 +115,7 @@ class Weight(Named):
     @override
     def misfit(self, select: Select) -> str:
         if not (self.parameter.is_floating_point() or self.parameter.is_complex()):
-            return f"{self.parameter.dtype}, no floating-point numbers"
+            return f"{self.parameter.dtype} is not a floating-point type"
         ndim = len(self.shape)
         return super().misfit(select) or (f"{ndim} < {select.min_ndim} dimensions" if ndim < select.min_ndim else "")
 
@@ -134,7 +134,7 @@ class Weight(Named):
 
 @dataclass(frozen=True)
 class Selection(Choice[Weight]):
-    """Outcome of a selection among `weights`: those chosen, and why the others are not."""
+    """Outcome of a selection among `weights`: the chosen ones, and the reason for each one left out."""
 
     weights: tuple[Weight, ...]
 
@@ -144,10 +144,10 @@ def named_weights(module: nn.Module, shapes: Mapping[nn.Parameter, torch.Size] |
 
     Args:
         module: The module whose names count.
-        shapes: Shapes of parameters that do not show their own (flat shards).
+        shapes: Shapes of parameters that do not show theirs (flat shards).
 
     Raises:
-        ValueError: If a lazy module has not seen its first batch, so that its weights have no shape yet.
+        ValueError: If a lazy module has not seen its first batch: its weights have no shape yet.
 
     """
     weights: dict[nn.Parameter, Weight] = {}
@@ -169,18 +169,18 @@ def named_weights(module: nn.Module, shapes: Mapping[nn.Parameter, torch.Size] |
 
 
 def clean_name(path: str) -> str:
-    """Return the path of a module or parameter as the user wrote it, without what wrappers have inserted."""
+    """Return the path of a module or parameter as the user wrote it, without the segments that wrappers insert."""
     return _WRAPPERS.sub("", f"{path}.").removesuffix(".")
 
 
 def _clean_names(path: str, leaf: str, owner: nn.Module) -> list[str]:
-    """Return the name the user wrote; after a more precise one where one weight became several tensors."""
+    """Return the name the user wrote; if one weight became several tensors, a more precise name comes first."""
     # Pruning and the old spectral norm keep the trained tensor as `weight_orig` beside a computed `weight`.
     plain = leaf.removesuffix("_orig")
     if plain != leaf and hasattr(owner, plain) and not isinstance(getattr(owner, plain), nn.Parameter):
         leaf = plain
     name = clean_name(f"{path}.{leaf}" if path else leaf)
-    # The old weight norm keeps a weight as two parameters of the module itself.
+    # torch's old weight norm stores a weight as two parameters of the module itself.
     if weight_norm_of(owner, leaf[:-2]) is not None and leaf.endswith(("_g", "_v")):
         return [name, name[:-2]]
     plain_name = _PARAMETRIZED.sub(r"\1", name)
@@ -190,7 +190,7 @@ def _clean_names(path: str, leaf: str, owner: nn.Module) -> list[str]:
 
 
 def weight_norm_of(module: nn.Module, leaf: str) -> WeightNorm | None:
-    """Return the hook by which the old weight norm computes a tensor of a module before each forward pass."""
+    """Return the hook with which torch's old weight norm computes a tensor before each forward pass."""
     hooks = (hook for hook in module._forward_pre_hooks.values() if isinstance(hook, WeightNorm))  # noqa: SLF001
     return next((hook for hook in hooks if hook.name == leaf), None)
 
@@ -209,7 +209,7 @@ def select_weights(weights: Iterable[Weight], select: Select) -> Selection:
         select: The choice.
 
     Returns:
-        The weights chosen, trainable or not, and for each other name the reason.
+        The weights chosen, trainable or not, and the reason for each name left out.
 
     Raises:
         ValueError: If nothing is chosen, or a pattern or module type matches nothing.

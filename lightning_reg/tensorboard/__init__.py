@@ -1,4 +1,4 @@
-"""What the callbacks write to TensorBoard, and under which tags."""
+"""The data that callbacks write to TensorBoard, and their tags."""
 
 from lightning_reg.tensorboard.custom_scalars import layout
 

@@ -8,21 +8,21 @@ Layout = dict[str, dict[str, list[str | list[str]]]]
 
 
 def layout(prefix: str = "") -> Layout:
-    """Return the charts that show what regularization did, for TensorBoard's page "Custom Scalars".
+    """Return the charts of this package for TensorBoard's page "Custom Scalars".
 
-    Pass it to `SummaryWriter.add_custom_scalars`, with categories of your own if you like. The layout of the last run
-    in a folder wins, and TensorBoard loses charts if those of several runs differ: so it names no layer, and is the
-    same for every model.
+    Pass them to `SummaryWriter.add_custom_scalars`, together with your own categories if you like. The layout of the
+    last run in a folder wins, and TensorBoard loses charts if the layouts of several runs differ. So the layout names
+    no layers, and is the same for every model.
 
     Args:
-        prefix: That of the logger, as in `TensorBoardLogger(prefix=...)`.
+        prefix: The prefix of the logger, as in `TensorBoardLogger(prefix=...)`.
 
     Returns:
         Categories of charts, each `[kind, tags]`: `"Multiline"` with regular expressions, or `"Margin"` with the tags
         of a value and of its lower and upper bound.
 
     Raises:
-        TypeError: If `prefix` is no string.
+        TypeError: If `prefix` is not a string.
 
     Example:
         >>> list(layout()["Regularization"])[:4]
@@ -42,7 +42,7 @@ def layout(prefix: str = "") -> Layout:
 
     return {
         "Regularization": {
-            # Losses and validation metrics are named as users please.
+            # Users choose the names of losses and validation metrics.
             "Loss and penalties": lines("(train(ing)?[/_.])?loss(_step)?", f"{tags.PENALTY}(/.*)?"),
             "Validation": lines("val(id(ation)?)?[/_.].+"),
             "Penalty share": lines(tags.PENALTY_RATIO),

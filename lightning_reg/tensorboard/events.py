@@ -1,4 +1,4 @@
-"""Writing to TensorBoard: many values as one event, where `add_scalar` makes an event of each."""
+"""Write to TensorBoard: many values as one event, where `add_scalar` would write one event for each."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,14 +16,14 @@ _BINS = 64
 
 
 def scalars(values: Mapping[str, float]) -> Summary:
-    """Return one summary that holds a scalar for each tag."""
+    """Return one summary with a scalar for each tag."""
     return Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
 
 
 def histogram(tag: str, values: Tensor) -> Summary:
-    """Return a histogram of the finite ones among `values`, in equal bins; without a value if none is finite.
+    """Return a histogram of the finite `values` in equal bins; it is empty if no value is finite.
 
-    Binned where the values are; only the counts travel, so this waits for the device.
+    The bins are counted on the device of the values, and only the counts are copied. This waits for the device.
     """
     values = values.detach().flatten()
     values = values.abs() if values.is_complex() else values
@@ -54,7 +54,7 @@ def network_order(tag: str, names: Sequence[str]) -> Summary:
 
 
 def layer_values(tag: str, values: Sequence[float], names: Sequence[str] | None) -> Summary:
-    """Return a number for each layer as one tensor; with the `names` of the layers the first time, then without."""
+    """Return a number for each layer as one tensor; pass the `names` of the layers the first time only."""
     plugin = SummaryMetadata.PluginData(plugin_name=tags.PAGE)
     if names is not None:
         plugin.content = json.dumps(list(names)).encode()
@@ -67,5 +67,5 @@ def layer_values(tag: str, values: Sequence[float], names: Sequence[str] | None)
 def write(writer: SummaryWriter, summary: Summary, step: int) -> None:
     """Write all values of `summary` as one event."""
     if summary.value:
-        # There is no public way.
+        # torch has no public function for this.
         writer._get_file_writer().add_summary(summary, step)  # type: ignore[no-untyped-call]  # noqa: SLF001

@@ -1,4 +1,4 @@
-"""Layers against steps as one HTML file that needs nothing else, for those who have no TensorBoard."""
+"""Layers against steps as one self-contained HTML file, for use without TensorBoard."""
 
 import base64
 import json
@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from lightning_reg.tensorboard.picture import HIGH, LOW, MIDDLE, NOT_FINITE
 
 _NUMBERS = 150_000
-"""In a file at most, of which each takes 5.3 bytes: below 1 MB. There are always two steps."""
+"""The most numbers in a file, with 5.3 bytes each: below 1 MB. There are always two steps."""
 
 
 def heatmap(metrics: Mapping[str, NDArray[np.float64]], layers: Sequence[str], steps: Sequence[int]) -> str:
-    """Return a page with a heatmap of each metric; of many steps it has some, evenly chosen, the first and the last.
+    """Return a page with a heatmap of each metric; many steps are thinned evenly, keeping the first and the last.
 
     Args:
-        metrics: From the name of a metric to its numbers, shape (layers, steps).
+        metrics: Maps the name of a metric to its numbers, shape (layers, steps).
         layers: The names of the layers.
         steps: The steps, at least one, in ascending order.
 
@@ -35,11 +35,11 @@ def heatmap(metrics: Mapping[str, NDArray[np.float64]], layers: Sequence[str], s
         "colours": [LOW, MIDDLE, HIGH],
         "strange": NOT_FINITE,
     }
-    # Names are the user's: none may end the element that they stand in.
+    # Users choose the names: none may close the element that contains them.
     text = json.dumps(data).replace("<", "\\u003c")
     return (files("lightning_reg.tensorboard") / "heatmap.html").read_text("utf-8").replace("DATA", text, 1)
 
 
 def _coded(values: NDArray[np.float64]) -> str:
-    with np.errstate(over="ignore"):  # then infinite there
+    with np.errstate(over="ignore"):  # they become infinite
         return base64.b64encode(values.astype("<f4").tobytes()).decode()

@@ -1,4 +1,4 @@
-"""Layers against steps as one picture, for those who have no TensorBoard."""
+"""Layers against steps as one picture, for use without TensorBoard."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,24 +7,24 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 _COLUMN, _MOST = 12, 480
-"""Pixels of a step where there are few, and of all steps together at most."""
+"""Pixels of one step if there are few steps, and the most pixels of all steps together."""
 _ROW, _HEIGHT = 14, 1400
 _LABELS, _HEAD, _GAP = 200, 34, 24
 NOT_FINITE = (216, 27, 96)
 LOW, MIDDLE, HIGH = (68, 1, 84), (33, 145, 140), (253, 231, 37)
-"""Viridis at its start, in its middle and at its end."""
+"""Start, middle and end of the colour map viridis."""
 
 
 def picture(metrics: Mapping[str, NDArray[np.float64]], layers: Sequence[str], steps: Sequence[int]) -> Image.Image:
-    """Return one heatmap a metric, side by side: rows are layers, columns steps, from left to right.
+    """Return one heatmap for each metric, side by side: rows are layers, columns are steps from left to right.
 
     Args:
-        metrics: From the name of a metric to its numbers, shape (layers, steps); NaN is drawn in pink.
+        metrics: Maps the name of a metric to its numbers, shape (layers, steps); NaN is pink.
         layers: The names of the layers.
         steps: The steps, at least one.
 
     Returns:
-        The picture. Over each heatmap stand its metric, the range of its colours and that of the steps.
+        The picture. Text above each heatmap shows its metric, the range of its colours and the range of steps.
 
     """
     row = max(1, min(_ROW, _HEIGHT // len(layers)))

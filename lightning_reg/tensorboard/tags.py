@@ -1,6 +1,6 @@
 """The tags under which everything is logged. They are part of the public interface.
 
-TensorBoard groups tags by what stands before the first slash: `reg/` holds the few numbers of the whole network,
+TensorBoard groups tags by the part before the first slash: `reg/` holds the few numbers of the whole network,
 `reg.<metric>/` one number for each layer.
 """
 
@@ -24,6 +24,7 @@ LIPSCHITZ_LOWER = "reg/lipschitz_lower"
 LIPSCHITZ_UPPER = "reg/lipschitz_upper"
 MC_DROPOUT = "reg/mc_dropout"
 OPTIMALITY = "reg/optimality"
+PATH = "reg/path"
 PENALTY = "reg/penalty"
 PENALTY_RATIO = "reg/penalty_ratio"
 SETUP = "reg/setup"
@@ -43,6 +44,7 @@ TAKEN = (
     "lipschitz_upper",
     "mc_dropout",
     "optimality",
+    "path",
     "penalty",
     "penalty_ratio",
     "setup",
@@ -57,17 +59,17 @@ TAKEN = (
     "weight_decay",
     "weights",
 )
-"""Names that no metric of a user may have: two kinds of data under one tag make TensorBoard show neither."""
+"""Names that users' metrics must not have: with two kinds of data under one tag, TensorBoard shows neither."""
 
 PAGE = "lightning_reg_page"
-"""The name of the page "Regularization" in TensorBoard: the owner of what stands at `LAYERS`."""
+"""The plugin name of the page "Regularization" in TensorBoard, which owns the data at `LAYERS`."""
 
 
 class PerLayer:
     """The pattern of tags made by `per_layer`, with the prefix that a logger may put before them.
 
-    Any run of a log directory may hold tags of any length: this takes time in proportion to it. A regular expression
-    of the same meaning would begin anew at each "-reg.".
+    Runs in a log directory may have tags of any length. This takes time in proportion to the length; an equivalent
+    regular expression would start again at each "-reg.".
     """
 
     def fullmatch(self, tag: str) -> dict[str, str | None] | None:
@@ -121,7 +123,7 @@ def weights(layer: str) -> str:
 def values_of(metric: str, layers: Sequence[str]) -> str:
     """Return the tag of a metric of all `layers` in one tensor.
 
-    The names are in it, as a digest: another set of layers, as after unfreezing some, is another series.
+    The tag contains a digest of the names: another set of layers, for example after unfreezing, is another series.
     """
     digest = hashlib.sha256("\n".join(layers).encode()).hexdigest()[:8]
     return f"{LAYERS}.{digest}/{metric}"

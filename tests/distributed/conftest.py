@@ -13,7 +13,7 @@ import pytest
 
 from tests.distributed.worker import WORLD_SIZE
 
-_TIMEOUT_SECONDS = 300  # at most, for the machine may be busy
+_TIMEOUT_SECONDS = 300  # at most, because the machine may be busy
 _GRACE_SECONDS = 5
 
 

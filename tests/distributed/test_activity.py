@@ -4,13 +4,16 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import distributed
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_reg import ActivityPenalty, Linear
 from tests.callbacks.penalties.test_activity import size, train_by_hand
 from tests.distributed.test_penalty import STRATEGIES, Module
-from tests.models import KeepWeights, loader, samples
+from tests.distributed.test_proximal import trainer_of
+from tests.distributed.test_spectral import Parallel
+from tests.models import KeepWeights, loader, samples, weights_of
 from tests.reference import assert_same_weights
 
 pytestmark = pytest.mark.distributed
@@ -82,3 +85,29 @@ def test_fp16_under_ddp(pool):
     for weights, _ in ranks:
         # Halves of a batch round differently in fp16; without the scale, the penalty would be 1000 times off.
         assert_same_weights(weights, expected, rtol=1e-3)
+
+
+def train_in_parts():
+    """Run on each rank: train with layers split in two, by columns and by rows."""
+    keep = KeepWeights()
+    trainer_of(
+        ActivityPenalty(0.1, select=["network.0", "network.2"]),
+        keep,
+        devices=2,
+        strategy=ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=2),
+    ).fit(Parallel(), loader(dtype=torch.float64))
+    return keep.weights
+
+
+def test_tensor_parallelism_trains_as_one_process_does(pool):
+    for weights in pool.run(train_in_parts):
+        module = Parallel()
+        optimizer = module.configure_optimizers()
+        for inputs, targets in [*loader(dtype=torch.float64)] * 3:
+            hidden = module.network[0](inputs)
+            outputs = module.network[2](hidden.tanh())
+            term = (hidden.abs().sum() + outputs.abs().sum()) / len(inputs)
+            optimizer.zero_grad()
+            (torch.nn.functional.mse_loss(outputs, targets) + 0.1 * term).backward()
+            optimizer.step()
+        assert_same_weights(weights, weights_of(module))

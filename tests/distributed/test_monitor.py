@@ -135,7 +135,7 @@ def refuse_fsdp1(folder):
 @pytest.mark.twin
 def test_flat_shards_are_refused_with_the_remedy(pool, tmp_path):
     for message in pool.run(refuse_fsdp1, str(tmp_path)):
-        assert "keeps the weights in pieces of its own. Use a single device, 'ddp' or FSDP2" in message
+        assert "stores weights in its own shards. Use a single device, 'ddp' or FSDP2" in message
 
 
 def measure_shards():

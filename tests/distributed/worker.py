@@ -14,7 +14,7 @@ WORLD_SIZE = 2
 
 
 def main(address: str, store: str, rank: str) -> None:
-    # What a launcher such as torchrun sets; Lightning then starts no processes of its own.
+    # The variables that a launcher such as torchrun sets; Lightning then starts no processes itself.
     os.environ.update(RANK=rank, LOCAL_RANK=rank, NODE_RANK="0", WORLD_SIZE=str(WORLD_SIZE), GROUP_RANK="0")
     torch.set_num_threads(1)
     # A file as meeting point: ports can be taken.

@@ -17,7 +17,7 @@ def tensors(array):
     return [torch.tensor(item) for item in array]
 
 
-def test_the_arithmetic_mean_is_that_of_numpy():
+def test_the_arithmetic_mean_agrees_with_numpy():
     values = RANDOM.normal(size=(3, 5, 2))
 
     actual = average_predictions(tensors(values))
@@ -25,7 +25,7 @@ def test_the_arithmetic_mean_is_that_of_numpy():
     np.testing.assert_allclose(actual, values.mean(0))
 
 
-def test_the_geometric_mean_is_that_of_scipy_normalised():
+def test_the_geometric_mean_agrees_with_scipy_normalised():
     mean = stats.gmean(PROBABILITIES, axis=0)
 
     actual = average_predictions(tensors(PROBABILITIES), "geometric")
@@ -45,7 +45,7 @@ def test_classes_are_where_dim_says(dim):
     assert summary.entropy.shape == summary.mean.shape[:1] + summary.mean.shape[2:]
 
 
-def test_entropy_and_mutual_information_are_those_of_scipy():
+def test_entropy_and_mutual_information_agree_with_scipy():
     summary = summarize_predictions(tensors(PROBABILITIES))
 
     mean = PROBABILITIES.mean(0)

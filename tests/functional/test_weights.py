@@ -1,4 +1,4 @@
-"""What the functions take as weights: a tensor is one weight, and a strength has to fit its precision."""
+"""The `weights` arguments of functions: a tensor is one weight, and a strength must fit its precision."""
 
 import numpy as np
 import pytest

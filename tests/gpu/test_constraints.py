@@ -1,4 +1,4 @@
-"""What NMSparsity leaves is what sparse tensor cores take."""
+"""Sparse tensor cores accept the result of NMSparsity."""
 
 import pytest
 import torch

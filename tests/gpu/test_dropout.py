@@ -25,7 +25,7 @@ class OnDevice(Module):
 
 
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
-def test_compiled_rates_are_those_of_the_schedule(trainer_of, mode):
+def test_compiled_rates_follow_the_schedule(trainer_of, mode):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     module = OnDevice(nn.Dropout(0.1), (100_000,))

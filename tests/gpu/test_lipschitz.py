@@ -35,7 +35,7 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_jacobians_are_those_of_the_cpu(name):
+def test_jacobians_agree_with_the_cpu(name):
     torch.manual_seed(0)
     make, shape = NETWORKS[name]
     network, x = make(), torch.randn(4, *shape)
@@ -53,7 +53,7 @@ class Dropping(Passing):
 
 
 @pytest.mark.parametrize("precision", ["32-true", "16-mixed", "bf16-mixed"])
-def test_bounds_are_those_of_float32_and_nothing_is_changed(trainer_of, tmp_path, precision):
+def test_bounds_agree_with_float32_and_nothing_is_changed(trainer_of, tmp_path, precision):
     states = []
     for monitors in ([], [LipschitzMonitor(every_n_steps=1)]):
         module = Dropping()

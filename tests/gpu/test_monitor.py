@@ -19,7 +19,7 @@ pytestmark = [
 ]
 
 
-def test_the_numbers_are_those_of_numpy(trainer_of, tmp_path):
+def test_the_numbers_agree_with_numpy(trainer_of, tmp_path):
     module = Regressor()
 
     trainer_of(

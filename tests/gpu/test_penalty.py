@@ -7,7 +7,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import nn
 
-from lightning_reg import ElasticNetPenalty, L1Penalty, L2Penalty, Linear
+from lightning_reg import AnchorPenalty, ElasticNetPenalty, L1Penalty, L2Penalty, Linear
 from lightning_reg.functional import l1_norm, squared_l2_norm
 from tests.models import KeepWeights, Regressor, Silent, loader, weights_of
 from tests.reference import PENALTIES, assert_same_weights, both_modes, every_penalty, train_by_hand
@@ -81,6 +81,22 @@ def test_both_modes_agree_with_each_other(fit, mode, precision, optimizer):
     assert_same_weights(actual, expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize("mode", ["loss", "grad", "proximal"])
+def test_an_offloaded_anchor_takes_no_memory_there_and_gives_the_same_weights(fit, mode):
+    class Kept(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            self.bytes = torch.cuda.memory_allocated()
+
+    found, watches = [], []
+    for offload in (False, True):
+        watches.append(Kept())
+        found.append(fit(AnchorPenalty(0.1, mode=mode, offload=offload), watches[-1], module=Regressor(adam)))
+
+    assert_same_weights(*found, rtol=0)
+    matrices = sum(weight.numel() for weight in found[0].values() if weight.ndim > 1)
+    assert watches[0].bytes - watches[1].bytes >= 4 * matrices
+
+
 @both_modes
 @pytest.mark.parametrize("compile_mode", ["default", "reduce-overhead"])
 def test_compiled_modules(fit, mode, compile_mode):
@@ -126,7 +142,7 @@ def test_no_step_waits_for_the_device(fit, mode, precision, optimizer, log_every
 
 @pytest.fixture
 def one_rank(monkeypatch):
-    """What a launcher sets for one process."""
+    """The variables that a launcher sets for one process."""
     for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "LOCAL_RANK": "0", "RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     yield
@@ -164,7 +180,7 @@ def test_ddp_with_nccl(fit, mode, strategy):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-def test_norms_on_the_device_equal_those_in_double_precision(dtype):
+def test_norms_on_the_device_agree_with_double_precision(dtype):
     torch.manual_seed(0)
     weights = [torch.randn(shape).to(dtype) for shape in [(3000, 3000), (7,), (0, 4), (64, 3, 7, 7)]]
 

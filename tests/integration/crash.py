@@ -6,7 +6,7 @@ from functools import cache
 from multiprocessing.context import ForkServerContext
 from typing import Any
 
-_TIMEOUT_SECONDS = 300  # at most, for the machine may be busy
+_TIMEOUT_SECONDS = 300  # at most, because the machine may be busy
 
 
 @cache

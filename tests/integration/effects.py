@@ -21,6 +21,7 @@ from lightning_reg import (
     MinMaxNorm,
     NMSparsity,
     NonNegative,
+    NuclearNormPenalty,
     Piecewise,
     SpectralConstraint,
     SpectralNormalization,
@@ -31,7 +32,7 @@ from lightning_reg import (
 from tests.callbacks.penalties.test_proximal_loop import PENALTIES as OPERATORS
 from tests.callbacks.penalties.test_proximal_loop import soften, step_size
 from tests.models import Quartic
-from tests.reference import PENALTIES, Term, add_term_gradient
+from tests.reference import PENALTIES, Term, add_term_gradient, scaled
 
 STEPS_OF_SCHEDULES = 10
 
@@ -42,7 +43,7 @@ def falling(step: int) -> float:
 
 
 class Effect:
-    """What a callback does to the chosen weights, by hand."""
+    """The effect of a callback on the chosen weights, by hand."""
 
     def watch(self, module: nn.Module, weights: Sequence[Tensor]) -> None:
         """Look at the module, before anything else."""
@@ -55,7 +56,7 @@ class Effect:
         """Act before the first step."""
 
     def add_gradient(self, weights: Sequence[Tensor], step: int, share: float) -> None:
-        """Act when the data's gradient is complete; `share` is that of a full accumulation window."""
+        """Act when the data's gradient is complete; `share` is the share of a full accumulation window."""
 
     def before_update(self, weights: Sequence[Tensor]) -> None:
         """Act when gradients have been clipped."""
@@ -71,12 +72,12 @@ class Gradient(Effect):
     term: Term
 
     def add_gradient(self, weights, step, share):
-        add_term_gradient(self.term, weights, falling(step) * share)
+        add_term_gradient(scaled(self.term, falling(step)), weights, share)
 
 
 @dataclass
 class Activity(Effect):
-    """What the layer of a weight returns costs its moduli."""
+    """The outputs of the layer of a weight cost their moduli."""
 
     strength: float
 
@@ -103,7 +104,13 @@ class Operator(Effect):
 
     def after_update(self, weights, optimizer, step, share):
         for weight in weights:
-            weight.copy_(self.operator(weight, falling(step) * share * step_size(optimizer, weight)))
+            weight.copy_(scaled(self.operator, falling(step))(weight, share * step_size(optimizer, weight)))
+
+
+def soften_singular_values(weight: Tensor, thresholds: Tensor) -> Tensor:
+    """Shrink the singular values of a matrix by one threshold, which all entries of `thresholds` are."""
+    left, values, right = torch.linalg.svd(weight, full_matrices=False)
+    return left @ torch.diag((values - thresholds[0, 0]).clamp(min=0)) @ right
 
 
 @dataclass
@@ -238,6 +245,8 @@ class Kind:
     """Whether it changes weights by itself, so that no other such one may have the same weights."""
     error: float = 0.0
     """By how much its weights may differ in double precision: it estimates what the loop by hand has exactly."""
+    needs_sgd: bool = False
+    """Whether it refuses optimizers whose step size differs within a weight."""
     per_entry: bool = False
     """Whether it works on the flat shards of FSDP1."""
 
@@ -279,6 +288,12 @@ for _mode in ("loss", "grad"):
 KINDS |= {
     "activity": Kind(
         lambda glob: ActivityPenalty(0.1, select=glob.removesuffix(".weight"), schedule=FALLING), lambda: Activity(0.1)
+    ),
+    "nuclear norm proximal": Kind(
+        lambda glob: NuclearNormPenalty(0.05, select=glob, mode="proximal", schedule=FALLING),
+        lambda: Operator(lambda weight, factors: soften_singular_values(weight, 0.05 * factors)),
+        alone=True,
+        needs_sgd=True,
     ),
     "anchor proximal": Kind(
         lambda glob: AnchorPenalty(0.02, norm="l1", select=glob, mode="proximal", schedule=FALLING),

@@ -1,4 +1,4 @@
-"""What goes wrong around a training loses nothing: kills, signals, errors, full disks, files cut short."""
+"""Faults around a training lose nothing: kills, signals, errors, full disks, files cut short."""
 
 import errno
 import os
@@ -133,7 +133,7 @@ def left_by(trainer, module, callbacks):
 
 
 class BreakingError(Exception):
-    """What is wrong in the user's code."""
+    """An error in the user's code."""
 
 
 class Breaking(Module):
@@ -203,7 +203,7 @@ def broken_run(case, module, folder, error=BreakingError):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("error", [BreakingError(), KeyboardInterrupt()], ids=["error", "Ctrl+C"])
-def test_an_error_in_the_users_code_leaves_what_a_run_without_callbacks_leaves(method, error, tmp_path):
+def test_after_an_error_in_the_users_code_the_module_is_as_in_a_run_without_callbacks(method, error, tmp_path):
     case = replace(EVERYTHING, interruption="exception")
     kind = SystemExit if isinstance(error, KeyboardInterrupt) else BreakingError
 

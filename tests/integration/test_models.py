@@ -19,6 +19,7 @@ from lightning_reg import (
     L2Penalty,
     Linear,
     LipschitzMonitor,
+    MCPPenalty,
     MonteCarloDropout,
     RegularizationMonitor,
     SpectralConstraint,
@@ -41,7 +42,7 @@ def batches(case):
 
 
 def plan(folder, tag):
-    """Return the table of a plan: the name of a weight or module, without that of the model, -> what is done to it."""
+    """Return the table of a plan: name of a weight or module, without the name of the model, -> its action."""
     rows = re.findall(r"^\| `model\.(.*?)` \| .*? \| (.*) \|$", texts(folder)[f"{tag}/text_summary"], re.MULTILINE)
     return dict(rows)
 
@@ -87,6 +88,7 @@ def test_every_callback_at_once(case, trainer_of, tmp_path):
         SpectralNormalization(BOUND, select=only["normalized"], norm="matrix", power_iterations=10),
         SpectralConstraint(BOUND, select=only["constrained"]),
         ActivityPenalty(1e-3, select=f"model.{case.linear}"),
+        MCPPenalty(1e-3, mode="grad"),
         DropoutScheduler(Linear(0.1, 0.5, STEPS - 1)),
         RegularizationMonitor(per_layer=True),
         LipschitzMonitor(target=f"model.{case.linear}", input_transform=lambda batch: torch.ones(1, 16)),
@@ -102,7 +104,7 @@ def test_every_callback_at_once(case, trainer_of, tmp_path):
 
     trainer.fit(module, batches(case))
 
-    # What each has chosen.
+    # The choice of each callback.
     table = plan(tmp_path, "reg/setup")
     assert table.keys() == weights_of(module.model).keys()
     for action in ("l1 0.001", "l2 0.001", "elastic_net 0.001", "spectral_norm 0.001"):
@@ -110,8 +112,8 @@ def test_every_callback_at_once(case, trainer_of, tmp_path):
     assert chosen(table, "group_lasso 0.001") == [case.grouped]
     assert chosen(table, "l1-1 0") == [case.sparse]
     assert {table[name] for name in table if name not in case.matrices} == {
-        "none: 1 < 2 dimensions (L1Penalty, L2Penalty, ElasticNetPenalty, SpectralNormPenalty, AnchorPenalty);"
-        " matches no pattern of `select` (GroupLassoPenalty, L1Penalty)"
+        "none: 1 < 2 dimensions (L1Penalty, L2Penalty, ElasticNetPenalty, SpectralNormPenalty, MCPPenalty,"
+        " AnchorPenalty); matches no pattern of `select` (GroupLassoPenalty, L1Penalty)"
     }
     table = plan(tmp_path, "reg/setup_spectral")
     assert chosen(table, f"normalized to matrix norm {BOUND}") == [case.normalized]
@@ -119,7 +121,7 @@ def test_every_callback_at_once(case, trainer_of, tmp_path):
     assert chosen(table, f"{how} to norm <= {BOUND}") == [case.constrained]
     assert list(plan(tmp_path, "reg/setup_dropout")) == case.dropouts
 
-    # What each has done to the weights and rates.
+    # The effect of each callback on weights and rates.
     after = weights_of(module.model)
     assert all(weight.isfinite().all() for weight in after.values())
     assert torch.linalg.matrix_norm(after[case.normalized].flatten(1), 2).item() == pytest.approx(BOUND, rel=0.02)
@@ -128,7 +130,7 @@ def test_every_callback_at_once(case, trainer_of, tmp_path):
     assert watch.rates == [[pytest.approx(0.1 + 0.1 * step)] * len(case.dropouts) for step in range(STEPS)]
     assert [rate(module.model.get_submodule(name)) for name in case.dropouts] == built
 
-    # What each has logged, of the weights before the step.
+    # The values logged by each callback, of the weights before the step.
     logged = scalars(tmp_path)
     for step, weights in enumerate(watch.weights):
         used = [weights[name] for name in case.matrices]
@@ -196,12 +198,12 @@ def by_hand(case, *, rates=None):
 
 
 def assert_same(actual, expected):
-    # Some gradients are zero but for rounding, as that of a bias of keys in attention.
+    # Some gradients are zero up to rounding, such as the gradient of a bias of keys in attention.
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
 
 
 @every_model
-def test_its_training_is_that_of_the_objective_written_by_hand(case, trainer_of):
+def test_its_training_equals_a_hand_written_objective(case, trainer_of):
     module = Classifier(case, sgd)
 
     trainer_of(*penalties(case), max_epochs=1).fit(module, batches(case))
@@ -212,7 +214,7 @@ def test_its_training_is_that_of_the_objective_written_by_hand(case, trainer_of)
 # torch.compile looks at `.grad` of tensors within transformers.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor")
 @pytest.mark.parametrize("name", ["gpt2", "convnext"])
-def test_so_is_that_of_a_compiled_model(name, trainer_of, tmp_path):
+def test_the_training_of_a_compiled_model_equals_a_hand_written_objective(name, trainer_of, tmp_path):
     case = CASES[name]
     module = Classifier(case, sgd)
     module.model = torch.compile(module.model, backend="aot_eager")

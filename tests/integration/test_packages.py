@@ -173,7 +173,7 @@ def test_a_spectral_constraint_holds_for_their_linear_layers(train, make):
 
 
 @every_package
-def test_with_all_rates_at_zero_nothing_is_random_or_a_warning_says_what(train, make):
+def test_with_all_rates_at_zero_nothing_is_random_or_a_warning_names_it(train, make):
     losses, messages = [], []
     for seed in (1, 2):
         with warnings.catch_warnings(record=True) as caught:

@@ -1,4 +1,4 @@
-"""What users of torchmetrics expect of every metric."""
+"""Conventions of torchmetrics that every metric follows."""
 
 import copy
 import pickle
@@ -65,7 +65,7 @@ def test_weights_may_come_at_once_or_one_after_the_other(make):
 
 
 @every_metric
-def test_forward_gives_the_value_of_its_argument_and_compute_that_of_all(make):
+def test_forward_gives_the_value_of_its_argument_and_compute_the_value_of_all(make):
     first, second = matrices()
     metric = make()
 
@@ -125,13 +125,13 @@ def test_gradients_are_not_tracked(make):
 
 
 @every_metric
-def test_what_holds_no_weights_is_refused(make):
+def test_an_argument_without_weights_is_refused(make):
     with pytest.raises(
         TypeError, match="`weights` must be a tensor, an iterable of tensors or a module, got one with 3"
     ):
         make().update([3])
     with pytest.raises(
-        ValueError, match="`weights` must have two dimensions or more, but the LayerNorm has no such weight"
+        ValueError, match="`weights` must be a module with a weight of two or more dimensions, got a LayerNorm without"
     ):
         make().update(nn.LayerNorm(3))
     with pytest.raises(ValueError, match="Unexpected keyword arguments: `norm`"):

@@ -31,7 +31,7 @@ def test_samples_may_come_at_once_or_one_after_the_other(reduction, expected):
     assert at_once.compute().item() == in_turn.compute().item() == pytest.approx(expected)
 
 
-def test_forward_gives_the_value_of_its_samples_and_compute_that_of_all():
+def test_forward_gives_the_value_of_its_samples_and_compute_the_value_of_all():
     bound, mean = LipschitzLowerBound(), LipschitzLowerBound("mean")
     fn = stretch([1.0, 1.0])
 

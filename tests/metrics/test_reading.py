@@ -57,7 +57,7 @@ def test_the_cache_of_parametrizations_is_not_filled_with_weights_without_a_grap
         assert layer.weight.requires_grad
 
 
-def test_pruned_weights_are_those_behind_the_mask_as_they_are_now():
+def test_pruned_weights_are_read_through_the_mask_as_they_are_now():
     layer = nn.Linear(10, 10)
     prune.random_unstructured(layer, "weight", amount=0.3)
     with torch.no_grad():

@@ -20,7 +20,7 @@ def test_it_is_the_share_of_small_entries_of_all_weights(threshold):
     assert 0 < share.item() == pytest.approx(sum(s.sum() for s in small) / sum(s.size for s in small), rel=1e-6)
 
 
-def test_units_that_are_zero_are_those_one_can_remove():
+def test_units_of_zeros_are_the_removable_ones():
     module = layers_of_every_kind()
     with torch.no_grad():
         module["conv2"].weight[1] = 0

@@ -58,18 +58,18 @@ def test_the_truth_about_a_convolution_lies_between_the_estimate_and_the_bound(n
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_of_any_size_the_estimate_is_for_images_of_any_size(name):
+def test_the_estimate_for_any_size_holds_for_images_of_any_size(name):
     layer = layers_of_every_kind()[name]
     metric = SpectralNorm(iterations=5, input_size="any")
 
     first, again = metric(layer).item(), metric(layer).item()
 
     truth = sup_norm(layer)
-    assert 0.98 * truth <= first <= truth * (1 + 1e-4)  # the truth is that of a grid
+    assert 0.98 * truth <= first <= truth * (1 + 1e-4)  # the truth comes from a grid
     assert 0.99 * truth <= again <= truth * (1 + 1e-4)
 
 
-def test_of_a_kernel_alone_it_is_the_norm_of_the_reshaped_matrix():
+def test_a_kernel_alone_has_the_norm_of_the_reshaped_matrix():
     kernel = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0))
 
     assert SpectralNorm()(kernel).item() == pytest.approx(np.linalg.norm(kernel.flatten(1).numpy(), 2), rel=1e-5)

@@ -23,7 +23,7 @@ def test_it_is_the_least_over_the_layers_with_kernels_flattened_behind_their_out
     assert StableRank(iterations=6)(module).item() == pytest.approx(least, rel=1e-4)
 
 
-def test_of_a_network_it_is_that_of_the_narrowest_layer():
+def test_a_network_has_the_stable_rank_of_its_narrowest_layer():
     weights = weights_by_name(layers_of_every_kind())
     ranks = [by_numpy(weight, is_transposed=name == "up") for name, weight in weights.items()]
 
@@ -42,7 +42,7 @@ def test_of_a_network_it_is_that_of_the_narrowest_layer():
         (1e-25 * torch.eye(4, dtype=torch.float64), 4.0),
     ],
 )
-def test_matrices_of_which_it_is_known(weight, expected):
+def test_matrices_with_a_known_stable_rank(weight, expected):
     assert StableRank()(weight).item() == pytest.approx(expected, rel=1e-5, nan_ok=True)
 
 

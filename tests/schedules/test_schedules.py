@@ -143,7 +143,7 @@ def test_an_int_between_shares_keeps_its_number_of_ticks():
     assert [schedule(tick) for tick in range(11)] == [0, 0, 1, 1, 1, 1, 1, 2, 2, 2, 3]
 
 
-def test_a_share_within_a_sequence_is_one_of_the_whole_run():
+def test_a_share_within_a_sequence_is_a_share_of_the_whole_run():
     inner = Sequence((Constant(0.0), Linear(0.0, 1.0, 0.25)), (10,))
     schedule = Sequence((inner, Constant(5.0)), (0.5,)).resolve(100)
 
@@ -276,11 +276,11 @@ def test_a_dropout_rate_outside_0_to_1_is_refused(recipe, rate):
 
 @pytest.mark.parametrize(("start", "end"), [(0.0, 1.0), (1.0, 0.0), (-1.0, 1.0), (1e-200, -1e-200)])
 def test_an_exponential_through_zero_is_refused(start, end):
-    with pytest.raises(ValueError, match=r"`start` and `end` of an Exponential.*one sign.*use Linear or Cosine"):
+    with pytest.raises(ValueError, match=r"`start` and `end` of an Exponential.*same sign.*Use Linear or Cosine"):
         Exponential(start, end, 10)
 
 
-def test_an_exponential_between_tiny_values_is_none_through_zero():
+def test_an_exponential_between_tiny_values_does_not_go_through_zero():
     assert Exponential(1e-200, 1e-202, 2)(1) == pytest.approx(1e-201)
 
 

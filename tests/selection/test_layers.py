@@ -1,4 +1,4 @@
-"""Along which dimension the output units of a weight lie, and which parameters are no weight of a layer."""
+"""The dimension of the output units of a weight, and parameters that are not the weight of a layer."""
 
 import subprocess
 import sys
@@ -76,7 +76,7 @@ def test_the_old_weight_norm_changes_nothing():
     }
 
 
-def test_what_a_layer_sharded_by_fsdp2_is_called_does_not_matter():
+def test_the_class_name_that_fsdp2_gives_a_layer_does_not_matter():
     # `fully_shard` gives the module a new class, made from the old one.
     layer = Conv1D(8, 3)
     layer.__class__ = type("FSDPConv1D", (Conv1D,), {})
@@ -93,7 +93,7 @@ def test_a_tied_weight_has_the_units_of_the_layer_it_is_a_weight_of():
     assert weight.outside == ""
 
 
-def test_parameters_beside_layers_are_told_from_weights():
+def test_parameters_outside_layers_are_distinguished_from_weights():
     found = {name: weight.outside for name, weight in weights(WithTokens()).items()}
 
     assert found == {**dict.fromkeys(BESIDE_LAYERS, "in no layer"), "encoder.weight": "", "encoder.bias": ""}
@@ -102,15 +102,15 @@ def test_parameters_beside_layers_are_told_from_weights():
 @pytest.mark.parametrize(
     ("module", "name", "expected"),
     [
-        (nn.LayerNorm((3, 4)), "weight", "no matrix of its LayerNorm"),
-        (nn.RMSNorm((3, 4)), "weight", "no matrix of its RMSNorm"),
-        (nn.MultiheadAttention(4, 2, add_bias_kv=True), "bias_k", "no matrix of its MultiheadAttention"),
+        (nn.LayerNorm((3, 4)), "weight", "not a matrix of its LayerNorm"),
+        (nn.RMSNorm((3, 4)), "weight", "not a matrix of its RMSNorm"),
+        (nn.MultiheadAttention(4, 2, add_bias_kv=True), "bias_k", "not a matrix of its MultiheadAttention"),
         (nn.ParameterDict({"experts": torch.ones(2, 3, 4)}), "experts", "in no layer"),
         (nn.PReLU(3), "weight", ""),
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
-def test_scales_and_biases_of_layers_are_no_matrices(module, name, expected):
+def test_scales_and_biases_of_layers_are_not_matrices(module, name, expected):
     assert weights(module)[name].outside == expected
 
 
@@ -156,11 +156,11 @@ class Scale(nn.Module):
     [((6, 1, 1), "in no layer"), ((1, 1, 1, 6), "in no layer"), ((6, 1), ""), ((1, 6), ""), ((2, 3, 1), "")],
     ids=str,
 )
-def test_a_factor_for_each_channel_is_no_weight_though_it_is_called_so(shape, expected):
+def test_a_factor_for_each_channel_called_weight_is_not_a_weight(shape, expected):
     assert weights(Scale(*shape))["weight"].outside == expected
 
 
-def test_what_is_declared_last_counts_for_subclasses_too():
+def test_the_last_declaration_counts_for_subclasses_too():
     class Own(Scale): ...
 
     class Further(Own): ...
@@ -182,11 +182,11 @@ def test_a_declared_dimension_that_a_weight_lacks_is_an_error():
 
     register_layer(Own, output_dim=2)
 
-    with pytest.raises(ValueError, match=r"units of 'weight' of Own lie along dimension 2, .* shape \(3, 4\) does not"):
+    with pytest.raises(ValueError, match=r"`output_dim=2` for 'weight' of Own, .* shape \(3, 4\)"):
         _ = weights(Own(3, 4))["weight"].dims
 
 
-def test_what_another_parametrization_makes_a_weight_of_may_lack_it():
+def test_the_tensors_of_another_parametrization_may_lack_the_declared_dimension():
     class OuterProduct(nn.Module):
         def forward(self, vector):
             return torch.outer(vector, vector)

@@ -43,8 +43,8 @@ def test_every_module_left_out_that_fits_has_its_reason():
         "head.0": "matches no pattern of `select`",
     }
     assert select_dropouts(Select(module_types=[nn.Dropout])).left_out == {
-        "blocks.late": "a Dropout1d, no module type of `select`",
-        "head.0": "a AlphaDropout, no module type of `select`",
+        "blocks.late": "a Dropout1d, not in `module_types` of `select`",
+        "head.0": "a AlphaDropout, not in `module_types` of `select`",
     }
 
 
@@ -57,7 +57,7 @@ def test_every_module_left_out_that_fits_has_its_reason():
         (["head.0", "_orig_mod.*"], r"'_orig_mod\.\*' matches no dropout"),
         (
             Select(["head.*", "*late"], module_types=[nn.Dropout]),
-            r"'\*late' matches 1 modules, but none of the right kind\. blocks\.late: a Dropout1d, no module type.*\.$",
+            r"'\*late' matches 1 modules, but none of the right kind\. blocks\.late: a Dropout1d, not in `\w+.*\.$",
         ),
         (
             Select(module_types=[nn.LSTM]),
@@ -66,11 +66,11 @@ def test_every_module_left_out_that_fits_has_its_reason():
         (Select(exclude="*"), r"must choose at least one dropout.*none of 3.*blocks\.early: excluded by '\*'"),
     ],
 )
-def test_a_selection_without_effect_is_an_error_that_says_what_there_is(select, message):
+def test_a_selection_without_effect_is_an_error_that_names_the_candidates(select, message):
     with pytest.raises(ValueError, match=message):
         select_dropouts(select)
 
 
-def test_dimensions_are_not_about_modules():
-    with pytest.raises(ValueError, match=r"`min_ndim` of a Select chooses weights.*got 1"):
+def test_a_number_of_dimensions_is_refused_for_modules():
+    with pytest.raises(ValueError, match=r"`min_ndim` must be left out of a `select` that chooses modules.*got 1"):
         as_module_select(Select(min_ndim=1))

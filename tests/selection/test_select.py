@@ -1,4 +1,4 @@
-"""What a `Select` takes as its arguments, and what it refuses."""
+"""The arguments of `Select`, accepted and refused."""
 
 import pytest
 from torch import nn
@@ -46,7 +46,7 @@ def test_a_bad_argument_is_refused(arguments, error, message):
         Select(**arguments)
 
 
-def test_what_is_no_selection_is_refused():
+def test_an_argument_that_is_not_a_selection_is_refused():
     with pytest.raises(TypeError, match="`include` must be a glob or a list of globs"):
         as_select(nn.Linear(2, 2))
 
@@ -57,5 +57,5 @@ def test_selections_are_equal_if_they_choose_the_same_way():
 
 
 @pytest.mark.parametrize("empty", [[], ()])
-def test_an_empty_list_is_none_of_them(empty):
+def test_an_empty_list_is_not_a_selection_of_everything(empty):
     assert Select(exclude=empty, module_types=empty) == Select()

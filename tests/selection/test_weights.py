@@ -33,7 +33,7 @@ def without_warnings(function, *arguments):
         return function(*arguments)
 
 
-# What is chosen
+# The choice
 
 
 @pytest.mark.parametrize(
@@ -108,23 +108,23 @@ def test_layers_of_every_kind_have_their_matrices_chosen(layer, expected):
     assert chosen(nn.ModuleDict({"layer": layer})) == expected
 
 
-def test_integers_are_no_weights():
+def test_integers_are_not_weights():
     network = nn.Linear(2, 2)
     network.table = nn.Parameter(torch.ones(2, 2, dtype=torch.int8), requires_grad=False)
 
-    assert left_out(network) == {"table": "torch.int8, no floating-point numbers", "bias": "1 < 2 dimensions"}
+    assert left_out(network) == {"table": "torch.int8 is not a floating-point type", "bias": "1 < 2 dimensions"}
 
 
 def test_every_weight_left_out_has_its_reason():
     select = Select(["conv.*", "*.weight"], exclude="conv.b*", module_types=[nn.Conv1d, nn.LayerNorm])
 
     assert left_out(Network(), select) == {
-        "encoder.weight": "in a Linear, no module type of `select`",
+        "encoder.weight": "in a Linear, not in `module_types` of `select`",
         "encoder.bias": "matches no pattern of `select`",
         "norm.weight": "1 < 2 dimensions",
         "norm.bias": "matches no pattern of `select`",
         "conv.bias": "excluded by 'conv.b*'",
-        "head.weight": "in a Linear, no module type of `select`",
+        "head.weight": "in a Linear, not in `module_types` of `select`",
         "head.bias": "matches no pattern of `select`",
     }
 
@@ -305,7 +305,7 @@ def test_a_users_own_name_that_ends_like_a_wrapped_one_stays():
         ),
     ],
 )
-def test_a_selection_without_effect_is_an_error_that_says_what_there_is(select, message):
+def test_a_selection_without_effect_is_an_error_that_names_the_candidates(select, message):
     with pytest.raises(ValueError, match=message):
         chosen(Network(), select)
 
@@ -324,7 +324,7 @@ globs = st.lists(st.sampled_from(["*", "a*", "*b", "*c*", "[!a]*", "?", "??*"]),
 
 
 @given(st.dictionaries(names, shapes, max_size=8), globs.filter(bool), globs, st.integers(0, 3))
-def test_a_selection_divides_the_weights_or_says_what_is_wrong(parameters, include, exclude, min_ndim):
+def test_a_selection_divides_the_weights_or_names_the_mistake(parameters, include, exclude, min_ndim):
     module = nn.ParameterDict({name: torch.ones(shape) for name, shape in parameters.items()})
     order = [name for name, _ in module.named_parameters()]
     big = [name for name in order if len(parameters[name]) >= min_ndim]
@@ -358,7 +358,7 @@ def test_a_lazy_module_that_has_no_shape_yet_is_an_error_with_the_remedy():
 def test_the_remedy_for_few_dimensions_is_given_only_where_they_are_the_reason():
     weights = named_weights(nn.Sequential(nn.Linear(2, 2), nn.Conv1d(1, 1, 1)))
 
-    with pytest.raises(ValueError, match="in a Linear, no module type of `select`") as error:
+    with pytest.raises(ValueError, match="in a Linear, not in `module_types` of `select`") as error:
         select_weights(weights, Select(include="0.*", module_types=[nn.Conv1d], min_ndim=0))
 
     assert "min_ndim=1" not in str(error.value)
@@ -366,7 +366,7 @@ def test_the_remedy_for_few_dimensions_is_given_only_where_they_are_the_reason()
 
 
 def flat():
-    """Return a network like those of e3nn: every weight has one dimension."""
+    """Return a network as in e3nn: every weight has one dimension."""
     network = nn.ModuleDict({"first": nn.Module(), "second": nn.Module()})
     for number, part in enumerate(network.values(), start=3):
         part.weight = nn.Parameter(torch.ones(number))
@@ -383,14 +383,14 @@ def flat():
         (Select(exclude="first.*"), "first", r"`Select\(\.\.\., min_ndim=1\)` takes them"),
     ],
 )
-def test_where_every_weight_is_flat_the_error_says_that_these_may_be_the_real_ones(select, shown, remedy):
+def test_if_every_weight_is_flat_the_error_says_that_these_may_be_the_real_ones(select, shown, remedy):
     message = rf"{shown}\.weight: 1 < 2 dim.*No weight of this model has 2 or more.*may be the real weights.*{remedy}"
     with pytest.raises(ValueError, match=message):
         chosen(flat(), select)
 
 
 @pytest.mark.parametrize(("min_ndim", "said"), [(2, False), (3, False), (4, True)])
-def test_that_weights_may_be_the_real_ones_is_said_only_where_no_others_have_the_dimensions(min_ndim, said):
+def test_the_error_suspects_real_weights_only_if_no_others_have_the_dimensions(min_ndim, said):
     # The largest weight is the kernel of a convolution: three dimensions.
     with pytest.raises(ValueError, match="right kind") as error:
         chosen(Network(), Select("*.bias", min_ndim=min_ndim))

@@ -60,7 +60,7 @@ def _events(steps: np.ndarray, values: np.ndarray, template: bytes, places: list
 
 
 def write_scalars(file: Path, steps: np.ndarray, values: Mapping[str, np.ndarray]) -> None:
-    """Write scalars, one event for each step, to a new event file; `values` are those of a tag at all steps."""
+    """Write scalars, one event for each step, to a new event file; `values` are the values of a tag at all steps."""
     file.parent.mkdir(parents=True, exist_ok=True)
     summary, places = b"", []
     for tag in values:

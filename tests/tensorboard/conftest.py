@@ -91,7 +91,7 @@ class Server:
             env=os.environ | (environment or {}),
         )
         self.lines: list[str] = []
-        """What it has written before it was ready."""
+        """Its output before it was ready."""
         for line in self._process.stderr:
             self.lines.append(line)
             if found := re.search(r"at (http://\S+?)/? ", line):

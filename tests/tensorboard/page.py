@@ -4,7 +4,7 @@ import json
 from urllib.parse import quote
 
 NAME = "lightning_reg_page"
-SECONDS = 300  # at most, for the machine may be busy
+SECONDS = 300  # at most, because the machine may be busy
 
 # A picture is there when every card has an answer and nothing is being read.
 _AT_REST = """

@@ -3,7 +3,7 @@
 from lightning_reg.tensorboard import layout
 from tests.tensorboard.conftest import PICTURES, RUNS, Server
 
-_LOAD_SECONDS = 300  # at most, for the machine may be busy
+_LOAD_SECONDS = 300  # at most, because the machine may be busy
 
 # Charts sit in shadow roots, which selectors do not look into.
 _CHARTS = """

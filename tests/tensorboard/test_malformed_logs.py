@@ -56,7 +56,7 @@ def described(ask):
     return {run["name"]: run for run in ask("/runs")["runs"]}
 
 
-def test_a_scalar_that_is_none_costs_its_run_that_one_series(ask, tmp_path):
+def test_a_malformed_scalar_costs_its_run_only_that_series(ask, tmp_path):
     good = [Summary.Value(tag=f"reg.weight_norm/fc{index}", simple_value=index) for index in range(5)]
     write(tmp_path, "odd", 0, scalar_of_two("loss"), scalar_of_two("reg.weight_norm/bad"), *good)
 
@@ -71,7 +71,7 @@ def test_a_scalar_that_is_none_costs_its_run_that_one_series(ask, tmp_path):
 
 
 @pytest.mark.parametrize("order", [np.ones(3, np.float32), np.array([[b"fc2"], [b"fc1"]]), np.array([b"\xff", b"fc2"])])
-def test_an_order_of_layers_that_is_none_leaves_every_number(ask, tmp_path, order):
+def test_a_malformed_order_of_layers_loses_no_numbers(ask, tmp_path, order):
     write(tmp_path, "odd", 0, tensor("reg.layers", b"", order))
     write(tmp_path, "odd", 1, *events.layer_values(tags.values_of("weight_norm", NAMES), [1.0, 2.0], NAMES).value)
 
@@ -81,7 +81,7 @@ def test_an_order_of_layers_that_is_none_leaves_every_number(ask, tmp_path, orde
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"{}", b"[1, 2]", b'"fc"'])
-def test_numbers_without_names_are_told_and_left_out(ask, tmp_path, content):
+def test_numbers_without_names_are_reported_and_left_out(ask, tmp_path, content):
     write(tmp_path, "odd", 0, tensor("reg.layers.01234567/sparsity", content, np.ones(2, np.float32)))
     write(tmp_path, "odd", 1, Summary.Value(tag="reg.weight_norm/fc", simple_value=2.5))
 

@@ -70,7 +70,7 @@ def test_a_plugin_that_cannot_be_imported_is_one_line_and_tensorboard_starts(tmp
     assert not [line for line in server.lines if "Traceback" in line]
 
 
-def test_without_a_data_provider_there_is_no_plugin_but_a_line(caplog):
+def test_without_a_data_provider_a_line_says_that_there_is_no_plugin(caplog):
     assert RegularizationLoader().load(TBContext()) is None
 
     (record,) = caplog.records
@@ -140,7 +140,7 @@ def orders(folder) -> dict[str, list[list[str]]]:
 
 
 class Deep(Regressor):
-    """Registered in another order than that of its names."""
+    """Registers its modules in another order than their names."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -50,7 +50,7 @@ def page(browser, tmp_path_factory):
         server.close()
 
 
-def test_the_best_strength_is_that_of_the_least_loss_over_the_seeds(page):
+def test_the_best_strength_has_the_least_loss_over_the_seeds(page):
     said = page.text(".best-line")
 
     best = [loss(0.01, seed, 30) for seed in (0, 1)]
@@ -84,7 +84,7 @@ def test_the_layer_that_grows_alone_is_odd_and_its_curve_a_click_away(page):
     assert page.text(".curve-panel h2 .strong") == "encoder.3.query"
 
 
-def test_labels_leave_out_what_all_have_in_common_and_keep_the_numbers(page):
+def test_labels_omit_the_common_parts_and_keep_the_numbers(page):
     labels = page.run(
         "return [...document.querySelector('.heatmap').querySelectorAll('.layer')].map(n => n.textContent)"
     )
@@ -106,7 +106,8 @@ def test_the_change_since_the_first_step_is_zero_for_all_layers_but_one(page):
 
 TITLES = """
 const [names, done] = arguments;
-import(new URL("names/titles.js", document.querySelector("link[href$='style.css']").href)).then(({ titlesOf }) => done(titlesOf(names)));
+const style = document.querySelector("link[href$='style.css']");
+import(new URL("names/titles.js", style.href)).then(({ titlesOf }) => done(titlesOf(names)));
 """
 
 
@@ -114,7 +115,7 @@ def titles(page, names):
     return page.browser.execute_async_script(TITLES, names)
 
 
-def test_titles_of_long_runs_leave_out_what_all_share(page):
+def test_titles_of_long_runs_omit_the_common_parts(page):
     start, end = "experiments/2026-11-27/resnet50_imagenet_", "_bf16_compiled/version_0"
     settings = [f"l2={strength:g}_seed={seed}" for strength in STRENGTHS for seed in (0, 1)]
 

@@ -61,7 +61,7 @@ def test_modules_fold_by_keyboard_to_the_median_of_their_layers(page):
     assert page.text(".heatmap .note") == "7 layers in 5 rows · 2 steps"
 
 
-def test_a_link_keeps_what_is_folded_and_the_outer_module_counts(page):
+def test_a_link_keeps_folded_modules_and_the_outer_module_counts(page):
     page.open(folded='["model.encoder.1", "model.encoder"]')
 
     assert page.layers("run") == ["model.encoder.*", "model.head"]

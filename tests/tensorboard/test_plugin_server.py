@@ -147,7 +147,7 @@ def test_a_heatmap_has_every_number_as_logged_and_its_rows_in_the_order_of_the_n
         }
 
 
-def test_a_curve_has_every_number_as_logged_of_all_runs(server, logs):
+def test_a_curve_has_every_logged_number_of_all_runs(server, logs):
     answer = server.get(f"{PLUGIN}/curve", metric="weight_norm", layer="network.head")
 
     assert (answer["metric"], answer["layer"]) == ("weight_norm", "network.head")
@@ -181,7 +181,7 @@ def test_logs_without_the_order_of_layers_are_shown_by_name(odd_server, odd_logs
     assert heatmap["values"] == [list(logged[f"reg.spectral_norm/{name}"].values()) for name in ("fc1", "fc2", "fc10")]
 
 
-def test_many_steps_become_few_columns_of_which_the_last_is_the_newest(odd_server, odd_logs):
+def test_many_steps_become_few_columns_and_the_last_is_the_newest(odd_server, odd_logs):
     logged = scalars(odd_logs / "old")
     for columns, steps in ((4, [249, 499, 749, 999]), (3, [332, 665, 999]), (1, [999])):
         heatmap = odd_server.get(f"{PLUGIN}/heatmap", run="old", metric="weight_norm", columns=str(columns))
@@ -194,7 +194,7 @@ def test_many_steps_become_few_columns_of_which_the_last_is_the_newest(odd_serve
     assert len(odd_server.get(f"{PLUGIN}/heatmap", run="old", metric="weight_norm")["steps"]) == 400
 
 
-def test_the_prefix_of_a_logger_is_no_part_of_metric_or_layer(odd_server):
+def test_the_prefix_of_a_logger_belongs_neither_to_metric_nor_to_layer(odd_server):
     (run,) = (run for run in odd_server.get(f"{PLUGIN}/runs")["runs"] if run["name"] == "prefixed")
     heatmap = odd_server.get(f"{PLUGIN}/heatmap", run="prefixed", metric="weight_norm")
 
@@ -230,7 +230,7 @@ def test_layers_may_have_any_name(odd_server):
         assert curve == {"run": "hostile", "steps": [0, 1, 2, 3, 4], "values": [1.0] * 5}
 
 
-def test_a_half_written_event_file_shows_what_is_whole(odd_server):
+def test_a_half_written_event_file_shows_its_complete_events(odd_server):
     heatmap = odd_server.get(f"{PLUGIN}/heatmap", run="broken", metric="weight_norm")
 
     assert heatmap["steps"] == list(range(49))
@@ -290,7 +290,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("route", "status", "reason"), REFUSED, ids=[route[:60] for route, *_ in REFUSED])
-def test_what_does_not_exist_is_refused_with_a_reason(odd_server, route, status, reason):
+def test_missing_items_are_refused_with_a_reason(odd_server, route, status, reason):
     code, told = refusal(odd_server, f"{PLUGIN}/{route}")
 
     assert code == status

@@ -1,4 +1,4 @@
-"""What a real TensorBoard process answers over HTTP."""
+"""The answers of a real TensorBoard process over HTTP."""
 
 import pytest
 
@@ -90,7 +90,7 @@ def test_the_hyperparameters_of_callbacks_stand_beside_the_users(server):
         assert last["reg/weight_norm"] > 0
 
 
-def test_the_columns_are_those_of_all_runs(server):
+def test_the_columns_include_all_runs(server):
     experiment = server.post("plugin/hparams/experiment", {"experimentName": ""})
 
     assert {"width", "target_sparsity.target", "l2.strength"} <= {info["name"] for info in experiment["hparamInfos"]}

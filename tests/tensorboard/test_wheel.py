@@ -1,9 +1,6 @@
 """The package as it is installed: TensorBoard finds its page by itself."""
 
 import subprocess
-import sys
-import sysconfig
-import venv
 import zipfile
 from pathlib import Path
 from urllib.request import urlopen
@@ -11,39 +8,21 @@ from urllib.request import urlopen
 import pytest
 
 from tests.event_files import layers
+from tests.installed import ROOT, build, environment
 from tests.tensorboard.conftest import RUNS, Server
 
-ROOT = Path(__file__).parent.parent.parent
 STATIC = "lightning_reg/tensorboard/plugin/static"
-
-
-def pip(*arguments: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    # Without isolation, and without dependencies: from what is installed here, with no index.
-    pip("wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(folder), str(ROOT))
-    (built,) = folder.iterdir()
-    return built
+    return build(tmp_path_factory.mktemp("wheel"))[0]
 
 
 @pytest.fixture(scope="module")
 def python(wheel, tmp_path_factory) -> Path:
-    """Return the Python of a fresh environment with the wheel, beside the dependencies that are installed here."""
-    folder = tmp_path_factory.mktemp("venv")
-    venv.create(folder, symlinks=True)
-    python = folder / "bin" / "python"
-    pip("--python", str(python), "install", "--no-deps", "--no-index", str(wheel))
-    (packages,) = folder.glob("lib/python*/site-packages")
-    # As a path only: what stands in .pth files there, such as the folder of an editable install, does not count.
-    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
-    return python
+    """Return the Python of a fresh environment, with the wheel and what it requires."""
+    return environment(tmp_path_factory.mktemp("venv"), wheel)
 
 
 def test_the_wheel_holds_every_file_of_the_page(wheel):

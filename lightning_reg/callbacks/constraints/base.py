@@ -1,4 +1,4 @@
-"""The abstract constraint: a rule for weights that is restored after each optimizer step, in every way of training."""
+"""The abstract constraint: a rule for weights, restored after each optimizer step, in every way of training."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -34,14 +34,15 @@ class Constraint(ActsInSteps[Run], ABC):
     r"""A rule that weights keep: after each optimizer step, :math:`w \leftarrow P(w)`; subclass it for your own.
 
     A subclass defines `project`, which is :math:`P` and changes weights in place. It is called right after each step
-    that an optimizer has really taken (not after one that the scaler of fp16 skips), once, with the chosen weights of
-    that optimizer, whatever the accumulation, precision, strategy and devices, in manual optimization as well. Weights
-    that are frozen at the moment, and steps in which no weight has a gradient, are left alone. Modules, `state_dict`
-    and gradients stay as they are, and a resumed run equals the uninterrupted one bit for bit.
+    that an optimizer really takes, with the chosen weights of that optimizer; a step skipped by the fp16 scaler does
+    not count. This holds for any accumulation, precision, strategy and number of devices, and in manual optimization.
+    Frozen weights are left alone, and so are all weights in a step without any gradient. Modules, `state_dict` and
+    gradients do not change, and a resumed run equals the uninterrupted one bit for bit.
 
-    Which callbacks may have one weight together is told by what they do to it, see `change`; what cannot is refused.
+    `change` says what a constraint does to weights. It determines which other callbacks may act on the same weight;
+    the others are refused.
 
-    Logged: nothing at steps; TensorBoard's text `reg/setup_constraints` has what happens to which weight.
+    Logged: nothing during training; TensorBoard's text `reg/setup_constraints` shows what happens to each weight.
 
     Args:
         select: Which weights: a glob, a list of globs, or a `Select`. Default: every trainable weight of two or more
@@ -51,8 +52,8 @@ class Constraint(ActsInSteps[Run], ABC):
         TypeError: If an argument is of the wrong kind.
         ValueError: If an argument is out of range; when training starts, if a pattern of `select` matches nothing, or a
             weight is complex or computed by another parametrization.
-        MisconfigurationException: When training starts, if the strategy hides weights (FSDP1, DeepSpeed, XLA), or
-            another callback would undo on a weight what the constraint has reached, or the other way round.
+        MisconfigurationException: When training starts, if the strategy hides weights (FSDP1, DeepSpeed, XLA), or if
+            the constraint and another callback would undo each other's changes of a weight.
 
     Example:
         >>> class Box(Constraint):
@@ -65,19 +66,19 @@ class Constraint(ActsInSteps[Run], ABC):
     """
 
     change: ClassVar[Change] = "moves"
-    """What `project` does: `"zeros"` if it makes entries zero, and no other change; `"shrinks"` if it multiplies units
-    by factors of at most 1, `"norms"` by any positive ones; `"moves"` for anything else, which shares no weight with
-    another constraint, with spectral control, or with a penalty in `mode="proximal"`."""
+    """What `project` does. `"zeros"`: it sets entries to zero and changes nothing else. `"shrinks"`: it multiplies
+    units by factors of at most 1. `"norms"`: it multiplies units by any positive factors. `"moves"`: anything else; it
+    shares no weight with another constraint, with spectral control, or with a penalty in `mode="proximal"`."""
 
     takes_shards: ClassVar[bool] = False
-    """Whether `project` works on `DTensor`s, as it does if it changes each entry by itself; else weights that are
-    sharded (FSDP2, tensor parallelism) are gathered, one at a time."""
+    """Whether `project` works on DTensors, for example because it changes each entry by itself. If not, sharded
+    weights (FSDP2, tensor parallelism) are gathered, one at a time."""
 
     survives_averaging: ClassVar[bool] = False
-    """Whether an average of weights that keep the rule keeps it, too, so that there is nothing to warn of."""
+    """Whether an average of weights that keep the rule also keeps it; then weight averaging needs no warning."""
 
     turn: ClassVar[Turn] = Turn.UNITS
-    """When it acts among others on the same weights."""
+    """Its turn among callbacks on the same weights."""
 
     def __init__(self, *, select: str | Sequence[str] | Select | None = None) -> None:
         super().__init__()
@@ -89,21 +90,21 @@ class Constraint(ActsInSteps[Run], ABC):
         """Change weights, in place, so that they keep the rule.
 
         Args:
-            weights: The chosen weights that one optimizer trains, without gradient, each with the output units of its
-                layer along dimension 0, whatever the layout: views of the weights themselves, or of copies that are put
-                back. Of pruned weights those entries that are masked count as zero. All in one call, but for weights
-                that have to be gathered, or are pruned.
+            weights: The chosen weights that one optimizer trains, without gradient. Each has the output units of its
+                layer along dimension 0, whatever the layout. They are views of the weights, or of copies that are
+                written back. Masked entries of pruned weights count as zero. One call gets all weights, except pruned
+                weights and weights that must be gathered.
 
         """
 
     def look(self, weights: list[Tensor]) -> None:
-        """See the same weights, in as many calls, right before the optimizer changes them; override it if you must."""
+        """Read the same weights, in as many calls, right before the optimizer changes them; override it if needed."""
 
     def check(self, name: str, weight: Tensor) -> None:
-        """Raise a ValueError if the constraint is not for a weight like this one, which has a shape and no numbers."""
+        """Raise a ValueError if the constraint does not fit a weight; `weight` has a shape but no values."""
 
     def timetable(self) -> Schedule | Callable[[int], float] | None:
-        """Return the schedule whose value at a step is `run.share`; `None` for none."""
+        """Return the schedule whose value at a step is `run.share`, or `None`."""
         return None
 
     @override

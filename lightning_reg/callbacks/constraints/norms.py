@@ -14,7 +14,7 @@ from lightning_reg.selection import Select
 
 
 class _UnitConstraint(Constraint):
-    """Has units along one dimension, as `register_layer` counts them."""
+    """A constraint on units along one dimension, as `register_layer` counts dimensions."""
 
     takes_shards = True
 
@@ -31,18 +31,18 @@ class _UnitConstraint(Constraint):
 class MaxNorm(_UnitConstraint):
     r"""Keep the 2-norm of each unit at c or below: after each step, :math:`w_u \leftarrow w_u \min(1, c / \|w_u\|)`.
 
-    A unit is what one index along `dim` of a weight holds, by default what comes into one output unit. Units inside are
-    not touched. Beside dropout, it lets a network learn at high rates.
+    A unit is the slice of a weight at one index along `dim`: by default the weights into one output unit. Units with a
+    norm of at most c are not touched. Together with dropout, it permits high learning rates.
 
-    Logged: nothing at steps; TensorBoard's text `reg/setup_constraints` has what happens to which weight.
+    Logged: nothing during training; TensorBoard's text `reg/setup_constraints` shows what happens to each weight.
 
     Args:
         max_norm: c, > 0.
-        dim: 0 for the weights into each output unit or filter, 1 for those out of each input unit or channel, whatever
-            the layout: of transposed convolutions and of `Conv1D` of transformers, too, and of layers of your own that
-            `register_layer` knows. The output units of an embedding are its rows, one for each token, as for `max_norm`
-            of `nn.Embedding`; Keras, whose axis 0 runs over the tokens, has `dim=1` there. Of a parameter that sits in
-            no layer it is the dimension of the tensor.
+        dim: 0 for the weights into each output unit or filter, 1 for the weights out of each input unit or channel. The
+            layout does not matter, also in transposed convolutions, in `Conv1D` of transformers and in your own layers
+            after `register_layer`. The output units of an embedding are its rows, one for each token, as with
+            `max_norm` of `nn.Embedding`; axis 0 of Keras runs over the tokens, so the constraint there is `dim=1`. In a
+            parameter that sits in no layer, `dim` is the dimension of the tensor.
         select: Which weights, see `Constraint`.
 
     Raises:
@@ -76,10 +76,10 @@ class MaxNorm(_UnitConstraint):
 class UnitNorm(_UnitConstraint):
     r"""Keep the 2-norm of each unit at 1: after each step, :math:`w_u \leftarrow w_u / \|w_u\|`.
 
-    A unit is what one index along `dim` of a weight holds, by default what comes into one output unit. One that is zero
-    has no direction, and stays.
+    A unit is the slice of a weight at one index along `dim`: by default the weights into one output unit. A unit of
+    zeros has no direction, and stays.
 
-    Logged: nothing at steps; TensorBoard's text `reg/setup_constraints` has what happens to which weight.
+    Logged: nothing during training; TensorBoard's text `reg/setup_constraints` shows what happens to each weight.
 
     Args:
         dim: The dimension along which units lie, see `MaxNorm`.
@@ -111,18 +111,18 @@ class UnitNorm(_UnitConstraint):
 
 @final
 class MinMaxNorm(_UnitConstraint):
-    r"""Keep the 2-norm n of each unit between a and b: after each step, n goes a share r of the way into that range.
+    r"""Keep the 2-norm n of each unit between a and b: after each step, n moves a share r of the way into that range.
 
-    :math:`w_u \leftarrow w_u\, (r\, \mathrm{clip}(n, a, b) + (1 - r)\, n) / n`. A unit is what one index along `dim` of
-    a weight holds, by default what comes into one output unit. Units inside are not touched. One that is zero has no
-    direction, and stays.
+    :math:`w_u \leftarrow w_u\, (r\, \mathrm{clip}(n, a, b) + (1 - r)\, n) / n`. A unit is the slice of a weight at one
+    index along `dim`: by default the weights into one output unit. Units inside the range are not touched. A unit of
+    zeros has no direction, and stays.
 
-    Logged: nothing at steps; TensorBoard's text `reg/setup_constraints` has what happens to which weight.
+    Logged: nothing during training; TensorBoard's text `reg/setup_constraints` shows what happens to each weight.
 
     Args:
         min_norm: a, >= 0.
         max_norm: b, > 0 and at least a.
-        rate: r, in [0, 1]: 1 for a rule that holds after every step.
+        rate: r, in [0, 1]. With 1, the rule holds after every step.
         dim: The dimension along which units lie, see `MaxNorm`.
         select: Which weights, see `Constraint`.
 
@@ -155,7 +155,7 @@ class MinMaxNorm(_UnitConstraint):
         self.min_norm = _checks.non_negative("min_norm", min_norm)
         self.max_norm = _checks.positive("max_norm", max_norm)
         if self.min_norm > self.max_norm:
-            msg = f"`max_norm` must be at least `min_norm`, {min_norm}, got {max_norm}."
+            msg = f"`max_norm` must be at least `min_norm`={min_norm}, got {max_norm}."
             raise ValueError(msg)
         self.rate = _checks.in_range("rate", rate, 0, 1)
 

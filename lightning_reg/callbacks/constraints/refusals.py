@@ -1,4 +1,4 @@
-"""What cannot share a weight with a constraint: refused before the first step. What undoes it later: warned of."""
+"""Callbacks that cannot share a weight with a constraint raise an error; weight averaging raises a warning."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from lightning_reg.callbacks.trainer.sharing import may_share
 
 
 def refuse_shared_weights(constraint: DuringFit[Any], names: Mapping[Tensor, str], others: Sequence[object]) -> None:
-    """Raise if another callback changes a weight of `constraint` after steps in a way that one of the two undoes.
+    """Raise if another callback also changes a weight of `constraint` after steps, and one undoes the other's change.
 
     Args:
         constraint: The constraint.
@@ -28,17 +28,17 @@ def refuse_shared_weights(constraint: DuringFit[Any], names: Mapping[Tensor, str
             if weight in own and not may_share(own[weight], change):
                 msg = (
                     f"{constraint!r} and {other!r} both change {names[weight]!r} after the optimizer's step, and one"
-                    " undoes what the other has reached. Leave the weight out of one: `select=Select(exclude=...)`;"
-                    ' of a penalty, mode="grad" does as well.'
+                    " undoes the change of the other. Leave the weight out of one: `select=Select(exclude=...)`."
+                    ' For a penalty, `mode="grad"` also works.'
                 )
                 raise MisconfigurationException(msg)
 
 
 def warn_of_averaging(trainer: Trainer, name: str) -> None:
-    """Warn if a callback averages weights over steps: the average does not keep this rule."""
+    """Warn if a callback averages weights over steps, because the average need not keep the rule."""
     averaging = state.averaging_callback(trainer)
     if averaging:
         rank_zero_warn(
-            f"{averaging} averages weights, and averages of weights that {name} has changed need not keep its rule."
-            f" Leave {averaging} out, or put its average through `{name}.project` when it is done."
+            f"{averaging} averages weights, but an average of weights that keep the rule of {name} need not keep it."
+            f" Leave {averaging} out, or apply `{name}.project` to its final average."
         )

@@ -1,4 +1,4 @@
-"""What a constraint knows during one fit, and how weights reach it as it wants them."""
+"""The state of a constraint during one fit, and the form in which it gets the weights."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,32 +20,32 @@ Act = Callable[[list[Tensor]], None]
 
 @dataclass
 class Run:
-    """A constraint between the start and the end of one fit; nothing in it has to survive a resume."""
+    """A constraint between the start and the end of one fit; a resume needs nothing of it."""
 
     selection: Selection
     guard: Guard
     takes_shards: bool
-    """Whether the constraint works on `DTensor`s; else it gets them whole, one at a time."""
+    """Whether the constraint works on DTensors; else it gets them whole, one at a time."""
     steps: AroundSteps | None = None
     schedule: Callable[[int], float] | None = None
-    """One from tick to a share, with durations in ticks."""
+    """A schedule from tick to share, with durations in ticks."""
     tick: int = 0
-    """That of the step at hand."""
+    """The tick of the current step."""
     left: list[list[Tensor]] = field(default_factory=list)
-    """Masks of what was not zero before the step at hand, call by call: what `KeepZeros` has seen."""
+    """Masks of the entries that were not zero before the current step, call by call, for `KeepZeros`."""
     spare: dict[tuple[torch.Size, torch.device], list[Tensor]] = field(default_factory=dict)
-    """Its masks of the step before, whose memory serves again."""
+    """The masks of the previous step, whose memory is reused."""
 
     @property
     def share(self) -> float:
-        """The value of the schedule at the step at hand; 1 without one."""
+        """The value of the schedule at the current step; 1 without a schedule."""
         if self.schedule is None:
             return 1.0
         return _checks.in_range(f"schedule({self.tick})", self.schedule(self.tick), 0, 1)
 
     @torch.no_grad()
     def show(self, act: Act, optimizer: Optimizer, tick: int) -> None:
-        """Give the weights of `optimizer` to `act`, which leaves them alone."""
+        """Pass the weights of `optimizer` to `act`, which only reads them."""
         self.tick = tick
         for tensors, _ in self._as_wanted(self._trained(optimizer)):
             act(tensors)
@@ -56,8 +56,8 @@ class Run:
         self.guard.unseen.see(optimizer)
         self.tick = tick
         weights = self._trained(optimizer)
-        # Fused optimizers look themselves whether gradients are finite, inside `step`; so whether this one was skipped
-        # is known on the device only.
+        # Fused optimizers check themselves, inside `step`, whether gradients are finite. So only the device knows
+        # whether this step was skipped.
         found_inf: Tensor | None = getattr(optimizer, "found_inf", None)
         parts = local_parts([weight.parameter.detach() for weight in weights]) if found_inf is not None else []
         before = [part.clone() for part in parts]
@@ -83,7 +83,7 @@ class Run:
         )
 
     def _trained(self, optimizer: Optimizer) -> list[Weight]:
-        """Return the weights of a step of `optimizer`: none if no gradient reaches any of them."""
+        """Return the weights of a step of `optimizer`; none if no gradient reaches any of them."""
         if not has_gradient([optimizer]):
             return []
         held = self.guard.held.of([optimizer])
@@ -92,7 +92,7 @@ class Run:
         ]
 
     def _as_wanted(self, weights: Sequence[Weight]) -> Iterator[tuple[list[Tensor], Callable[[], None]]]:
-        """Yield lists of tensors with output units first, each with what writes back a change that is not in place."""
+        """Yield lists of tensors with output units first, each with a function that writes back changes of copies."""
         plain: list[Tensor] = []
         others: list[Weight] = []
         for weight in weights:
@@ -105,7 +105,7 @@ class Run:
         if plain:
             yield plain, _nothing
         for weight in others:
-            # One by one, for all of them at once may not fit.
+            # One by one, because all of them at once may not fit.
             yield _copied(weight)
 
 
@@ -114,7 +114,7 @@ def _nothing() -> None:
 
 
 def _copied(weight: Weight) -> tuple[list[Tensor], Callable[[], None]]:
-    """Return a copy of what acts of a weight, whole, and what puts it back; a collective call for a sharded one."""
+    """Return a whole copy of an effective weight, and a function that writes it back; collective if it is sharded."""
     parameter = weight.parameter.detach()
     mask = None if weight.mask is None else whole(weight.mask)
     copy = whole(parameter) if mask is None else whole(parameter) * mask

@@ -15,10 +15,11 @@ from lightning_reg.functional.tensors.shards import local_parts
 class NonNegative(Constraint):
     r"""Keep weights at 0 or above: after each step, :math:`w \leftarrow \max(w, 0)`.
 
-    With every weight of a network non-negative, and activations that rise, its outputs rise with its inputs; as a
-    linear model it is non-negative least squares. Beside `L1Penalty(mode="proximal")` it is the non-negative lasso.
+    If all weights of a network are non-negative and its activations increasing, its outputs increase with its inputs.
+    A linear model becomes non-negative least squares; together with `L1Penalty(mode="proximal")`, the non-negative
+    lasso.
 
-    Logged: nothing at steps; TensorBoard's text `reg/setup_constraints` has what happens to which weight.
+    Logged: nothing during training; TensorBoard's text `reg/setup_constraints` shows what happens to each weight.
 
     Args:
         select: Which weights, see `Constraint`.

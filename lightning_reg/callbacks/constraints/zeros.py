@@ -1,4 +1,4 @@
-"""Constraints on which entries are zero: those that are, or all but the largest of each group of neighbours."""
+"""Constraints on zero entries: zeros stay zero, or all but the largest of each group of neighbours become zero."""
 
 from collections.abc import Callable, Sequence
 from typing import final
@@ -20,22 +20,22 @@ from lightning_reg.selection import Select
 
 @final
 class KeepZeros(Constraint):
-    r"""Keep what is zero at zero: from :math:`t_0` on, what is exactly zero right before a step is zero after it.
+    r"""Keep zeros: from step :math:`t_0` on, every entry that is exactly zero right before a step is zero after it.
 
-    Whatever the optimizer does, so the set of zeros only grows. With a penalty in `mode="proximal"` whose schedule ends
-    at `start`, the zeros that it has found stay while its pull on the other weights goes: what is left of the lasso is
+    This holds for any optimizer, so the set of zeros only grows. Combine it with a penalty in `mode="proximal"` whose
+    schedule falls to 0 by `start`: the zeros stay, and the other weights are no longer shrunk. The lasso then becomes
     least squares on the selected features.
 
-    Logged: nothing at steps; TensorBoard's text `reg/setup_constraints` has what happens to which weight.
+    Logged: nothing during training; TensorBoard's text `reg/setup_constraints` shows what happens to each weight.
 
     Args:
-        start: :math:`t_0`, from which optimizer step on: an int, or a float in (0, 1] for a share of the whole run.
+        start: :math:`t_0`, the first optimizer step: an int, or a float in (0, 1] for a share of the whole run.
         select: Which weights, see `Constraint`.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
-        ValueError: If `start` is negative or no share in (0, 1], see `Constraint`; when training starts, if a share is
-            asked for of a run of unknown length.
+        ValueError: If `start` is negative or not a share in (0, 1], see `Constraint`; when training starts, if it is a
+            share of a run of unknown length.
         MisconfigurationException: See `Constraint`.
 
     Example:
@@ -79,7 +79,7 @@ class KeepZeros(Constraint):
                 self._run.spare.setdefault((part.shape, part.device), []).append(left)
 
     def _mask_like(self, part: Tensor) -> Tensor:
-        """Return memory for a mask, of the step before if there is some: new memory costs more than to fill it."""
+        """Return memory for a mask, reused from the last step if possible: new memory costs more than filling it."""
         spare = self._run.spare.get((part.shape, part.device)) if self._run is not None else None
         return spare.pop() if spare else torch.empty(part.shape, dtype=torch.bool, device=part.device)
 
@@ -88,15 +88,15 @@ class KeepZeros(Constraint):
 class NMSparsity(Constraint):
     r"""Keep n of every m entries: after each step, all but the n largest magnitudes of m neighbours become zero.
 
-    Neighbours follow one another along `dim`, by default the inputs of each output unit; of equal magnitudes the first
-    stays. With a schedule s, the :math:`m - \mathrm{round}((m - n) s(t))` largest stay: entries go one by one. Matrices
-    with 2 of 4 are those that sparse tensor cores take (`torch.sparse.to_sparse_semi_structured`).
+    Neighbours follow one another along `dim`, by default the inputs of each output unit. Among equal magnitudes the
+    first stays. With a schedule s, the :math:`m - \mathrm{round}((m - n) s(t))` largest stay: entries vanish one by
+    one. Sparse tensor cores take matrices with 2 of 4 (`torch.sparse.to_sparse_semi_structured`).
 
-    Logged: nothing at steps; TensorBoard's text `reg/setup_constraints` has what happens to which weight.
+    Logged: nothing during training; TensorBoard's text `reg/setup_constraints` shows what happens to each weight.
 
     Args:
-        n: How many stay, >= 1 and below m.
-        m: Of how many.
+        n: Number of entries that stay in each group, >= 1 and below m.
+        m: Number of entries in each group.
         dim: The dimension along which neighbours lie: 1 for input units or channels, 0 for output units, whatever the
             layout, see `MaxNorm`.
         schedule: :math:`s(t)`, a schedule or any callable from optimizer steps so far to a share in [0, 1]; 1 by
@@ -110,7 +110,7 @@ class NMSparsity(Constraint):
         MisconfigurationException: See `Constraint`.
 
     Example:
-        Of 4 one goes after a tenth of the run, and the second after half of it:
+        The first of 4 entries vanishes after a tenth of the run, the second after half of it:
 
         >>> from lightning_reg import Piecewise
         >>> callback = NMSparsity(2, 4, select="encoder.*", schedule=Piecewise((0.0, 0.5, 1.0), (0.1, 0.4)))
@@ -136,7 +136,7 @@ class NMSparsity(Constraint):
         super().__init__(select=select)
         self.n, self.m = _checks.count("n", n, 1), _checks.count("m", m, 2)
         if self.n >= self.m:
-            msg = f"`n` must be below `m`, {m}, or nothing becomes zero; got {n}."
+            msg = f"`n` must be below `m`={m}, got {n}."
             raise ValueError(msg)
         self.dim = _checks.integer("dim", dim)
         if schedule is not None:
@@ -148,8 +148,9 @@ class NMSparsity(Constraint):
         check_dim([weight], self.dim)
         if weight.shape[self.dim] % self.m:
             msg = (
-                f"NMSparsity has groups of {self.m}, which do not divide the {weight.shape[self.dim]} entries of"
-                f" {name!r} along dimension {self.dim} of its units. Leave it out: `select=Select(exclude={name!r})`."
+                f"NMSparsity: `m` must divide the number of entries of {name!r} along `dim`={self.dim}, got"
+                f" m={self.m} and {weight.shape[self.dim]} entries. Leave the weight out:"
+                f" `select=Select(exclude={name!r})`."
             )
             raise ValueError(msg)
 

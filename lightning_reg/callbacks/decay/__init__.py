@@ -1,4 +1,4 @@
-"""The optimizer's weight decay, owned: `weight_decay` says when weights shrink, `run` what is known during one fit.
+"""Weight decay as a callback: `weight_decay` decides when weights shrink, `run` holds the state of one fit.
 
-`kinds` are the ways in which the share of a step follows from the learning rate, `refusals` says what cannot work.
+`kinds` computes the share of a step from the learning rate, `refusals` refuses what decay cannot work with.
 """

@@ -1,4 +1,4 @@
-"""By which share a step shrinks weights, from the strength of the decay and the learning rate."""
+"""The share by which a step shrinks weights, from the strength of the decay and the learning rate."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,15 +13,15 @@ Kind = Literal["decoupled", "independent", "corrected", "cautious"]
 
 @dataclass
 class Rates:
-    """What has to be remembered of the learning rate of one parameter group."""
+    """The learning rates of one parameter group that later steps need."""
 
     first: NumberOrTensor
     """The rate that `"independent"` decay is relative to."""
     largest: NumberOrTensor
-    """The largest one so far."""
+    """The largest rate so far."""
 
     def note(self, rate: NumberOrTensor) -> None:
-        """Take in the rate of the coming step."""
+        """Record the rate of the coming step."""
         if isinstance(rate, Tensor) or isinstance(self.largest, Tensor):
             # Comparing would wait for the device.
             self.largest = torch.maximum(*alike([rate, self.largest]))
@@ -30,13 +30,13 @@ class Rates:
 
 
 def share_of(kind: Kind, value: float, rate: NumberOrTensor, rates: Rates) -> NumberOrTensor:
-    """Return the share of itself that a weight loses in one step.
+    """Return the share that a weight loses of itself in one step.
 
     Args:
         kind: How the share depends on the rate.
         value: Strength of the decay times its schedule.
         rate: The learning rate of this step.
-        rates: Of the weight's parameter group, this step's rate included.
+        rates: The rates of the weight's parameter group, including this step's rate.
 
     """
     if kind == "independent":
@@ -47,28 +47,28 @@ def share_of(kind: Kind, value: float, rate: NumberOrTensor, rates: Rates) -> Nu
 
 
 def _ratio(rate: NumberOrTensor, reference: NumberOrTensor) -> NumberOrTensor:
-    """Return the quotient; 0 for 0 / 0, at the start of a warm-up from 0."""
+    """Return the quotient; 0 / 0, at the start of a warm-up from 0, gives 0."""
     if isinstance(rate, Tensor) or isinstance(reference, Tensor):
         return torch.nan_to_num(torch.div(*alike([rate, reference])), nan=0.0)
     return rate / reference if reference else 0.0
 
 
 def shrink_(weights: list[Tensor], share: NumberOrTensor) -> None:
-    """Take `share` of each weight away, in place."""
+    """Reduce each weight by `share` of itself, in place."""
     torch._foreach_mul_(weights, 1 - share)
 
 
 def shrink_cautiously_(weights: list[Tensor], before: list[Tensor], share: NumberOrTensor) -> None:
-    """Take `share` of what a weight was before the step away, in place, but where the step has led away from zero.
+    """Reduce weights by `share` of their values before the step, except entries that the step moved away from zero.
 
     Args:
-        weights: After the step.
-        before: The same weights before it; used up.
+        weights: The weights after the step, changed in place.
+        before: The same weights before the step; overwritten.
         share: The share.
 
     """
     for some, some_before in chunks(weights, before, size=chunk_size(weights)):
-        # 1 where step and weight have one sign, else 0. Masks would take several times as long on a CPU.
+        # 1 where step and weight have the same sign, else 0. Masks would take several times as long on a CPU.
         away = torch._foreach_sub(some, some_before)
         torch._foreach_mul_(away, some_before)
         torch._foreach_sign_(away)

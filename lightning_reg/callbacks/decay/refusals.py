@@ -1,4 +1,4 @@
-"""What weight decay cannot work beside: refused before the first step, with the remedy."""
+"""Optimizers and callbacks that weight decay cannot work with: refused before the first step, with the remedy."""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -11,11 +11,11 @@ from lightning_reg.selection import Selection
 
 
 def refuse_lbfgs(optimizers: Sequence[Optimizer]) -> None:
-    """Raise for an optimizer whose step searches along the loss, from which a decay would lead it astray."""
+    """Raise for LBFGS, which updates several times in a step."""
     if any(isinstance(optimizer, LBFGS) for optimizer in optimizers):
         msg = (
-            "WeightDecay does not work with LBFGS, which updates several times in a step, from differences of gradients"
-            " that a decay in between would falsify. Use L2Penalty, or another optimizer."
+            "WeightDecay does not work with LBFGS: LBFGS updates several times in a step from differences of gradients,"
+            " and a decay in between would falsify them. Use L2Penalty, or another optimizer."
         )
         raise MisconfigurationException(msg)
 
@@ -29,8 +29,8 @@ def refuse_second_decay(optimizers: Sequence[Optimizer], names: Mapping[nn.Param
                 kind = type(optimizer).__name__
                 msg = (
                     f"{kind} has weight_decay={group['weight_decay']:g} for {shared[0]!r}, which WeightDecay shrinks"
-                    f" too: it would be decayed twice. Pass `weight_decay=0` to {kind}, or leave the weight out:"
-                    " `select=Select(exclude=...)`."
+                    f" too. The weight would decay twice. Pass `weight_decay=0` to {kind}, or leave the weight out of"
+                    " WeightDecay: `select=Select(exclude=...)`."
                 )
                 raise MisconfigurationException(msg)
 

@@ -1,4 +1,4 @@
-"""What weight decay knows during one fit: the chosen weights, and the learning rates that it is relative to."""
+"""The state of weight decay during one fit: the chosen weights, and the reference learning rates."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -29,17 +29,17 @@ class Run:
     selection: Selection
     guard: Guard
     schedule: Callable[[int], float] | None = None
-    """The user's, with durations in ticks."""
+    """The user's schedule, with durations in ticks."""
     steps: AroundSteps | None = None
     rates: dict[tuple[int, int], Rates] = field(default_factory=dict)
     """By the positions of optimizer and parameter group."""
     shares: list[NumberOrTensor] = field(default_factory=list)
-    """What the optimizer step at hand has taken from weights, for each parameter group."""
+    """The share that the current optimizer step took, for each parameter group."""
     first_step: bool = True
     _copies: dict[Tensor, Tensor] = field(default_factory=dict)
-    """For "cautious" decay: memory for weights before an update, kept, since new memory costs more than a copy."""
+    """For "cautious" decay: memory for copies of weights, kept because new memory costs more than a copy."""
     _waiting: list[tuple[list[Tensor], list[Tensor], NumberOrTensor]] = field(default_factory=list)
-    """For "cautious" decay: weights, what they were before the update at hand, and the share that is to be taken."""
+    """For "cautious" decay: weights, their copies from before the current update, and the share to take."""
 
     def strength(self, tick: int) -> float:
         """Return the strength of the decay at `tick`."""
@@ -56,9 +56,9 @@ class Run:
 
     @torch.no_grad()
     def before_update(self, position: int, optimizer: Optimizer, tick: int) -> None:
-        """Shrink the weights that `optimizer`, at that position, is about to update; or see what they are before it."""
+        """Shrink the weights that `optimizer`, at that position, is about to update; or copy them."""
         strength = self.strength(tick)
-        # Fused optimizers look themselves whether gradients are finite, inside `step`.
+        # Fused optimizers check themselves, inside `step`, whether gradients are finite.
         found_inf = getattr(optimizer, "found_inf", None)
         for index, group, weights in self.members(optimizer):
             share = self._share(position, index, group, strength)
@@ -77,14 +77,14 @@ class Run:
 
     @torch.no_grad()
     def after_update(self, optimizer: Optimizer) -> None:
-        """Shrink the weights of `optimizer` that `before_update` has looked at."""
+        """Shrink the weights of `optimizer` that `before_update` copied."""
         self.guard.unseen.see(optimizer)
         for weights, before, share in self._waiting:
             shrink_cautiously_(weights, before, share)
         self._waiting.clear()
 
     def largest_share(self) -> NumberOrTensor:
-        """Return the largest share over the parameter groups that the last step has updated."""
+        """Return the largest share over the parameter groups that the last step updated."""
         if any(isinstance(share, Tensor) for share in self.shares):
             return torch.stack(alike(self.shares)).amax()
         return max(self.shares, default=0.0)
@@ -98,7 +98,7 @@ class Run:
         return shares
 
     def actions(self, optimizers: Sequence[Optimizer], steps_in_epoch: float | None) -> dict[Tensor, str]:
-        """Return what happens to each weight that is trained, and in which time."""
+        """Return what happens to each trained weight, with its time scale."""
         actions: dict[Tensor, str] = {}
         for position, optimizer in enumerate(optimizers):
             for index, group, weights in self.members(optimizer):
@@ -121,14 +121,14 @@ class Run:
         )
 
     def state(self) -> list[dict[str, Any]]:
-        """Return what has to survive a resume."""
+        """Return the state that a resume needs."""
         return [
             {"group": group, "first": _plain(rates.first), "largest": _plain(rates.largest)}
             for group, rates in self.rates.items()
         ]
 
     def restore(self, saved: Sequence[dict[str, Any]]) -> None:
-        """Go on from what `state` has returned."""
+        """Continue from the result of `state`."""
         self.rates = {tuple(entry["group"]): Rates(entry["first"], entry["largest"]) for entry in saved}
 
     def _copy_of(self, weight: Tensor, part: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ class Run:
         return share_of(self.kind, strength, group["lr"], rates)
 
     def _rates(self, position: int, index: int, group: dict[str, Any]) -> Rates:
-        """Return what is known of the rate of a parameter group."""
+        """Return the recorded rates of a parameter group."""
         if (position, index) not in self.rates:
             first = group.get("initial_lr", group["lr"])
             self.rates[position, index] = Rates(_copied(first), _copied(group["lr"]))
@@ -150,7 +150,7 @@ class Run:
 
 
 def _copied(rate: NumberOrTensor) -> NumberOrTensor:
-    # Schedulers change a rate that is a tensor in place.
+    # A scheduler changes a rate in place if it is a tensor.
     return rate.detach().clone() if isinstance(rate, Tensor) else rate
 
 

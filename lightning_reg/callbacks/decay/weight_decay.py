@@ -1,4 +1,4 @@
-"""Weight decay: chosen weights shrink in each optimizer step, past the gradient."""
+"""Weight decay: chosen weights shrink in each optimizer step, apart from the gradient."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -29,41 +29,41 @@ from lightning_reg.tensorboard import tags
 
 @final
 class WeightDecay(ActsInSteps[Run]):
-    r"""Shrink weights in each optimizer step by a share that goes past the gradient: AdamW's decay, for any optimizer.
+    r"""Shrink weights by a share in each optimizer step, apart from the gradient: AdamW's decay, for any optimizer.
 
     With :math:`\eta` the learning rate of the weight's parameter group in this step and :math:`v = \lambda s(t)`:
 
-    - `"decoupled"`: :math:`w \leftarrow w - \eta v w` before the step. Adam with it is AdamW with `weight_decay` of
-      :math:`\lambda` on the chosen weights and 0 on the others, to float rounding.
+    - `"decoupled"`: :math:`w \leftarrow w - \eta v w` before the step. Adam with this decay equals AdamW with
+      `weight_decay` :math:`\lambda` on the chosen weights and 0 on the others, up to float rounding.
     - `"independent"`: :math:`w \leftarrow w - (\eta / \eta_0) v w` before the step, with :math:`\eta_0` the
-      `initial_lr` that a scheduler has set, else the first rate. The best :math:`\lambda` then does
-      not depend on the learning rate.
+      `initial_lr` set by a scheduler, else the first rate. The best :math:`\lambda` then does not depend on the
+      learning rate.
     - `"corrected"`: :math:`w \leftarrow w - \eta (\eta / \eta_{max}) v w` before the step, with :math:`\eta_{max}` the
       largest rate so far. Weights and gradients then keep their ratio while the rate falls.
-    - `"cautious"`: as decoupled, of the weight before the step, but only of entries that the step does not lead away
-      from zero; taken after the step.
+    - `"cautious"`: subtracts :math:`\eta v w` after the step, w from before it, but only from entries that the step
+      did not move away from zero.
 
-    As in AdamW, a step that the scaler of fp16 skips decays nothing, no step decays a weight without a gradient, and
-    every optimizer step takes the whole share, also after a last accumulation window of fewer batches.
+    As in AdamW, a step skipped by the fp16 scaler decays nothing, and no step decays a weight without a gradient. Every
+    optimizer step takes the whole share, even after a last accumulation window with fewer batches.
 
-    Logged at the trainer's `log_every_n_steps`, on the step axis of `self.log`: `reg/weight_decay`, the share of itself
-    that a weight lost in that step, the largest over parameter groups; a second callback logs `reg/weight_decay-1`. The
-    table before training (TensorBoard's text `reg/setup_decay`) says for each weight in how many epochs the decay alone
-    would shrink it to 1/e, with the initial rates.
+    Logged at the trainer's `log_every_n_steps`, on the step axis of `self.log`: `reg/weight_decay`, the share that a
+    weight lost in that step, the largest over parameter groups. A second callback logs `reg/weight_decay-1`. The table
+    before training (TensorBoard's text `reg/setup_decay`) shows for each weight in how many epochs the decay alone
+    would shrink it to 1/e at the initial rates.
 
     Args:
         value: :math:`\lambda`, >= 0.
         select: Which weights: a glob, a list of globs, or a `Select`. Default: every trainable weight of two or more
             dimensions, so no bias and no norm scale.
         schedule: :math:`s(t)`, a schedule or any callable from optimizer steps so far to a factor >= 0; 1 by default.
-        kind: One of the above.
+        kind: One of the four kinds above.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
         ValueError: If an argument is out of range; when training starts, if a pattern of `select` matches nothing, or a
-            share is asked for of a run without a known length.
-        MisconfigurationException: When training starts, if an optimizer or a second `WeightDecay` decays a chosen
-            weight too, for LBFGS, and under DeepSpeed and XLA.
+            duration is a share of a run of unknown length.
+        MisconfigurationException: When training starts, if an optimizer or a second `WeightDecay` also decays a chosen
+            weight, with LBFGS, and under DeepSpeed and XLA.
 
     Example:
         DINO's schedule, from 0.04 to 0.4 along a cosine:
@@ -98,12 +98,12 @@ class WeightDecay(ActsInSteps[Run]):
         self.kind: Kind = kind
         _checks.one_of("kind", kind, get_args(Kind))
         self._saved: list[dict[str, Any]] = []
-        """The rates of a checkpoint, or of the run before."""
+        """The rates of a checkpoint, or of the previous run."""
 
     @property
     @override
     def state_key(self) -> str:
-        # Several, for different layers, have a state each.
+        # Each of several callbacks, for different layers, has its own state.
         return f"{type(self).__qualname__}({self.select!r}, {self.kind!r})"
 
     @override
@@ -112,7 +112,7 @@ class WeightDecay(ActsInSteps[Run]):
         if stage == "fit":
             refuse_unless_listed_once(self, _decays(trainer))
             refuse_strategy(trainer, type(self).__name__)
-            self._saved = []  # of the run before
+            self._saved = []  # of the previous run
 
     @override
     def make_run(self, trainer: Trainer, pl_module: LightningModule) -> Run:
@@ -180,7 +180,7 @@ class WeightDecay(ActsInSteps[Run]):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        # After `fit`, what was at its end: the trainer may save a checkpoint then.
+        # After `fit`, the state at its end: the trainer may still save a checkpoint.
         return {"rates": self._saved if self._run is None else self._run.state()}
 
     @override
@@ -193,7 +193,7 @@ def _decays(trainer: Trainer) -> list[WeightDecay]:
 
 
 def _refuse_optimizers(run: Run, optimizers: Sequence[Optimizer]) -> None:
-    """Raise if an optimizer cannot do with the decay."""
+    """Raise if an optimizer cannot work with the decay."""
     refuse_lbfgs(optimizers)
     refuse_second_decay(optimizers, {weight.parameter: weight.name for weight in run.selection.chosen})
 

@@ -1,4 +1,4 @@
-"""What is random in a pass through a model with all dropout rates at 0: two passes under two seeds tell."""
+"""Find random modules in a model with all dropout rates at 0, by two passes under two seeds."""
 
 import random
 import sys
@@ -18,28 +18,28 @@ from lightning_reg.functional.tensors.random import unchanged_generators
 
 _ENTRIES = 256
 _SEEDS = (1, 2)
-# Gaussian noise is what a model is about, a variational autoencoder or a diffusion, and no mask is made of it.
+# Gaussian noise is part of some models, such as variational autoencoders and diffusions. No mask is made of it.
 _NOISE = ("randn", "randn_like", "normal", "normal_", "normal_functional")
-# Masks are made of these, and outside all modules the times of a diffusion, weights of mixtures, augmentations are not.
+# Masks are made with these. Outside all modules, times of a diffusion, mixture weights and augmentations are not.
 _MASKS = ("bernoulli", "dropout", "attention", "lstm", "gru", "rnn")
 
 
 def random_parts(
     root: nn.Module, run: Callable[[], Any], sites: Sequence[Site], device: torch.device
 ) -> list[nn.Module]:
-    """Return the modules that answer the same input in two ways, though all rates are 0.
+    """Return the modules whose outputs differ for the same input although all rates are 0.
 
-    Nothing of the model, of the random generators and of the gradients is changed in the end. Only the first such
-    module of a chain is found: those behind it do not get the same input.
+    The model, the random generators and the gradients are restored at the end. Only the first such module of a chain is
+    found, because the modules behind it do not get the same input.
 
     Args:
         root: The model.
         run: Makes a pass; it is called twice.
-        sites: All rates that have been found.
-        device: Where the model computes.
+        sites: All known rates.
+        device: The device of the model.
 
     Returns:
-        Modules in the order of the pass; `root` if it is random, but no module called in it.
+        Modules in the order of the pass; `root` if it is random but no module called in it is.
 
     """
     kept, rates = Kept(root), [site.value for site in sites]
@@ -53,7 +53,7 @@ def random_parts(
         finally:
             kept.put_back()
             for site, rate in zip(sites, rates, strict=True):
-                if site.value != rate:  # it is in an object of the module's, of which `kept` knows nothing
+                if site.value != rate:  # the rate is in an object of the module, which `kept` does not restore
                     site.set(rate)
     return _origins(*traces)
 
@@ -66,12 +66,12 @@ class _Call(NamedTuple):
 
 
 class _SameNoise(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's has no types
-    """In every pass, random numbers that no mask is made of are the same ones."""
+    """Draws the same random numbers in every pass, except numbers that masks can be made of."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.depth = 0
-        """How many modules are being called."""
+        """The number of modules being called."""
         self._device = device
         self._draws = 0
 
@@ -90,7 +90,7 @@ class _SameNoise(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
 
 
 def _trace(root: nn.Module, run: Callable[[], Any], device: torch.device) -> list[_Call]:
-    """Return the calls of modules in a pass, in the order in which they end, and last the pass itself."""
+    """Return the calls of modules in a pass, in the order in which they end, followed by the pass itself."""
     calls: list[_Call] = []
     inputs: list[list[Tensor]] = []
     with _SameNoise(device) as noise, ExitStack() as hooks:
@@ -103,7 +103,7 @@ def _trace(root: nn.Module, run: Callable[[], Any], device: torch.device) -> lis
             calls.append(_Call(module, noise.depth, [*inputs.pop(), *_samples(kwargs)], _samples(outputs)))
             noise.depth -= 1
 
-        # Not global hooks, of which the compiler warns.
+        # Global hooks would make the compiler warn.
         for module in root.modules():
             if isinstance(module, torch.jit.ScriptModule):  # takes none
                 continue
@@ -119,22 +119,22 @@ def _origins(first: Sequence[_Call], second: Sequence[_Call]) -> list[nn.Module]
     for index, call in enumerate(first):
         other = second[index] if index < len(second) else None
         if other is None or other.module is not call.module:
-            # The second pass has gone another way. Whoever decided on it is running in both.
+            # The second pass took another path. The module that chose the path is running in both.
             running = [item.module for item in _running(second, index)]
             elsewhere = [item.module for item in _running(first, index) if item.module in running][:1]
             break
         if _equal(call.inputs, other.inputs) and not _equal(call.outputs, other.outputs):
             within = {id(part) for part in call.module.modules()}
-            # A parent is random as its child is, of which it is told already.
+            # A parent is random if its child is. The child is reported already.
             if not any(id(item.module) in within for item in found) and not (call.depth == 0 and found):
                 found.append(call)
     parts = list(dict.fromkeys(item.module for item in found)) or elsewhere
     is_by_torch = [type(part).__module__.startswith("torch.nn.") for part in parts]
-    return [part for part, skip in zip(parts, is_by_torch, strict=True) if not skip]  # `nn.RReLU`: no dropout
+    return [part for part, skip in zip(parts, is_by_torch, strict=True) if not skip]  # `nn.RReLU` is not dropout
 
 
 def _running(calls: Sequence[_Call], index: int) -> list[_Call]:
-    """Return the calls that have not ended before that at `index`, from the innermost on."""
+    """Return the calls that are not over before the call at `index` ends, from the innermost on."""
     found: list[_Call] = []
     for call in calls[index:]:
         if not found or call.depth < found[-1].depth:
@@ -152,7 +152,7 @@ def _samples(nested: Any) -> list[Tensor]:
 
 
 def _equal(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
-    # Sums on a GPU may come in another order.
+    # A GPU may add numbers in another order.
     return len(some) == len(others) and all(
         one.shape == other.shape and torch.allclose(one, other, rtol=1e-3, atol=_rounding(other), equal_nan=True)
         for one, other in zip(some, others, strict=True)
@@ -165,7 +165,7 @@ def _rounding(tensor: Tensor) -> float:
 
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed all generators that a model may draw from, torch's, Python's and NumPy's, and put them back."""
+    """Seed all generators that a model may use (torch, Python, NumPy), and restore them at the end."""
     state = random.getstate()
     numpy = sys.modules.get("numpy")
     numpy_state = numpy.random.get_state() if numpy else None

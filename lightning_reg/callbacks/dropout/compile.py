@@ -1,8 +1,8 @@
-"""Dropout rates that `torch.compile` takes as data: a new rate compiles nothing again.
+"""Dropout rates that `torch.compile` treats as data, so that a new rate does not recompile.
 
-A rate is a Python number that the compiler bakes into the graph; every other number compiles again, and after eight the
-compiler gives up. Modules whose formula is known therefore compute it with the rate in a tensor where a compiler looks
-on, and call their own fused kernel where none does. Other holders of a rate run outside the graph.
+A rate is a Python number, which the compiler treats as a constant: every new number recompiles, and after eight the
+compiler gives up. Under the compiler, modules with a known formula therefore compute it with the rate in a tensor.
+Without the compiler they call their own fused kernel. Other modules with a rate run outside the graph.
 """
 
 from collections.abc import Callable, Iterable
@@ -25,8 +25,8 @@ class CompilableRates:
     Args:
         root: The module in which the sites are.
         sites: The rates.
-        shares: For each site the rate per unit of the common factor.
-        device: Where the model computes.
+        shares: The rate of each site per unit of the common factor.
+        device: The device of the model.
 
     """
 
@@ -40,7 +40,7 @@ class CompilableRates:
             elif site.module not in self._modules:
                 self._replace(site.module, partial(_outside_graph, site.module.forward))
         for module in root.modules():
-            # Its own kernel reads the number, as fused attention does with `dropout_p=self.attn_drop.p`.
+            # Its kernel reads the number, for example fused attention with `dropout_p=self.attn_drop.p`.
             reads = any(child in self._modules for child in children_whose_rate_is_read(module))
             if reads and module not in self._modules:
                 self._replace(module, partial(_outside_graph, module.forward))
@@ -50,7 +50,7 @@ class CompilableRates:
         self._factor.fill_(factor)
 
     def restore(self) -> None:
-        """Give each module its `forward` back."""
+        """Restore the `forward` of each module."""
         for module, forward in self._modules.items():
             with suppress(KeyError):
                 del vars(module)["forward"]
@@ -63,13 +63,13 @@ class CompilableRates:
         vars(module)["forward"] = forward
 
 
-# Functions of the module, bound by `partial`: a copy of the model (weight averaging) then calls the copy's own modules.
+# Functions of the module, bound with `partial`: a copy of the model (weight averaging) then calls its own modules.
 def _with_tensor(
     module: nn.Module, factor: Tensor, share: float, forward: Callable[[Tensor], Tensor], inputs: Tensor
 ) -> Tensor:
     if torch.compiler.is_compiling():
         if not module.training:
-            return inputs  # and not `forward`, which would read the number
+            return inputs  # `forward` would read the number
         rate = factor.to(inputs.device) * share
         noise = torch.rand(mask_shape(module, inputs.shape), device=inputs.device, dtype=torch.float32)
         return drop(module, inputs, rate, noise)

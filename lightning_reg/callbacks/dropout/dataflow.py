@@ -1,4 +1,4 @@
-"""What an expression in the source of a method stands for: attributes of `self`, and numbers."""
+"""The possible values of an expression in the source of a method: attributes of `self`, and numbers."""
 
 import ast
 import builtins
@@ -10,7 +10,7 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 Value = tuple[str, ...] | float
-"""A path from `self`, such as `("config", "dropout")`, where `()` is `self`; or a number."""
+"""A path from `self`, such as `("config", "dropout")`, with `()` for `self`; or a number."""
 
 NOTHING: frozenset[Value] = frozenset()
 _DEPTH = 8
@@ -18,7 +18,7 @@ _DEPTH = 8
 
 @cache
 def tree_of(function: Callable[..., Any]) -> ast.AST | None:
-    """Return the parsed source; `None` for what was defined in a prompt, or in no file at all."""
+    """Return the parsed source; `None` if the function was not defined in a file."""
     try:
         return ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
     except (OSError, SyntaxError, TypeError):
@@ -26,11 +26,11 @@ def tree_of(function: Callable[..., Any]) -> ast.AST | None:
 
 
 class Frame:
-    """A function, and what is known of its arguments.
+    """A function with the known values of its arguments.
 
     Args:
-        function: In Python; decorated ones without their decorators.
-        bindings: For names of arguments, all that they may stand for.
+        function: A Python function without its decorators.
+        bindings: All possible values for names of arguments.
 
     """
 
@@ -49,7 +49,7 @@ class Frame:
                 self._assign(node.target, None)
 
     def values(self, node: ast.expr, depth: int = _DEPTH) -> frozenset[Value]:
-        """Return all that `node` may stand for; nothing where that is unknown."""
+        """Return all possible values of `node`; nothing if they are unknown."""
         match node:
             case _ if not depth:
                 return NOTHING
@@ -59,7 +59,7 @@ class Frame:
                 return self._values_of_name(name, depth)
             case ast.Attribute(value=value, attr=name):
                 return self._attribute(value, name, depth)
-            case ast.IfExp(body=body, orelse=orelse):  # `self.rate if self.training else 0.0` is the rate, too
+            case ast.IfExp(body=body, orelse=orelse):  # `self.rate if self.training else 0.0` is also the rate
                 return self.values(body, depth - 1) | self.values(orelse, depth - 1)
             case ast.BoolOp(values=values) | ast.Call(func=ast.Name(id="float"), args=values):
                 return NOTHING.union(*(self.values(value, depth - 1) for value in values))
@@ -68,7 +68,7 @@ class Frame:
         return NOTHING
 
     def resolve(self, node: ast.expr) -> object:
-        """Return what a dotted name stands for, among what is global or enclosing; `None` if it is not found."""
+        """Return the global or enclosing object of a dotted name; `None` if it is not found."""
         match node:
             case ast.Name(id=name) if name in self._assigned or name in self.bindings:
                 return None
@@ -80,13 +80,13 @@ class Frame:
                     return self.function.__globals__.get(name, getattr(builtins, name, None))
             case ast.Attribute(value=value, attr=name):
                 owner = self.resolve(value)
-                if isinstance(owner, ModuleType):  # perhaps one that imports its parts when they are asked for
+                if isinstance(owner, ModuleType):  # it may import its parts on first use
                     return getattr(owner, name, None)
                 return None if owner is None else inspect.getattr_static(owner, name, None)
         return None
 
     def bind(self, call: ast.Call, function: FunctionType, *, first: Value | None = None) -> "Frame":
-        """Return the frame of `function` in `call`; `first` is what a method is bound to."""
+        """Return the frame of `function` in `call`; `first` is the object to which a method is bound."""
         names = list(function.__code__.co_varnames[: function.__code__.co_argcount])
         only_by_name = function.__code__.co_kwonlyargcount
         known = {*names, *function.__code__.co_varnames[len(names) : len(names) + only_by_name]}
@@ -128,7 +128,7 @@ def _number(value: object) -> frozenset[Value]:
 
 
 def plain_function(value: object) -> FunctionType | None:
-    """Return the Python function behind decorators; `None` for what is none."""
+    """Return the Python function behind decorators; `None` for other objects."""
     if isinstance(value, (staticmethod, classmethod)):
         value = value.__func__
     unwrapped = inspect.unwrap(value) if callable(value) else None

@@ -1,4 +1,4 @@
-"""A rate where it is held: by a module, or by an object that a module holds, such as its configuration."""
+"""Read and set a rate that a module holds, or an object of the module, such as its configuration."""
 
 from numbers import Real
 from typing import Any
@@ -8,9 +8,10 @@ from typing_extensions import override
 
 
 class _WithRates:
-    """An object in the eyes of one module: some numbers are other ones, all else is as ever.
+    """An object as one module sees it: some numbers are replaced, and everything else is unchanged.
 
-    A configuration belongs to all modules of a model, and is saved with it; a rate is set in one module, for a time.
+    All modules of a model share a configuration, which is saved with the model. A rate is set in one module, and only
+    temporarily.
     """
 
     def __init__(self, original: Any, rates: dict[str, float]) -> None:
@@ -38,7 +39,7 @@ class _WithRates:
 
 
 def value_of(module: nn.Module, attribute: str) -> Any:
-    """Return the value of `attribute`, perhaps dotted; `None` if there is none, or none that could be set."""
+    """Return the value of `attribute`, which may be dotted; `None` if it does not exist or cannot be set."""
     held = _held(module, attribute)
     if held is None:
         return None
@@ -53,7 +54,7 @@ def is_rate(module: nn.Module, attribute: str) -> bool:
 
 
 def set_value(module: nn.Module, attribute: str, value: float | None) -> None:
-    """Set `attribute` for this module; an object that it shares with others stays as it is."""
+    """Set `attribute` for this module; an object that it shares with other modules does not change."""
     path, _, name = attribute.rpartition(".")
     if not path:
         setattr(module, name, value)
@@ -66,7 +67,7 @@ def set_value(module: nn.Module, attribute: str, value: float | None) -> None:
 
 
 def give_back(module: nn.Module, attribute: str, built: float | None) -> None:
-    """Undo `set_value`; `built` is what the module had."""
+    """Undo `set_value`; `built` is the value with which the module was built."""
     path, _, name = attribute.rpartition(".")
     if not path:
         setattr(module, name, built)
@@ -82,5 +83,5 @@ def _held(module: nn.Module, attribute: str) -> tuple[Any, str] | None:
     path, _, name = attribute.rpartition(".")
     if not path:
         return module, name
-    holder = vars(module).get(path)  # one step: what lies deeper could not be set for this module alone
+    holder = vars(module).get(path)  # one level only: a deeper value could not be set for this module alone
     return None if holder is None or isinstance(holder, (nn.Module, Tensor)) else (holder, name)

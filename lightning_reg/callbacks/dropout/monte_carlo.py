@@ -29,48 +29,49 @@ from lightning_reg.ensemble.averages import Aggregate
 from lightning_reg.tensorboard import tags
 
 _FEWEST = 2
-_OFF = "this dropout stays off in MonteCarloDropout, for {reason}. Use a dropout module."
-_DEAD = "Dropout by `F.dropout` stays off in evaluation, too. Use dropout modules with rates above 0."
+_OFF = "this dropout stays off in MonteCarloDropout, because {reason}. Use a dropout module."
+_DEAD = "Calls of `F.dropout` stay off in evaluation. Use dropout modules with rates above 0."
 
 
 @final
 class MonteCarloDropout(DuringFit[Callable[[], None]]):
     r"""Predict, test and validate with dropout active: the mean and the spread over `num_samples` masks.
 
-    The mean is :math:`\bar p = \frac1n \sum_i p_i`, the entropy :math:`H(\bar p)`, all uncertainty, and the mutual
-    information :math:`H(\bar p) - \frac1n \sum_i H(p_i)`, that about the model.
+    The mean is :math:`\bar p = \frac1n \sum_i p_i`. The entropy :math:`H(\bar p)` measures the total uncertainty, the
+    mutual information :math:`H(\bar p) - \frac1n \sum_i H(p_i)` the uncertainty about the model.
 
-    In `trainer.predict`, every tensor of floating-point numbers that `predict_step` returns becomes an
+    In `trainer.predict`, every tensor of floating-point numbers that `predict_step` returns becomes a
     `lightning_reg.ensemble.EnsemblePrediction`: `mean`, `std` and, for class probabilities, `entropy` and
-    `mutual_information` in nats. Other values have to be the same for all masks.
+    `mutual_information` in nats. Other values must be equal for all masks.
 
     In `trainer.test` and `trainer.validate`, `self(...)` returns the mean, so that `test_step` and `validation_step`
-    measure the ensemble; validation during `fit` is as ever. Logged over the epoch,
-    where `self(...)` returns one tensor: `reg/mc_dropout_std` (the mean spread, in the unit of the output) and, for
-    class probabilities, `reg/mc_dropout_entropy` and `reg/mc_dropout_mutual_information`.
+    measure the ensemble. Validation during `fit` does not change. If `self(...)` returns one tensor, these are logged
+    over the epoch: `reg/mc_dropout_std` (the mean spread, in the unit of the output) and, for class probabilities,
+    `reg/mc_dropout_entropy` and `reg/mc_dropout_mutual_information`.
 
-    Dropout modules alone are in training mode, only while they compute, and modules that ask `self.training` for
-    dropout only. All samples go through the model as one batch where that gives the same as one by one, which the
-    first batch shows. Compiled models run without their graphs. Two passes over the first batch, in training mode with
-    all rates at 0, tell what drops besides, and a warning names it; not where weights are spread over ranks. If no
-    prediction varies in a whole run though masks were drawn, a warning says so at its end.
+    Only two kinds of modules are in training mode, and only while they compute: dropout modules, and modules that use
+    `self.training` for dropout only. The first batch shows whether all samples in one batch give the same result as one
+    by one; if so, they go through the model as one batch. Compiled models run without their graphs. Two passes over the
+    first batch, in training mode with all rates at 0, find other dropout, and a warning names it; the passes are left
+    out if weights are sharded. If masks were drawn but no prediction varies in a whole run, a warning says so at its
+    end.
 
     Args:
         num_samples: Number of masks, at least 2.
         aggregate: `"arithmetic"` mean, or for class probabilities the normalised `"geometric"` mean.
-        seed: Seed of the masks, an int. Default: follows `seed_everything`, other masks in every run. The global random
-            state is left alone either way.
-        softmax: Whether the model returns logits, of which the probabilities are to be taken first. `test_step` then
-            gets the logarithm of the mean, which are logits of it.
-        dim: Where the classes are in an output.
-        attribute: An attribute, or a list of attributes, that hold rates besides those that are found: modules that
-            have it as a number are in training mode while they compute, with all that this means for them.
+        seed: Seed of the masks, an int. Default: the seed follows `seed_everything`, and masks differ in every run. The
+            global random state never changes.
+        softmax: Whether the model returns logits, which are turned into probabilities first. `test_step` then gets the
+            logarithm of the mean probabilities, which are valid logits.
+        dim: The dimension of the classes in an output.
+        attribute: An attribute, or a list of attributes, that hold further rates. Modules in which it is a number are
+            in training mode while they compute, with every effect of this mode.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
-        ValueError: If an argument is out of range, or with `"geometric"` if outputs are no probabilities.
+        ValueError: If an argument is out of range, or with `"geometric"` if outputs are not probabilities.
         MisconfigurationException: If the model has no dropout, no mask is drawn for the first batch, the step does not
-            call `self(...)`, or weights are spread by tensor parallelism.
+            call `self(...)`, or with tensor parallelism.
 
     Example:
         >>> MonteCarloDropout(50, softmax=True, seed=0)
@@ -124,7 +125,7 @@ class MonteCarloDropout(DuringFit[Callable[[], None]]):
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == "validate":  # and not during `fit`
+        if trainer.state.fn == "validate":  # not during `fit`
             self._average(trainer, pl_module, "validation_step")
 
     def _average(self, trainer: Trainer, pl_module: LightningModule, step: str) -> None:
@@ -171,7 +172,7 @@ class MonteCarloDropout(DuringFit[Callable[[], None]]):
     def _check_calls(self, step: str) -> None:
         if not self._calls:
             msg = (
-                f"MonteCarloDropout averages what `self(...)` returns, but `{step}` did not call it. Define `forward`"
+                f"MonteCarloDropout averages the outputs of `self(...)`, but `{step}` did not call it. Define `forward`"
                 f" and call `self(inputs)` in `{step}`, or use `trainer.predict`."
             )
             raise MisconfigurationException(msg)
@@ -192,7 +193,7 @@ class MonteCarloDropout(DuringFit[Callable[[], None]]):
     def _finish(self, trainer: Trainer) -> None:
         if self._calls and not self._varies:
             rank_zero_warn(
-                "MonteCarloDropout has drawn dropout masks, but no prediction of this run varied over them: the weights"
+                "MonteCarloDropout drew dropout masks, but no prediction of this run varied over them. The weights"
                 " behind dropout may be 0, or its outputs may not reach the predictions."
             )
         self._end(trainer)
@@ -203,7 +204,7 @@ class MonteCarloDropout(DuringFit[Callable[[], None]]):
             run()
 
     def _replace(self, trainer: Trainer, pl_module: LightningModule, step: str, finish: Callable[[Any], Any]) -> None:
-        """Make `predict_step`, or `forward` in another step, return `finish` of its samples during this stage."""
+        """During this stage, make `predict_step`, or `forward` in another step, return `finish` of its samples."""
         name, called = (step, (step,)) if step == "predict_step" else ("forward", ())
         sites, off = samplable_sites(pl_module, listed(self.attribute), called)
         if not any(site.base for site in sites):
@@ -212,7 +213,7 @@ class MonteCarloDropout(DuringFit[Callable[[], None]]):
             raise MisconfigurationException(msg)
         mesh = pl_module.device_mesh
         if mesh is not None and mesh["tensor_parallel"].size() > 1:
-            msg = "MonteCarloDropout does not work with tensor parallelism, whose ranks need common masks."
+            msg = "MonteCarloDropout does not work with tensor parallelism, because its ranks need common masks."
             raise MisconfigurationException(msg)
         warn_of_unreached(pl_module, [*sites, *off], (step,), _OFF)
         warn_of_those_left_off(off)
@@ -221,7 +222,7 @@ class MonteCarloDropout(DuringFit[Callable[[], None]]):
             [site for site in sites if site.base],
             self.num_samples,
             trainer.strategy.root_device,
-            # Where a pass gathers weights, every rank must make as many.
+            # If a pass gathers weights, every rank must make the same number of passes.
             one_by_one=is_a(trainer.strategy, "FSDPStrategy", "ModelParallelStrategy"),
         )
         seed = f"{torch.initial_seed()}/{self._runs}" if self.seed is None else self.seed
@@ -236,7 +237,7 @@ class MonteCarloDropout(DuringFit[Callable[[], None]]):
             samples = sampler(method, args, kwargs, f"{seed}/{trainer.global_rank}/{self._calls}")
             self._varies = self._varies or any((tensor != tensor[:1]).any() for tensor in tensors_in(samples))
             if is_first and not self._varies and not sampler.has_drawn:
-                msg = f"Predictions do not vary over dropout masks: no dropout module acts on them. {_DEAD}"
+                msg = f"Predictions do not vary over dropout masks, because no dropout module acts on them. {_DEAD}"
                 raise MisconfigurationException(msg)
             self._calls += 1
             return finish(samples)
@@ -259,7 +260,7 @@ class MonteCarloDropout(DuringFit[Callable[[], None]]):
 def _same_for_all(samples: Tensor) -> Tensor:
     if (samples != samples[:1]).any():
         msg = (
-            f"MonteCarloDropout can't average {samples.dtype} that vary over masks, as the model returns here. Return"
+            f"MonteCarloDropout can't average the {samples.dtype} values of this model, which vary over masks. Return"
             " probabilities or logits (`softmax=True`), not classes."
         )
         raise MisconfigurationException(msg)

@@ -1,4 +1,4 @@
-"""Which attributes of a module are dropout rates: by its type, by what such modules are called, by its source."""
+"""Which attributes of a module are dropout rates, by its type, the name of its class, and its source."""
 
 import re
 
@@ -19,15 +19,15 @@ def rates_of(module: nn.Module, *steps: str) -> list[str]:
     """Return the attributes of `module` that are dropout rates.
 
     Args:
-        module: Any module; not those within.
+        module: Any module; its children are not searched.
         steps: Its methods that are called besides `forward`.
 
     Returns:
-        Names of attributes; dotted for those of an object that the module holds (`config.dropout`).
+        Names of attributes; dotted for attributes of an object that the module holds (`config.dropout`).
 
     """
     if isinstance(module, nn.RNNBase):
-        # Between layers only: with one layer there is nothing to drop.
+        # They drop between layers only, so with one layer nothing is dropped.
         return ["dropout"] if module.num_layers > 1 else []
     if isinstance(module, nn.MultiheadAttention):
         return ["dropout"]
@@ -38,12 +38,12 @@ def rates_of(module: nn.Module, *steps: str) -> list[str]:
 
 
 def is_dropout(module: nn.Module) -> bool:
-    """Tell whether a module does nothing but dropout, by its type or by what it is called."""
+    """Tell whether a module does nothing but dropout, by its type or the name of its class."""
     return isinstance(module, _DROPOUTS) or bool(_DROPOUT_CLASS.search(type(module).__name__))
 
 
 def scripted_rate(module: nn.Module) -> float:
-    """Return the rate of a dropout module that `torch.jit.script` has made a constant; 0 for other modules."""
+    """Return the rate of a dropout module that `torch.jit.script` turned into a constant; 0 for other modules."""
     if not isinstance(module, torch.jit.ScriptModule):
         return 0.0
     kind = getattr(module, "original_name", "")
@@ -56,7 +56,7 @@ def _rates_by_type(module: nn.Module) -> list[str]:
         return ["p"]
     if is_drop_path(module) and is_rate(module, "p"):
         return ["p"]
-    # `None`: no stochastic depth for the moment, in timm and Hugging Face.
+    # In timm and Hugging Face, `None` means that stochastic depth is off.
     has_drop_prob = is_rate(module, "drop_prob") or vars(module).get("drop_prob", 0) is None
     return ["drop_prob"] if has_drop_prob else []
 
@@ -68,7 +68,7 @@ def _rates_by_name(module: nn.Module, source: Source) -> list[str]:
     pattern = _RATE_NAME if is_dropout(module) else re.compile(".*drop.*")
 
     def is_used(name: str) -> bool:
-        # Many modules keep what their children were built with.
+        # Many modules store rates that only their children use.
         return (name,) in source.reads or not source.is_known
 
     return [

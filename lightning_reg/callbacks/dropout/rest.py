@@ -1,4 +1,4 @@
-"""Warnings of dropout that the known rates do not decide on: what the source shows, then what a pass shows."""
+"""Warnings of dropout that the known rates do not control, found in the source or by a pass."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -20,13 +20,13 @@ from lightning_reg.selection.modules import named_modules
 
 
 def warn_of_unreached(root: nn.Module, sites: Sequence[Site], steps: Sequence[str], consequence: str) -> None:
-    """Warn of each call that drops, as the source shows, at a rate that is none of `sites`.
+    """Warn of each call in the source that drops at a rate outside `sites`.
 
     Args:
         root: The model.
-        sites: All rates that are known.
+        sites: All known rates.
         steps: The methods of `root` that are called besides `forward`.
-        consequence: What follows, with `{reason}` where the reason belongs.
+        consequence: The consequence for the message, with `{reason}` in the place of the reason.
 
     """
     messages = {item.where: item.reason for item in unreached_dropout(root, sites, steps)}
@@ -37,9 +37,9 @@ def warn_of_unreached(root: nn.Module, sites: Sequence[Site], steps: Sequence[st
 def ask_training_step(
     trainer: Trainer, pl_module: LightningModule, sites: Sequence[Site], step: tuple[Any, int]
 ) -> None:
-    """Make two passes of `training_step` with all rates at 0, and warn of what is still random.
+    """Make two passes of `training_step` with all rates at 0, and warn of modules that are still random.
 
-    Not where the user steps the optimizers, nor where a pass gathers weights from other ranks.
+    Skipped in manual optimization, and if a pass gathers weights from other ranks.
     """
     if pl_module.automatic_optimization and state.has_whole_weights(trainer, pl_module):
         run = unobserved.training_step(trainer, pl_module, *step)
@@ -51,11 +51,11 @@ def ask_training_step(
 def ask_evaluation(
     root: nn.Module, call: partial[Any], sites: Sequence[Site], device: torch.device, steps: Sequence[str]
 ) -> None:
-    """Make two passes by `call` with all modules but norms in training mode, and warn of what is still random."""
+    """Make two passes by `call` with all modules except norms in training mode, and warn of random modules."""
 
     def run() -> Any:
         for module in root.modules():
-            if not isinstance(module, (_NormBase, torch.jit.ScriptModule)):  # those of torch.jit can't be put back
+            if not isinstance(module, (_NormBase, torch.jit.ScriptModule)):  # modes of torch.jit can't be restored
                 module.training = True
         return call.func(*copy.deepcopy(call.args), **copy.deepcopy(call.keywords))
 
@@ -71,21 +71,21 @@ def warn_of_random(
     steps: Sequence[str],
     consequence: str,
 ) -> None:
-    """Warn of modules that drop in `run` though all `sites` are at 0, unless the source has told of them.
+    """Warn of modules that drop in `run` although all `sites` are at 0, unless the source already showed them.
 
     Args:
         root: The model.
         run: Makes a pass.
-        sites: All rates that are known.
-        device: Where the model computes.
+        sites: All known rates.
+        device: The device of the model.
         steps: The methods of `root` that are called besides `forward`.
-        consequence: What follows for such a module.
+        consequence: The consequence for such a module, for the message.
 
     """
     try:
         parts = random_parts(root, run, sites, device)
-    except Exception as error:  # a step may do anything; the real one will tell what is wrong
-        rank_zero_info(f"Whether there is more dropout than is known could not be tried: {error!r}")
+    except Exception as error:  # a step can raise anything; the real step will show the error
+        rank_zero_info(f"The search for further dropout failed, and is skipped: {error!r}")
         return
     told = {item.module for item in unreached_dropout(root, sites, steps)}
     names = {part.module: part.name for part in named_modules(root)}
@@ -94,7 +94,7 @@ def warn_of_random(
             alike = sum(type(other) is type(part) for other in names)
             others = f" and {alike - 1} more of its kind" if alike > 1 else ""
             rank_zero_warn(
-                f"{names[part] or 'The step'!r} ({_class_of(part)}){others} is random in training when all known"
+                f"{names[part] or 'The step'!r} ({_class_of(part)}){others} is random in training although all known"
                 f" dropout rates are 0: {consequence}. {_hint(part, sites)}"
             )
 

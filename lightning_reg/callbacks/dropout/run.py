@@ -1,4 +1,4 @@
-"""What a dropout scheduler knows during one fit, and does to the modules."""
+"""The state of a dropout scheduler during one fit, and its changes of the modules."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -17,14 +17,14 @@ from lightning_reg.tensorboard import tags
 
 
 class Run:
-    """The chosen rates of one model, until `restore`; nothing in it has to survive a resume.
+    """The chosen rates of one model, until `restore`; a resume needs nothing of it.
 
     Args:
         root: The model.
         sites: All rates.
-        left_out: For the names of those that are not chosen, why.
-        share_of: From the chosen ones to what each of them is multiplied with.
-        device: Where the model computes.
+        left_out: The reason for the name of each rate that is not chosen.
+        share_of: Maps the chosen rates to their multipliers.
+        device: The device of the model.
 
     """
 
@@ -37,34 +37,34 @@ class Run:
         device: torch.device,
     ) -> None:
         self.all_sites = list(sites)
-        """Those that are not chosen, too."""
+        """All rates, chosen or not."""
         self.sites = [site for site in sites if site.name not in left_out]
         self.shares = share_of(self.sites) if self.sites else ()
         self._shapes = {site.name: f"{type(site.module).__name__}.{site.attribute} {site.base:g}" for site in sites}
         self._left_out = left_out
         self.schedule: Callable[[int], float] | None = None
-        """The user's, with durations in ticks."""
+        """The user's schedule, with durations in ticks."""
         self.first_step = True
         self.is_first_batch = True
         self.changes = ModuleChanges()
         self.is_read = False
-        """Whether somebody reads what is logged for the current step."""
+        """Whether a logger or callback reads the values logged for the current step."""
         self._factor: float | None = None
         self._has_warned = False
         self._compilable = CompilableRates(root, self.sites, self.shares, device)
 
     @property
     def rates(self) -> list[float]:
-        """The rates of the current step: what the modules hold, whoever has set it."""
+        """The rates that the modules hold in the current step."""
         return [float(site.value or 0.0) for site in self.sites]
 
     def check(self, schedule: Schedule, total: float) -> None:
-        """Raise if `schedule` leaves the rates that there are within `total` ticks, where it can tell beforehand."""
+        """Raise if `schedule` is known to leave the valid rates within `total` ticks."""
         for bound in schedule.bounds(total) or ():
             self._check(bound, "`schedule`", "within this run")
 
     def set(self, tick: int) -> None:
-        """Set every rate to that of `tick`."""
+        """Set every rate for `tick`."""
         if self.schedule is None:
             return
         factor = _checks.number(f"schedule({tick})", self.schedule(tick))
@@ -78,13 +78,13 @@ class Run:
                 site.set(factor * share)
 
     def is_of(self, sites: Iterable[Site]) -> bool:
-        """Tell whether these are the rates that it knows."""
+        """Tell whether these are the rates of this run."""
         return {(site.module, site.attribute) for site in sites} == {
             (site.module, site.attribute) for site in self.all_sites
         }
 
     def restore(self) -> None:
-        """Give every module back what it had."""
+        """Restore the rates and `forward` of every module."""
         self.changes.end()
         self._compilable.restore()
         for site in self.sites:
@@ -101,16 +101,16 @@ class Run:
         )
 
     def _warn_of_changed(self) -> None:
-        """Warn, once, of rates that other code has set since they were set here."""
+        """Warn, once, of rates that other code changed since the last step."""
         if self._factor is None or self._has_warned:
             return
         for site, share in zip(self.sites, self.shares, strict=True):
             if site.value != self._factor * share:
                 self._has_warned = True
                 rank_zero_warn(
-                    f"Other code has set the dropout rate of {site.name!r} to {site.value}. DropoutScheduler sets what"
-                    f" its schedule says at every step ({self._factor * share:g} in the last one). To leave the rate"
-                    " to the other code, exclude the module by `select=`."
+                    f"Other code has set the dropout rate of {site.name!r} to {site.value}, but DropoutScheduler sets"
+                    f" it at every step ({self._factor * share:g} in the last one). To leave the rate to the other"
+                    " code, exclude the module with `select=`."
                 )
                 return
 
@@ -124,10 +124,10 @@ class Run:
 def log_rates(trainer: Trainer, pl_module: LightningModule, runs: Sequence[Run]) -> None:
     """Log the mean of all rates, and each of them if they differ."""
     rates = {site.name: rate for run in runs for site, rate in zip(run.sites, run.rates, strict=True)}
-    if not rates:  # the modules have been taken out of the model
+    if not rates:  # the modules were removed from the model
         return
     mean = sum(rates.values()) / len(rates)
-    # Filled on the device: `log` would copy a number there, and wait.
+    # Filled on the device, because `log` would copy a number there and wait.
     value = torch.full((), mean, device=pl_module.device)
     differ = len(set(rates.values())) > 1
     log(trainer, pl_module, {tags.DROPOUT: value}, {"dropout": rates} if differ else {})

@@ -1,4 +1,4 @@
-"""Which dropout can be active in evaluation, and where rates of 0 come from."""
+"""Which dropout can be active in evaluation, and the origin of rates of 0."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,13 +13,13 @@ from lightning_reg.selection.modules import named_modules
 
 
 def samplable_sites(root: nn.Module, attribute: Sequence[str], steps: Sequence[str]) -> tuple[list[Site], list[Site]]:
-    """Return the rates of modules that can be in training mode for dropout's sake, and those of modules that can't.
+    """Return the rates of modules that may be in training mode for dropout, and the rates of all other modules.
 
-    The latter do something else, too, if they are in training mode, unless the user has named them.
+    The other modules do more than dropout in training mode. Attributes that the user named count as the first kind.
 
     Args:
         root: The model.
-        attribute: What the user has named.
+        attribute: The attributes that the user named.
         steps: The methods of `root` that are called besides `forward`.
 
     """
@@ -33,22 +33,22 @@ def samplable_sites(root: nn.Module, attribute: Sequence[str], steps: Sequence[s
 
 
 def warn_of_those_left_off(sites: Sequence[Site]) -> None:
-    """Warn of each rate that stays off, and how to have it on."""
+    """Warn of each rate that stays off, with the remedy."""
     for kind, attribute in dict.fromkeys((type(site.module), site.attribute) for site in sites):
         name = next(site.name for site in sites if (type(site.module), site.attribute) == (kind, attribute))
         rank_zero_warn(
-            f"{name!r} ({kind.__name__}): this dropout stays off in MonteCarloDropout, for the module does more than"
-            f" dropout when it is in training mode. To switch training mode on there: `attribute={attribute!r}`."
+            f"{name!r} ({kind.__name__}): this dropout stays off in MonteCarloDropout, because the module does more"
+            f" than dropout in training mode. To put it into training mode, pass `attribute={attribute!r}`."
         )
 
 
 def origin_of_zeros(pl_module: LightningModule, sites: Sequence[Site]) -> str:
-    """Return what set the rates to 0, where that can be seen, for a message."""
+    """Return the origin of rates of 0, as far as it is visible, for a message."""
     hyperparameters = [f"`{name}={value!r}`" for name, value in _zeros(dict(pl_module.hparams))]
     if hyperparameters:
         return (
-            f" by its hyperparameters {', '.join(hyperparameters)}, which a checkpoint brings along: give the rate of"
-            " training to `load_from_checkpoint(path, ...)` by the same names"
+            f", set by its hyperparameters {', '.join(hyperparameters)}, which a checkpoint also stores: pass the"
+            " training rate to `load_from_checkpoint(path, ...)` under the same names"
         )
     configured = [
         f"`{part.name}.{key}.{name}={number!r}`".replace("`.", "`")
@@ -58,7 +58,7 @@ def origin_of_zeros(pl_module: LightningModule, sites: Sequence[Site]) -> str:
         for name, number in _zeros(vars(value))
     ]
     if configured:
-        return f" by {', '.join(configured[:5])}"
+        return f", set by {', '.join(configured[:5])}"
     return f", as {', '.join(repr(site.name) for site in sites[:5])} {'was' if len(sites) == 1 else 'were'} built"
 
 
@@ -73,7 +73,7 @@ def _does_dropout_only(module: nn.Module, steps: Sequence[str]) -> bool:
 
 
 def _zeros(values: Mapping[str, Any], prefix: str = "", depth: int = 4) -> Iterator[tuple[str, float]]:
-    """Yield the numbers that are 0 and have to do with dropout by their names, also in what `values` hold."""
+    """Yield the numbers that are 0 and have a dropout name, also inside the objects in `values`."""
     for name, value in values.items():
         inner = value if isinstance(value, Mapping) else getattr(value, "__dict__", None)
         if inner is not None and depth and not isinstance(value, (nn.Module, type)):

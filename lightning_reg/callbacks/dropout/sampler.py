@@ -1,4 +1,4 @@
-"""Several passes through one model, each with its own dropout masks: in one batch where that is possible."""
+"""Several passes through one model, each with its own dropout masks, in one batch if possible."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -16,21 +16,21 @@ from lightning_reg.functional.tensors.random import derived_seed
 
 
 class _CannotBatchError(Exception):
-    """A tensor has no rows of which there could be several times as many."""
+    """A tensor has no rows to repeat."""
 
 
 class Sampler:
     """Calls functions of a model with active dropout.
 
-    Each sample draws from a stream of its own, so that a pass with all samples in one batch has the masks of the passes
-    one by one. Whether the model treats rows independently, and may have them in one batch, is tried once.
+    Each sample has its own random stream, so a pass with all samples in one batch uses the same masks as single passes.
+    One trial shows whether the model treats rows independently and so permits one batch.
 
     Args:
         root: The model.
         sites: Its dropout rates.
         count: The number of samples.
-        device: Where the model computes.
-        one_by_one: Whether not to try all in one batch.
+        device: The device of the model.
+        one_by_one: Whether to never try all samples in one batch.
 
     """
 
@@ -40,17 +40,17 @@ class Sampler:
         self.count = count
         self.device = device
         self.has_drawn = False
-        """Whether a module has dropped with a rate above 0, whatever its mask has let through."""
+        """Whether a module has dropped at a rate above 0, whatever its mask."""
         self._drops = {site.module: site.base for site in sites if has_formula(site.module)}
         holders = {site.module for site in sites}
-        # Those draw inside a kernel, from the global generator: one sample at a time.
+        # These modules draw inside a kernel, from the global generator: one sample at a time.
         readers = {part for part in root.modules() if not holders.isdisjoint(children_whose_rate_is_read(part))}
         self._others = (holders - self._drops.keys()) | readers
         self._batches: bool | None = False if one_by_one or self._others else None
         self._streams: list[torch.Generator] = []
 
     def __call__(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], seed: str) -> Any:
-        """Return what `function` returns, each tensor with the samples along a new first dimension."""
+        """Return the result of `function`, each tensor with the samples along a new first dimension."""
         seeds = [derived_seed(seed, sample) for sample in range(self.count)]
         with self._active():
             if self._batches:
@@ -59,7 +59,7 @@ class Sampler:
             looped = self._one_by_one(function, args, kwargs, seeds)
             if self._batches is None:
                 self._batches = False
-                with suppress(Exception):  # whatever keeps the model from it: one by one it has just worked
+                with suppress(Exception):  # any error of the trial: single passes have just worked
                     self._batches = _agree(self._in_one_batch(function, args, kwargs, seeds), looped)
             return looped
 
@@ -88,7 +88,7 @@ class Sampler:
 
     def _start(self, seed: int, seeds: Sequence[int]) -> None:
         """Begin one pass: with its global seed, and a stream for each sample in it."""
-        # Another seed than that of a stream, or kernels would draw the masks of the modules.
+        # The seed differs from the seeds of the streams, or kernels would draw the masks of the modules.
         kernels = derived_seed(seed, "kernels")
         torch.default_generator.manual_seed(kernels)
         if self.device.type != "cpu":
@@ -97,19 +97,19 @@ class Sampler:
 
     @contextmanager
     def _active(self) -> Iterator[None]:
-        """Switch dropout on and everything off that would go past it; undo all of it at the end."""
+        """Switch dropout on, and code that would bypass it off; undo both at the end."""
         with ExitStack() as undo:
             devices = [] if self.device.type == "cpu" else [self.device]
             kind = "cuda" if self.device.type == "cpu" else self.device.type
             undo.enter_context(torch.random.fork_rng(devices, device_type=kind))
-            # Compiled code has the masks of evaluation baked in; the fast path of transformers has none at all.
+            # Compiled code contains the masks of evaluation. The fast path of transformers has no masks.
             undo.enter_context(torch.compiler.set_stance("force_eager"))
             undo.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
             torch.backends.mha.set_fastpath_enabled(False)
             for module in self._others:
                 if type(module).__module__.startswith("torch.nn."):
                     undo.callback(module.register_forward_pre_hook(self._note).remove)
-                else:  # methods other than `forward` may be what drops
+                else:  # methods other than `forward` may drop
                     self._note()
                 undo.callback(setattr, module, "training", module.training)
                 module.training = True
@@ -137,12 +137,12 @@ class Sampler:
         return drop(module, parts, rate, noise.to(inputs.device)).flatten(0, 1)
 
     def _noise(self, shape: Sequence[int]) -> list[Tensor]:
-        """Return uniform numbers from each stream; in float32 whatever the default."""
+        """Return uniform numbers from each stream, in float32 whatever the default dtype."""
         return [torch.rand(shape, generator=it, device=it.device, dtype=torch.float32) for it in self._streams]
 
 
 def _agree(some: Any, others: Any) -> bool:
-    """Tell whether two outputs are the same but for rounding."""
+    """Tell whether two outputs are equal up to rounding."""
     return all(
         torch.allclose(
             one.double(),
@@ -156,5 +156,5 @@ def _agree(some: Any, others: Any) -> bool:
 
 
 def _rounding(tensor: Tensor) -> float:
-    # Kernels for other sizes round in another way, and TensorFloat32 as 10 bits do.
+    # Kernels for other sizes round differently, and TensorFloat32 has 10 bits.
     return torch.finfo(tensor.dtype).eps ** 0.5 if tensor.is_floating_point() else 0.0

@@ -23,48 +23,49 @@ from lightning_reg.tensorboard import tags
 
 Interval = Literal["step", "epoch"]
 _STEPS = ("training_step",)
-_OUT_OF_REACH = "{reason}, out of reach of a schedule. Use a dropout module."
+_OUT_OF_REACH = "{reason}, so no schedule can set it. Use a dropout module."
 
 
 @final
 class DropoutScheduler(DuringFit[Run]):
     r"""Set dropout rates by a schedule, :math:`p_i(t) = c_i\, s(t)` with :math:`c_i = 1` unless `scale` says otherwise.
 
-    It finds the rates of `nn.Dropout` and its relatives, `nn.MultiheadAttention`, `nn.LSTM`, `GRU` and `RNN` of
-    several layers, stochastic depth (`drop_prob`, torchvision's `StochasticDepth`), classes that are called dropout,
-    and the numbers that a module passes to `F.dropout`, also in helpers, or to attention, also those of `self.config`.
-    The rate is a function of the tick, so a resumed run goes on exactly. Evaluation is as ever; after training, or an
-    exception, every module has the rate that it was built with. Modules that are replaced while training goes on are
-    found: those that torch's own means put in at the next batch, others in the next epoch.
+    It finds the rates of `nn.Dropout` and its variants, of `nn.MultiheadAttention`, and of `nn.LSTM`, `GRU` and `RNN`
+    with several layers. It also finds stochastic depth (`drop_prob`, torchvision's `StochasticDepth`), classes with
+    dropout in their names, and numbers that a module passes to `F.dropout`, also in helpers, or to attention; the
+    numbers may belong to `self.config`. The rate is a function of the tick, so a resumed run continues exactly.
+    Evaluation does not change. After training or an exception, every module has the rate with which it was built.
+    Modules replaced during training are found: at the next batch if they were registered through torch, otherwise in
+    the next epoch.
 
-    In the first batch, two passes of `training_step` with all rates at 0 and two seeds tell what is random besides: a
-    warning names it, and the `attribute=` that may reach it. Gaussian noise is left out. The passes have no gradients
-    and log nothing; the module, the gradients and the random state are put back, what the step does elsewhere (files,
-    iterators) is not. They are left out in manual optimization and where weights are spread over ranks.
+    In the first batch, two passes of `training_step` with all rates at 0 and two seeds find other randomness. A warning
+    names it, with an `attribute=` that may reach it. Gaussian noise is left out. The passes have no gradients and log
+    nothing. The module, the gradients and the random state are restored; other effects of the step (files, iterators)
+    are not. The passes are left out in manual optimization, and if weights are sharded.
 
-    Under `torch.compile` a new rate compiles nothing again. Modules that do nothing but dropout (`nn.Dropout` and its
-    relatives, stochastic depth) are compiled with the rate in a tensor. Other holders of a rate (attention, recurrent
-    layers, modules that call `F.dropout`, `attribute=`) run outside the graph with all that is in them, with their own
-    fused kernels; `fullgraph=True` refuses them. Without `torch.compile` every kernel stays as it is.
+    Under `torch.compile`, a new rate does not recompile. Modules that only drop (`nn.Dropout` and its variants,
+    stochastic depth) are compiled with the rate in a tensor. Other modules with a rate (attention, recurrent layers,
+    modules that call `F.dropout`, `attribute=`) run outside the graph with all their children, in their own fused
+    kernels; `fullgraph=True` refuses them. Without `torch.compile` no kernel changes.
 
     Logged at the trainer's `log_every_n_steps`: `reg/dropout` (the mean over all scheduled rates, in [0, 1)), and
-    `reg.dropout/<layer>` to the loggers when they differ.
+    `reg.dropout/<layer>` to the loggers if the rates differ.
 
     Args:
         schedule: :math:`s(t)`, a schedule or any callable from tick to rate in [0, 1).
         select: Which modules: a glob over module names, a list of globs, or a `Select`. Default: all that hold a rate.
-            Different schedules for different layers are two callbacks.
-        attribute: An attribute, or a list of attributes, that hold rates besides those that are found, by name
-            (`"noise_rate"`) or dotted (`"config.noise_rate"`); in all modules that have it as a number.
-        scale: `False`: every rate is :math:`s(t)`. `True`: :math:`s(t)` times the rate that the module was built with.
+            Use two callbacks for different schedules in different layers.
+        attribute: An attribute, or a list of attributes, that hold further rates, by name (`"noise_rate"`) or dotted
+            (`"config.noise_rate"`); in all modules in which it is a number.
+        scale: `False`: every rate is :math:`s(t)`. `True`: :math:`s(t)` times the rate with which the module was built.
             `"depth"`: :math:`s(t)` times :math:`l / L` in block :math:`l` of :math:`L`, in the order of the model; the
-            linear rule of stochastic depth. A block is one parent module; numbered modules are a block each.
-        interval: What a tick is: `"step"`, an optimizer step (manual optimization: a batch), or `"epoch"`.
+            linear rule of stochastic depth. A block is one parent module; each numbered module is its own block.
+        interval: The tick: `"step"`, an optimizer step (manual optimization: a batch), or `"epoch"`.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
         ValueError: If an argument is out of range; when training starts, if nothing is found or chosen, if a pattern
-            matches nothing, if the schedule leaves [0, 1), or a share is asked for of a run without a known length; at
+            matches nothing, if the schedule leaves [0, 1), or if a duration is a share of a run of unknown length; at
             the tick, if a callable leaves [0, 1).
         MisconfigurationException: When training starts, if two schedulers set the same rate.
 
@@ -92,7 +93,7 @@ class DropoutScheduler(DuringFit[Run]):
         interval: Interval = "step",
     ) -> None:
         super().__init__()
-        check_schedule(schedule, "from tick to rate", " For a rate that stays, Constant(rate).")
+        check_schedule(schedule, "from tick to rate", " Use Constant(rate) for a constant rate.")
         self.schedule = schedule
         as_module_select(select)
         self.select = select
@@ -164,7 +165,7 @@ class DropoutScheduler(DuringFit[Run]):
 
     @property
     def action(self) -> str:
-        """What the plan says of a rate."""
+        """The entry of the plan for a rate."""
         return (
             repr(self.schedule)
             if isinstance(self.schedule, Schedule)
@@ -177,8 +178,8 @@ class DropoutScheduler(DuringFit[Run]):
         shares = [site.base if self.scale else 1.0 for site in sites]
         if not any(shares):
             msg = (
-                f"`scale=True` multiplies the rates that the modules were built with, but all {len(sites)} of them are"
-                " 0. Build the model with the rates that it shall have at a schedule of 1."
+                f"`scale=True` multiplies the rates with which the modules were built, but all {len(sites)} of them"
+                " are 0. Build the model with the rates for a schedule value of 1."
             )
             raise ValueError(msg)
         return shares
@@ -187,7 +188,7 @@ class DropoutScheduler(DuringFit[Run]):
         return select_sites(pl_module, as_module_select(self.select), listed(self.attribute), steps=_STEPS)
 
     def _follow_changes(self, trainer: Trainer, pl_module: LightningModule, run: Run) -> None:
-        """Begin anew, at the same tick, if there are other rates than before: the user has replaced modules."""
+        """Start again, at the same tick, if the rates changed because the user replaced modules."""
         run.changes.seen = False
         try:
             if run.is_of(self._sites(pl_module)[0]):
@@ -199,7 +200,7 @@ class DropoutScheduler(DuringFit[Run]):
             if not run.all_sites:
                 return
             run.restore()
-            rank_zero_warn(f"The model has changed, and DropoutScheduler has nothing to do any more: {error}")
+            rank_zero_warn(f"The model has changed, and DropoutScheduler no longer finds a rate to set: {error}")
             new = Run(pl_module, [], {}, self._shares, trainer.strategy.root_device)
         new.schedule, new.first_step, new.is_first_batch = run.schedule, run.first_step, False
         self._run = new
@@ -214,18 +215,18 @@ def _runs(trainer: Trainer) -> list[Run]:
 
 
 def _found(trainer: Trainer) -> list[Site]:
-    """Return all rates that are known, chosen or not."""
+    """Return all known rates, chosen or not."""
     sites = {(site.module, site.attribute): site for run in _runs(trainer) for site in run.all_sites}
     return list(sites.values())
 
 
 def _refuse_shared(sites: Sequence[Site], runs: Sequence[Run]) -> None:
-    """Raise if another scheduler sets one of the rates already."""
+    """Raise if another scheduler already sets one of the rates."""
     taken = {(site.module, site.attribute) for run in runs for site in run.sites}
     for site in sites:
         if (site.module, site.attribute) in taken:
             msg = (
-                f"Two DropoutSchedulers set the rate of {site.name!r}. Give them disjoint selections by `select=`, or"
-                " join the schedules by Sequence."
+                f"Two DropoutSchedulers set the rate of {site.name!r}. Give them disjoint selections with `select=`, or"
+                " join their schedules with Sequence."
             )
             raise MisconfigurationException(msg)

@@ -1,4 +1,4 @@
-"""All dropout rates of a model, and which of them a callback acts on."""
+"""All dropout rates of a model, and the choice of a callback among them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ class Site:
     module: nn.Module
     attribute: str
     names: tuple[str, ...]
-    """Of the module; with the attribute behind it where the module has several rates."""
+    """Names of the module, followed by the attribute if the module has several rates."""
     built: float | None
-    """What the module was built with; `None` counts as 0."""
+    """The rate with which the module was built; `None` counts as 0."""
 
     @property
     def name(self) -> str:
@@ -31,12 +31,12 @@ class Site:
 
     @property
     def base(self) -> float:
-        """The rate it was built with."""
+        """The rate with which the module was built, as a number."""
         return float(self.built or 0.0)
 
     @property
     def value(self) -> float | None:
-        """What is there now."""
+        """The current rate."""
         value: float | None = value_of(self.module, self.attribute)
         return value
 
@@ -45,7 +45,7 @@ class Site:
         set_value(self.module, self.attribute, rate)
 
     def restore(self) -> None:
-        """Set what the module was built with."""
+        """Set the rate with which the module was built."""
         give_back(self.module, self.attribute, self.built)
 
 
@@ -82,7 +82,7 @@ def select_sites(
         steps: The methods of `module` that are called besides `forward`.
 
     Returns:
-        All rates in the order of the model, and for the names of those that are not chosen the reason.
+        All rates in the order of the model, and the reason for the name of each rate that is not chosen.
 
     Raises:
         ValueError: If nothing is chosen, or a part of `select` or `attribute` matches nothing.
@@ -92,9 +92,9 @@ def select_sites(
     if not sites:
         msg = (
             f"{type(module).__name__} has no dropout that can be scheduled: no nn.Dropout or other dropout module, no"
-            " nn.MultiheadAttention, no nn.LSTM, GRU or RNN of several layers, no stochastic depth, no `F.dropout` with"
-            " a rate that a module holds. Add an nn.Dropout, or name the attribute that holds a rate by `attribute=`."
-            " Dropout by `F.dropout` with a number in the code can't be scheduled."
+            " nn.MultiheadAttention, no nn.LSTM, GRU or RNN with several layers, no stochastic depth, no `F.dropout`"
+            " with a rate that a module holds. Add an nn.Dropout, or pass the attribute that holds a rate as"
+            " `attribute=`. A call of `F.dropout` with a number in the code can't be scheduled."
         )
         raise ValueError(msg)
     holders = {site.module for site in sites}
@@ -120,10 +120,10 @@ def _sites(part: NamedModule, attributes: Sequence[str]) -> list[Site]:
 
 
 def listed(attribute: str | Sequence[str] | None) -> Sequence[str]:
-    """Return what a user passed as `attribute` as a list.
+    """Return a user's `attribute` argument as a list.
 
     Raises:
-        TypeError: If there is something else than strings.
+        TypeError: If it holds anything but strings.
 
     """
     names = [] if attribute is None else [attribute] if isinstance(attribute, str) else attribute
@@ -134,7 +134,7 @@ def listed(attribute: str | Sequence[str] | None) -> Sequence[str]:
 
 
 def depths(sites: Sequence[Site]) -> list[float]:
-    r"""Return for each site how deep it sits: :math:`l / L` in block :math:`l` of :math:`L`.
+    r"""Return the relative depth of each site: :math:`l / L` in block :math:`l` of :math:`L`.
 
     Blocks are counted in the order of the model. Rates of one parent belong to one block, unless they are numbered, as
     in `nn.Sequential`.

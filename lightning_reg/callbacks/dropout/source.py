@@ -1,4 +1,4 @@
-"""What the source of `forward` tells about dropout that no module shows: functions, and rates read from children."""
+"""Dropout that only the source of `forward` shows: calls of functions, and rates read from children."""
 
 import ast
 from collections import deque
@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from lightning_reg.callbacks.dropout.dataflow import Frame, Value, plain_function, tree_of
 
-# Where each of them takes its rate.
+# The argument with the rate of each function: name, position, default.
 _RATE_OF: dict[Any, tuple[str, int, float]] = {
     functional.scaled_dot_product_attention: ("dropout_p", 4, 0.0),
     functional.multi_head_attention_forward: ("dropout_p", 10, 0.0),
@@ -26,7 +26,7 @@ _RATE_OF: dict[Any, tuple[str, int, float]] = {
     functional.dropout3d: ("p", 1, 0.5),
     functional.alpha_dropout: ("p", 1, 0.5),
     functional.feature_alpha_dropout: ("p", 1, 0.5),
-    nn.Dropout: ("p", 0, 0.5),  # one that is built anew in every call
+    nn.Dropout: ("p", 0, 0.5),  # a module built in every call
     nn.Dropout1d: ("p", 0, 0.5),
     nn.Dropout2d: ("p", 0, 0.5),
     nn.Dropout3d: ("p", 0, 0.5),
@@ -45,30 +45,30 @@ class FunctionalDropout(NamedTuple):
     rate: float | None
     """The rate, if it is a number in the code."""
     attribute: str | None
-    """The attribute of `self` that is the rate, dotted for one of an object that `self` holds, if it is one."""
+    """The attribute of `self` that is the rate, if any; dotted for an attribute of an object that `self` holds."""
 
 
 class Source(NamedTuple):
-    """What the methods of a class do, with all methods and functions that they call."""
+    """The dropout in the methods of a class, and in all methods and functions that they call."""
 
     is_known: bool
-    """Whether there is any source at all."""
+    """Whether the source is available."""
     calls: tuple[FunctionalDropout, ...] = ()
     reads: frozenset[tuple[str, ...]] = frozenset()
     """All paths from `self` that are read."""
     children_methods: frozenset[tuple[str, ...]] = frozenset()
-    """Paths of methods that are called of what `self` holds."""
+    """Paths of methods that are called on objects of `self`."""
     asks_training: bool = False
-    """Whether `self.training` decides on something else than dropout."""
+    """Whether `self.training` controls anything besides dropout."""
 
 
 def source_of(module: nn.Module, *steps: str) -> Source:
-    """Return what the source of `forward` and of the methods `steps` tells; of torch's own modules, nothing."""
+    """Read the source of `forward` and of the methods `steps`; torch's own modules are not read."""
     return _source_of(type(module), ("forward", *steps))  # type: ignore[arg-type]  # torch's `__hash__` has no types
 
 
 def steps_of_parts(module: nn.Module, *steps: str) -> dict[nn.Module, tuple[str, ...]]:
-    """Return for all modules within which methods are called besides `forward`: `steps` of `module`, and by parents."""
+    """Return the methods called besides `forward` for each module within: `steps` of `module`, and calls by parents."""
     found: dict[nn.Module, tuple[str, ...]] = {module: steps}
     for part in module.modules():
         for path in sorted(source_of(part, *found.get(part, ())).children_methods):
@@ -79,7 +79,7 @@ def steps_of_parts(module: nn.Module, *steps: str) -> dict[nn.Module, tuple[str,
 
 
 def children_whose_rate_is_read(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield the children of which `module` reads `self.<child>.p` itself, as fused attention does."""
+    """Yield the children whose rate `module` reads itself as `self.<child>.p`, as fused attention does."""
     for path in sorted(source_of(module).reads):
         child = child_at(module, path[:-1]) if len(path) > 1 and path[-1] in _RATES_OF_CHILDREN else None
         if child is not None:
@@ -87,7 +87,7 @@ def children_whose_rate_is_read(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def child_at(module: nn.Module, path: tuple[str, ...]) -> nn.Module | None:
-    """Return the module at `path` within `module`, but not itself."""
+    """Return the module at `path` within `module`, but not `module` itself."""
     part: nn.Module | None = module
     for name in path:
         part = None if part is None else part._modules.get(name)  # noqa: SLF001  # getattr would run properties
@@ -148,7 +148,7 @@ class _Reader:
                 self._reads |= _paths(frame, node)
 
     def _asks_training(self, frame: Frame) -> bool:
-        """Tell whether `self.training` decides on something in which nothing is dropped."""
+        """Tell whether `self.training` controls code that does not drop."""
         nodes = list(ast.walk(frame.tree))
         rates = {tuple(call.attribute.split(".")) for call in self._calls.values() if call.attribute}
         drops = {
@@ -175,13 +175,13 @@ class _Reader:
         method = self._method(frame, call)
         function = method or (None if isinstance(called, type) else plain_function(called))
         if function is None:
-            # Into what can't be read: other attention kernels, children that take the rate.
+            # The callee can't be read: other attention kernels, children that take the rate.
             for word in call.keywords:
                 if word.arg and "drop" in word.arg and _paths(frame, word.value):
                     self._record(frame, call, word.value)
             return
         inner = frame.bind(call, function, first=() if method else None)
-        # Without `self`, or something of it, among the arguments nothing of this module is dropped there.
+        # If neither `self` nor a part of it is an argument, the call drops nothing of this module.
         if method or any(isinstance(value, tuple) for values in inner.bindings.values() for value in values):
             self._add(inner)
 

@@ -1,4 +1,4 @@
-"""Dropout that is out of reach of the rates that were found, as far as the source shows it."""
+"""Dropout that the known rates do not control, as far as the source shows it."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -13,7 +13,7 @@ from lightning_reg.selection.modules import named_modules
 
 
 class Unreached(NamedTuple):
-    """Dropout with a rate above 0 that no attribute decides on."""
+    """Dropout with a rate above 0 that no attribute controls."""
 
     module: nn.Module
     where: str
@@ -21,14 +21,14 @@ class Unreached(NamedTuple):
 
 
 def unreached_dropout(root: nn.Module, sites: Sequence[Site], steps: Sequence[str]) -> list[Unreached]:
-    """Return what drops besides `sites`, in `forward` and the methods `steps` of `root` and all within it."""
+    """Return dropout outside `sites`, in `forward` and the methods `steps` of `root` and of all modules within it."""
     known = {(site.module, site.attribute) for site in sites}
     methods = steps_of_parts(root, *steps)
     found = []
     for part in named_modules(root):
         module = part.module
         if scripted_rate(module) > 0 and (module, "p") not in known:
-            found.append(Unreached(module, f"{part.name!r}", "torch.jit.script has made the rate a constant"))
+            found.append(Unreached(module, f"{part.name!r}", "torch.jit.script turned the rate into a constant"))
         for call in source_of(module, *methods.get(module, ())).calls:
             if call.rate is not None:
                 if call.rate > 0:
@@ -39,9 +39,9 @@ def unreached_dropout(root: nn.Module, sites: Sequence[Site], steps: Sequence[st
 
 
 def _drops(module: nn.Module, attribute: str) -> bool:
-    """Tell whether a rate that is no attribute of the module itself is above 0 now."""
+    """Tell whether a rate that is not an attribute of the module itself is above 0 now."""
     path = attribute.split(".")
-    if child_at(module, tuple(path[:-1])) is not None:  # which holds it, and is a site itself
+    if child_at(module, tuple(path[:-1])) is not None:  # that child holds the rate, and is a site itself
         return False
     value: object = module
     with suppress(Exception):  # properties may do anything

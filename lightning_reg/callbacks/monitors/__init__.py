@@ -1,7 +1,7 @@
-"""What regularization did, for TensorBoard and every other logger.
+"""Monitors log the effects of regularization to TensorBoard and every other logger.
 
-`base` is what monitors share. `regularization` and `lipschitz` say when something is measured, `regularization_run` and
-`lipschitz_run` what. `updates` is how far steps move weights, `lipschitz_target` the function that is bounded,
-`certificate` what its bounds make certain, and `dashboard` what TensorBoard is told once. `picture` is for the other
-loggers.
+`base` is the common base. `regularization` and `lipschitz` decide when to measure, `regularization_run` and
+`lipschitz_run` measure. `updates` computes how far steps move weights. `lipschitz_target` finds the function to bound,
+`certificate` the certified accuracy from its bounds. `dashboard` writes what TensorBoard needs once, `picture` draws
+for the other loggers.
 """

@@ -1,4 +1,4 @@
-"""What monitors share: they need a logger, and weights that can be read, and they change nothing."""
+"""The base of monitors: they need a logger and readable weights, and they change nothing."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ RunT = TypeVar("RunT")
 
 
 class Monitor(DuringFit[RunT], ABC):
-    """Looks at the network during `fit`, and writes what it sees."""
+    """Measures the network during `fit`, and logs the results."""
 
     regularizes = False
     layout: bool
@@ -24,11 +24,11 @@ class Monitor(DuringFit[RunT], ABC):
 
     @abstractmethod
     def refuse_shared_tags(self, monitors: Sequence[Self]) -> None:
-        """Raise if two of all `monitors` of this kind would write under the same tags."""
+        """Raise if two of the `monitors` of this kind would write under the same tags."""
 
     @abstractmethod
     def watch(self, trainer: Trainer, pl_module: LightningModule) -> RunT:
-        """Return what is to be watched in the fit that starts."""
+        """Return the state for the fit that starts."""
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -51,7 +51,7 @@ class Monitor(DuringFit[RunT], ABC):
 
 
 def _refuse_missing_logger(trainer: Trainer, name: str) -> None:
-    """Raise if nothing keeps what a monitor finds."""
+    """Raise if the trainer has no logger to keep the results of a monitor."""
     if not trainer.loggers:
         msg = (
             f"{name} needs a logger to write to, but the trainer has none."

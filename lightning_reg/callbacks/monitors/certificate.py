@@ -1,4 +1,4 @@
-"""The share of the validation set that is certainly right, whatever happens to its samples within a radius."""
+"""Certified accuracy: the share of the validation set classified correctly under any change within a radius."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,17 +18,17 @@ from lightning_reg.tensorboard import tags
 
 
 class Certificate:
-    """Certified accuracy over one pass through the validation set; training does not notice.
+    """Certified accuracy over one pass through the validation set; it does not affect training.
 
     Args:
         target: The classifier.
-        radii: Radii, in the unit of its input.
+        radii: Radii in the unit of its input.
 
     """
 
     def __init__(self, target: Target, radii: Sequence[float]) -> None:
         self._target = target
-        # The weights are those of this pass, which a callback may have averaged.
+        # Bounds of the weights in this pass: a callback may have averaged them.
         self._network = stand_in(target.module)
         self._metric = CertifiedAccuracy(radii)
         self._bounds: Tensor | None = None
@@ -39,7 +39,7 @@ class Certificate:
         arguments = samples if isinstance(samples, tuple) else (samples,)
         tensors = list(found(arguments, Tensor))
         if self._bounds is None or not all(tensor.is_floating_point() for tensor in tensors):
-            # Whole numbers are held fixed: the bounds are for those of this batch.
+            # Whole numbers are held fixed: the bounds hold for the ones in this batch.
             self._bounds = margin_bounds(self._network, arguments)
         device = tensors[0].device
         with (
@@ -52,7 +52,7 @@ class Certificate:
             self._metric.to(device).update(logits, labels(batch) if labels else _labels(batch), self._bounds)
 
     def accuracy(self, suffix: str) -> Mapping[str, float]:
-        """Return the share for each radius, by tag; a collective call."""
+        """Return the certified accuracy for each radius, by tag; a collective call."""
         if not self._metric.update_called:
             return {}
         shares = self._metric.compute().tolist()
@@ -66,7 +66,7 @@ def _labels(batch: Any) -> Any:
     if isinstance(batch, tuple | list) and len(batch) > 1:
         return batch[1]
     msg = (
-        f"LipschitzMonitor(certify=...) takes the second entry of a batch for the labels, but got a"
+        f"LipschitzMonitor(certify=...) expects labels as the second entry of a batch, but got a"
         f" {type(batch).__name__}. Pass `label_transform`, a function from the batch to the classes of its samples."
     )
     raise MisconfigurationException(msg)

@@ -1,4 +1,4 @@
-"""How expansive the network is: bounds of its Lipschitz constant from both sides."""
+"""Bounds of the network's Lipschitz constant from both sides."""
 
 from collections.abc import Sequence
 from typing import Any, Self, final
@@ -19,59 +19,59 @@ from lightning_reg.tensorboard import tags
 
 @final
 class LipschitzMonitor(Monitor[Run]):
-    r"""Log how much the network may stretch differences of its inputs, and how much it does stretch real ones.
+    r"""Log an upper and a lower bound of how much the network stretches differences of its inputs.
 
-    The Lipschitz constant, the smallest L with :math:`\|f(x) - f(y)\|_2 \le L \|x - y\|_2` for all inputs, is not
-    computable for networks of any size. What is logged lies on either side of it:
+    The Lipschitz constant, the smallest L with :math:`\|f(x) - f(y)\|_2 \le L \|x - y\|_2` for all inputs, cannot be
+    computed for networks of realistic size. These bounds of it are logged:
 
-    - `reg/lipschitz_lower`: a lower bound, the largest norm of the input Jacobian over `samples` samples of the batch
-      that was just trained on, and over ranks (`functional.jacobian_norm`; kinks are spoken of there).
-    - `reg/lipschitz_upper`: an upper bound, for all inputs (`functional.lipschitz_bound`); infinite if the network has
-      operations for which none is known, which a warning names. `reg/lipschitz_log10` is its decimal logarithm.
-    - `reg/lipschitz_gap`: upper over lower, a ratio >= 1. The constant is somewhere in between: if the gap is large,
-      neither bound is it.
+    - `reg/lipschitz_lower`: a lower bound, the largest norm of the input Jacobian over `samples` samples of the current
+      training batch, and over ranks (`functional.jacobian_norm`, which also explains the effect of kinks).
+    - `reg/lipschitz_upper`: an upper bound for all inputs (`functional.lipschitz_bound`). It is infinite if the network
+      has operations without a known bound; a warning names them. `reg/lipschitz_log10` is its decimal logarithm.
+    - `reg/lipschitz_gap`: upper over lower, a ratio >= 1. The constant is somewhere in between. A large gap means that
+      it may be far from both bounds.
     - An upper bound of each layer, on TensorBoard's page "Regularization"; up to 16 layers also as
-      `reg.lipschitz/<layer>`. Convolutions are bounded for the size of the images in the batch: the norm over images of
-      any size, which `RegularizationMonitor` estimates from below, can be larger.
-    - `reg/certified_accuracy@<radius>` for each of `certify`: the share of the validation set that is classified right
-      and stays so, whatever happens to a sample within that radius, at the end of each validation
-      (`metrics.CertifiedAccuracy`); zero where no upper bound is known.
+      `reg.lipschitz/<layer>`. Convolutions are bounded for the image size of the batch. The norm over images of any
+      size, which `RegularizationMonitor` estimates from below, can be larger.
+    - `reg/certified_accuracy@<radius>` for each radius in `certify`, at the end of each validation: the share of the
+      validation set that is classified correctly under any change of a sample within that radius
+      (`metrics.CertifiedAccuracy`); zero without a known upper bound.
 
-    Several monitors add their targets: `reg/lipschitz_lower/<target>`.
+    With several monitors the tags contain the target: `reg/lipschitz_lower/<target>`.
 
-    Both are computed after the first step and the last one; the lower bound in between at the trainer's logging steps,
-    and the upper bound, gap and layers after the last step of epochs. They are on the step axis of `self.log`, of the
-    weights after that step, in eval mode, and in `trainer.callback_metrics`.
+    Both bounds are computed after the first and the last step. In between, the lower bound is computed at the trainer's
+    logging steps, and the upper bound, gap and layers after the last step of epochs. All values belong to the weights
+    after that step, in eval mode. They are on the step axis of `self.log` and in `trainer.callback_metrics`.
 
-    Nothing is changed: training with the monitor ends in the same weights, bit for bit. Without autocast, in float32;
-    in true half precision the lower bound is of what the module computes.
+    The monitor changes nothing: training with it ends in the same weights, bit for bit. It computes in float32 without
+    autocast; in true half precision the lower bound is computed in the module's own precision.
 
     Args:
-        target: Name of the module that is bounded, as `"network.encoder"`; a function of one tensor. Default: the
-            LightningModule itself, by its `forward`.
+        target: Name of the module to bound, such as `"network.encoder"`; it must be a function of one tensor. Default:
+            the `forward` of the LightningModule.
         every_n_epochs: Epochs between two upper bounds, >= 1.
-        every_n_steps: Optimizer steps between two lower bounds, >= 1, if they are logging steps; an upper bound waits
-            as long, too, if epochs are shorter. With the default both cost less than 2 % of the time of training in
-            typical networks; 1 is every logging step.
-        samples: The most samples for a lower bound, on each rank, >= 1: the first ones of the batch.
-        budget: The largest share of the training time that upper bounds may take, in [0, 1], after five seconds that
-            are free. Norms of layers that begin later are bounded in a cheaper way that is as certain, and several
-            times larger; a warning says so, and `reg/lipschitz_cheap_norms` counts them. Default 0.05.
-        input_transform: A function from a batch to the target's input, shape (batch, ...), or to a tuple of all that
-            its `forward` takes, or to a dict: floating-point numbers count as one input, whole numbers, such as labels,
-            are held fixed. Default: the first tensor of floating-point numbers in the batch.
-        certify: Radii, each >= 0, in the unit of the target's input. The target is a classifier then, and returns
+        every_n_steps: Least number of optimizer steps between two lower bounds, >= 1, and between two upper bounds if
+            epochs are shorter. Lower bounds are computed at logging steps only; 1 means every logging step. With the
+            default, both cost less than 2 % of the training time in typical networks.
+        samples: Largest number of samples for a lower bound on each rank, >= 1: the first ones of the batch.
+        budget: Largest share of the training time for upper bounds, in [0, 1]; the first five seconds are free. Beyond
+            it, norms of layers are bounded in a cheaper way, equally certain but several times larger. A warning says
+            so, and `reg/lipschitz_cheap_norms` counts them. Default 0.05.
+        input_transform: A function from a batch to the target's input, shape (batch, ...), or to a tuple or dict of all
+            arguments of its `forward`. Floating-point numbers count as one input; whole numbers, such as labels, are
+            held fixed. Default: the first tensor of floating-point numbers in the batch.
+        certify: Radii, each >= 0, in the unit of the target's input. The target must then be a classifier that returns
             logits, shape (batch, classes).
         label_transform: A function from a batch to the classes of its samples, shape (batch,). Default: the second
             entry of the batch.
-        prog_bar: Whether both bounds are in the progress bar, too.
+        prog_bar: Whether to show both bounds in the progress bar.
         layout: Whether to write the charts of TensorBoard's page "Custom Scalars", see `RegularizationMonitor`.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
         ValueError: If an argument is out of range; when training starts, if no module is called `target`.
         MisconfigurationException: When training starts, if there is no logger, if the strategy spreads the weights, or
-            if the target is no function of one tensor that the batch has.
+            if the target is not a function of one tensor that the batch has.
 
     Example:
         >>> monitor = LipschitzMonitor(target="network", every_n_epochs=5)
@@ -80,7 +80,7 @@ class LipschitzMonitor(Monitor[Run]):
 
     """
 
-    def __init__(  # noqa: PLR0913  # plain settings, each for itself
+    def __init__(  # noqa: PLR0913  # independent settings
         self,
         *,
         target: str | None = None,
@@ -118,7 +118,7 @@ class LipschitzMonitor(Monitor[Run]):
         targets = [monitor.target for monitor in monitors]
         for target in targets:
             if targets.count(target) > 1:
-                msg = f"Two LipschitzMonitors have target={target!r}, and would log under the same tags. Leave one out."
+                msg = f"Two LipschitzMonitors have target={target!r} and would log under the same tags. Leave one out."
                 raise MisconfigurationException(msg)
 
     @override
@@ -134,7 +134,7 @@ class LipschitzMonitor(Monitor[Run]):
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         run = self._run
-        if run is not None and run.inputs is None:  # before the first step, for errors
+        if run is not None and run.inputs is None:  # before the first step, so that errors come early
             run.inputs = run.target.samples(batch, self.samples, self.input_transform)
             run.check(trainer)
 
@@ -180,16 +180,16 @@ class LipschitzMonitor(Monitor[Run]):
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # In `on_train_end`, those that average weights may have put in the averages.
+        # In `on_train_end`, callbacks that average weights may already have replaced the weights.
         if state.ends_training(trainer):
             self._finish(trainer)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._finish(trainer)  # for a run that was stopped later than in `on_train_epoch_end`
+        self._finish(trainer)  # needed if the run was stopped after `on_train_epoch_end`
 
     def _finish(self, trainer: Trainer) -> None:
-        """Write what is not known yet of the last step."""
+        """Write the missing values of the last step."""
         run = self._run
         if run is not None and run.last_step is not None:
             found = run.measure(trainer, upper=True)
@@ -199,7 +199,7 @@ class LipschitzMonitor(Monitor[Run]):
         return (trainer.current_epoch + 1) % self.every_n_epochs == 0 and state.ends_epoch(trainer)
 
     def _is_due(self, step: int, before: int | None) -> bool:
-        """Tell whether one of the steps since `before` ends an interval: so a resumed run goes on with them."""
+        """Tell whether one of the steps since `before` ends an interval, so that a resumed run keeps the intervals."""
         return before is None or (step + 1) // self.every_n_steps > (before + 1) // self.every_n_steps
 
     def _log(self, pl_module: LightningModule, found: Found) -> None:

@@ -1,4 +1,4 @@
-"""What the monitor of Lipschitz constants finds out during one `fit`."""
+"""The measurements of the Lipschitz monitor during one `fit`."""
 
 import math
 from collections.abc import Mapping
@@ -20,9 +20,10 @@ from lightning_reg.functional.lipschitz.stand_in import stand_in
 from lightning_reg.tensorboard import tags
 
 _NODES_NAMED = 5
-# Seconds that upper bounds may take before there is a training time to compare with.
+# Seconds for upper bounds that the budget does not count.
 _GRACE = 5.0
-# By more than this, or so many units of the last place in half precision, rounding puts no lower bound above an upper.
+# Rounding alone puts a lower bound above the upper bound by at most this share, or by so many units in the last place
+# in half precision.
 _ROUNDING, _UNITS = 1e-3, 16
 
 
@@ -37,15 +38,15 @@ class Found(NamedTuple):
 
 @dataclass
 class Run:
-    """State of the monitor between the start and the end of `fit`; nothing in it has to survive a resume."""
+    """State of the monitor between the start and the end of `fit`; a resume needs nothing of it."""
 
     target: Target
     suffix: str
-    """What ends the tags of the whole network: tells several monitors apart."""
+    """The end of the tags of the whole network; it distinguishes several monitors."""
     has_layers: bool
-    """Whether the bounds of single layers are wanted."""
+    """Whether to compute the bounds of single layers."""
     inputs: Tensor | tuple[Any, ...] | None = None
-    """Samples of the last batch at a logging step, on which the network is looked at."""
+    """Samples of the last batch at a logging step, for the lower bound."""
     last_step: int | None = None
     """The last step of training so far, in this run."""
     lower: float = math.nan
@@ -60,26 +61,26 @@ class Run:
     """Seconds that upper bounds have taken."""
     has_warned_of_budget: bool = False
     certificate: Certificate | None = None
-    """What is certain in the validation that runs."""
+    """The certified accuracy of the current validation."""
 
     def check(self, trainer: Trainer) -> None:
         """Raise if the target cannot be evaluated on the samples."""
         try:
             self._norms(trainer)
-        except Exception as error:  # whatever a user's module does
+        except Exception as error:  # a user's module can raise anything
             name = self.target.name or type(self.target.module).__name__
             msg = (
-                f"LipschitzMonitor cannot look at {name!r} on {_described(self.inputs)},"
-                f" the first floating-point tensor of a batch, or what `input_transform` made of it: {error} Name a"
-                " part of the network that is a function of one tensor by `target=`, and pass `input_transform`, a"
-                " function from the batch to that part's input."
+                f"LipschitzMonitor cannot evaluate {name!r} on {_described(self.inputs)}, the first floating-point"
+                f" tensor of a batch or the result of `input_transform`: {error} Pass as `target=` a part of the"
+                " network that is a function of one tensor, and as `input_transform=` a function from the batch to that"
+                " part's input."
             )
             raise MisconfigurationException(msg) from error
 
     def measure(self, trainer: Trainer, *, upper: bool) -> Found:
-        """Return the lower bound after the last step, with `upper` the upper one, too; a collective call.
+        """Return the lower bound after the last step, and with `upper` the upper bound; a collective call.
 
-        What has been returned for that step before is left out.
+        Values already returned for that step are left out.
         """
         summary: dict[str, float] = {}
         layers: dict[str, float] = {}
@@ -98,15 +99,15 @@ class Run:
         return Found({f"{tag}{self.suffix}": value for tag, value in summary.items()}, layers)
 
     def _compare(self, upper: float) -> None:
-        """Warn, once, of an upper bound that a sample refutes."""
+        """Warn, once, of an upper bound that a sample contradicts."""
         types = (tensor.dtype for tensor in found(self.inputs, Tensor) if tensor.is_floating_point())
         rounding = max(_ROUNDING, *(_UNITS * torch.finfo(kind).eps for kind in types))
         if self.lower > upper * (1 + rounding) and not self.has_contradicted:
             self.has_contradicted = True
             rank_zero_warn(
-                f"LipschitzMonitor has found an upper bound of {upper:g} of {self.target.name or 'the module'!r}, but a"
-                f" sample that is stretched by {self.lower:g}: one of the two is wrong. If neither a rule that you have"
-                " registered nor a kink at the sample (see `jacobian_norm`) explains it, this is an error of"
+                f"LipschitzMonitor found an upper bound of {upper:g} for {self.target.name or 'the module'!r}, but a"
+                f" sample with the lower bound {self.lower:g}: one of the two is wrong. The cause can be a rule that"
+                " you registered, or a kink at the sample (see `jacobian_norm`). Otherwise this is a bug in"
                 " lightning_reg. Please report it with the module."
             )
 
@@ -116,7 +117,7 @@ class Run:
     def _norms(self, trainer: Trainer) -> Tensor:
         """Return the norm of the Jacobian at each of this rank's samples."""
         module = self.target.module
-        # The hooks of FSDP2 take the first module that is called for the root.
+        # The hooks of FSDP2 treat the first module that is called as the root.
         fn = stand_in(module) if is_a(trainer.strategy, "ModelParallelStrategy") else module
         # In true half precision, modules may rely on the default type.
         with trainer.precision_plugin.forward_context():
@@ -129,12 +130,12 @@ class Run:
         return self.inputs if isinstance(self.inputs, tuple) else (self.inputs,)
 
     def _upper_bound(self, trainer: Trainer) -> tuple[float, dict[str, float], float]:
-        """Return the bound, that of each layer, and how many norms of layers came too late for an exact one."""
+        """Return the bound, the bound of each layer, and how many norms of layers exceeded the budget."""
         trained = now() - self.start - self.spent
         with within(_GRACE + self.budget * trained - self.spent) as budget:
             report = lipschitz_bound(self.target.module, self._arguments())
         self.spent += budget.used()
-        # Ranks have clocks of their own. The largest of true bounds is one.
+        # Ranks have different clocks. The largest of their bounds is also a bound.
         device = next(found(self.inputs, Tensor)).device
         kind = torch.float32 if device.type == "mps" else torch.float64
         value, cheap = (
@@ -146,8 +147,8 @@ class Run:
             rank_zero_warn(
                 f"LipschitzMonitor has used up its budget, {self.budget:g} of the training time: {cheap:g} norms of"
                 " layers are bounded in a cheaper way, by the root of |W|_1 |W|_inf or by the norm of a reshaped kernel"
-                f" times the root of its taps. Such bounds are true, and several times larger. `{tags.LIPSCHITZ_CHEAP}`"
-                " counts them at each step where there are any. Raise `budget`, `every_n_epochs` or `every_n_steps`."
+                " times the root of its taps. These bounds are true, but several times larger."
+                f" `{tags.LIPSCHITZ_CHEAP}` logs their number. Raise `budget`, `every_n_epochs` or `every_n_steps`."
             )
         if report.unbounded and not self.has_warned:
             self.has_warned = True
@@ -155,9 +156,9 @@ class Run:
             rest = len(report.unbounded) - _NODES_NAMED
             rank_zero_warn(
                 f"LipschitzMonitor knows no upper bound of the Lipschitz constant: {nodes}"
-                f"{f'; and {rest} more' if rest > 0 else ''}. It logs infinity, beside the bounds of single layers and"
-                " the lower bound. For a finite one name a part of the network without these by `target=`, or tell"
-                " the bound of such an operation by `lightning_reg.register_lipschitz_rule`."
+                f"{f'; and {rest} more' if rest > 0 else ''}. It logs infinity as the upper bound; the lower bound and"
+                " the bounds of single layers are logged as usual. Pass as `target=` a part of the network without"
+                " these operations, or give their bounds with `lightning_reg.register_lipschitz_rule`."
             )
         layers = {self.target.layer(name): own for name, own in report.per_layer.items() if self.has_layers}
         return value, layers, cheap
@@ -168,7 +169,7 @@ def _described(inputs: Any) -> str:
 
 
 def _ratio(upper: float, lower: float) -> float:
-    """Return the gap between two bounds: none, a ratio of 1, if both say that the network is constant."""
+    """Return the ratio of two bounds; 1 if both are 0 because the network is constant."""
     if lower:
         return upper / lower
     return 1.0 if upper == 0 else upper * math.inf

@@ -1,4 +1,4 @@
-"""The function whose Lipschitz constant a monitor bounds, and the samples on which it looks at it."""
+"""The function whose Lipschitz constant a monitor bounds, and the samples for the lower bound."""
 
 import inspect
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from lightning_reg.functional.lipschitz.nested import found, replaced
 from lightning_reg.selection.weights import clean_name
 
 InputTransform = Callable[[Any], Any]
-_REMEDY = "Name the part of it that is a function of one tensor by `target=`"
+_REMEDY = "Pass a part of it that is a function of one tensor as `target=`"
 
 
 @dataclass(frozen=True)
@@ -26,22 +26,22 @@ class Target:
     """A function of one tensor of samples."""
 
     name: str
-    """As the user wrote it; empty for the LightningModule itself."""
+    """The name that the user wrote; empty for the LightningModule itself."""
     module: nn.Module
 
     def layer(self, name: str) -> str:
-        """Return the name in the LightningModule of a layer that has this name in a report on the target."""
-        # A target that is a single layer goes by the name of its class there.
+        """Return the name in the LightningModule of a layer with this name in a report on the target."""
+        # In the report, a target that is a single layer has the name of its class.
         is_inside = hasattr(self.module, name.partition(".")[0])
         return ".".join(filter(None, (self.name, clean_name(name) if is_inside else ""))) or name
 
     def samples(self, batch: Any, count: int | None, transform: InputTransform | None) -> Tensor | tuple[Any, ...]:
-        """Return the target's input for the first `count` samples of a batch, in the precision in which it computes.
+        """Return the target's input for the first `count` samples of a batch, in the precision of the target.
 
-        A tensor, or the arguments of `forward`, if `transform` gives several.
+        The input is a tensor, or the arguments of `forward` if `transform` returns several.
 
         Raises:
-            TypeError: If `transform` returns something else than floating-point numbers, one row for each sample.
+            TypeError: If `transform` does not return floating-point numbers with one row for each sample.
             MisconfigurationException: If the batch has no such tensor.
 
         """
@@ -57,7 +57,7 @@ class Target:
             inputs = _checked(transform(batch))
 
         def taken(tensor: Tensor) -> Tensor:
-            # A copy: the rest of the batch is not kept.
+            # A copy, so that the rest of the batch is freed.
             rows = tensor[:count].detach()
             return rows.to(_precision(self.module, tensor) if tensor.is_floating_point() else tensor.dtype, copy=True)
 
@@ -70,8 +70,8 @@ class OfOneTensor(nn.Module):
     Whole numbers are held fixed.
 
     Args:
-        module: What is called.
-        arguments: Those of `forward`.
+        module: The module to call.
+        arguments: The arguments of its `forward`.
 
     """
 
@@ -99,23 +99,23 @@ class OfOneTensor(nn.Module):
 
 
 def find_target(pl_module: LightningModule, name: str | None, *, has_transform: bool = False) -> Target:
-    """Return the module of that name, without what has been wrapped around it; `None` is the LightningModule.
+    """Return the module of that name without its wrappers; `None` means the LightningModule.
 
     Args:
         pl_module: The module that trains.
-        name: As the user wrote it.
-        has_transform: Whether a function of the user gives all that `forward` takes.
+        name: The name that the user wrote.
+        has_transform: Whether a user's function returns all arguments of `forward`.
 
     Raises:
-        ValueError: If there is none of that name.
-        MisconfigurationException: If it is no function of one tensor.
+        ValueError: If no module has that name.
+        MisconfigurationException: If the module is not a function of one tensor.
 
     """
-    # A wrapper has the clean name of what is inside, and comes before it.
+    # A wrapper has the clean name of the wrapped module, and comes before it.
     found = {clean_name(path): module for path, module in pl_module.named_modules(remove_duplicate=False)}
     if name is not None and name not in found:
         nearest = _checks.nearest(name, filter(None, found))
-        msg = f"`target` {name!r} is no module of {type(pl_module).__name__}. Nearest names: {nearest}."
+        msg = f"`target` {name!r} is not a module of {type(pl_module).__name__}. Nearest names: {nearest}."
         raise ValueError(msg)
     module = pl_module if name is None else found[name]
     _refuse_other_signatures(module, [child for child, _ in pl_module.named_children()], several=has_transform)
@@ -137,13 +137,13 @@ def _refuse_other_signatures(module: nn.Module, names: list[str], *, several: bo
         if len(needed) > 1 and not several:
             msg = (
                 f"LipschitzMonitor needs a function of one tensor, but {title}.forward takes {needed}. {_REMEDY}, or"
-                " pass `input_transform`, a function from the batch to a tuple of them."
+                " pass `input_transform`, a function from the batch to a tuple of all arguments."
             )
             raise MisconfigurationException(msg)
 
 
 def _checked(inputs: object) -> Any:
-    """Return what a user's function made of a batch, if it can be differentiated by."""
+    """Return the result of a user's function of a batch, if a Jacobian with respect to it exists."""
     if isinstance(inputs, Tensor) and _has_samples(inputs):
         return inputs
     if isinstance(inputs, tuple | list | dict):
@@ -153,7 +153,7 @@ def _checked(inputs: object) -> Any:
     kind = f"one of {inputs.dtype}" if isinstance(inputs, Tensor) else f"a {type(inputs).__name__}"
     msg = (
         f"`input_transform` must return a tensor of floating-point numbers, shape (batch, ...), or a tuple or dict with"
-        f" such tensors, and others with a row for each sample, got {kind}."
+        f" such tensors, in which all tensors have a row for each sample, got {kind}."
     )
     raise TypeError(msg)
 
@@ -163,6 +163,6 @@ def _has_samples(tensor: Tensor) -> bool:
 
 
 def _precision(module: nn.Module, inputs: Tensor) -> torch.dtype:
-    """Return in which type the module takes its input: that of its own numbers, or float32 at least."""
+    """Return the dtype for the module's input: the dtype of its parameters, or at least float32."""
     own = (tensor.dtype for tensor in chain(module.parameters(), module.buffers()) if tensor.is_floating_point())
     return next(own, torch.promote_types(inputs.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""One picture of all layers, for the loggers that take pictures and the folder of a CSV logger; a page, if wanted."""
+"""One picture of all layers, for loggers that take pictures and the folder of a CSV logger, and an optional page."""
 
 import io
 import time
@@ -20,7 +20,7 @@ _NAME = "reg"
 
 
 class History:
-    """The numbers of all layers at the steps that were written, at most 400: then every other one is dropped."""
+    """The numbers of all layers at the logged steps; at 400 steps every other one is dropped."""
 
     def __init__(self, *, has_page: bool) -> None:
         self._has_page = has_page
@@ -29,8 +29,8 @@ class History:
         self._given = time.monotonic()
 
     def add(self, step: int, layers: Mapping[str, Mapping[str, float]]) -> None:
-        """Remember metric -> layer -> number of a step."""
-        if not any(layers.values()):  # all is frozen
+        """Record the numbers of a step: metric -> layer -> number."""
+        if not any(layers.values()):  # every weight is frozen
             return
         if len(self._steps) == _STEPS:
             self._steps, self._reports = self._steps[::2], self._reports[::2]
@@ -38,7 +38,7 @@ class History:
         self._reports.append(layers)
 
     def give(self, trainer: Trainer, *, now: bool) -> None:
-        """Give the picture to the loggers and save the page: `now`, or if the last ones are ten minutes old."""
+        """Give the picture to the loggers and save the page, if `now` or if the last ones are ten minutes old."""
         loggers = list(other_loggers(trainer))
         if not (self._steps and (loggers or self._has_page)) or not (now or time.monotonic() - self._given > _SECONDS):
             return
@@ -54,7 +54,7 @@ class History:
                 save(run_folder(trainer, logger), f"{_NAME}.html", page.encode())
 
     def _numbers(self) -> tuple[dict[str, NDArray[np.float64]], list[str]]:
-        """Return for each metric its numbers, shape (layers, steps), and the names of the layers."""
+        """Return the numbers of each metric, shape (layers, steps), and the names of the layers."""
         names = list(dict.fromkeys(name for each in self._reports for layers in each.values() for name in layers))
         metrics = dict.fromkeys(metric for each in self._reports for metric in each)
         values = {
@@ -65,7 +65,7 @@ class History:
 
 
 def _give(logger: Any, image: Image, step: int) -> None:
-    """Give a logger the picture in its own way, if it has one."""
+    """Give a logger the picture through its own method, if it has one."""
     if is_a(logger, "CSVLogger") and logger.log_dir is not None:
         save(logger.log_dir, f"{_NAME}.png", _png(image))
     elif is_a(logger, "WandbLogger"):

@@ -1,4 +1,4 @@
-"""What regularization did to the weights, for TensorBoard and every other logger."""
+"""Statistics of the weights over training, for TensorBoard and every other logger."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -30,47 +30,48 @@ _LANCZOS_ITERATIONS = 5
 
 @final
 class RegularizationMonitor(Monitor[Run]):
-    r"""Log how large, how sparse and how expansive the weights are: of each layer, over layers, and of all together.
+    r"""Log weight norms, sparsity and spectral norms: of each layer, over the layers, and of all layers together.
 
-    For each metric these are written at the trainer's `log_every_n_steps`, on the step axis of `self.log`, with the
-    values after that optimizer step; also at the first step of a run and at the last one. At the end of an epoch they
-    are measured, too, if a callback or a scheduler names one of them, as in `monitor=`:
+    Each metric is written at the trainer's `log_every_n_steps`, at the first step of a run and at the last one, on the
+    step axis of `self.log`, with the values after that optimizer step. It is also measured at the end of an epoch if a
+    callback or a scheduler reads it there, as with `monitor=`:
 
-    - `reg/<metric>`: all layers together; `reg/<metric>_min`, `_median`, `_max`: over the layers. They are in
-      `trainer.callback_metrics`, too, so `EarlyStopping(monitor="reg/sparsity")` and `ModelCheckpoint` can use them.
-    - Each layer, a weight by its name without `.weight`: for TensorBoard's page "Regularization" one tensor a metric,
-      of any number of layers; as scalars `reg.<metric>/<layer>` for every logger only if `per_layer` asks for them.
-    - `reg/<metric>_over_layers`: a histogram over the layers (TensorBoard only), from the first step on at which one
-      of them is not zero.
+    - `reg/<metric>`: all layers together; `reg/<metric>_min`, `_median`, `_max`: over the layers. They are also in
+      `trainer.callback_metrics`, so `EarlyStopping(monitor="reg/sparsity")` and `ModelCheckpoint` can use them.
+    - Each layer, under the name of its weight without `.weight`: one tensor for each metric, with any number of layers,
+      for TensorBoard's page "Regularization". With `per_layer`, also scalars `reg.<metric>/<layer>` for every logger.
+    - `reg/<metric>_over_layers`: a histogram over the layers (TensorBoard only), from the first step with a value that
+      is not zero.
     - With `updates`, :math:`\|\Delta w\|_2 / \|w\|_2` of the whole optimizer step, w before it: `reg/update_ratio_min`,
-      `_median`, `_max`, and that of each layer. 0 where a step was skipped. Beside them, `reg/decay_ratio_...`:
-      the share of w that decay alone takes in that step, by `WeightDecay` or by an optimizer whose decay goes past the
-      gradient or is that of SGD.
-    - `reg.weights/<layer>`: a histogram of the layer's weights at the end of epochs, if asked for (TensorBoard only).
+      `_median`, `_max`, and the ratio of each layer; 0 for a skipped step. Also `reg/decay_ratio_...`: the share of w
+      that decay alone takes in that step, by `WeightDecay`, by an optimizer with decoupled decay, or by SGD.
+    - `reg.weights/<layer>`: a histogram of the layer's weights at the end of epochs, with `histograms` (TensorBoard
+      only).
 
-    Weights are those that the forward pass uses (parametrized, pruned), whole ones of FSDP2. Nothing is changed:
-    training with the monitor ends in the same weights, bit for bit. `spectral_norm` is a lower estimate, of
-    convolutions for images of any size, see `SpectralNorm(iterations=5, input_size="any")`; the bounds of
-    `LipschitzMonitor` are for the size of the images in the batch, and can be smaller.
+    Weights are measured as the forward pass uses them (parametrized, pruned); FSDP2's are gathered. The monitor changes
+    nothing: training with it ends in the same weights, bit for bit. `spectral_norm` is a lower estimate, for
+    convolutions on images of any size, see `SpectralNorm(iterations=5, input_size="any")`. The bounds of
+    `LipschitzMonitor` hold for the image size of the batch, and can be smaller.
 
     Args:
-        metrics: From a name to a metric, `lightning_reg.metrics` or your own with such an `update`. Default:
-            `weight_norm` (:math:`\|w\|_2`, in the unit of weights), `sparsity` (share of exact zeros, in [0, 1]) and
-            `spectral_norm` (:math:`\sigma`, the factor by which a layer stretches its input at most).
+        metrics: A mapping from names to metrics of `lightning_reg.metrics`, or your own with the same `update`.
+            Default: `weight_norm` (:math:`\|w\|_2`, in the unit of weights), `sparsity` (share of exact zeros, in
+            [0, 1]) and `spectral_norm` (:math:`\sigma`, the largest factor by which a layer stretches its input).
         select: Which weights: a glob, a list of globs, or a `Select`. Default: every trainable weight of two or more
-            dimensions. Frozen weights are left out for as long as they are frozen.
-        per_layer: Whether to write a scalar for each layer and metric, too: `True`, or a selection of those to write.
-            `"auto"`: only what the page "Regularization" reads. `False`: no numbers of single layers at all.
+            dimensions. Weights are left out while they are frozen.
+        per_layer: Whether to write a scalar for each layer and metric: `True`, or a selection of the layers to write.
+            `"auto"`: only the tensors for the page "Regularization". `False`: no numbers of single layers at all.
         histograms: Whether to write histograms of the weights.
         every_n_epochs: Epochs between two histograms of the weights, >= 1.
-        updates: Whether to log how far optimizer steps move the weights: a copy of them, in the steps that are logged.
-        layout: Whether to write the charts of TensorBoard's page "Custom Scalars". `False` leaves yours alone;
-            `lightning_reg.tensorboard.layout()` returns the charts for merging.
-        hparams: Whether the settings of this package's callbacks appear on TensorBoard's page "HPARAMS", beside the
+        updates: Whether to log how far optimizer steps move the weights. It copies the weights in logged steps.
+        layout: Whether to write the charts of TensorBoard's page "Custom Scalars". `False` keeps your own charts;
+            `lightning_reg.tensorboard.layout()` returns ours for merging.
+        hparams: Whether to show the settings of this package's callbacks on TensorBoard's page "HPARAMS", beside the
             hyperparameters that your modules save. `False` leaves that page to Lightning.
-        html: Whether to save all layers against steps as `reg.html` in the folder of each logger, where its logs or
-            checkpoints are: one file for any browser, without TensorBoard. At the end of training, and every ten
-            minutes at the end of an epoch; of many steps it holds some, below 1 MB for 200 layers.
+        html: Whether to save all layers against steps as `reg.html`, one file for any browser, without TensorBoard. It
+            lies in the folder of each logger, beside logs or checkpoints. It is saved at the end of training, and at
+            the end of an epoch if ten minutes have passed. It holds a selection of the steps, below 1 MB for 200
+            layers.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
@@ -84,7 +85,7 @@ class RegularizationMonitor(Monitor[Run]):
 
     """
 
-    def __init__(  # noqa: PLR0913  # plain switches, each for itself
+    def __init__(  # noqa: PLR0913  # independent switches
         self,
         *,
         metrics: Mapping[str, Metric] | None = None,
@@ -115,8 +116,8 @@ class RegularizationMonitor(Monitor[Run]):
         self.html = _checks.boolean("html", html)
         if html and per_layer is False:
             msg = (
-                "`html` needs the numbers of single layers, and `per_layer` leaves them out, got html=True and"
-                " per_layer=False. Leave `per_layer` at 'auto', which writes no scalars for them."
+                "`html` needs the numbers of single layers, but `per_layer` leaves them out, got html=True and"
+                " per_layer=False. Leave `per_layer` at 'auto', which writes no scalars for single layers."
             )
             raise ValueError(msg)
 
@@ -126,8 +127,8 @@ class RegularizationMonitor(Monitor[Run]):
         for name in names:
             if names.count(name) > 1:
                 msg = (
-                    f"Two RegularizationMonitors log a metric {name!r} under the same tags. Give one of them other"
-                    f" names, as in `metrics={{'head_{name}': ...}}`, or join their selections."
+                    f"Two RegularizationMonitors log a metric {name!r} under the same tags. Rename the metrics of one,"
+                    f" as in `metrics={{'head_{name}': ...}}`, or join their selections."
                 )
                 raise MisconfigurationException(msg)
 
@@ -177,7 +178,8 @@ class RegularizationMonitor(Monitor[Run]):
         if self._run is None:
             return
         if state.ends_training(trainer):
-            # In mid-epoch, perhaps; in `on_train_end`, those that average weights may have put in the averages.
+            # Training may stop in mid-epoch. In `on_train_end`, callbacks that average weights may already have
+            # replaced the weights.
             self._run.measure()
         self._run.history.give(trainer, now=False)
         if self.histograms and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
@@ -190,7 +192,7 @@ class RegularizationMonitor(Monitor[Run]):
             self._run.history.give(trainer, now=True)
 
     def _looks_now(self, trainer: Trainer, run: Run, *, first_step: bool) -> bool:
-        """Tell whether somebody reads what is found in the current step: a logger, or a callback at an epoch's end."""
+        """Tell whether a logger, or a callback at the end of an epoch, reads the values of the current step."""
         if first_step or state.writes_now(trainer) or state.may_end_training(trainer):
             return True
         return state.ends_epoch(trainer) and names_a_value(trainer, run.tags())
@@ -200,7 +202,7 @@ class RegularizationMonitor(Monitor[Run]):
         return _defaults() if self.metrics is None else self.metrics
 
     def _shown(self, weights: Sequence[Weight]) -> frozenset[str]:
-        """Return the layers whose numbers are written one by one."""
+        """Return the layers whose numbers are written as scalars."""
         if self.per_layer is False or self.per_layer == "auto":
             return frozenset()
         if self.per_layer is True:
@@ -215,7 +217,7 @@ def _checked(metrics: object) -> dict[str, Metric]:
     for name in metrics:
         if not (isinstance(name, str) and re.fullmatch(r"[\w.-]+", name)) or name in tags.TAKEN:
             msg = (
-                f"`metrics` must have names of letters, digits, '_', '.' and '-', but none of {', '.join(tags.TAKEN)},"
+                f"`metrics` must have names of letters, digits, '_', '.' and '-' other than {', '.join(tags.TAKEN)},"
                 f" got {name!r}."
             )
             raise ValueError(msg)

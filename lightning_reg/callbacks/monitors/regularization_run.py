@@ -1,4 +1,4 @@
-"""What the monitor measures during one `fit`, and how it is written."""
+"""The measurements of the monitor during one `fit`, and how they are logged."""
 
 import math
 import statistics
@@ -23,10 +23,10 @@ from lightning_reg.tensorboard import events, tags
 
 @dataclass(frozen=True)
 class Report:
-    """The numbers of one step; those of the whole network by tag."""
+    """The numbers of one step."""
 
     summary: dict[str, float] = field(default_factory=dict)
-    """Of all layers together and over the layers."""
+    """By tag: of all layers together, and over the layers."""
     layers: dict[str, dict[str, float]] = field(default_factory=dict)
     """Metric -> layer -> number."""
     spreads: dict[str, Tensor] = field(default_factory=dict)
@@ -35,33 +35,33 @@ class Report:
 
 @dataclass
 class Run:
-    """State of the monitor between the start and the end of `fit`; nothing in it has to survive a resume."""
+    """State of the monitor between the start and the end of `fit`; a resume needs nothing of it."""
 
     weights: Sequence[Weight]
     metrics: Mapping[str, Metric]
     updates: Updates | None
-    """How far steps move the layers, if that is wanted."""
+    """How far steps move the layers, if `updates` is set."""
     shown: frozenset[str]
-    """The layers whose numbers are written one by one, as scalars."""
+    """The layers whose numbers are written as scalars."""
     has_layers: bool
-    """Whether the numbers of all layers are written, as one tensor a metric."""
+    """Whether the numbers of all layers are written, as one tensor for each metric."""
     history: History
-    """What the picture and the page for those without TensorBoard are made of."""
+    """The data of the picture and the page, for use without TensorBoard."""
     last_step: int | None = None
     """The last step of training so far, in this run."""
     reported_step: int | None = None
     written_step: int | None = None
     spread_tags: set[str] = field(default_factory=set)
-    """The tags of the histograms over the layers that have begun."""
+    """The tags of the histograms over the layers that were written at least once."""
     report: Report = field(default_factory=Report)
 
     def tags(self) -> list[str]:
-        """Return what starts the tags of the numbers of all layers together and over the layers."""
+        """Return the common starts of the tags of all layers together and over the layers."""
         return [*map(tags.overall, self.metrics), *([tags.overall(tags.UPDATE_RATIO)] if self.updates else [])]
 
     @torch.no_grad()
     def measure(self) -> Report:
-        """Measure all layers after the last step; waits for the device once. A collective call for sharded weights."""
+        """Measure all layers after the last step; synchronises once. A collective call for sharded weights."""
         if self.reported_step != self.last_step:
             self.report, self.reported_step = self._measure(), self.last_step
         return self.report
@@ -104,7 +104,7 @@ class Run:
                 write_layers(trainer, metric, layers, step)
         if self.has_layers and trainer.is_global_zero:
             self.history.add(step, report.layers)
-        # Zeros of a network without sparsity would be the first thing that the page "Distributions" shows.
+        # Otherwise the page "Distributions" would first show the zeros of a network without sparsity.
         self.spread_tags.update(tag for tag, values in report.spreads.items() if values.any())
         for logger, writer in tensorboard_writers(trainer):
             for tag in self.spread_tags & report.spreads.keys():
@@ -129,7 +129,7 @@ class Run:
 
     def _layers(self) -> list[Layer]:
         trained = (weight for weight in self.weights if weight.parameter.requires_grad)
-        # What has no entries has no sparsity, and is no layer that others are to be compared with.
+        # A weight without entries has no sparsity, so it would distort the statistics over layers.
         return [layer for layer in read_layers(trained) if layer.tensor.numel()]
 
 

@@ -1,4 +1,4 @@
-"""How far an optimizer step moves each layer, relative to the layer, and how far decay alone does."""
+"""How far an optimizer step, and decay alone, move each layer, relative to its norm."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -12,16 +12,16 @@ from lightning_reg.selection import Weight
 
 
 class Moved(NamedTuple):
-    """Of each weight, by name; both are shares of its length."""
+    """The movement of each weight, by name, as a share of its norm."""
 
     update: dict[str, Tensor]
     decay: dict[str, Tensor]
 
 
 class Updates:
-    """Copies weights before a step that is looked at, and tells how far it has moved them.
+    """Copies weights before a measured step, and returns how far the step moved them.
 
-    A step is the whole of it: with what callbacks do right before and after the optimizer's update.
+    A step includes the changes of callbacks right before and after the optimizer's update.
     """
 
     def __init__(self, weights: Sequence[Weight]) -> None:
@@ -31,7 +31,7 @@ class Updates:
 
     @torch.no_grad()
     def begin(self, decay: Mapping[Tensor, NumberOrTensor]) -> None:
-        """Remember the weights that are trained now, and what the coming step takes from them by decay."""
+        """Copy the weights that are trained now, and record the share that decay takes in the coming step."""
         self._decay = decay
         trained = [weight for weight in self._weights if weight.parameter.requires_grad]
         self._before = {weight.name: weight.parameter.detach().clone() for weight in trained}
@@ -40,7 +40,7 @@ class Updates:
     def end(self) -> Moved:
         r"""Return :math:`\|\Delta w\|_2 / \|w\|_2` of each weight, w before the step; nothing without `begin`.
 
-        0 where nothing has moved, infinity where a weight of zeros has. A collective call for sharded weights.
+        0 if nothing moved, infinity if a weight of zeros moved. A collective call for sharded weights.
         """
         before, self._before = self._before, {}
         pairs = [(weight, before[weight.name]) for weight in self._weights if weight.name in before]

@@ -1,10 +1,10 @@
 """Terms of the objective.
 
-`formula` says what a term is, `memory` what it remembers of weights, `attributes` what a user's keeps by itself, `base`
-how it reaches the weights, `run` what it knows during one fit, `company` what all penalties do together, and `ledger`
-what is logged of them. `targets` are the weights as optimizers hold them, `dropped` tells batches that the user left
-out. `proximal_step` and `quota` belong to the step after the optimizer's, `rounding` warns where it has no effect, and
-`optimality` tells how far from a minimum it begins. `refusals` says what cannot work. The penalties themselves:
-`elementwise`, `anchor`, `group_lasso`; `target_sparsity` chooses the strength of one. `activity` is a term of what
-modules return, which `listener` hears.
+`formula` defines a term, `memory` the tensors that it remembers for each weight, and `attributes` saves tensors in a
+user's attributes. `base` brings a term to the weights, `run` holds its state during one fit, `company` coordinates all
+penalties, and `ledger` logs them. `targets` are the weights as optimizers hold them, and `dropped` detects batches that
+the user left out. `proximal_step` and `quota` take the step after the optimizer's, `rounding` warns if it has no
+effect, and `optimality` measures the distance from a minimum before it. `refusals` raises for unsupported training. The
+penalties themselves: `elementwise`, `concave`, `anchor`, `group_lasso`; `target_sparsity` chooses the strength of a
+penalty. `activity` is a term of the outputs of modules, which `listener` records.
 """

@@ -33,22 +33,22 @@ from lightning_reg.selection.choice import Choice
 from lightning_reg.selection.modules import NamedModule, as_module_select, named_modules, select_modules
 from lightning_reg.tensorboard import tags
 
-# Nobody calls them: they hold modules and parameters for others.
+# Containers of modules and parameters, which are never called.
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
-# Why nothing is added.
+# Reasons why nothing is added.
 _REASONS = {
     Heard.NO_CALL: (
-        ", which was not called in the first step. Modules whose weights others read, or whose `forward` they call, are"
-        " heard by nobody: choose the module around it by `select`. If it was compiled and called before `fit`, call"
+        ", which was not called in the first step. A module is not recorded if others only read its weights, or call"
+        " its `forward`: choose the module around it with `select`. If it was compiled and called before `fit`, call"
         " `torch.compiler.reset()` first."
     ),
     Heard.NO_GRAPH: (
-        ": in the first step it was called under `torch.no_grad()` only. Leave it out by `select`; or if that is"
+        ": in the first step it was called under `torch.no_grad()` only. Leave it out with `select`. If the reason is"
         " activation checkpointing, use `use_reentrant=False`."
     ),
     Heard.NO_GRADIENT: (
-        ": nothing that it returned had a gradient, in the whole run. Leave it out by `select`, or train what it"
-        " depends on."
+        ": nothing that it returned had a gradient, in the whole run. Leave it out with `select`, or train the weights"
+        " on which it depends."
     ),
 }
 
@@ -64,11 +64,11 @@ class ActivityRun(TermRun):
     strength: float = 0.0
     """That of the current step."""
     is_checked: bool = False
-    """Whether it is known which modules are called."""
+    """Whether the modules that are called are known."""
 
     @property
     def chosen(self) -> dict[str, nn.Module]:
-        """The modules that are listened to, by name."""
+        """The recorded modules, by name."""
         return _outermost(self.choice.chosen)
 
 
@@ -76,29 +76,29 @@ class ActivityRun(TermRun):
 class ActivityPenalty(Term[ActivityRun]):
     r"""Add :math:`\lambda \frac{1}{N} \sum_{n,i} |a_{ni}|` of what modules return to the objective: sparse activations.
 
-    :math:`a_{ni}` is unit i of sample n. Samples lie along dimension 0, so this is a mean over the effective batch, as
-    the data loss is. What counts is every floating tensor that a chosen module returns (also in tuples, lists,
-    dictionaries and dataclasses) at each call in `training_step`, as it is at that moment: what works in place behind
-    the module changes nothing. What has no gradient, as under `torch.no_grad()`, does not count; nor does evaluation. A
-    tensor without dimensions is one sample.
+    :math:`a_{ni}` is unit i of sample n. Samples lie along dimension 0, so this is a mean over the effective batch,
+    like the data loss. Every floating tensor counts that a chosen module returns (also in tuples, lists, dictionaries
+    and dataclasses) at each call in `training_step`. Later changes in place do not matter. Tensors without a gradient,
+    as under `torch.no_grad()`, and evaluation do not count. A tensor without dimensions is one sample.
 
     The term is added to the loss before each backward pass. It takes the memory of one copy of these activations.
-    Compiled code has a graph break at each chosen module inside it, which `fullgraph=True` refuses.
+    Compiled code has a graph break at each chosen module, which `fullgraph=True` refuses.
 
     Logged at the trainer's `log_every_n_steps`: `reg/penalty/activity` (the value of the term, in units of the loss),
-    also as a part of `reg/penalty` and `reg/penalty_ratio`, see `Penalty`.
+    also as a part of `reg/penalty` and `reg/penalty_ratio`, see `Penalty`. If tensor parallelism splits the units of an
+    output over ranks, it is the mean of the ranks' values.
 
     Args:
         strength: :math:`\lambda`, >= 0.
         select: Which modules: a glob over module names, a list of globs, or a `Select`.
-        norm: `"l1"`, for :math:`|a|`, under which most units are zero behind a ReLU; or `"l2"`, for :math:`a^2`.
+        norm: `"l1"` for :math:`|a|`, which makes most units behind a ReLU zero; or `"l2"` for :math:`a^2`.
         schedule: Factor on the strength over the optimizer steps: a schedule, or any callable from optimizer steps so
             far to a factor >= 0; 1 by default.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
         ValueError: If an argument is out of range; when training starts, if a pattern of `select` matches nothing, or a
-            share is asked for of a run of unknown length.
+            duration is a share of a run of unknown length.
         MisconfigurationException: When training starts, in manual optimization, with a line search, or under strategies
             that run the backward pass themselves.
 
@@ -122,7 +122,7 @@ class ActivityPenalty(Term[ActivityRun]):
         super().__init__()
         self.strength = _checks.non_negative("strength", strength)
         if select is None:
-            msg = "`select` must say which modules: a glob over module names, a list of globs, or a Select; got None."
+            msg = "`select` must choose modules by a glob over names, a list of globs, or a Select, got None."
             raise TypeError(msg)
         as_module_select(select)
         self.select = select
@@ -141,8 +141,8 @@ class ActivityPenalty(Term[ActivityRun]):
         refuse_strategy(trainer, type(self).__name__)
         if not pl_module.automatic_optimization:
             msg = (
-                "ActivityPenalty does not work with manual optimization, where the loss is your own and a step may have"
-                " several. Add the term to it in `training_step`: what the module returns is at hand there."
+                "ActivityPenalty does not work with manual optimization, in which one step may have several losses of"
+                " your own. Add the term to your loss in `training_step`, where the output of the module is available."
             )
             raise MisconfigurationException(msg)
 
@@ -173,7 +173,7 @@ class ActivityPenalty(Term[ActivityRun]):
         run = self._run
         if run is None:
             return
-        run.listener.take()  # `training_step` has returned None: nothing comes of that batch
+        run.listener.take()  # drop the terms of a batch for which `training_step` returned None
         tick = state.tick(trainer, pl_module)
         factor = 1.0 if run.schedule is None else _checks.non_negative(f"schedule({tick})", run.schedule(tick))
         run.strength = self.strength * factor
@@ -185,7 +185,7 @@ class ActivityPenalty(Term[ActivityRun]):
         if run is None:
             return
         value = run.listener.take()
-        # Without a gradient, backward is about to raise: let it. A loss of no parameter drops the batch.
+        # If the loss has no gradient, backward will raise. A loss without parameters drops the batch.
         if not loss.requires_grad or not (reaches(loss, frozenset(), are_sharded=True) or has_backward(pl_module)):
             return
         share = state.share_of_step(trainer, pl_module)
@@ -194,7 +194,7 @@ class ActivityPenalty(Term[ActivityRun]):
             ledger.add_loss(state.unscaled_loss(trainer, loss), share)
         refuse_sharded_loss(loss, type(self).__name__)
         if value is not None:
-            # No `alpha`: it would be rounded to the precision of the loss.
+            # Not by `alpha`, which would be rounded to the precision of the loss.
             loss.add_(state.scale_loss(trainer, value * (run.strength * share)).to(loss.device))
         if ledger is not None:
             known = loss.new_zeros((), requires_grad=False).float() if value is None else value.detach()
@@ -214,7 +214,7 @@ class ActivityPenalty(Term[ActivityRun]):
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._run is not None:  # not earlier: what is frozen may be trained later
+        if self._run is not None:  # not earlier, because frozen weights may be trained later
             _warn(self._run, Heard.NO_GRADIENT)
 
     @override
@@ -224,12 +224,12 @@ class ActivityPenalty(Term[ActivityRun]):
 
 
 def _returns(module: nn.Module, root: nn.Module) -> bool:
-    """Tell whether a module is called; of the root, strategies call `training_step`."""
+    """Tell whether a module is called; strategies call `training_step` of the root instead."""
     return module is not root and not isinstance(module, _CONTAINERS)
 
 
 def _outermost(modules: Sequence[NamedModule]) -> dict[str, nn.Module]:
-    """Return modules by name; of a wrapper (`torch.compile`, activation checkpointing) and its content, the wrapper."""
+    """Return modules by name; a wrapper (`torch.compile`, activation checkpointing) replaces its content."""
     found: dict[str, nn.Module] = {}
     for named in modules:
         found.setdefault(named.name, named.module)
@@ -246,7 +246,7 @@ def _plan(run: ActivityRun, settings: str, strength: float) -> Plan:
 
 
 def _warn(run: ActivityRun, of: Heard) -> None:
-    """Warn of the modules of which no more than `of` has been heard."""
+    """Warn of the modules of which at most `of` was recorded."""
     for name, module in run.chosen.items():
         if run.listener.heard[module] == of:
             rank_zero_warn(f"ActivityPenalty adds nothing for {name!r}{_REASONS[of]}")

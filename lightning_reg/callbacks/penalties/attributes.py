@@ -10,20 +10,20 @@ from lightning_reg.callbacks.trainer.packages import rank_zero_warn
 
 
 class OwnTensors:
-    """The attributes that have come since the first `watch` and hold tensors: one, or a list or dictionary of them."""
+    """The attributes added since the first `watch` that hold a tensor, or a list or dictionary of tensors."""
 
     def __init__(self) -> None:
         self._before: dict[str, Any] = {}
         self._restored: dict[str, Any] = {}
         self.are_parts = False
-        """Whether they may be the parts of this rank, of which a checkpoint cannot be made."""
+        """Whether they may be parts of this rank, which cannot be saved in a checkpoint."""
 
     def watch(self, owner: object) -> None:
-        """Leave out what `owner` has before its first run: its settings."""
+        """Leave out the attributes that `owner` has before its first run: its settings."""
         self._before, self._restored = self._before or dict(vars(owner)), {}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Keep what a checkpoint holds for `put_back`."""
+        """Keep the state of a checkpoint for `put_back`."""
         self._restored = dict(state)
 
     def put_back(self, owner: object, device: torch.device) -> None:
@@ -41,8 +41,8 @@ class OwnTensors:
         }
         if own and self.are_parts:
             rank_zero_warn(
-                f"{type(owner).__name__} keeps tensors in {', '.join(f'`self.{name}`' for name in own)}. Of sharded"
-                " weights they are not saved, so that a resumed run may differ. Return them from `remember`."
+                f"{type(owner).__name__} keeps tensors in {', '.join(f'`self.{name}`' for name in own)}. With sharded"
+                " weights they are not saved, so a resumed run may differ. Return them from `remember`."
             )
             return {}
         return self._restored | {name: _moved(value, torch.device("cpu")) for name, value in own.items()}

@@ -52,24 +52,25 @@ _MEMORIES = "lightning_reg.penalty_memory"
 class Penalty(Term[Run], Formula):
     r"""A term of the training objective, :math:`J = L + s(t)\,\lambda\,\Omega(w)`; subclass it for your own.
 
-    A subclass defines `penalty`, from weights to a scalar, and has `mode="loss"` and `mode="grad"` from it; for
-    `mode="proximal"` it defines `proximal` as well, and `remember` if the term depends on weights of before, such as
-    those at the start. For every optimizer step the update is that of :math:`J`, with :math:`L` the mean loss over the
-    effective batch, whatever the accumulation, precision, strategy and devices.
+    A subclass defines `penalty`, from weights to a scalar, which gives `mode="loss"` and `mode="grad"`. It also defines
+    `proximal` for `mode="proximal"`, and `remember` if the term depends on earlier weights, such as the initial ones.
+    Every optimizer step minimises :math:`J`, with :math:`L` the mean loss over the effective batch, with any
+    accumulation, precision, strategy and number of devices.
 
     Logged at the trainer's `log_every_n_steps`, on the step axis of `self.log`: `reg/penalty/<name>` (the value of the
     term, in units of the loss), `reg/penalty` (the sum over all penalties) and `reg/penalty_ratio` (that sum over the
-    absolute data loss; automatic optimization only). The name is that of the class; a second of that name gets `-1`.
+    absolute data loss; automatic optimization only). Above 1, the penalties outweigh the data. The name comes from the
+    class; a second callback of the class gets `-1`.
 
-    With `mode="proximal"`, `reg/optimality/<name>` tells whether this is the minimum: the largest distance of the
-    negative gradient of the whole step, before clipping, from the subdifferential of the term, over the strength; by
-    entry, or the 2-norm by group. It is 0 at a minimum. Small batches are noisy: it then levels off at the largest
-    error of their gradient, over the strength. Where two proximal penalties share weights, each sees its own term only.
+    With `mode="proximal"`, `reg/optimality/<name>` is logged, which is 0 at a minimum: the largest distance of the
+    negative gradient of the whole step, before clipping, from the subdifferential of the term, divided by the strength;
+    by entry, or the 2-norm by group. With noisy gradients of small batches it levels off at their largest error,
+    divided by the strength. If two proximal penalties share weights, each sees its own term only.
 
     Args:
         strength: :math:`\lambda`, >= 0.
         select: Which weights: a glob, a list of globs, or a `Select`. Default: every trainable weight of two or more
-            dimensions. Frozen weights are left alone for as long as they are frozen.
+            dimensions. Weights are left alone while they are frozen.
         mode: `"loss"` adds the term to the loss before each backward pass. `"grad"` adds its gradient to `.grad` before
             each optimizer step, after unscaling and all-reduce and before Lightning's clipping: cheaper, and the one
             for manual optimization and FSDP1. Both train to the same weights. `"proximal"` applies the proximal
@@ -80,7 +81,7 @@ class Penalty(Term[Run], Formula):
     Raises:
         TypeError: If an argument is of the wrong kind.
         ValueError: If an argument is out of range; when training starts, if a pattern of `select` matches nothing,
-            `strength` is infinite in the precision of a weight, or a share is asked for of a run of unknown length.
+            `strength` is infinite in the precision of a weight, or a duration is a share of a run of unknown length.
         MisconfigurationException: When training starts, if the penalty can't work with this way of training.
 
     Example:
@@ -118,6 +119,11 @@ class Penalty(Term[Run], Formula):
     @override
     def recalled(self, weights: Sequence[Tensor]) -> tuple[()] | tuple[Memories]:
         return (self._memory.of(weights),) if self.remembers else ()
+
+    @property
+    def current_strength(self) -> float:
+        """The strength with the schedule, of the step at hand: for a term that it is inside of, and divided by."""
+        return self.strength if self._run is None else self._run.strength
 
     def chosen(self) -> dict[Tensor, str]:
         """Return the weights that the penalty acts on in the fit that is running, with their names."""
@@ -179,6 +185,7 @@ class Penalty(Term[Run], Formula):
             acts_at_step=self.mode != "loss" or state.marks_unused_parameters(trainer),
             are_sharded=state.has_flat_shards(trainer) or has_dtensors(parameters),
             unseen=UnseenSteps(name),
+            strength=self.strength,
         )
 
     @override
@@ -189,7 +196,7 @@ class Penalty(Term[Run], Formula):
     def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._run is None:  # a tuner trains for a moment before `on_fit_start` of the callbacks after it
             return
-        refuse_optimizers(trainer, type(self).__name__, self.mode)
+        self._refuse_optimizers(trainer, self._run)
         refuse_large_strength(type(self).__name__, self.strength, self._run.targets.of(trainer.optimizers))
         if self.mode == "proximal" or self.unit_dim is not None:
             trained = set(self._run.targets.of(trainer.optimizers))
@@ -203,10 +210,14 @@ class Penalty(Term[Run], Formula):
         self._own.are_parts = self._run.are_sharded
         self._own.put_back(self, chosen[0].parameter.device)
         if self.remembers:
-            self._memory.begin(self.remember, chosen, name, sharded=self.elementwise)
+            self._memory.begin(self.remember, chosen, name, sharded=self.elementwise, offload=self.offloads)
         penalties = [penalty for penalty in _penalties(trainer) if penalty.run]
         if self is penalties[-1]:
             begin_together(trainer, penalties)
+
+    def _refuse_optimizers(self, trainer: Trainer, run: Run) -> None:
+        own = [optimizer for optimizer in trainer.optimizers if self.has_one_step_size and run.targets.of([optimizer])]
+        refuse_optimizers(trainer, type(self).__name__, self.mode, own)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -214,24 +225,24 @@ class Penalty(Term[Run], Formula):
         if run is None:
             return
         if run.unseen.meets(trainer.optimizers):
-            refuse_optimizers(trainer, type(self).__name__, self.mode)
+            self._refuse_optimizers(trainer, run)
             run.unseen.remember(run.targets.of(trainer.optimizers))
             if self.mode == "proximal":
                 follow_steps(trainer, pl_module, _penalties(trainer))
-        # Now, because manual optimization then freezes one network after the other (`toggle_optimizer`).
+        # Now, because manual optimization later freezes one network after the other (`toggle_optimizer`).
         if not pl_module.automatic_optimization:
             self._record(trainer, pl_module)
 
     @override
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         run = self._run
-        if run is None or not loss.requires_grad:  # without a gradient, backward is about to raise: let it
+        if run is None or not loss.requires_grad:  # without a gradient, backward will raise
             return
         run.unseen.backward()
         held = run.targets.held.of(trainer.optimizers)
         if not reaches(loss, held, are_sharded=run.are_sharded) and not has_backward(pl_module):
             return
-        # Of shards, `.grad` holds nothing before the last batch of a step.
+        # With sharded weights, `.grad` is empty before the last batch of a step.
         if run.pending and not run.are_sharded and not has_gradient(trainer.optimizers):
             run.forget()
         share = state.share_of_step(trainer, pl_module)
@@ -242,7 +253,7 @@ class Penalty(Term[Run], Formula):
         if self.mode != "loss":
             return
         refuse_sharded_loss(loss, type(self).__name__)
-        strength = self.strength * run.factor(state.tick(trainer, pl_module))
+        strength = run.strength_at(self.strength, state.tick(trainer, pl_module))
         weights = run.targets.of(trainer.optimizers)
         value: Tensor | None = None
         if strength and weights:
@@ -276,12 +287,12 @@ class Penalty(Term[Run], Formula):
         if self.mode == "proximal" or not has_gradient([optimizer]):
             return
         weights = run.targets.of([optimizer])
-        strength = self.strength * run.factor(state.tick(trainer, pl_module))
+        strength = run.strength_at(self.strength, state.tick(trainer, pl_module))
         if strength and weights:
             add_scaled(self.add_gradient, weights, strength * share, state.gradient_scale(trainer, optimizer))
 
     def before_update(self, optimizer: Optimizer) -> None:
-        """Have `optimizer` keep a step size for weights that no loss has reached, too, in a step that happens."""
+        """Let `optimizer` keep a step size also for weights without a gradient, in a step that happens."""
         if self._run is not None and has_gradient([optimizer]):
             fill_gradients(self._run.targets.of([optimizer]))
 
@@ -295,19 +306,20 @@ class Penalty(Term[Run], Formula):
         if not has_gradient([optimizer]):
             return
         tick, weights = state.tick(trainer, pl_module), run.targets.of([optimizer])
-        least = self.strength * run.factor(tick)
-        strength: float | Tensor = least
+        strength: float | Tensor
         if run.quota and share and weights:
+            least = run.strength_at(self.strength, tick)
             needed = strength_for(
                 run.quota, tick, least * share, self.vanishing_strengths, optimizer, weights, self.unit_dims(weights)
             )
             strength = needed / share
             run.needed = strength if not strength.ndim else dict(zip(weights, strength.unbind(), strict=True))
         else:
-            strongest = self.strength * run.largest_factor(tick)
+            run.strength = self.strength * run.largest_factor(tick)
             run.rounded_away.measure(
-                self.proximal_of, optimizer, weights, strongest, self.recalled, elementwise=self.elementwise
+                self.proximal_of, optimizer, weights, run.strength, self.recalled, elementwise=self.elementwise
             )
+            strength = run.strength_at(self.strength, tick)
         if share and weights and (isinstance(strength, Tensor) or strength):  # reading a tensor would wait for it
             shrink(self.proximal, optimizer, weights, strength * share, self.recalled, elementwise=self.elementwise)
 
@@ -333,7 +345,7 @@ class Penalty(Term[Run], Formula):
         kept = checkpoint.get(_MEMORIES, {}).get(self._memory_key(trainer), {})
         self._own.load(kept.get("attributes", {}))
         if self.remembers:
-            # The checkpoint that a tuner puts back is that of step 0.
+            # A tuner restores the checkpoint of step 0.
             self._memory.load(kept.get("memory") or None, has_begun=checkpoint["global_step"] > 0)
 
     def _memory_key(self, trainer: Trainer) -> str:
@@ -353,12 +365,12 @@ class Penalty(Term[Run], Formula):
 
     @torch.no_grad()
     def _record(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compute the term for the ledger, if it is read and not in the loss anyway."""
+        """Compute the term for the ledger, if it is read and not part of the loss."""
         run = self._run
         if run is None or self.mode == "loss" or (ledger := self.ledger_if_read(trainer, run)) is None:
             return
-        factor = run.factor(state.tick(trainer, pl_module))
-        strength = self.strength * factor if run.needed is None else run.needed
+        current = run.strength_at(self.strength, state.tick(trainer, pl_module))
+        strength = current if run.needed is None else run.needed
         weights = run.targets.of(trainer.optimizers)
         ledger.penalties[run.name] = 0.0
         if isinstance(strength, dict):

@@ -1,7 +1,8 @@
-"""What the penalties of one trainer do together: warnings that name several, one plan, the order of proximal steps."""
+"""The coordination of all penalties of a trainer: common warnings, one plan, the order of proximal steps."""
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import combinations
 from typing import Protocol
 
 from torch.optim import Optimizer
@@ -18,22 +19,26 @@ from lightning_reg.callbacks.trainer.step_hooks import AroundSteps, Turn
 
 
 class Member(Protocol):
-    """A penalty in the eyes of the others."""
+    """A penalty as seen by the others."""
 
     strength: float
     mode: str
 
     @property
     def run(self) -> Run | None:
-        """What it knows during the fit that is running."""
+        """Its state during a fit."""
 
     @property
     def exact_in_any_company(self) -> bool:
-        """Whether its operator, before one other, gives that of the sum."""
+        """Whether its operator, before one other, gives the operator of the sum."""
+
+    @property
+    def mixes_entries(self) -> bool:
+        """Whether its operator, after one other, never gives that of the sum."""
 
     @property
     def overlaps_weight_decay(self) -> bool:
-        """Whether it shrinks weights as the decay of an optimizer does."""
+        """Whether it shrinks weights like the decay of an optimizer."""
 
     def before_update(self, optimizer: Optimizer) -> None:
         """Act when the gradients of `optimizer` are complete."""
@@ -57,13 +62,13 @@ def begin_together(trainer: Trainer, penalties: Sequence[Member]) -> None:
     proximal = [(penalty, run) for penalty, run in runs if penalty.mode == "proximal"]
     if proximal:
         warn_of_averaging(trainer)
-        refuse_shared_weights(
-            {run.name: run.targets.of(optimizers) for penalty, run in proximal if not penalty.exact_in_any_company}
-        )
+        for (one, run), (other, others_run) in combinations(proximal, 2):
+            if one.mixes_entries or other.mixes_entries or not (one.exact_in_any_company or other.exact_in_any_company):
+                refuse_shared_weights({r.name: r.targets.of(optimizers) for r in (run, others_run)})
 
 
 def follow_steps(trainer: Trainer, pl_module: LightningModule, penalties: Sequence[Member]) -> None:
-    """Have the proximal steps of all penalties follow those of the optimizers, in the order that is exact."""
+    """Have the proximal steps of all penalties follow the steps of the optimizers, in the exact order."""
     proximal = [(penalty, run) for penalty in penalties if (run := penalty.run) and penalty.mode == "proximal"]
     for penalty, run in sorted(proximal, key=lambda pair: not pair[0].exact_in_any_company):
         after = partial(penalty.after_update, trainer, pl_module)

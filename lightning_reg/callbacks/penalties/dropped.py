@@ -1,4 +1,4 @@
-"""Steps, and parts of steps, that the user has dropped: nothing was asked of the weights, so no mode adds anything."""
+"""Steps, and parts of steps, that the user has dropped: no loss reaches the weights, so no mode adds a penalty."""
 
 from collections.abc import Set as AbstractSet
 from typing import Any
@@ -8,9 +8,9 @@ from torch.autograd.function import BackwardCFunction
 
 
 def reaches(loss: Tensor, weights: AbstractSet[Tensor], *, are_sharded: bool) -> bool:
-    """Tell whether `backward` of `loss` gives one of `weights` a gradient, as far as its graph shows that.
+    """Tell whether `backward` of `loss` gives one of `weights` a gradient, as far as its graph shows.
 
-    The first that is found will do: in a network it is a few nodes away.
+    The search stops at the first one, which is usually a few nodes away.
     """
     nodes: list[Any] = [loss.grad_fn]
     seen = set()
@@ -19,7 +19,7 @@ def reaches(loss: Tensor, weights: AbstractSet[Tensor], *, are_sharded: bool) ->
         if node is None or node in seen:
             continue
         leaf = getattr(node, "variable", None)
-        # A function in Python, such as activation checkpointing, hides weights. FSDP computes with others than these.
+        # A Python function, such as activation checkpointing, hides weights. FSDP computes with other tensors.
         if isinstance(node, BackwardCFunction) or leaf in weights or (are_sharded and isinstance(leaf, nn.Parameter)):
             return True
         seen.add(node)

@@ -20,8 +20,8 @@ from lightning_reg.selection import Select
 class L1Penalty(Penalty):
     r"""Add :math:`\lambda \sum |w|` to the objective: a Laplace prior, which selects features.
 
-    The subgradient at 0 is 0. Weights come near zero but not to it, for a gradient step jumps across; with
-    `mode="proximal"` they become exactly zero. Logged as `reg/penalty/l1`, see `Penalty`.
+    The subgradient at 0 is 0. Gradient steps overshoot zero, so weights never reach it; with `mode="proximal"` they
+    become exactly zero. Logged as `reg/penalty/l1`, see `Penalty`.
 
     Args:
         strength: :math:`\lambda`, >= 0. The same as `alpha` of `sklearn.linear_model.Lasso` if the loss is half the
@@ -76,8 +76,9 @@ class L1Penalty(Penalty):
 class L2Penalty(Penalty):
     r"""Add :math:`\lambda \sum w^2` to the objective: a Gaussian prior, which shrinks without zeros.
 
-    With SGD this is `weight_decay` of :math:`2\lambda`. With Adam it is not: Adam divides the penalty's gradient by its
-    second-moment estimate like any other, while AdamW's decay goes past it. Logged as `reg/penalty/l2`, see `Penalty`.
+    With SGD this equals `weight_decay` of :math:`2\lambda`. With Adam it differs from AdamW's decay: Adam divides the
+    penalty's gradient by the root of its second moment, but AdamW's decay is not divided. Logged as `reg/penalty/l2`,
+    see `Penalty`.
 
     Args:
         strength: :math:`\lambda`, >= 0.

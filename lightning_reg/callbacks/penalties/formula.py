@@ -1,4 +1,4 @@
-"""What a penalty is: formulas on weights, with no trainer."""
+"""The formulas of a penalty on weights, without a trainer."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -22,17 +22,26 @@ class Formula(ABC):
     keeps_zeros: ClassVar[bool] = False
     """Whether `proximal` keeps zeros and signs, so that constraints may have the same weights."""
 
+    has_one_step_size: ClassVar[bool] = False
+    """Whether `proximal` needs one factor for all entries of a weight: optimizers such as Adam are then refused."""
+
+    mixes_entries: ClassVar[bool] = False
+    """Whether `proximal` mixes entries, as by singular vectors: after the operator of L1 it is not that of the sum."""
+
     @abstractmethod
     def penalty(self, weights: Sequence[Tensor], *args: Any, **kwargs: Any) -> Tensor:
         r"""Return :math:`\Omega(w)`, the term at strength 1.
+
+        Of a term that is not proportional to the strength, return it over `self.current_strength`, by which it is
+        multiplied afterwards.
 
         Define it as `penalty(self, weights)`; with `remember` as `penalty(self, weights, memory)`.
 
         Args:
             weights: The chosen weights that are trained, in the order of the model, at least one; this rank's parts of
-                them if `elementwise` under FSDP. With several optimizers, those of one: the term is a sum over them.
-            *args: If the class has `remember`, the memory: for each weight what that returned, or `None` where it
-                returned nothing; a list in the order of `weights`, and parts of the same entries.
+                them if `elementwise` under FSDP. With several optimizers, the weights of one: their terms are added.
+            *args: If the class has `remember`, the memory: the result of `remember` for each weight, or `None`; a list
+                in the order of `weights`, with parts of the same entries.
             **kwargs: None.
 
         Returns:
@@ -41,14 +50,14 @@ class Formula(ABC):
         """
 
     def remember(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return what the term has to know of weights as training starts; override it for a penalty with a memory.
+        """Return the tensors that the term needs of the initial weights; override it for a penalty with a memory.
 
-        Called once, before the first step. What it returns is copied, moved to the weight, sharded as the weight is if
-        it has its shape (further dimensions may come in front), saved in checkpoints and restored: a resumed run has
-        the memory of the run it continues. Each `fit` that is not resumed starts anew.
+        Called once, before the first step. The result is copied, moved to the device of the weight, saved in
+        checkpoints and restored, so a resumed run has the memory of the run that it continues. It is sharded like the
+        weight if it has its shape (further dimensions may come in front). Each `fit` that is not resumed starts anew.
 
         Args:
-            weights: All chosen weights by name, frozen ones too, without gradient; under FSDP2 `DTensor`s if
+            weights: All chosen weights by name, frozen ones too, without gradient; under FSDP2 DTensors if
                 `elementwise`, else whole weights, each gathered when it is read.
 
         Returns:
@@ -62,8 +71,13 @@ class Formula(ABC):
         """Whether the class defines `remember`: `penalty` and `proximal` then get a further argument."""
         return type(self).remember is not Formula.remember
 
+    @property
+    def offloads(self) -> bool:
+        """Whether the memory stays on the CPU, and the formulas move what they need of it to the weights' device."""
+        return False
+
     def recalled(self, weights: Sequence[Tensor]) -> tuple[()] | tuple[Memories]:
-        """Return the arguments that `penalty` and `proximal` get besides: none, or the memory of `weights`."""
+        """Return further arguments of `penalty` and `proximal`: none, or the memory of `weights`."""
         return ()
 
     def value(self, weights: list[Tensor]) -> Tensor:
@@ -78,7 +92,7 @@ class Formula(ABC):
         Args:
             weights: Weights of one optimizer, without gradient; flat parts of them if `elementwise`.
             factors: :math:`f \ge 0` for each weight: a number, a tensor of one entry, or one of the weight's shape
-                (that of its local part for a `DTensor`).
+                (of its local part for a `DTensor`).
             *args: The memory, as `penalty` gets it, if the class has `remember`.
             **kwargs: None.
 
@@ -86,7 +100,7 @@ class Formula(ABC):
         raise NotImplementedError
 
     def proximal_of(self, weights: list[Tensor]) -> Callable[..., None]:
-        """Return `proximal` for copies of `weights`: what it has to know of weights cannot be told from copies."""
+        """Return `proximal` for copies of `weights`, from which it cannot find settings of the weights."""
         return self.proximal
 
     def vanishing_strengths(self, weights: list[Tensor], step_sizes: Sequence[float | Tensor]) -> list[Tensor]:
@@ -95,52 +109,53 @@ class Formula(ABC):
         Override it, beside `proximal`, to allow `TargetSparsity`.
 
         Args:
-            weights: Weights of one optimizer, without gradient; `DTensor`s if they are sharded.
-            step_sizes: That of each weight: a number, a tensor of one entry, or one of the shape of its local part.
+            weights: Weights of one optimizer, without gradient; DTensors if they are sharded.
+            step_sizes: The step size of each weight: a number, a tensor of one entry, or one of the shape of its local
+                part.
 
         Returns:
-            For each weight a tensor with one entry for each unit that this rank has, of any shape.
+            A tensor for each weight, of any shape, with one entry for each unit of this rank.
 
         """
         raise NotImplementedError
 
     def residual(self, weights: list[Tensor], grads: list[Tensor]) -> Tensor | None:
-        """Return the largest distance of any `-grads` from the subdifferential of `penalty`; None if nobody knows it.
+        """Return the largest distance of any `-grads` from the subdifferential of `penalty`; None if unknown.
 
-        Override it, beside `proximal`, to have `reg/optimality/<name>`: 0 at a minimum of the objective at strength 1.
+        Override it, beside `proximal`, to log `reg/optimality/<name>`: 0 at a minimum of the objective at strength 1.
 
         Args:
-            weights: Weights of one optimizer, without gradient; `DTensor`s if they are sharded.
+            weights: Weights of one optimizer, without gradient; DTensors if they are sharded.
             grads: Their dense gradients, of the data loss over the strength.
 
         Returns:
-            Shape (), of what this rank has of the weights.
+            Shape (), over this rank's parts of the weights.
 
         """
         return None
 
     @property
     def unit_dim(self) -> int | None:
-        """The dimension along which what becomes zero together lies, as `register_layer` counts; `None` for entries."""
+        """The dimension of units that become zero together, as `register_layer` counts; `None` for entries."""
         return None
 
     @property
     def exact_in_any_company(self) -> bool:
         """Whether this operator, applied before one other, gives the operator of the sum: then both may share weights.
 
-        True of the 1-norm alone among those here.
+        True of the 1-norm alone among those here, before all others but those with `mixes_entries`.
         """
         return False
 
     @property
     def overlaps_weight_decay(self) -> bool:
-        """Whether the term shrinks weights as an optimizer's `weight_decay` does, so that both are hardly meant."""
+        """Whether the term shrinks weights like an optimizer's `weight_decay`, so that both are probably a mistake."""
         return False
 
     def add_gradient(self, grads: list[Tensor], weights: list[Tensor], factor: float) -> None:
         """Add `factor` times the gradient of `penalty` to `grads`, in place.
 
-        This one asks autograd; a subclass that knows its gradient can do without the graph and the copy.
+        This default uses autograd; a subclass with a known gradient saves the graph and the copy.
         """
 
         def value(leaves: list[Tensor]) -> Tensor:
@@ -158,7 +173,7 @@ def add_autograd_gradient(
 ) -> None:
     """Add `factor` times the gradient of `penalty`, as autograd finds it, to `grads` in place."""
     with torch.enable_grad():
-        # The weights themselves, by which a user's penalty may know them; copies where hooks wait for a gradient.
+        # The weights themselves, so that a user's penalty can recognize them; copies if hooks wait for a gradient.
         leaves = [
             weight if weight.requires_grad and not _has_hooks(weight) else weight.detach().requires_grad_()
             for weight in weights

@@ -21,15 +21,15 @@ from lightning_reg.selection import Select
 class GroupLassoPenalty(Penalty):
     r"""Add :math:`\lambda \sum_g \sqrt{n_g} \|w_g\|_2` to the objective: whole units go to zero together.
 
-    A group is what one index along `dim` of a weight holds, with :math:`n_g` entries: units whose group is zero can be
-    taken out of the network. Only `mode="proximal"` makes groups exactly zero. Logged as `reg/penalty/group_lasso`.
+    A group is the slice of a weight at one index along `dim`, with :math:`n_g` entries. Units whose group is zero can
+    be removed from the network. Only `mode="proximal"` makes groups exactly zero. Logged as `reg/penalty/group_lasso`.
 
     Args:
         strength: :math:`\lambda`, >= 0.
-        dim: 0 for the weights into each output unit or filter, 1 for those out of each input unit or channel, whatever
-            the layout: of transposed convolutions and of `Conv1D` of transformers, too, and of layers of your own that
-            `register_layer` knows. The output units of an embedding are its rows. Where channels come in groups, one
-            slice has a channel of each group. Of a parameter that sits in no layer it is the dimension of the tensor.
+        dim: 0 for the weights into each output unit or filter, 1 for the weights out of each input unit or channel. The
+            layout does not matter, also in transposed convolutions, in `Conv1D` of transformers and in your own layers
+            after `register_layer`. The output units of an embedding are its rows. If channels come in groups, one slice
+            has a channel of each group. In a parameter that sits in no layer, `dim` is the dimension of the tensor.
         select: Which weights, see `Penalty`.
         mode: `"loss"`, `"grad"` or `"proximal"`, see `Penalty`.
         schedule: Factor on the strength over the optimizer steps, see `Penalty`.

@@ -1,4 +1,4 @@
-"""What the terms of one objective share: their values, and the data loss, of the step at hand, logged together."""
+"""The common record of all terms of an objective: their values and the data loss of a step, logged together."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,18 +32,18 @@ class Ledger:
         self._share = 0.0
 
     def add_loss(self, loss: Tensor, share: float) -> None:
-        """Add the loss of one backward pass, which makes `share` of the step's gradient."""
+        """Add the loss of one backward pass, which contributes `share` of the step's gradient."""
         self._loss = loss if self._loss is None else self._loss + loss
         self._share += share
 
     def add_value(self, name: str, value: Tensor, share: float) -> None:
-        """Add the value of a penalty on one batch of this rank, which makes `share` of the step's gradient."""
+        """Add the value of a penalty on one batch of this rank, which contributes `share` of the step's gradient."""
         known = self._of_batches.get(name)
         self._of_batches[name] = share * value if known is None else known + share * value
         self._shares[name] = self._shares.get(name, 0.0) + share
 
     def add_residuals(self, residuals: Mapping[str, Tensor]) -> None:
-        """Keep how far the weights of one optimizer are from where they rest, if no other's are further."""
+        """Record the residuals of the weights of one optimizer; the largest over optimizers stays."""
         for name, value in residuals.items():
             known = self._residuals.get(name)
             self._residuals[name] = value if known is None else torch.maximum(known, value.to(known.device))
@@ -76,7 +76,7 @@ class TermRun:
     ledger: Ledger = field(default_factory=Ledger, kw_only=True)
 
     def forget(self) -> None:
-        """Begin the coming step anew: the gradients of its batches so far are gone."""
+        """Start the next step again, because the gradients of its batches so far are gone."""
         self.ledger.clear()
 
 
@@ -84,7 +84,7 @@ TermRunT = TypeVar("TermRunT", bound=TermRun)
 
 
 class Term(DuringFit[TermRunT]):
-    """A callback that adds a term to the objective, and has it logged with those of all others."""
+    """A callback that adds a term to the objective; all terms are logged together."""
 
     @override
     def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -103,7 +103,7 @@ class Term(DuringFit[TermRunT]):
             self._run.ledger.clear()
 
     def ledger_if_read(self, trainer: Trainer, run: TermRun) -> Ledger | None:
-        """Return where values go if they are read: to the first term, before which nothing has changed the loss."""
+        """Return the ledger of the first term, which sees the unchanged loss; None if nothing reads the values."""
         is_read = state.logs_now(trainer, first_step=run.first_step)
         return first.ledger if is_read and (first := terms(trainer)[0].run) else None
 

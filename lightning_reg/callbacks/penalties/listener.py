@@ -1,4 +1,4 @@
-"""What modules return in a training step, heard at each call."""
+"""Record the outputs of modules at each call in a training step."""
 
 from collections.abc import Callable, Iterable
 from enum import IntEnum
@@ -14,25 +14,25 @@ from lightning_reg.callbacks.trainer.packages import LightningModule
 
 
 class Heard(IntEnum):
-    """What is known of a module that is listened to."""
+    """The state of a module's record."""
 
     NO_CALL = 0
     NO_GRAPH = 1
-    """It was called, under `torch.no_grad()`."""
+    """It was called, but only under `torch.no_grad()`."""
     NO_GRADIENT = 2
-    """What it returned has no gradient, as that of a frozen module."""
+    """Its output has no gradient, for example because it is frozen."""
     A_GRADIENT = 3
 
 
 class Listener:
     """A forward hook on some modules, which makes a term of every floating tensor that they return in a training step.
 
-    Copies of a module, also pickled ones, have its hooks; a copy of this one hears nothing.
+    Copies of a module, also pickled ones, have its hooks; a copy of this listener records nothing.
 
     Args:
         root: The module that is trained.
-        modules: Those to listen to.
-        term: From what a module returns to a scalar.
+        modules: The modules to record.
+        term: Maps an output to a scalar.
 
     """
 
@@ -48,9 +48,9 @@ class Listener:
         self._handles = [module.register_forward_hook(self) for module in self._modules]
         self._terms: list[Tensor] = []
         self.is_wanted = False
-        """Whether terms are made; they change between batches only, for a checkpointed module is called once more."""
+        """Whether to make terms. It changes between batches only, because checkpointed modules are called again."""
         self.heard = dict.fromkeys(self._modules, Heard.NO_CALL)
-        """The most that has been heard of each module."""
+        """The most recorded of each module."""
 
     @override
     def __reduce__(self) -> tuple[type["Listener"], tuple[()]]:
@@ -61,15 +61,15 @@ class Listener:
         """Make the terms of one call."""
         if self._root is None or module not in self._modules:
             return
-        # Neither in evaluation, nor when another callback calls the network.
+        # Nothing is recorded in evaluation, or when another callback calls the network.
         running = state.running_hook(self._root)
         if running not in ("training_step", "backward"):
             return
         has_graph = torch.is_grad_enabled()
         floating = [tensor for tensor in tensors_in(output) if tensor.is_floating_point() and tensor.requires_grad]
         floating = floating if has_graph else []
-        # Activation checkpointing calls the module again in backward: all that is computed must be so again, for it
-        # counts the tensors that are saved; but it has been heard already.
+        # Activation checkpointing calls the module again in backward, and counts the saved tensors: so everything must
+        # be computed again, but it is recorded already.
         terms = [self._term(tensor) for tensor in floating] if self.is_wanted else []
         if running == "training_step":
             self._terms += terms
@@ -82,8 +82,8 @@ class Listener:
         return sum((term.to(terms[0].device) for term in terms[1:]), start=terms[0]) if terms else None
 
     def remove(self) -> None:
-        """Hear nothing any more."""
+        """Stop recording."""
         for handle in self._handles:
             handle.remove()
-        # Code that has been compiled with the hook in it goes on to call this.
+        # Code compiled with the hook in it still calls this.
         self._root, self._terms = None, []

@@ -1,4 +1,4 @@
-"""What a penalty remembers of each weight, such as where it started: made once, saved, spread as the weight is."""
+"""The memory of a penalty for each weight, such as its initial value: made once, saved, and sharded like the weight."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from lightning_reg import _checks
 from lightning_reg.callbacks.trainer.packages import rank_zero_warn
-from lightning_reg.functional.tensors.shards import as_placed, has_dtensors, spread_like, whole
+from lightning_reg.functional.tensors.shards import Offloaded, as_placed, has_dtensors, spread_like, whole
 from lightning_reg.selection.weights import Weight
 
 Remember = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
@@ -19,44 +19,50 @@ class Memory:
     """One tensor for each chosen weight, or none; from the start of training to the next `fit`."""
 
     def __init__(self) -> None:
-        self._by_name: dict[str, Tensor] = {}
+        self._by_name: dict[str, Tensor | Offloaded] = {}
         self._by_weight: dict[Tensor, Tensor] = {}
         self._names: frozenset[str] = frozenset()
-        """All weights that have been asked about, with a tensor or without."""
+        """All weights passed to `remember`, with a tensor or None."""
         self._is_missing = False
         """Whether there was a checkpoint of a run without this memory."""
 
     def load(self, state: Mapping[str, Any] | None, *, has_begun: bool) -> None:
-        """Take over what a checkpoint holds; `None` if nothing, `has_begun` if it is that of a run with steps."""
-        if self._by_weight:  # a tuner puts back the checkpoint it began with
+        """Load the state of a checkpoint, or `None`; `has_begun` if the checkpoint's run had taken steps."""
+        if self._by_weight:  # a tuner restores its first checkpoint
             return
         self._is_missing = state is None and has_begun
         if state is not None:
             self._by_name, self._names = dict(state["tensors"]), frozenset(state["weights"])
 
     def state(self) -> dict[str, Any]:
-        """Return what belongs into a checkpoint: whole tensors on the CPU; nothing before there is anything.
+        """Return the state for a checkpoint: whole tensors on the CPU; empty before the memory is made.
 
         A collective call where they are sharded.
         """
         if not self._names:
             return {}
-        # Copies: the trainer may go on before an asynchronous writer is done.
-        tensors = {name: whole(tensor).to("cpu", copy=True) for name, tensor in self._by_name.items()}
+        # Copies, because the trainer may continue before an asynchronous writer is done.
+        tensors = {
+            name: (tensor.whole() if isinstance(tensor, Offloaded) else whole(tensor)).to("cpu", copy=True)
+            for name, tensor in self._by_name.items()
+        }
         return {"weights": sorted(self._names), "tensors": tensors}
 
     @torch.no_grad()
-    def begin(self, remember: Remember, weights: Sequence[Weight], owner: str, *, sharded: bool) -> None:
-        """Bring what has been restored to the weights, and ask `remember` about those that it does not know.
+    def begin(
+        self, remember: Remember, weights: Sequence[Weight], owner: str, *, sharded: bool, offload: bool = False
+    ) -> None:
+        """Assign the restored tensors to the weights, and call `remember` for the other weights.
 
         Args:
-            remember: From weights by name to tensors by name.
+            remember: Maps weights by name to tensors by name.
             weights: The chosen weights.
             owner: Name of the penalty, for messages.
-            sharded: Whether `remember` takes `DTensor`s; else it gets whole weights, gathered as they are read.
+            sharded: Whether `remember` takes DTensors; else it gets whole weights, gathered as they are read.
+            offload: Whether this rank's parts are kept on the CPU, for an owner that works on parts.
 
         """
-        if self._by_weight:  # a tuner has trained for a moment before
+        if self._by_weight:  # a tuner has trained briefly before
             return
         restored = bool(self._names)
         new = {weight.name: weight.parameter.detach() for weight in weights if weight.name not in self._names}
@@ -64,25 +70,28 @@ class Memory:
             if restored or self._is_missing:
                 rank_zero_warn(
                     f"The checkpoint holds nothing that {owner} remembers of {', '.join(map(repr, sorted(new)))}:"
-                    " it is made anew, of the weights that the checkpoint holds, so that the term may not be that of"
-                    " the run before. Resume from a checkpoint of a run that had this callback, with the same `select`."
+                    " it is made anew from the weights in the checkpoint, so the term may differ from the previous"
+                    " run's. Resume from a checkpoint of a run that had this callback, with the same `select`."
                 )
             self._by_name |= _checked(remember(new if sharded else _Gathered(new)), new, owner)
         self._names |= new.keys()
         for weight in weights:
-            if weight.name in self._by_name:
-                kept = _kept(self._by_name[weight.name], weight.parameter)
-                self._by_name[weight.name] = self._by_weight[weight.parameter] = kept
+            found = self._by_name.get(weight.name)
+            if isinstance(found, Tensor):
+                kept = _kept(found, weight.parameter, offload=offload)
+                self._by_name[weight.name] = kept
+                self._by_weight[weight.parameter] = kept.part if isinstance(kept, Offloaded) else kept
 
     def of(self, weights: Sequence[Tensor]) -> list[Tensor | None]:
-        """Return what is remembered of each weight, spread over ranks as it is."""
+        """Return the memory of each weight, sharded like the weight; the parts if it is offloaded."""
         return [self._by_weight.get(weight) for weight in weights]
 
     def end(self) -> None:
-        """Let go of the weights and of the device; what is left is for a checkpoint after `fit`."""
+        """Release the weights and device memory; the rest is for a checkpoint after `fit`."""
         self._by_weight = {}
         self._by_name = {
-            name: tensor if has_dtensors([tensor]) else tensor.cpu() for name, tensor in self._by_name.items()
+            name: tensor if isinstance(tensor, Offloaded) or has_dtensors([tensor]) else tensor.cpu()
+            for name, tensor in self._by_name.items()
         }
 
 
@@ -106,7 +115,7 @@ class _Gathered(Mapping[str, Tensor]):
 
 
 def _checked(found: object, weights: Mapping[str, Tensor], owner: str) -> dict[str, Tensor]:
-    """Return what `remember` has returned, if it is a mapping from names of `weights` to tensors."""
+    """Return the result of `remember`, if it is a mapping from names of `weights` to tensors."""
     if not isinstance(found, Mapping):
         msg = f"`{owner}.remember` must return a mapping from names of weights to tensors, got {type(found).__name__}."
         raise TypeError(msg)
@@ -123,9 +132,13 @@ def _checked(found: object, weights: Mapping[str, Tensor], owner: str) -> dict[s
     return dict(found)
 
 
-def _kept(tensor: Tensor, weight: Tensor) -> Tensor:
+def _kept(tensor: Tensor, weight: Tensor, *, offload: bool) -> Tensor | Offloaded:
     """Return a copy of `tensor` where `weight` is: the tensor may be the weight itself, which training changes."""
     tensor = tensor.detach()
+    if offload and not has_dtensors([weight]):
+        return Offloaded(tensor, weight.device)
     if has_dtensors([tensor]):
-        return as_placed(tensor, weight).clone() if tensor.shape == weight.shape else tensor.clone()
-    return spread_like(tensor.to(weight.device, copy=True), weight)
+        kept = as_placed(tensor, weight).clone() if tensor.shape == weight.shape else tensor.clone()
+    else:
+        kept = spread_like(tensor.to(weight.device, copy=True), weight)
+    return Offloaded(kept, weight.device) if offload else kept

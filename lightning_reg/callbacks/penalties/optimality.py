@@ -1,4 +1,4 @@
-"""Is this the minimum? What is logged as `reg/optimality/<name>`: how far a step's gradient is from where it rests."""
+"""The optimality residual `reg/optimality/<name>`: how far a step's gradient is from a minimum."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
@@ -26,7 +26,7 @@ class Member(Protocol):
 
     @property
     def run(self) -> Run | None:
-        """What it knows during the fit that is running."""
+        """Its state during a fit."""
 
     def residual(self, weights: list[Tensor], grads: list[Tensor]) -> Tensor | None:
         """Return the largest distance of any `-grads` from the subdifferential of the term at strength 1."""
@@ -44,13 +44,13 @@ def residuals(
     tick, scale = state.tick(trainer, pl_module), state.gradient_scale(trainer, optimizer)
     for penalty in penalties:
         run = penalty.run
-        # A penalty that aims at a share of zeros finds its strength behind the step.
+        # A penalty with a target share of zeros finds its strength after the step.
         if run is None or penalty.mode != "proximal" or run.quota is not None:
             continue
-        strength = penalty.strength * run.factor(tick) * run.share
+        strength = run.strength_at(penalty.strength, tick) * run.share
         if not strength:
             continue
-        # One weight at a time, or less: of the gradients there is no second copy.
+        # One weight at a time, or less, so that there is no second copy of all gradients.
         each = [
             penalty.residual([part], [_over_strength(grad, strength, scale)])
             for weight in run.targets.of([optimizer])

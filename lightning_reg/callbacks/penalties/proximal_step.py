@@ -1,4 +1,4 @@
-"""The proximal step of `mode="proximal"`, right after each step that an optimizer has really taken."""
+"""The proximal step of `mode="proximal"`, right after each step that an optimizer really takes."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -12,10 +12,10 @@ from lightning_reg.functional.tensors.chunks import NumberOrTensor, in_memory_or
 from lightning_reg.functional.tensors.shards import local_part, local_parts
 
 Proximal = Callable[..., None]
-"""Of weights and factors, and of what is remembered of the weights if anything is."""
+"""A function of weights, factors, and the memory of the weights if there is one."""
 Recall = Callable[[Sequence[Tensor]], tuple[()] | tuple[Sequence[Tensor | None]]]
 
-# Entries that are worked on at once: what is computed on the way stays in a cache on a CPU, and small on a GPU.
+# Entries processed at once: intermediate results stay in the cache on a CPU, and small on a GPU.
 _CPU_ENTRIES = 1 << 18
 _GPU_ENTRIES = 1 << 24
 _MEMORY = "lightning_reg.memory"
@@ -23,7 +23,7 @@ _SCALE = "lightning_reg.scale"
 
 
 def fill_gradients(weights: Sequence[Tensor]) -> None:
-    """Give weights that no loss has reached a gradient of 0: the optimizer then keeps a step size for them, too."""
+    """Give weights without a gradient a gradient of 0, so that the optimizer also keeps a step size for them."""
     for weight in weights:
         if weight.grad is None:
             weight.grad = torch.zeros_like(weight)
@@ -39,19 +39,19 @@ def shrink(
     *,
     elementwise: bool,
 ) -> None:
-    """Put weights through the proximal operator of `strength` times the step size that `optimizer` has for each.
+    """Apply the proximal operator to weights, with `strength` times the step size that `optimizer` has for each.
 
     Args:
-        proximal: Replaces weights, in place, by its result for a factor for each; `elementwise` if it may get parts.
-        optimizer: Has just taken a step.
-        weights: The weights, among those of the optimizer.
+        proximal: Replaces weights, in place, by its result for one factor each; `elementwise` if it may get parts.
+        optimizer: The optimizer that has just taken a step.
+        weights: The weights; the optimizer holds them.
         strength: Factor on the penalty, or one for each weight, shape (weights,).
-        recall: From weights to what `proximal` gets besides, see `Formula.recalled`.
+        recall: Maps weights to further arguments of `proximal`, see `Formula.recalled`.
         elementwise: Whether `proximal` works on flat parts of weights; else it gets them as the optimizer holds them.
 
     """
-    # Fused optimizers look themselves whether gradients are finite, inside `step`; so whether this one was skipped is
-    # known on the device only.
+    # Fused optimizers check themselves, inside `step`, whether gradients are finite. So only the device knows whether
+    # this step was skipped.
     found_inf = getattr(optimizer, "found_inf", None)
     if found_inf is not None:
         strength = strength * (found_inf == 0)
@@ -69,10 +69,10 @@ def with_step_sizes(
 ) -> Iterator[tuple[Any, ...]]:
     """Yield `weights`, or parts of them if `elementwise`, in lists, with `scale` times the optimizer's step sizes.
 
-    `scale` may have one entry for each weight, shape (weights,). After the step sizes, if `recall` has anything, comes
-    what it has of these weights, in the same parts.
+    `scale` may have one entry for each weight, shape (weights,). The step sizes are followed by the results of
+    `recall`, if any, for these weights in the same parts.
 
-    What has no gradient is left out: the optimizer has not moved it.
+    Weights without a gradient are left out, because the optimizer has not moved them.
     """
     rule = find_rule(type(optimizer))
     if rule is None:  # refused before training
@@ -82,7 +82,7 @@ def with_step_sizes(
     for group in optimizer.param_groups:
         members = [weight for weight in group["params"] if weight in chosen and weight.grad is not None]
         states = [optimizer.state.get(weight, {}) for weight in members]
-        # Beside the optimizer's state, so that it is cut as that is.
+        # Stored in the optimizer's state, so that it is cut in the same way.
         if scales:
             states = [{**state, _SCALE: scales[weight]} for weight, state in zip(members, states, strict=True)]
         for memory in recall(members):
@@ -102,9 +102,9 @@ def with_step_sizes(
 def _cut(
     weights: Sequence[Tensor], states: Sequence[Mapping[str, Any]], *, split: bool
 ) -> Iterator[tuple[list[Tensor], list[Mapping[str, Any]]]]:
-    """Yield weights with the local parts of their states, in lists of about as many entries as are worked on at once.
+    """Yield weights with the local parts of their states, in lists of about `_ENTRIES` entries.
 
-    If `split`, they are flat parts of what this rank has; else weights as they are, in the same lists on all ranks.
+    If `split`, they are flat parts of this rank's shards; else unchanged weights, in the same lists on all ranks.
     """
     parts: list[Tensor] = []
     part_states: list[Mapping[str, Any]] = []
@@ -131,7 +131,7 @@ def _split(weight: Tensor, state: Mapping[str, Any], size: int) -> Iterator[tupl
     alike = {name: value for name, value in state.items() if isinstance(value, Tensor) and value.shape == weight.shape}
     tensors = in_memory_order([weight, *alike.values()])
     memory = state.get(_MEMORY)
-    # A memory of another shape belongs to the whole weight.
+    # A memory with another shape belongs to the whole weight.
     if (
         weight.numel() <= size
         or (memory is not None and _MEMORY not in alike)

@@ -1,4 +1,4 @@
-"""How strong a penalty must be in this step to make a given share of the weights, or of their groups, zero."""
+"""The strength with which a penalty makes a given share of the weights, or of their groups, zero in a step."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ from lightning_reg.functional.tensors.shards import shard_groups
 
 Vanishing = Callable[[list[Tensor], list[NumberOrTensor]], list[Tensor]]
 
-# Entries that are looked at. The share among a million is that among all to 0.002, with four standard deviations; of a
-# layer by itself a quarter of that many, and 0.004.
+# Entries in a sample. The share among a million differs from the share among all by at most 0.002, at four standard
+# deviations. A single layer has a quarter of that, and 0.004.
 _SAMPLE = 1 << 20
 _LAYER_SAMPLE = 1 << 18
-# Distances between entries of a sample: primes, for a common divisor with a row's length would see some columns only.
+# Distances between entries of a sample: primes, because a common divisor with a row's length would skip columns.
 _STRIDES = (1, 11, 101, 1009, 10007, 100003)
 _FLOAT_BITS = 31
 _ROUNDING = 1 + 2.0**-20
@@ -26,12 +26,12 @@ _ROUNDING = 1 + 2.0**-20
 
 @dataclass(frozen=True)
 class Quota:
-    """The share of units that is to be zero, and of which weights.
+    """The wanted share of zero units.
 
     Args:
-        share: From optimizer steps so far to the share.
-        each_layer: Whether each weight is to have it; else all together.
-        floor: The least share of each weight that is left.
+        share: Maps the number of optimizer steps so far to the share.
+        each_layer: Whether each weight must have the share; otherwise all weights together.
+        floor: The least share of units that is left in each weight.
 
     """
 
@@ -55,22 +55,22 @@ def strength_for(  # noqa: PLR0913  # what is wanted, and of what
     The same on all ranks; a collective call where weights are sharded.
 
     Args:
-        quota: What is wanted; a share of 0 gives `least`.
+        quota: The wanted share; a share of 0 gives `least`.
         tick: Optimizer steps so far.
-        least: What the strength is at least, as far as the floor allows that.
-        vanishing: From weights and step sizes to the least strength at which each unit becomes zero.
-        optimizer: Has just taken a step.
-        weights: The weights, among those of the optimizer, at least one.
-        dims: For each weight the dimension along which units lie; `None` if each entry is one.
+        least: The least strength, as far as the floor permits.
+        vanishing: Maps weights and step sizes to the least strength at which each unit becomes zero.
+        optimizer: The optimizer that has just taken a step.
+        weights: The weights, at least one; the optimizer holds them.
+        dims: The dimension along which the units of each weight lie; `None` if each entry is a unit.
 
     Returns:
-        Shape (), or (weights,) if layers have strengths of their own.
+        Shape (), or (weights,) if layers have separate strengths.
 
     """
     by_layer = quota.each_layer or quota.floor > 0
     sample = _Sample(weights, by_layer=by_layer)
     stride = 1 if dims is not None or by_layer else _stride(sum(weight.numel() for weight in weights), _SAMPLE)
-    # Whole weights, whose ranks are known; only a sample of what is computed stays.
+    # Whole weights, whose ranks are known; only a sample of the results is kept.
     for parts, step_sizes in with_step_sizes(optimizer, weights, elementwise=False):
         for part, strengths in zip(parts, vanishing(parts, step_sizes), strict=True):
             own = stride if dims is not None or not by_layer else _stride(part.numel(), _LAYER_SAMPLE)
@@ -80,7 +80,7 @@ def strength_for(  # noqa: PLR0913  # what is wanted, and of what
     if not quota.floor:
         strengths = _as_strengths(sample.least(wanted), wanted > 0).clamp(min=least)
         return strengths if by_layer else strengths.squeeze()
-    # What is left is rounded up, but not for what floats lose.
+    # The number of units left is rounded up, except for the rounding of floats.
     allowed = (totals * (1 - quota.floor) * _ROUNDING + 1e-6).floor()
     caps = torch.where(allowed > 0, sample.least(allowed).view(torch.float32) * _ROUNDING, 0.0)
     found = sample.least(wanted) if quota.each_layer else sample.least_within(wanted, allowed)
@@ -102,7 +102,7 @@ class _Sample:
 
     Args:
         weights: The weights.
-        by_layer: Whether each is a layer by itself.
+        by_layer: Whether each weight counts separately.
 
     """
 
@@ -114,14 +114,14 @@ class _Sample:
         self._joined: dict[tuple[ProcessGroup, ...], tuple[Tensor, Tensor, Tensor, Tensor]] = {}
 
     def add(self, weight: Tensor, strengths: Tensor, dim: int | None) -> None:
-        """Add those of one weight, whose units lie along a dimension, or are its entries."""
+        """Add the strengths of one weight, whose units lie along a dimension, or are its entries."""
         ranks = shard_groups(weight, lambda sharded: dim in (None, sharded))
-        # 0/0, of an entry that is 0 and does not move, is 0.
+        # 0/0, for an entry that is 0 and does not move, counts as 0.
         bits = strengths.float().nan_to_num(0.0, torch.inf).view(torch.int32).to(self._device)
         self._parts.setdefault(ranks, []).append((self._positions[weight], bits))
 
     def totals(self) -> Tensor:
-        """Return how many units each layer has, on all ranks, shape (layers,). Nothing is added any more."""
+        """Return the number of units of each layer on all ranks, shape (layers,); call it after the last `add`."""
         for ranks, parts in self._parts.items():
             sizes = [bits.numel() for _, bits in parts]
             layers, lengths = (
@@ -134,11 +134,11 @@ class _Sample:
         return self._below(torch.full((self._layers,), most, dtype=torch.int32, device=self._device))
 
     def least(self, wanted: Tensor) -> Tensor:
-        """Return for each layer the least value that `wanted` units are below or at, shape (layers,)."""
+        """Return the least value for each layer such that `wanted` units are at or below it, shape (layers,)."""
         return self._search(self._layers, lambda trial: self._below(trial) >= wanted)
 
     def least_within(self, wanted: Tensor, allowed: Tensor) -> Tensor:
-        """Return the least value that `wanted` units are below or at, of those allowed in each layer, shape (1,)."""
+        """Return the least value such that `wanted` units are at or below it, with limits by layer, shape (1,)."""
         return self._search(
             1, lambda trial: torch.minimum(self._below(trial.expand(self._layers)), allowed).sum() >= wanted
         )
@@ -146,13 +146,13 @@ class _Sample:
     def _search(self, size: int, is_enough: Callable[[Tensor], Tensor]) -> Tensor:
         found = torch.zeros(size, dtype=torch.int32, device=self._device)
         for bit in reversed(range(_FLOAT_BITS)):
-            # The largest number that fewer than `wanted` units stay below or at: the next one is the answer.
+            # Find the largest number with fewer than `wanted` units at or below it. The next one is the answer.
             trial = found + (1 << bit)
             found = torch.where(is_enough(trial), found, trial)
         return found
 
     def _below(self, limits: Tensor) -> Tensor:
-        """Return how many units of each layer are below its limit, on all ranks."""
+        """Return the number of units of each layer below its limit, on all ranks."""
         counts = []
         for ranks, (bits, owners, layers, ends) in self._joined.items():
             if self._layers == 1:

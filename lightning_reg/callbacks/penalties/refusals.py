@@ -1,9 +1,10 @@
-"""What a penalty cannot work with, and what it should not be used beside: refused or warned of before training."""
+"""Settings that a penalty cannot or should not work with: an error or a warning before training."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 
 from torch import Tensor
+from torch.optim import Optimizer
 
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.packages import (
@@ -23,7 +24,7 @@ def refuse_mode(trainer: Trainer, pl_module: LightningModule, name: str, mode: s
     flat = state.has_flat_shards(trainer)
     reason = ""
     if mode == "loss" and not pl_module.automatic_optimization:
-        reason = 'manual optimization, where the loss is your own and a step may have several. Use mode="grad"'
+        reason = 'manual optimization, in which one step may have several losses of your own. Use mode="grad"'
     elif mode == "loss" and flat:
         reason = 'FSDP1, which frees the weights before backward. Use mode="grad", or FSDP2 (ModelParallelStrategy)'
     elif flat and not elementwise:
@@ -34,25 +35,26 @@ def refuse_mode(trainer: Trainer, pl_module: LightningModule, name: str, mode: s
 
 
 def refuse_memory(trainer: Trainer, name: str) -> None:
-    """Raise if weights are flat pieces, of which nothing can be saved by name."""
+    """Raise if weights are flat shards, which cannot be saved by name."""
     if state.has_flat_shards(trainer):
         msg = f"{name}, which remembers weights, does not work with FSDP1. Use FSDP2 (ModelParallelStrategy)."
         raise MisconfigurationException(msg)
 
 
 def refuse_missing_operator(name: str) -> None:
-    """Raise, for a penalty without a proximal operator."""
+    """Raise for a penalty without a proximal operator."""
     msg = (
-        f'{name} with mode="proximal" needs the method `proximal(weights, factors)`, which puts weights through the'
-        ' proximal operator of the penalty. Define it, or use mode="loss" or "grad".'
+        f'{name} with mode="proximal" needs the method `proximal(weights, factors)`, which applies the proximal'
+        ' operator of the penalty to weights. Define it, or use mode="loss" or "grad".'
     )
     raise MisconfigurationException(msg)
 
 
-def refuse_optimizers(trainer: Trainer, name: str, mode: str) -> None:
-    """Raise if an optimizer would not minimise the penalty."""
+def refuse_optimizers(trainer: Trainer, name: str, mode: str, need_one_size: Sequence[Optimizer] = ()) -> None:
+    """Raise if an optimizer would not minimise the penalty; of some, that is so unless a weight has one step size."""
     if mode == "proximal":
         _refuse_unknown_step_sizes(trainer, name)
+        _refuse_varied_step_sizes(need_one_size, name)
         return
     groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
     if any(group.get("line_search_fn") for group in groups):
@@ -64,7 +66,7 @@ def refuse_optimizers(trainer: Trainer, name: str, mode: str) -> None:
         )
         raise MisconfigurationException(msg)
     if any(group.get("maximize") for group in groups):
-        msg = f"{name} does not work with `maximize=True`: it would grow. Minimise the negative objective instead."
+        msg = f"{name} does not work with `maximize=True`, which also maximises it. Minimise the negative objective."
         raise MisconfigurationException(msg)
 
 
@@ -73,15 +75,26 @@ def _refuse_unknown_step_sizes(trainer: Trainer, name: str) -> None:
         if find_rule(type(optimizer)) is None:
             msg = (
                 f'{name} with mode="proximal" must know how far {type(optimizer).__name__} moves each weight, but knows'
-                f" only {', '.join(known_optimizers())}. Tell it with"
+                f" only {', '.join(known_optimizers())}. Register its step sizes with"
                 f" `lightning_reg.register_step_size({type(optimizer).__name__}, function)`,"
                 ' or use another optimizer, or mode="grad".'
             )
             raise MisconfigurationException(msg)
 
 
+def _refuse_varied_step_sizes(optimizers: Sequence[Optimizer], name: str) -> None:
+    for optimizer in optimizers:
+        if (rule := find_rule(type(optimizer))) and rule.varies:
+            msg = (
+                f'{name} with mode="proximal" needs one step size for all entries of a weight, but'
+                f" {type(optimizer).__name__} has one for each. Use SGD, or another optimizer whose step size you tell"
+                ' with `lightning_reg.register_step_size`, or mode="grad".'
+            )
+            raise MisconfigurationException(msg)
+
+
 def refuse_directions(weights: Iterable[Weight], name: str) -> None:
-    """Raise for the directions that weight norm makes weights of: as zero they would have none, and weights be NaN."""
+    """Raise for the directions in weight norm: a direction of zero would make weights NaN."""
     for weight in weights:
         if weight.is_direction:
             msg = (
@@ -93,15 +106,15 @@ def refuse_directions(weights: Iterable[Weight], name: str) -> None:
 
 
 def refuse_large_strength(name: str, strength: float, weights: Sequence[Tensor]) -> None:
-    """Raise if `strength` is infinite in the precision of the weights, and the term of a zero weight no number."""
+    """Raise if `strength` is infinite in the precision of the weights, so that the term of a zero weight is NaN."""
     check_fits(f"{name}.strength", strength, weights)
 
 
 def refuse_shared_weights(weights: Mapping[str, Sequence[Tensor]]) -> None:
-    """Raise if two proximal penalties act on one weight: one operator after the other is not that of the sum.
+    """Raise if two proximal penalties act on one weight: two operators in sequence do not minimise the sum.
 
     Args:
-        weights: For each penalty for which that is so, the weights that it acts on.
+        weights: The weights of each proximal penalty to which this applies.
 
     """
     for (name, own), (other, others) in combinations(weights.items(), 2):
@@ -115,12 +128,12 @@ def refuse_shared_weights(weights: Mapping[str, Sequence[Tensor]]) -> None:
 
 
 def warn_of_averaging(trainer: Trainer) -> None:
-    """Warn if a callback averages weights over steps, which are then exactly zero only where all of them were."""
+    """Warn if a callback averages weights over steps: an average is exactly zero only if all its weights were."""
     averaging = state.averaging_callback(trainer)
     if averaging:
         rank_zero_warn(
             f'{averaging} averages weights, so that what mode="proximal" made exactly zero becomes a small number'
-            " again. Leave it out, or begin to average when the zeros have settled, and set entries of the average to"
+            " again. Leave it out. Or start to average after the zeros have settled, and set entries of the average to"
             " zero where the last weights are zero."
         )
 
@@ -136,7 +149,7 @@ def warn_of_weight_decay(decays: Mapping[str, Sequence[float]]) -> None:
     """Warn if the optimizer's own decay acts on weights that penalties shrink in the same way.
 
     Args:
-        decays: For each penalty that does, the `weight_decay` of every parameter group that holds its weights.
+        decays: For each such penalty, the `weight_decay` of every parameter group that holds its weights.
 
     """
     names = [name for name, values in decays.items() if any(values)]

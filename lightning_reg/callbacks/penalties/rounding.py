@@ -10,7 +10,7 @@ from lightning_reg.callbacks.penalties.proximal_step import Proximal, Recall, wi
 from lightning_reg.callbacks.trainer.packages import rank_zero_warn
 from lightning_reg.functional.tensors.shards import local_parts
 
-# Of the entries that are to move. Some always stay: the largest, of which a step is a small share.
+# Share of the entries that should move. The largest ones never do, because a step is a small share of them.
 _TOLERATED = 0.5
 
 
@@ -33,15 +33,15 @@ class RoundedAway:
         *,
         elementwise: bool,
     ) -> None:
-        """Count, in the first step of an epoch, what a proximal step of `strength` moves; nothing waits for the device.
+        """Count the entries that a proximal step moves, in the first step of an epoch; nothing waits for the device.
 
         Args:
-            proximal_of: From weights to what replaces copies of them, in place.
-            optimizer: Has just taken a step.
-            weights: The weights, among those of the optimizer.
+            proximal_of: Maps weights to a function that applies the operator to copies, in place.
+            optimizer: The optimizer that has just taken a step.
+            weights: The weights; the optimizer holds them.
             strength: Factor on the penalty.
-            recall: From weights to what that gets besides.
-            elementwise: Whether that works on flat parts of weights.
+            recall: Maps weights to further arguments of that function.
+            elementwise: Whether that function works on flat parts of weights.
 
         """
         coarse = [weight for weight in weights if torch.finfo(weight.dtype).bits < torch.finfo(torch.float32).bits]

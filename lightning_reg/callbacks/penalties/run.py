@@ -1,4 +1,4 @@
-"""What a penalty on weights knows during one fit."""
+"""The state of a penalty on weights during one fit."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,12 +21,12 @@ from lightning_reg.selection.weights import Selection
 
 @dataclass
 class Run(TermRun):
-    """State of one penalty between the start and the end of `fit`; nothing in it has to survive a resume."""
+    """State of one penalty between the start and the end of `fit`; a resume needs nothing of it."""
 
     selection: Selection
     targets: Targets
     unit_dims: Mapping[Tensor, int]
-    """For each chosen weight the dimension of the tensor along which units lie; empty if each entry is one."""
+    """The dimension of each chosen weight along which its units lie; empty if each entry is a unit."""
     acts_at_step: bool
     """Whether the term acts at the optimizer step (its gradient right before, or its operator right after), instead of
     through the loss."""
@@ -34,18 +34,20 @@ class Run(TermRun):
     """Whether the optimizers hold parts of weights, as FSDP leaves them on each rank."""
     unseen: UnseenSteps
     schedule: Timetable | None = None
-    """The user's, with durations in ticks."""
+    """The user's schedule, with durations in ticks."""
+    strength: float = 0.0
+    """The strength in the current step, times the schedule."""
     pending: float = 0.0
     """Share of the coming optimizer step whose backward passes have run, but whose gradient is not yet added."""
     share: float = 0.0
-    """Share of the optimizer step that is about to be taken."""
+    """Share of the next optimizer step."""
     quota: Quota | None = None
-    """Which share of weights, or groups, the penalty has to make zero, instead of having a strength."""
+    """The share of weights, or groups, to make zero, instead of a fixed strength."""
     needed: Tensor | dict[Tensor, Tensor] | None = None
-    """The strength that this took in the last step, or that of each weight."""
+    """The strength for the quota in the last step, or one strength for each weight."""
     rounded_away: RoundedAway = field(default_factory=RoundedAway)
     hooks: AroundSteps | None = None
-    """What takes proximal steps after those of the optimizers."""
+    """The hooks that take proximal steps after the steps of the optimizers."""
 
     @override
     def forget(self) -> None:
@@ -53,9 +55,9 @@ class Run(TermRun):
         super().forget()
 
     def take_share(self, *, automatic: bool) -> float:
-        """Return, once, which share of a full gradient the step has that has just been taken.
+        """Return, once, the share of a full gradient in the last step.
 
-        A step that Lightning has not announced has the shares of the backward passes before it.
+        A step that Lightning did not announce has the shares of the backward passes before it.
         """
         share = (self.share or self.pending) if automatic else 1.0
         self.share = self.pending = 0.0
@@ -65,8 +67,13 @@ class Run(TermRun):
         """Return the factor on the strength at `tick`."""
         return 1.0 if self.schedule is None else _checks.non_negative(f"schedule({tick})", self.schedule(tick))
 
+    def strength_at(self, strength: float, tick: int) -> float:
+        """Return `strength` times the factor at `tick`, and store it for the formulas."""
+        self.strength = strength * self.factor(tick)
+        return self.strength
+
     def largest_factor(self, tick: int) -> float:
-        """Return the largest factor on the strength, as far as it can be known at `tick`."""
+        """Return the largest factor on the strength, as far as it is known at `tick`."""
         return self.factor(tick) if self.schedule is None else max(self.factor(tick), self.schedule.peak)
 
     def plan(self, settings: str, action: str, optimizers: Sequence[Optimizer]) -> Plan:

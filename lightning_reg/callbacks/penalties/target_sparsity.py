@@ -35,39 +35,39 @@ class Aim:
     """The schedule, with durations in steps."""
 
     def at(self, tick: int) -> float:
-        """Return the share that is wanted at `tick`."""
+        """Return the wanted share at `tick`."""
         factor = 1.0 if self.factor is None else self.factor(tick)
         return self.target * _checks.in_range(f"schedule({tick})", factor, 0, 1)
 
 
 @final
 class TargetSparsity(DuringFit[Aim]):
-    r"""Train to a share of zeros: choose the strength of a proximal penalty, step by step, so that it is met.
+    r"""Train to a share of zeros: choose the strength of a proximal penalty in each step so that the share is met.
 
-    In each step the strength is the least one with which the proximal step leaves :math:`s(t)\,p` of all selected
-    weights, or groups for `GroupLassoPenalty`, zero: each unit has a strength at which it vanishes, and the strength is
-    that of the right rank among them. So the share is met from the first step on, whatever the optimizer, learning rate
-    and loss; weights that the data's gradient brings back replace others. A step depends on nothing but weights,
-    optimizer and step: a resumed run is the uninterrupted one, without a state of its own.
+    Each unit has a strength at which it vanishes. In each step the strength is the least one with which the proximal
+    step makes a share :math:`s(t)\,p` of all selected weights, or groups for `GroupLassoPenalty`, zero. So the share is
+    met from the first step on, with any optimizer, learning rate and loss. Weights that the data's gradient brings back
+    replace others. A step depends only on weights, optimizer and step number, so a resumed run equals the uninterrupted
+    one without any saved state.
 
-    Exact but for ties; of more than a million weights, as many are looked at, and the share is within 0.002 (of a
-    quarter of that in each layer, and 0.004, where layers are told apart by `scope` or `floor`). It can be larger than
-    the target where weights without a gradient are zero already (behind dead units) or where `penalty` has a strength
-    that makes more of them zero. With several optimizers, each one's weights meet the target.
+    Exact except for ties. Above a million weights, a sample of a million is used, and the share is within 0.002; if
+    `scope` or `floor` treats layers separately, a quarter of that in each layer, and 0.004. It can be larger than the
+    target if weights without a gradient are already zero (behind dead units), or if the strength of `penalty` makes
+    more weights zero. With several optimizers, the weights of each meet the target.
 
-    Logged at the trainer's `log_every_n_steps`, beside what the penalty logs: `reg/target_sparsity/strength` (that of
-    the last step; the largest, where each layer has its own), `reg/target_sparsity/target` (:math:`s(t)\,p`) and
+    Logged at the trainer's `log_every_n_steps`, beside the penalty's values: `reg/target_sparsity/strength` (of the
+    last step; the largest if layers have different ones), `reg/target_sparsity/target` (:math:`s(t)\,p`) and
     `reg/target_sparsity/reached` (the share of zeros of all weights together); a second callback logs
     `reg/target_sparsity-1/strength` and so on.
 
     Args:
         penalty: An `L1Penalty`, `ElasticNetPenalty` or `GroupLassoPenalty` with `mode="proximal"` and no schedule, not
-            in the trainer's callbacks itself. Its strength is the least that is used; 0 leaves all to the target.
+            in the trainer's callbacks itself. Its strength is the least strength used; with 0 only the target decides.
         target: :math:`p`, the share of zeros, in (0, 1).
-        scope: `"global"`: all selected weights together have the share, so that layers that matter less lose more;
-            `"layer"`: each weight has it.
-        floor: The least share of units that is left in each weight, in [0, 1 - p]: no layer has a share of zeros above
-            1 minus it, for one with nothing left ends the network; the others make up for it. 0 for no limit.
+        scope: `"global"`: all selected weights together have the share, so less important layers lose more. `"layer"`:
+            each weight has it.
+        floor: The least share of units that is left in each weight, in [0, 1 - p], because a layer of zeros would cut
+            the network. Other layers lose more instead. 0 for no limit.
         schedule: :math:`s(t)`, a schedule or any callable from optimizer steps so far to a factor in [0, 1]; by default
             `Cosine(0.0, 1.0, 0.5)`, from 0 to 1 in the first half of the run.
 
@@ -101,13 +101,13 @@ class TargetSparsity(DuringFit[Aim]):
             raise TypeError(msg)
         if penalty.mode != "proximal" or penalty.schedule is not None:
             msg = (
-                f"`penalty` must have mode='proximal', the one that makes zeros, and no schedule, got {penalty!r}."
+                f"`penalty` must have mode='proximal', which makes zeros, and no schedule, got {penalty!r}."
                 " Give the schedule to TargetSparsity."
             )
             raise ValueError(msg)
         if type(penalty).vanishing_strengths is Formula.vanishing_strengths or getattr(penalty, "l1_ratio", 1.0) == 0:
             msg = (
-                "`penalty` must be one that makes zeros and knows at which strength (`vanishing_strengths`),"
+                "`penalty` must make zeros and define the strengths at which they appear (`vanishing_strengths`),"
                 f" got {penalty!r}. Use L1Penalty, ElasticNetPenalty with l1_ratio > 0, or GroupLassoPenalty."
             )
             raise ValueError(msg)

@@ -1,4 +1,4 @@
-"""The weights a callback acts on, as the optimizers hold them."""
+"""The weights that a callback acts on, as the optimizers hold them."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,7 +12,7 @@ from lightning_reg.selection.weights import Selection
 
 
 class Targets:
-    """Chosen weights that are trained at the moment: in an optimizer, and not frozen.
+    """Chosen weights that are currently trained: in an optimizer, and not frozen.
 
     Both can change during training, as with `BaseFinetuning`.
     """
@@ -42,7 +42,7 @@ class Targets:
 
 
 def gradients(weights: list[Tensor]) -> list[Tensor]:
-    """Return the dense gradients of `weights`, made where backward left none.
+    """Return the dense gradients of `weights`, with new zero gradients where backward left none.
 
     A weight that no loss reached has no gradient, yet its penalty has one.
     """
@@ -64,7 +64,7 @@ def add_scaled(
     factor: float,
     scale: Tensor | None,
 ) -> None:
-    """Add `factor` times a gradient to those of `weights`, which still carry the factor `scale` (`None`: do not)."""
+    """Add `factor` times a gradient to the gradients of `weights`, which still carry the factor `scale` if not None."""
     if scale is None:
         add_gradient(gradients(weights), weights, factor)
         return

@@ -1,4 +1,4 @@
-"""The spectral constraint: weights that have left the ball of norm c go back into it, right after the step."""
+"""The spectral constraint: weights that leave the ball of norm c are projected back right after the step."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,18 +31,18 @@ from lightning_reg.functional.tensors.precision import without_autocast
 from lightning_reg.functional.tensors.shards import has_dtensors, local_slice
 from lightning_reg.selection import Select, Weight
 
-# Where a check that is sure costs no more than following, nothing is left to it: of matrices with so short a side.
+# Matrices with a side of at most this length are checked exactly, which costs no more than following.
 _SHORT_SIDE = 256
-# What is followed is held below the bound by what following may miss: of matrices that are clipped, in one round,
-# and of norms, besides a multiple of what the last round has gained.
+# Followed norms are held below the bound by a margin for what following may miss: for matrices that are clipped, in one
+# round; and for norms, plus a multiple of the gain of the last round.
 _BELOW = 1e-3
 _CLIPPING_ROUNDS = 1
 _MISSED, _GAINS = 2e-3, 4
-# Of norms: a round that gains more than this has others behind it, so many at most.
+# If a round raises a norm by more than this share, further rounds follow, at most this many.
 _SETTLED, _MORE_STEPS = 5e-3, 4
-# Of clipping what is followed, from a random start.
+# Steps of clipping from a random start.
 _START_STEPS = 3
-# Beyond so many times the bound, rounding in float32 would be seen in what is left.
+# Beyond this multiple of the bound, rounding in float32 would show in the result.
 _FAR = 10
 # Smaller matrices of one shape are clipped together.
 _STACK_ENTRIES = 1 << 22
@@ -53,7 +53,7 @@ class Projection:
 
     Args:
         norm_bound: c, the largest norm.
-        clips: Whether matrices have their singular values clipped; else they are rescaled, as convolutions are.
+        clips: Whether singular values of matrices are clipped; otherwise matrices are rescaled, like convolutions.
 
     """
 
@@ -62,11 +62,11 @@ class Projection:
         self._norms = WeightNorms()
         self._weights: dict[Tensor, Weight] = {}
         self._bases: dict[str, Tensor] = {}
-        """From which clipping goes on, by the names of the weights."""
+        """The bases from which clipping continues, by the names of the weights."""
 
     @torch.no_grad()
     def start(self, weights: Iterable[Weight], saved: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Project `weights`; those among `saved` are inside already."""
+        """Project `weights`; weights in `saved` are inside already."""
         new = []
         for weight in weights:
             self._weights[weight.parameter] = weight
@@ -87,7 +87,7 @@ class Projection:
         self._rescale([weight for weight in new if not is_matrix(weight)])
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """Return what the next projections go on from, on the CPU."""
+        """Return the state from which the next projections continue, on the CPU."""
         followed = self._norms.followed.state()
         clipped = {name: {"bases": bases.cpu().clone()} for name, bases in self._bases.items()}
         return {w.name: {**followed.get(w.name, {}), **clipped.get(w.name, {})} for w in self._weights.values()}
@@ -100,7 +100,7 @@ class Projection:
 
     @torch.no_grad()
     def after_step(self, optimizer: Optimizer) -> None:
-        """Project what `optimizer` has taken out of the ball."""
+        """Project the weights that `optimizer` moved out of the ball."""
         held = (tensor for group in optimizer.param_groups for tensor in group["params"] if tensor.grad is not None)
         weights = [self._weights[tensor] for tensor in held if tensor in self._weights]
         clipped = [weight for weight in weights if self._is_clipped(weight)]
@@ -114,7 +114,7 @@ class Projection:
         return self._clips and is_matrix(weight) and mask_of(weight) is None
 
     def _clip(self, weights: Sequence[Weight]) -> None:
-        """Take off what is above the bound: of small matrices exactly, of large ones as far as it is followed."""
+        """Clip singular values above the bound: exactly in small matrices, as far as followed in large ones."""
         alike: dict[tuple[torch.Size, bool, torch.dtype, torch.device], list[Weight]] = defaultdict(list)
         for weight in weights:
             alike[weight.shape, weight.is_stack, weight.parameter.dtype, weight.parameter.device].append(weight)
@@ -156,7 +156,7 @@ class Projection:
                 local(weight).copy_(local_slice(layer.from_matrices(torch.stack(exact)), weight.parameter))
 
     def _rescale(self, weights: Sequence[Weight]) -> None:
-        """Make weights smaller whose norms may be above the bound, by what is followed of them."""
+        """Shrink weights whose norms may be above the bound, by their followed norms."""
         found = dict(zip(weights, self._norms.advance(weights), strict=True))
         unsettled = list(weights)
         for _ in range(_MORE_STEPS):
@@ -170,17 +170,17 @@ class Projection:
             local(weight).mul_(of_entries(torch.where(factor < 1, factor, 1), weight))
 
     def _at_most(self, weight: Weight, norm: FollowedNorm) -> Tensor:
-        """Return what the norm of a weight is not above, as far as it is followed, nor its certified bound."""
+        """Return an upper limit of the norm of a weight, as far as it is followed, or of its certified bound."""
         convolution = layer_of(weight).convolution()
         allowance = 1.0 if convolution is None else bound_allowance(convolution)
         return norm.sigma * ((1 + _MISSED + _GAINS * norm.gain.clamp(min=0)) * allowance)
 
     def _is_doubtful(self, weight: Weight, norm: FollowedNorm) -> Tensor:
-        """Tell whether a norm that counts is worth another step of following it."""
+        """Tell whether a norm near the bound needs another step of following."""
         return (norm.gain > _SETTLED) & (self._at_most(weight, norm) > self._bound)
 
     def _project_exactly(self, weight: Weight) -> None:
-        """Bring a matrix inside by its decomposition; NaN is left as it is. Waits for the device."""
+        """Project a matrix by its decomposition; matrices with NaN do not change. Waits for the device."""
         layer, values = layer_of(weight), local(weight)
         with without_autocast(values.device):
             matrices, inside = layer.matrices(), self._inside(weight)
@@ -199,7 +199,7 @@ class Projection:
                 values.copy_(values * of_entries(factors if weight.is_stack else factors[0], weight))
 
     def _inside(self, weight: Weight) -> float:
-        """Return the bound, a little less, for rounding may lengthen."""
+        """Return the bound minus a small margin, because rounding may lengthen."""
         return self._bound * (1 - torch.finfo(weight.parameter.dtype).eps)
 
 
@@ -208,7 +208,7 @@ def _short_side(weight: Weight) -> int:
 
 
 def _known_at_once(doubts: Tensor) -> list[bool]:
-    """Return what is known without waiting: on a GPU nothing, and the next step makes up for it."""
+    """Return the doubts known without waiting: none on a GPU, where the next step corrects them."""
     return doubts.tolist() if doubts.device.type == "cpu" else []
 
 
@@ -219,33 +219,35 @@ Method = Literal["clip", "rescale"]
 class SpectralConstraint(SpectralControl):
     r"""Keep the norm of each layer at c or below: after each optimizer step, back into :math:`\sigma(W) \le c`.
 
-    A hard bound: it holds from the start of `fit` on, after every step, up to a factor of 1.0001 (in half precision up
-    to the rounding of weights). Weights inside it are not touched. A step that the scaler of fp16 skips is none.
+    The bound is hard: it holds from the start of `fit` on, after every step, up to a factor of 1.0001 (in half
+    precision up to the rounding of weights). Weights inside it are not touched. A step skipped by the fp16 scaler does
+    not count.
 
-    - Matrices (of Linear, Embedding, LSTM, attention) are clipped: singular values above c become c. That is the
-      nearest matrix inside, the true projection. Rescaling makes all singular values smaller instead, step after step,
-      and starves the network at a tight bound. Rows and columns of zeros stay exactly zero.
+    - Matrices (of Linear, Embedding, LSTM, attention) are clipped: singular values above c become c. This is the true
+      projection, the nearest matrix inside. Rescaling would shrink all singular values, step after step, and starve the
+      network at a tight bound. Rows and columns of zeros stay exactly zero.
     - Convolutions are rescaled until their certified bound (`functional.conv_norm_bound`, for images of any size) is at
       most c, so their true norms end a few per cent below c.
-    - Modules, `state_dict` and gradients stay as they are. Ranks of DDP stay equal; under FSDP2 one layer is gathered
-      at a time.
+    - Modules, `state_dict` and gradients do not change. Ranks of DDP stay equal; under FSDP2 one layer is gathered at a
+      time.
 
-    What it costs: matrices with a side of 256 or less are checked after each step, and those outside decomposed. Of
-    larger ones the singular vectors above c are followed from step to step, and clipped to 0.999 c; of convolutions,
-    and of matrices that are rescaled, the norm is followed, and held below c by more than following misses. Where a
-    step has moved a weight so far that this may not be enough, the decomposition, or more steps of following, come at
-    once. On a GPU, where nothing waits for the device, all matrices are followed, and the next step makes up for it.
+    Cost: matrices with a side of 256 or less are checked after each step, and decomposed if they are outside. In larger
+    matrices, the singular vectors above c are followed from step to step, and clipped to 0.999 c. For convolutions, and
+    for matrices that are rescaled, the norm is followed, and held below c with a margin. If a step moves a weight too
+    far for this, the decomposition, or more steps of following, come at once. On a GPU, where nothing waits for the
+    device, all matrices are followed, and the next step corrects the rest.
 
-    Logged: nothing at steps; `RegularizationMonitor` has the norms (`reg/spectral_norm_max`: the largest, on the scale
-    of c). What happens to which weight is printed before training, and TensorBoard's text `reg/setup_spectral`.
+    Logged: nothing during training; `RegularizationMonitor` logs the norms (`reg/spectral_norm_max`: the largest, on
+    the scale of c). A table printed before training, and TensorBoard's text `reg/setup_spectral`, show what happens to
+    each weight.
 
     Args:
         norm_bound: c, > 0.
         select: Which weights: a glob, a list of globs, or a `Select`. Default: every trainable weight of two or more
-            dimensions. Those that sit in no layer (class tokens, position tables, layer scales; see `register_layer`)
+            dimensions. Weights that sit in no layer (class tokens, position tables, layer scales; see `register_layer`)
             are left alone, unless a pattern matches nothing else. Stacked experts (experts x out x in, in a module that
-            is no layer of torch) are one matrix each.
-        method: Of matrices: `"clip"` or `"rescale"`. Pruned ones are rescaled.
+            is not a layer of torch) are one matrix each.
+        method: For matrices: `"clip"` or `"rescale"`. Pruned matrices are rescaled.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
@@ -285,7 +287,7 @@ class SpectralConstraint(SpectralControl):
 
     @override
     def change(self, weight: Weight) -> Change:
-        # Singular values that are clipped leave no zero where it was.
+        # Clipping singular values does not preserve zeros.
         return "moves" if is_matrix(weight) and self.method == "clip" else "shrinks"
 
     @property

@@ -1,4 +1,4 @@
-"""What callbacks share that hold the norms of layers at a bound: when they act, on which weights, until when."""
+"""The base of callbacks that hold the norms of layers at a bound: when they act, and on which weights."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,10 +33,10 @@ State = Mapping[str, Mapping[str, Tensor]]
 
 
 class Engine(Protocol):
-    """What is done to weights during one `fit`."""
+    """The treatment of weights during one `fit`."""
 
     def start(self, weights: Iterable[Weight], saved: State) -> None:
-        """Take `weights` under control, and go on with those that are among `saved`."""
+        """Take `weights` under control, and continue with weights in `saved`."""
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Act when the gradients of `optimizer` are complete."""
@@ -48,22 +48,22 @@ class Engine(Protocol):
         """Act when a backward pass is about to add to gradients."""
 
     def stop(self) -> None:
-        """Leave the weights as they are to stay."""
+        """Put the weights into their final form."""
 
     def state(self) -> State:
-        """Return what `start` needs to go on exactly."""
+        """Return the state that `start` needs to continue exactly."""
 
 
 @dataclass
 class Run:
-    """What controls the chosen weights during one fit."""
+    """The control of the chosen weights during one fit."""
 
     selection: Selection
     engine: Engine
     steps: AroundSteps
     guard: Guard
     waiting: list[Weight]
-    """Those that have not been trained so far."""
+    """The weights that have not been trained so far."""
 
     def plan(self, settings: str, action: Callable[[Weight], str], optimizers: Sequence[Optimizer]) -> Plan:
         """Return what happens to each weight."""
@@ -79,7 +79,7 @@ class Run:
         )
 
     def take_over(self, saved: State, optimizers: Sequence[Optimizer]) -> None:
-        """Take the weights under control that are trained now, for the first time."""
+        """Take weights under control that are now trained for the first time."""
         held = self.guard.held.of(optimizers)
         trained = [weight for weight in self.waiting if _is_trained(weight, held)]
         if trained:
@@ -92,7 +92,7 @@ def _is_trained(weight: Weight, held: AbstractSet[Tensor]) -> bool:
 
 
 class SpectralControl(ActsInSteps[Run], ABC):
-    """Has an `Engine` act on the chosen weights, around each optimizer step."""
+    """Lets an `Engine` act on the chosen weights, around each optimizer step."""
 
     def __init__(self, norm_bound: float, select: str | Sequence[str] | Select | None) -> None:
         super().__init__()
@@ -100,15 +100,15 @@ class SpectralControl(ActsInSteps[Run], ABC):
         as_select(select)
         self.select = select
         self._saved: dict[str, Any] = {}
-        """The state of the run before, or of a checkpoint."""
+        """The state of the previous run, or of a checkpoint."""
 
     @abstractmethod
     def engine(self) -> Engine:
-        """Return what acts during one `fit`."""
+        """Return the engine for one `fit`."""
 
     @abstractmethod
     def action(self, weight: Weight) -> str:
-        """Return what the plan says of a weight."""
+        """Return the entry of the plan for a weight."""
 
     @abstractmethod
     def change(self, weight: Weight) -> Change:
@@ -117,12 +117,12 @@ class SpectralControl(ActsInSteps[Run], ABC):
     @property
     @abstractmethod
     def settings(self) -> dict[str, object]:
-        """What a saved state is good for: with other settings it is of no use."""
+        """The settings for which a saved state is valid."""
 
     @property
     @override
     def state_key(self) -> str:
-        # Several with one class, for different layers, have a state each.
+        # Each of several callbacks of one class, for different layers, has its own state.
         return f"{type(self).__qualname__}({self.select!r})"
 
     @override
@@ -133,7 +133,7 @@ class SpectralControl(ActsInSteps[Run], ABC):
         refuse_unless_listed_once(self, _controls(trainer))
         refuse_strategy(trainer, type(self).__name__)
         refuse_hidden_weights(trainer, type(self).__name__)
-        self._saved = {}  # of the run before
+        self._saved = {}  # of the previous run
 
     @override
     def make_run(self, trainer: Trainer, pl_module: LightningModule) -> Run:
@@ -192,13 +192,13 @@ class SpectralControl(ActsInSteps[Run], ABC):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        # After `fit`, what was at its end: the trainer may save a checkpoint then.
+        # After `fit`, the state at its end: the trainer may still save a checkpoint.
         return self._saved if self._run is None else self._state_of(self._run)
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._saved = state_dict
-        if self._run is not None:  # a tuner puts back what was before it
+        if self._run is not None:  # a tuner restores the state from before it
             self._run.steps.remove()
             self._run = self._run_on(self._run.selection)
 
@@ -241,14 +241,14 @@ def _refuse_shared(controls: Sequence[SpectralControl]) -> None:
             other = owners.setdefault(parameter, control)
             if other is not control:
                 msg = (
-                    f"{name!r} is chosen by both {other!r} and {control!r}, and can have one bound only."
+                    f"{name!r} is chosen by both {other!r} and {control!r}, but can have only one bound."
                     " Leave it out of one: `select=Select(exclude=...)`."
                 )
                 raise MisconfigurationException(msg)
 
 
 def _refuse_proximal(trainer: Trainer, control: SpectralControl) -> None:
-    """Raise if a proximal penalty acts on the same weights, which both change right after the optimizer's update."""
+    """Raise if a proximal penalty acts on the same weights: both change them right after the optimizer's update."""
     for penalty in state.callbacks_of(trainer, Penalty):  # type: ignore[type-abstract]  # mypy wants no abstract class here
         if penalty.mode != "proximal":
             continue
@@ -257,7 +257,7 @@ def _refuse_proximal(trainer: Trainer, control: SpectralControl) -> None:
             if parameter in others:
                 msg = (
                     f"{penalty!r} and {control!r} both change {name!r} after the optimizer's step: the second"
-                    ' undoes what the first has reached. Use mode="grad", or leave the weight out of one:'
+                    ' undoes the change of the first. Use mode="grad", or leave the weight out of one:'
                     " `select=Select(exclude=...)`."
                 )
                 raise MisconfigurationException(msg)

@@ -1,8 +1,8 @@
 r"""Spectral normalization without a trace in the network: the parameters hold the normalized weights.
 
 The optimizer is to train W, while the network is to use W c / sigma(W). So each parameter holds W c / sigma, and sigma
-is kept beside it. When its gradients are complete, they become those of W, and the parameter becomes W; the optimizer
-makes its update; then sigma is estimated anew, and the parameter normalized again.
+is kept beside it. Complete gradients are converted to gradients of W, and the parameter becomes W. After the
+optimizer's update, sigma is estimated anew, and the parameter is normalized again.
 """
 
 import contextlib
@@ -27,23 +27,23 @@ from lightning_reg.selection import Select, Weight
 
 # Longer dot products in float32 are off by more than rounding.
 _DOT_ENTRIES = 1 << 20
-# What is saved of a norm.
+# The saved fields of a norm.
 _NUMBERS = "sigma", "left", "right", "gain"
 
 
 @dataclass(eq=False)
 class Normalized:
-    """A weight that is normalized, and what is kept of it."""
+    """A normalized weight with its state."""
 
     weight: Weight
     norm: FollowedNorm
     """Of W."""
     rest: Tensor | None = None
-    """What rounding to half precision has taken from W, so that small updates are not lost."""
+    """The part of W lost in rounding to half precision, so that small updates add up."""
     is_raw: bool = True
-    """Whether the parameter holds W at the moment."""
+    """Whether the parameter currently holds W."""
     used: "Used | None" = None
-    """The gradient with which the optimizer has made its last step."""
+    """The gradient of the optimizer's last step."""
 
     def scale(self, bound: float) -> Tensor:
         """Return sigma / c, by which the parameter is multiplied to give W; 1 for the zero weight."""
@@ -51,25 +51,25 @@ class Normalized:
 
 
 class Used:
-    """A gradient that is that of W already, for as long as nobody writes to it."""
+    """A gradient that is already converted to the gradient of W, until something writes to it."""
 
     def __init__(self, grad: Tensor) -> None:
         self._grad = weakref.ref(grad)
         self._version = local_part(grad)._version  # noqa: SLF001  # has no public name
         self.is_added_to = False
-        """Whether a backward pass has begun that adds to it."""
+        """Whether a backward pass that adds to it has begun."""
 
     def is_same(self, grad: Tensor | None) -> bool:
         """Tell whether `grad` is that tensor."""
         return grad is not None and self._grad() is grad
 
     def is_untouched(self, grad: Tensor | None) -> bool:
-        """Tell whether `grad` is that tensor, as it was."""
+        """Tell whether `grad` is that tensor, unchanged."""
         return grad is not None and self.is_same(grad) and local_part(grad)._version == self._version  # noqa: SLF001
 
 
 class Normalization:
-    """Normalizes weights, and lets optimizers train what lies beneath.
+    """Normalizes weights, and lets optimizers train the unnormalized weights.
 
     Args:
         norm_bound: c, the norm of normalized weights.
@@ -85,7 +85,7 @@ class Normalization:
 
     @torch.no_grad()
     def start(self, weights: Iterable[Weight], saved: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Normalize `weights`; those among `saved` are normalized already, and go on from there."""
+        """Normalize `weights`; weights in `saved` are already normalized, and continue from there."""
         new = []
         for weight in weights:
             member = self._restored(weight, saved[weight.name]) if weight.name in saved else None
@@ -98,7 +98,7 @@ class Normalization:
         self.stop()
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """Return what `start` goes on from, on the CPU."""
+        """Return the state from which `start` continues, on the CPU."""
         followed = self._norms.followed.state()
         return {
             member.weight.name: {**_state(member), **followed.get(member.weight.name, {})}
@@ -107,7 +107,7 @@ class Normalization:
 
     @torch.no_grad()
     def before_step(self, optimizer: Optimizer) -> None:
-        """Give `optimizer` what it is to train, with its gradient."""
+        """Give `optimizer` the unnormalized weights with their gradients."""
         members = [member for member in self._of(optimizer) if member.weight.parameter.grad is not None]
         for member in members:
             self._put_gradient(member)
@@ -116,7 +116,7 @@ class Normalization:
 
     @torch.no_grad()
     def after_step(self, optimizer: Optimizer) -> None:
-        """Normalize what `optimizer` has updated."""
+        """Normalize the weights that `optimizer` has updated."""
         members = [member for member in self._of(optimizer) if member.is_raw]
         norms = self._norms.advance([member.weight for member in members], steps=self._iterations)
         for member, norm in zip(members, norms, strict=True):
@@ -124,20 +124,20 @@ class Normalization:
             self._normalize(member)
 
     def before_backward(self) -> None:
-        """Notice gradients of the step before that are still there: what is added to them is of another weight."""
+        """Note gradients left from the last step: gradients added to them belong to another weight."""
         for parameter, member in self._members.items():
             if member.used is not None and member.used.is_untouched(parameter.grad):
                 member.used.is_added_to = True
 
     @torch.no_grad()
     def stop(self) -> None:
-        """Leave normalized weights, also if an exception has come in the middle of a step."""
+        """Leave normalized weights, even after an exception in the middle of a step."""
         for member in self._members.values():
             if member.is_raw:
                 self._normalize(member)
 
     def _restored(self, weight: Weight, saved: Mapping[str, Tensor]) -> Normalized | None:
-        """Return a weight as it was saved; `None`, with a warning, if what is saved cannot be of it."""
+        """Return a weight with its saved state; `None`, with a warning, if the state does not fit it."""
         with contextlib.suppress(KeyError, TypeError, AttributeError, IndexError):
             known = {name: tensor.to(weight.parameter.device) for name, tensor in saved.items()}
             numbers = {name: known[name] for name in _NUMBERS}
@@ -148,7 +148,7 @@ class Normalization:
                 return Normalized(weight, norm, rest, is_raw=False)
         rank_zero_warn(
             f"The checkpoint's state of SpectralNormalization for {weight.name!r} is damaged, or of another weight."
-            " Its normalization starts anew, from the weight as it is."
+            " Its normalization starts anew, from the current weight."
         )
         return None
 
@@ -157,7 +157,7 @@ class Normalization:
         return [self._members[tensor] for tensor in held if tensor in self._members]
 
     def _put_gradient(self, member: Normalized) -> None:
-        r"""Turn the gradient g of the normalized weight V = W c / sigma into that of W.
+        r"""Turn the gradient g of the normalized weight V = W c / sigma into the gradient of W.
 
         It is :math:`\frac{c}{\sigma} (g - \frac{\langle g, V \rangle}{c} \nabla \sigma(W))`; g for the zero weight,
         which has no direction yet and is to find one.
@@ -169,8 +169,8 @@ class Normalization:
         if member.used is not None and member.used.is_added_to and member.used.is_same(parameter.grad):
             msg = (
                 f"The gradient of {weight.name!r} was not reset between its optimizer's step and the next backward"
-                " pass. SpectralNormalization cannot tell the parts of the sum apart, which are gradients of different"
-                " weights. Call `optimizer.zero_grad()` after each step, with `set_to_none=True` as is its default."
+                " pass. It is now a sum of gradients of different weights, which SpectralNormalization cannot separate."
+                " Call `optimizer.zero_grad()` after each step, with its default `set_to_none=True`."
             )
             raise MisconfigurationException(msg)
         grad = _placed_gradient(parameter)
@@ -240,40 +240,39 @@ Norm = Literal["operator", "matrix"]
 class SpectralNormalization(SpectralControl):
     r"""Train W while the network uses :math:`c\,W / \sigma(W)`, whose norm is c: spectral normalization.
 
-    The update is that of Miyato et al.: the gradient goes through :math:`\sigma(W) = u^T W v` with u and v constant,
-    and u and v are found anew after each optimizer step. But the parameters of the module hold the normalized
-    weights, and become W for the moment of the optimizer's update only. So whatever reads a weight finds the
-    normalized one, and changes nothing by reading: monitors, weight averaging, validation, checkpoints, `deepcopy`,
-    `torch.compile`. Module types, parameter names and `state_dict` stay as they are; the optimizer has the same
-    parameters, and its weight decay acts on W.
+    The update is the one of Miyato et al.: the gradient goes through :math:`\sigma(W) = u^T W v` with constant u and v,
+    which are estimated anew after each optimizer step. But the parameters of the module hold the normalized weights,
+    and become W only during the optimizer's update. So monitors, weight averaging, validation, checkpoints, `deepcopy`
+    and `torch.compile` all read the normalized weight, and reading changes nothing. Module types, parameter names and
+    `state_dict` do not change; the optimizer has the same parameters, and its weight decay acts on W.
 
-    - After every step norms are c within 1 %, those of convolutions within 2 %, also under Adam at rates up to 0.01:
-      singular vectors are followed in blocks, so that none overtakes unseen. They are estimates from below, so true
-      norms are c or a little more; `SpectralConstraint` holds a bound.
-    - Weights are normalized from the start of `fit` on, and stay so after it. `validate`, `test` and `predict` take the
-      weights as they are.
-    - Checkpoints hold normalized weights under their plain names; what is needed to go on with W is in the callback's
-      own state. Any checkpoint of the module can be loaded, and a resumed run goes on exactly.
+    - After every step, norms are c within 1 %, and 2 % for convolutions, also under Adam at rates up to 0.01, because
+      blocks of singular vectors are followed. The norms are estimated from below, so true norms are c or a little more;
+      `SpectralConstraint` holds a bound.
+    - Weights are normalized from the start of `fit` on, and stay so after it. `validate`, `test` and `predict` do not
+      change weights.
+    - Checkpoints hold normalized weights under their plain names; the callback's own state holds the rest of W. Any
+      checkpoint of the module can be loaded, and a resumed run continues exactly.
     - Gradient clipping and penalties see the normalized weights and their gradients.
-    - A weight that starts at zero is left zero until its first update, which is that without normalization, and has
-      norm c from then on: leave it out where it is to grow slowly. A frozen weight is normalized when it is first
-      trained.
+    - A weight that starts at zero stays zero until its first update, which is not normalized, and then has norm c.
+      Leave it out if it should grow slowly. A frozen weight is normalized when it is first trained.
     - A second step with the same gradients makes the same update of W. Gradients to which a backward pass adds after a
       step are refused: reset them.
 
-    Logged: nothing at steps; `RegularizationMonitor` has the norms (`reg/spectral_norm_max`: the largest, on the scale
-    of c). What happens to which weight is printed before training, and TensorBoard's text `reg/setup_spectral`.
+    Logged: nothing during training; `RegularizationMonitor` logs the norms (`reg/spectral_norm_max`: the largest, on
+    the scale of c). A table printed before training, and TensorBoard's text `reg/setup_spectral`, show what happens to
+    each weight.
 
     Args:
-        norm_bound: c, > 0: the norm of each layer, and so the factor by which it stretches its input at most.
+        norm_bound: c, > 0: the norm of each layer, and so the largest factor by which it stretches its input.
         select: Which weights: a glob, a list of globs, or a `Select`. Default: every trainable weight of two or more
-            dimensions. Those that sit in no layer (class tokens, position tables, layer scales; see `register_layer`)
+            dimensions. Weights that sit in no layer (class tokens, position tables, layer scales; see `register_layer`)
             are left alone, unless a pattern matches nothing else. Stacked experts (experts x out x in, in a module that
-            is no layer of torch) are one matrix each.
+            is not a layer of torch) are one matrix each.
         norm: Of convolutions: `"operator"` is the norm of the map between images of any size, the least upper bound
-            with zero padding; `"matrix"` that of the kernel reshaped to a matrix, as Miyato et al. and torch have it:
+            with zero padding. `"matrix"` is the norm of the kernel reshaped to a matrix, as in Miyato et al. and torch:
             cheaper, but the convolution stretches its input by up to :math:`\prod \sqrt{\lceil k / s \rceil}` more.
-        power_iterations: How often singular vectors are improved after each step, >= 1. Each is a step of a block
+        power_iterations: Improvements of the singular vectors after each step, >= 1. Each is a step of a block
             iteration, worth many of torch's; 1 is enough for the accuracy above.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Large norms of layers cost: the spectral norm penalty."""
+"""The spectral norm penalty."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -23,18 +23,18 @@ from lightning_reg.schedules import Schedule
 from lightning_reg.selection import Select, Weight
 
 Norm = Literal["operator", "matrix"]
-# A norm may be known well, and its gradient not yet, where many singular values are nearly as large: vectors are off by
-# about the root of what the last round has gained. Then more rounds follow.
+# If many singular values are nearly as large, a norm may be accurate before its gradient is: the error of the vectors
+# is about the root of the gain of the last round. Then more rounds follow.
 _SETTLED, _MORE_ROUNDS = 1e-6, 12
 
 
 @dataclass
 class NormsRun(Run):
-    """What the penalty knows during one fit: besides, the norms of its weights."""
+    """The state of the penalty during one fit, with the norms of its weights."""
 
     norms: WeightNorms = field(default_factory=WeightNorms)
     found: dict[Tensor, FollowedNorm] = field(default_factory=dict)
-    """Of the weights as they are, until their optimizer steps."""
+    """The norms of the current weights, until their optimizer steps."""
     known: dict[Tensor, Weight] = field(default_factory=dict)
 
     @torch.no_grad()
@@ -51,22 +51,23 @@ class NormsRun(Run):
 
 @final
 class SpectralNormPenalty(Penalty):
-    r"""Add :math:`\lambda \sum_l \sigma(W_l)^2` to the objective: shrink what stretches most, and only that.
+    r"""Add :math:`\lambda \sum_l \sigma(W_l)^2` to the objective: shrink only the largest singular value of a layer.
 
-    :math:`\sigma = u^T W v` is found once for each step, from the singular vectors of the step before, from below,
-    within 1 % (usually within 0.1 %). The gradient is that of the norm, :math:`2 \sigma u v^T`; of a convolution with
-    `norm="operator"` through its map between images. Of a matrix the term is never above :math:`\lambda \sum w^2`, and
-    equal to it for one of rank one; the norm of a convolution can be above that of its kernel's entries, by up to the
-    square root of the number of taps.
+    :math:`\sigma = u^T W v` is estimated once in each step, from the singular vectors of the last step: from below,
+    within 1 % (usually within 0.1 %). The gradient is :math:`2 \sigma u v^T`; for a convolution with `norm="operator"`
+    it goes through the map between images. For a matrix, the term is at most :math:`\lambda \sum w^2`, with equality at
+    rank one. The norm of a convolution can exceed the 2-norm of its kernel by a factor of up to the square root of the
+    number of taps.
 
     Logged as `reg/penalty/spectral_norm`, in units of the loss, see `Penalty`.
 
     Args:
-        strength: :math:`\lambda`, >= 0; that of the original is half of it.
-        select: Which weights, see `Penalty`. Stacked experts (experts x out x in, in a module that is no layer of
+        strength: :math:`\lambda`, >= 0. The paper's term is :math:`\frac{\lambda'}{2} \sum_l \sigma(W_l)^2`: for its
+            coefficient :math:`\lambda'` pass a strength of :math:`\lambda' / 2`.
+        select: Which weights, see `Penalty`. Stacked experts (experts x out x in, in a module that is not a layer of
             torch) are one matrix each, and have a term each.
         norm: Of convolutions: `"operator"` is the norm of the map between images of any size, the least upper bound
-            with zero padding; `"matrix"` that of the kernel reshaped to a matrix.
+            with zero padding; `"matrix"` is the norm of the kernel reshaped to a matrix.
         mode: `"loss"` or `"grad"`, see `Penalty`.
         schedule: Factor on the strength over the optimizer steps, see `Penalty`.
 
@@ -84,7 +85,7 @@ class SpectralNormPenalty(Penalty):
 
     """
 
-    def __init__(  # those of every penalty, and one
+    def __init__(  # the arguments of every penalty, and one more
         self,
         strength: float,
         *,
@@ -96,12 +97,12 @@ class SpectralNormPenalty(Penalty):
         super().__init__(strength, select=select, mode=mode, schedule=schedule)
         self.norm = _checks.one_of("norm", norm, get_args(Norm))
         self._saved: dict[str, Any] = {}
-        """The state of the run before, or of a checkpoint."""
+        """The state of the previous run, or of a checkpoint."""
 
     @property
     @override
     def state_key(self) -> str:
-        # Several, for different layers, have a state each.
+        # Each of several callbacks, for different layers, has its own state.
         return f"{type(self).__qualname__}({self.select!r})"
 
     @override
@@ -126,7 +127,7 @@ class SpectralNormPenalty(Penalty):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            self._saved = {}  # of the run before
+            self._saved = {}  # of the previous run
 
     @override
     def make_run(self, trainer: Trainer, pl_module: LightningModule) -> NormsRun:
@@ -169,7 +170,7 @@ class SpectralNormPenalty(Penalty):
 
     @property
     def _norms_run(self) -> NormsRun:
-        if not isinstance(self._run, NormsRun):  # formulas are asked during `fit` only
+        if not isinstance(self._run, NormsRun):  # formulas are used during `fit` only
             raise TypeError
         return self._run
 
@@ -178,6 +179,6 @@ class SpectralNormPenalty(Penalty):
 
 
 def _is_unsettled(norm: FollowedNorm) -> bool:
-    """Tell whether more rounds would turn the vectors of a matrix; not asked on a GPU, for which it would wait."""
+    """Tell whether more rounds would turn the vectors of a matrix; never on a GPU, where this would wait."""
     is_matrix = norm.right.shape[-2] == 1
     return is_matrix and norm.gain.device.type == "cpu" and max(norm.gain.reshape(-1).tolist()) > _SETTLED

@@ -1,4 +1,4 @@
-"""The weights that spectral callbacks control, as layers: what of a weight acts, and what cannot be controlled."""
+"""The weights that spectral callbacks control, as layers, and weights that cannot be controlled."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,9 +15,9 @@ from lightning_reg.selection.weights import Selection, Weight
 
 
 def weights_of_layers(selection: Selection, select: Selector) -> Selection:
-    """Return a selection without parameters that are no matrix or kernel of a layer, such as scales, tokens and tables.
+    """Return a selection without parameters that sit in no layer, such as scales, tokens and tables.
 
-    Where a pattern of `select` has chosen nothing else, they are what is meant, and stay.
+    They stay if a pattern of `select` chooses nothing else.
     """
     layers = [weight for weight in selection.chosen if not weight.outside]
     patterns = [glob for glob in as_select(select).include if not any(weight.matches(glob) for weight in layers)]
@@ -36,7 +36,7 @@ def mask_of(weight: Weight) -> Tensor | None:
 
 
 def layer_of(weight: Weight) -> Layer:
-    """Return what acts of the weight, differentiably: whole, and without what is pruned.
+    """Return the effective weight, differentiably: whole, and without pruned entries.
 
     A collective call for sharded weights.
     """
@@ -46,7 +46,7 @@ def layer_of(weight: Weight) -> Layer:
 
 
 def is_matrix(weight: Weight) -> bool:
-    """Tell whether a weight acts as the matrix that it is, or that its rows make; else as a convolution."""
+    """Tell whether a weight acts as a matrix; otherwise it acts as a convolution."""
     return Layer(weight.name, weight.parameter, weight.modules[0]).convolution() is None
 
 
@@ -76,7 +76,7 @@ def add_gradient(grad: Tensor, weight: Weight, norm: FollowedNorm, factor: Tenso
 
 
 def fits(weight: Weight, norm: FollowedNorm) -> bool:
-    """Tell whether `norm` can be that of a weight: it is finite, and its factors have the right shapes."""
+    """Tell whether `norm` can belong to a weight: it is finite, and its factors have the right shapes."""
     groups, rows, columns = kernels_of(outline_of(weight), as_matrix=norm.as_matrix).shape
     numbers = (norm.sigma, norm.left, norm.right, norm.gain)
     shapes_fit = norm.left.shape == (groups, norm.left.shape[-2], rows) and norm.right.shape == (
@@ -105,12 +105,12 @@ class WeightNorms:
         Nothing waits for the device. A collective call for sharded weights.
         """
         if has_dtensors([weight.parameter for weight in weights]):
-            # One by one, for all of them at once may not fit.
+            # One by one, because all of them at once may not fit.
             return [norm for weight in weights for norm in self.followed.advance([layer_of(weight)], rounds, steps)]
         return self.followed.advance([layer_of(weight) for weight in weights], rounds, steps)
 
 
 def outline_of(weight: Weight) -> Layer:
-    """Return the layer without its numbers: whatever its shape alone decides."""
+    """Return the layer without its values, for decisions by its shape alone."""
     outline = torch.empty(weight.shape, dtype=weight.parameter.dtype, device="meta")
     return Layer(weight.name, outline, weight.modules[0], weight.dims, weight.is_stack)

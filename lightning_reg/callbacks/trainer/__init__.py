@@ -1,9 +1,10 @@
-"""The seam to Lightning, and what all callbacks share.
+"""The interface to Lightning, and the common base of all callbacks.
 
-`packages` is Lightning, whichever of its two packages users import, and `state` reads the running trainer. `during_fit`
-is the base of what lives for one fit; `guarded_steps` of what acts inside optimizer steps, by `step_hooks`, on
-`held_weights`, and refuses `unseen_steps`; `sharing` tells who may change one weight together. `timetable` is a
-schedule within a run, `refusals` say no before training. `settings` reads what a callback was built with, `plan` shows
-what will be done, with like layers in one row by `folding`, and `decays` who decays which weight; `loggers` writes it
-down. `nested` finds tensors in whatever a step takes and returns, `unobserved` makes a step that nobody sees.
+`packages` imports Lightning, from either of its two packages, and `state` reads the running trainer. `during_fit` is
+the base of callbacks with state for one fit. `guarded_steps` is the base of callbacks that act inside optimizer steps,
+with `step_hooks`, on `held_weights`; it refuses `unseen_steps`. `sharing` decides which callbacks may change the same
+weight. `timetable` is a schedule within a run, and `refusals` raises before training. `settings` reads the arguments of
+a callback, `plan` shows its actions, with similar layers in one row by `folding`, and `decays` shows all weight decay;
+`loggers` writes to the loggers. `nested` finds tensors in the arguments and outputs of a step, `unobserved` makes a
+step without side effects.
 """

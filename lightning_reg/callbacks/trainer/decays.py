@@ -1,4 +1,4 @@
-"""Who decays which weight: the optimizer, a callback, twice, or nobody; and in which time."""
+"""The table of weight decay: which optimizers and callbacks decay each weight, and on which time scale."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,17 +13,17 @@ from lightning_reg.selection import Weight, named_weights
 from lightning_reg.tensorboard import tags
 
 _MATRIX_NDIM = 2
-# Their decay goes past the gradient, and is by the learning rate.
+# Their decay is apart from the gradient, and proportional to the learning rate.
 _DECOUPLED = ("AdamW", "Muon", "Adafactor")
 
 
 def show_decays(trainer: Trainer, pl_module: LightningModule, others: Sequence[Mapping[Tensor, str]]) -> None:
-    """Print once who decays which weight, and write it to TensorBoard; nothing where nobody decays any.
+    """Print once what decays each weight, and write it to TensorBoard; print nothing if no weight decays.
 
     Args:
         trainer: The trainer.
         pl_module: The module.
-        others: For each callback that decays, what it does to which weight.
+        others: For each callback that decays, its action on each weight.
 
     """
     weights = named_weights(pl_module, state.original_shapes(trainer))
@@ -33,17 +33,17 @@ def show_decays(trainer: Trainer, pl_module: LightningModule, others: Sequence[M
     for weight in weights:
         found = [each[weight.parameter] for each in (by_optimizers, *others) if weight.parameter in each]
         if not found:
-            left_out[weight.name] = "nobody decays it"
+            left_out[weight.name] = "not decayed"
             continue
         text = " + ".join(found)
         if len(found) > 1:
             text = f"twice: {text}"
         if weight.parameter in by_optimizers and len(weight.shape) < _MATRIX_NDIM:
-            text += f" (a {_small_kind(weight)}, which is mostly left alone)"
+            text += f" (a {_small_kind(weight)}, usually not decayed)"
         actions[weight.name] = text
     if actions:
         shapes = {weight.name: describe(weight) for weight in weights}
-        plan = Plan("Weight decay, by whomever", shapes=shapes, actions=actions, left_out=left_out)
+        plan = Plan("Weight decay from all sources", shapes=shapes, actions=actions, left_out=left_out)
         publish(trainer, [plan], ("weight", "shape", "decayed by"), tags.DECAYS)
 
 
@@ -62,7 +62,7 @@ def _by_optimizers(optimizers: Sequence[Optimizer], steps_in_epoch: float | None
 
 
 def shares_by_optimizers(optimizers: Sequence[Optimizer]) -> dict[Tensor, float]:
-    """Return the share of itself that each weight loses in the coming step to its optimizer's decay, if known."""
+    """Return the share of each weight that its optimizer's decay takes in the coming step, if known."""
     shares: dict[Tensor, float] = {}
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -73,9 +73,9 @@ def shares_by_optimizers(optimizers: Sequence[Optimizer]) -> dict[Tensor, float]
 
 
 def _share_per_step(optimizer: Optimizer, group: Mapping[str, Any], rate: float | Tensor) -> float | None:
-    """Return the share of itself that a weight loses in a step at such a rate to the optimizer's own decay.
+    """Return the share of a weight that the optimizer's own decay takes in a step at this rate.
 
-    None where the decay is in the gradient, and what becomes of it depends on the other gradients.
+    None if the decay is added to the gradient and its effect depends on the other gradients.
     """
     decay = group.get("weight_decay") or 0.0
     if isinstance(rate, Tensor) or isinstance(decay, Tensor):  # reading it would wait for the device
@@ -91,7 +91,7 @@ def _share_per_step(optimizer: Optimizer, group: Mapping[str, Any], rate: float 
 
 
 def time_scale(share: float | None, steps_in_epoch: float | None) -> str:
-    """Return in how many epochs steps of such a share shrink a weight to 1/e, as words behind a comma."""
+    """Return the text ", time scale N epochs": steps with this share shrink a weight to 1/e in N epochs."""
     return f", time scale {1 / (share * steps_in_epoch):.3g} epochs" if share and steps_in_epoch else ""
 
 

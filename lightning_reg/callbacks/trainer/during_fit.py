@@ -1,4 +1,4 @@
-"""What a callback knows during one fit: made at its start, dropped at its end, in no pickle, one at a time."""
+"""The state of a callback during one fit: made at its start, dropped at its end, never pickled, one at a time."""
 
 import weakref
 from collections.abc import Mapping
@@ -20,35 +20,35 @@ RunT = TypeVar("RunT")
 
 
 class DuringFit(Callback, Generic[RunT]):
-    """A callback with a run: what it knows of one trainer, module and set of optimizers.
+    """A callback with a run: its state for one trainer, module and set of optimizers.
 
-    A subclass makes the run in `make_run` and undoes in `end_run` what it has changed. Its run is in `_run` from
-    `on_fit_start` on; hooks that a tuner calls before find None there.
+    A subclass makes the run in `make_run` and undoes its changes in `end_run`. The run is in `_run` from `on_fit_start`
+    on; hooks that a tuner calls before find None there.
     """
 
     regularizes: ClassVar[bool] = True
-    """Whether it changes what is trained, so that its settings belong to the hyperparameters of the run."""
+    """Whether it changes the training, so that its settings belong to the hyperparameters of the run."""
 
     stages: ClassVar[frozenset[str]] = frozenset({"fit"})
-    """What it has a run for."""
+    """The stage for which it has a run."""
 
     def __init__(self) -> None:
         super().__init__()
         self._run: RunT | None = None
         self._trainer: weakref.ref[Trainer] | None = None
-        """The one that the run belongs to."""
+        """The trainer of the run."""
 
     @property
     def run(self) -> RunT | None:
-        """What the callback knows during the fit that is running; None outside of one."""
+        """The state of the callback during a fit; None outside a fit."""
         return self._run
 
     def make_run(self, trainer: Trainer, pl_module: LightningModule) -> RunT | None:
-        """Return what there is to know at the start of `fit`."""
+        """Return the state for the fit that starts."""
         raise NotImplementedError
 
     def end_run(self, trainer: Trainer, run: RunT | None) -> None:
-        """Undo what has been changed; without a run, what `setup` has."""
+        """Undo the changes of the run; without a run, undo the changes of `setup`."""
 
     @override
     def __repr__(self) -> str:
@@ -56,9 +56,9 @@ class DuringFit(Callback, Generic[RunT]):
 
     @override
     def __getstate__(self) -> dict[str, Any]:
-        # Lightning pickles the trainer with its callbacks while it trains, where a data loader spawns its workers and
+        # Lightning pickles the trainer with its callbacks during training if a data loader spawns workers and its
         # `collate_fn` is a method of the data module. A run holds hooks and optimizers, which cannot be pickled.
-        # Lightning hangs the module's `log` on each callback in each fit, and with it the whole module.
+        # Lightning attaches the module's `log` to each callback in each fit, and with it the whole module.
         kept = {name: value for name, value in vars(self).items() if name not in {"log", "log_dict"}}
         return {**kept, "_run": None, "_trainer": None}
 
@@ -67,10 +67,10 @@ class DuringFit(Callback, Generic[RunT]):
         if stage not in self.stages:
             return
         other = self._trainer() if self._trainer is not None else None
-        # Another one whose hooks never ran, because those of a callback before had raised, is running no more.
+        # Another trainer is not running if its hooks never ran because an earlier callback had raised.
         if other is not None and other is not trainer and other.state.status == "running":
             msg = (
-                f"{self!r} is in another Trainer that is running, and what it knows of that run would be lost."
+                f"{self!r} is in another Trainer that is running, and its state for that run would be lost."
                 " Make one callback for each Trainer, or copy it: `copy.deepcopy(callback)`."
             )
             raise MisconfigurationException(msg)
@@ -83,26 +83,26 @@ class DuringFit(Callback, Generic[RunT]):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Once for all, and when all have begun.
+        # Once for all callbacks, after all have started.
         callbacks = [other for other in state.callbacks_of(trainer, DuringFit) if "fit" in other.stages]
         if callbacks and self is callbacks[-1]:
             show_decays(trainer, pl_module, [other.decays(trainer, pl_module) for other in callbacks])
 
     def decays(self, trainer: Trainer, pl_module: LightningModule) -> Mapping[Tensor, str]:
-        """Return which weights shrink by themselves because of this callback, with words on how much."""
+        """Return the weights that this callback decays, each with a description."""
         return {}
 
     def decay_shares(self, trainer: Trainer, pl_module: LightningModule) -> Mapping[Tensor, NumberOrTensor]:
-        """Return the share of itself that the coming step takes from each of these weights."""
+        """Return the share that decay takes from each weight in the coming step."""
         return {}
 
     def changes(self) -> Mapping[Tensor, Change]:
-        """Return which weights the callback changes right after the steps of the fit that is running, and how."""
+        """Return the weights that the callback changes right after the steps of the current fit, and how."""
         return {}
 
     @override
     def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        flush(trainer)  # the step before is over
+        flush(trainer)  # the last step is over
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -112,12 +112,12 @@ class DuringFit(Callback, Generic[RunT]):
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        # Lightning calls no `teardown` then.
+        # After an exception, Lightning does not call `teardown`.
         flush(trainer)
         self._end(trainer)
 
     def _end(self, trainer: Trainer) -> None:
-        if self._trainer is None or self._trainer() is not trainer:  # the run is that of another trainer
+        if self._trainer is None or self._trainer() is not trainer:  # the run belongs to another trainer
             return
         run, self._run, self._trainer = self._run, None, None
         self.end_run(trainer, run)

@@ -1,4 +1,4 @@
-"""Rows of the plan that say the same of layers with different numbers, as one row."""
+"""Fold rows of the plan that differ only in layer numbers into one row."""
 
 import re
 from collections.abc import Sequence
@@ -6,13 +6,13 @@ from itertools import pairwise
 
 Row = tuple[str, str, str]
 _FEWEST = 3
-"""Two rows are read as quickly as what stands for them."""
+"""Folding two rows would not save reading time."""
 
 
 def folded(rows: Sequence[Row]) -> list[Row]:
-    """Return `rows`, where those that differ in numbers of the name alone are one: `encoder.{0..99}.weight x100`.
+    """Return `rows`, with rows that differ only in numbers of the name as one: `encoder.{0..99}.weight x100`.
 
-    It stands where the first of them stood. A layer to which something else happens keeps a row of its own.
+    The folded row takes the place of the first one. A layer with another action keeps its own row.
     """
     alike: dict[Row, list[Row]] = {}
     for row in rows:
@@ -34,7 +34,7 @@ def _together(names: Sequence[str]) -> str:
 
 
 def _as_set(numbers: Sequence[int]) -> str:
-    """Return `{0..3,7}`; a single number as it is."""
+    """Return numbers in the form `{0..3,7}`, and a single number without braces."""
     if len(numbers) == 1:
         return str(numbers[0])
     starts = [numbers[0], *(after for before, after in pairwise(numbers) if after != before + 1)]

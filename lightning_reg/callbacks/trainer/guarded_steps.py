@@ -1,4 +1,4 @@
-"""The base of callbacks that act inside optimizer steps: they follow the optimizers, and say what they would miss."""
+"""The base of callbacks that act inside optimizer steps: they follow the optimizers, and report missed steps."""
 
 from typing import Any, Protocol, TypeVar
 
@@ -15,12 +15,12 @@ from lightning_reg.selection import Selection
 
 
 class Guard:
-    """What a callback must know of optimizers during one fit, not to miss a step or a weight without a word.
+    """Tracks the optimizers during one fit, so that a callback does not silently miss a step or a weight.
 
     Args:
-        selection: Its weights.
-        name: The callback.
-        treatment: What it does to them, such as "controlled".
+        selection: The weights of the callback.
+        name: The name of the callback.
+        treatment: Its effect on the weights as a participle, such as "controlled".
 
     """
 
@@ -47,11 +47,11 @@ GuardedT = TypeVar("GuardedT", bound=Guarded)
 class ActsInSteps(DuringFit[GuardedT]):
     """A callback that acts inside each `Optimizer.step`, and refuses a run whose steps it does not see.
 
-    A subclass acts from `follow` on, and tells `run.guard.unseen` of each step.
+    A subclass acts from `follow` on, and reports each step to `run.guard.unseen`.
     """
 
     def follow(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Act in the steps of `trainer.optimizers` from now on, and of no others: they are new."""
+        """From now on, act in the steps of `trainer.optimizers`, which are new, and of no others."""
         raise NotImplementedError
 
     @override
@@ -59,7 +59,7 @@ class ActsInSteps(DuringFit[GuardedT]):
         if self._run is None:
             return
         guard, optimizers = self._run.guard, trainer.optimizers
-        guard.held.of(optimizers)  # warns of those that have joined
+        guard.held.of(optimizers)  # warns of parameters that have joined
         if guard.unseen.meets(optimizers):
             self.follow(trainer, pl_module)
             guard.unseen.remember(weight for optimizer in optimizers for weight in guard.of(optimizer))

@@ -9,11 +9,11 @@ from lightning_reg.callbacks.trainer.packages import rank_zero_warn
 
 
 class HeldWeights:
-    """What optimizers hold, which can change while they train; parameters that have joined since are warned of.
+    """The parameters that optimizers hold, which can change during training; new parameters raise a warning.
 
     Args:
         known: The parameters that the model had when `fit` began.
-        treatment: What is not done to others, and by whom, such as "penalized by L1Penalty".
+        treatment: The treatment that new parameters miss, such as "penalized by L1Penalty".
 
     """
 
@@ -23,24 +23,24 @@ class HeldWeights:
         self._found: dict[tuple[int, ...], tuple[list[Tensor], frozenset[Tensor]]] = {}
 
     def of(self, optimizers: Sequence[Optimizer]) -> frozenset[Tensor]:
-        """Return the parameters of `optimizers`: the same object for as long as they hold the same ones."""
+        """Return the parameters of `optimizers`; the same object as long as they do not change."""
         held = [tensor for optimizer in optimizers for group in optimizer.param_groups for tensor in group["params"]]
         key = tuple(map(id, optimizers))
         before, members = self._found.get(key, ([], frozenset()))
-        # Hashing all of them takes long, so it is done again only when the optimizers hold others than before.
+        # Hashing all parameters takes long, so it is only repeated when the optimizers' parameters change.
         if len(held) != len(before) or any(tensor is not other for tensor, other in zip(held, before, strict=True)):
             members = frozenset(held)
             if not members <= self._known:
                 rank_zero_warn(
                     f"Parameters that join an optimizer after training has begun are not {self._treatment}."
-                    " Create them before `Trainer.fit`: until they are trained, freeze them or keep them out of the"
-                    " optimizer."
+                    " Create them before `Trainer.fit`, and freeze them or keep them out of the optimizer until they"
+                    " are trained."
                 )
             self._found[key] = (held, members)
         return members
 
 
 def has_gradient(optimizers: Sequence[Optimizer]) -> bool:
-    """Tell whether anything is asked of the weights of `optimizers`: else a step leaves all of them as they are."""
+    """Tell whether any weight of `optimizers` has a gradient; otherwise a step changes nothing."""
     groups = (group for optimizer in optimizers for group in optimizer.param_groups)
     return any(weight.grad is not None for group in groups for weight in group["params"])

@@ -1,4 +1,4 @@
-"""Writing to the trainer's loggers what does not go through `self.log`."""
+"""Write to the trainer's loggers without `self.log`."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,12 +12,12 @@ from lightning_reg.callbacks.trainer.packages import LightningModule, Logger, Tr
 from lightning_reg.tensorboard import events, tags
 
 _FEW_LAYERS = 16
-"""Up to here, numbers of single layers that no argument asks for are scalars, too."""
+"""The most layers whose numbers also become scalars without an argument that asks for them."""
 
 
 @dataclass
 class _Pending:
-    """What callbacks have said of a step, and loggers have not been given yet."""
+    """Values of a step that callbacks have written, and loggers have not received yet."""
 
     step: int = -1
     values: dict[str, float] = field(default_factory=dict)
@@ -25,11 +25,11 @@ class _Pending:
 
 _pending: WeakKeyDictionary[Trainer, _Pending] = WeakKeyDictionary()
 _named: WeakKeyDictionary[SummaryWriter, set[str]] = WeakKeyDictionary()
-"""The tags of tensors whose layers a writer has written the names of."""
+"""The tags of tensors for which a writer has written the names of layers."""
 
 
 def tensorboard_writers(trainer: Trainer) -> Iterator[tuple[Logger, SummaryWriter]]:
-    """Yield the TensorBoard loggers with what they write through; none but on rank 0."""
+    """Yield the TensorBoard loggers with their writers, on rank 0 only."""
     for logger in trainer.loggers:
         if trainer.is_global_zero and is_a(logger, "TensorBoardLogger"):
             writer: SummaryWriter = logger.experiment  # type: ignore[attr-defined]
@@ -37,14 +37,14 @@ def tensorboard_writers(trainer: Trainer) -> Iterator[tuple[Logger, SummaryWrite
 
 
 def other_loggers(trainer: Trainer) -> Iterator[Logger]:
-    """Yield the loggers that are not TensorBoard's; none but on rank 0."""
+    """Yield the loggers that are not TensorBoard's, on rank 0 only."""
     for logger in trainer.loggers:
         if trainer.is_global_zero and not is_a(logger, "TensorBoardLogger"):
             yield logger
 
 
 def run_folder(trainer: Trainer, logger: Logger) -> str:
-    """Return the folder, or address, of what a logger's run leaves behind: of its logs, or else of its checkpoints."""
+    """Return the folder, or address, of a logger's run: the folder of its logs, or else of its checkpoints."""
     if logger.log_dir is not None:
         return logger.log_dir
     version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
@@ -68,7 +68,7 @@ def prefixed(logger: Logger, tag: str) -> str:
 def write_scalars(trainer: Trainer, values: Mapping[str, float], step: int) -> None:
     """Write many numbers at `step` to every logger, to TensorBoard as one event; on rank 0.
 
-    The other loggers get the numbers of all callbacks in one call for each step, when it is over: `flush`.
+    The other loggers get the numbers of all callbacks in one call, when the step is over: see `flush`.
     """
     if not (trainer.is_global_zero and values):
         return
@@ -83,7 +83,7 @@ def write_scalars(trainer: Trainer, values: Mapping[str, float], step: int) -> N
 
 
 def flush(trainer: Trainer) -> None:
-    """Give the loggers other than TensorBoard's what callbacks have written since the last time."""
+    """Pass the pending values of callbacks to the loggers other than TensorBoard's."""
     pending = _pending.get(trainer)
     if pending is None or not pending.values:
         return
@@ -106,7 +106,7 @@ def write_layers(trainer: Trainer, metric: str, values: Mapping[str, float], ste
 
 
 def write_layers_and_few_scalars(trainer: Trainer, metric: str, values: Mapping[str, float], step: int) -> None:
-    """Write a number for each layer as `write_layers` does, and where there are few of them as scalars, too."""
+    """Write a number for each layer as `write_layers` does, and also as scalars if there are few."""
     write_layers(trainer, metric, values, step)
     if len(values) <= _FEW_LAYERS:
         write_scalars(trainer, {tags.per_layer(metric, layer): value for layer, value in values.items()}, step)
@@ -115,16 +115,16 @@ def write_layers_and_few_scalars(trainer: Trainer, metric: str, values: Mapping[
 def log_for_callbacks(
     pl_module: LightningModule, values: Mapping[str, Tensor | float], *, prog_bar: bool = False
 ) -> None:
-    """Log a few numbers for other callbacks, as `trainer.callback_metrics`, and for the progress bar if asked for.
+    """Log a few numbers for other callbacks, in `trainer.callback_metrics`, and on request for the progress bar.
 
-    Not for the loggers: Lightning would write old values as those of the last step if a later hook stops training.
+    Loggers do not get them: if a later hook stopped training, Lightning would write old values at the last step.
     """
-    # A batch size of 1 keeps Lightning from searching the batch for one; it matters only for means over an epoch.
+    # With a batch size of 1, Lightning does not search the batch for its size, which only matters for epoch means.
     pl_module.log_dict(dict(values), prog_bar=prog_bar, on_step=True, on_epoch=False, logger=False, batch_size=1)
 
 
 def names_a_value(trainer: Trainer, tags: Iterable[str]) -> bool:
-    """Tell whether a callback or a scheduler names one of `tags`, as `monitor` or in the name of a file."""
+    """Tell whether a callback or a scheduler refers to one of `tags`, as `monitor` or in a file name."""
     settings = [value for callback in state.callbacks_of(trainer, object) for value in vars(callback).values()]
     names = [value for value in settings if isinstance(value, str)]
     names += [str(config.monitor) for config in trainer.lr_scheduler_configs]
@@ -139,7 +139,7 @@ def log(
 ) -> None:
     """Log numbers for the current step: `values` for other callbacks, all for the loggers if this is a logging step.
 
-    `per_layer` has the numbers of layers for each metric.
+    `per_layer` maps each metric to the numbers of layers.
     """
     log_for_callbacks(pl_module, values)
     if state.writes_now(trainer):

@@ -1,4 +1,4 @@
-"""Tensors in whatever a step takes and returns: tuples, lists, dictionaries, dataclasses."""
+"""Tensors in the arguments and outputs of a step: tuples, lists, dictionaries, dataclasses."""
 
 import copy
 import dataclasses
@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 def map_tensors(function: Callable[..., Any], first: Any, *others: Any) -> Any:
-    """Return `first` with each tensor replaced by `function` of it and of the tensors in its place in `others`."""
+    """Return `first` with each tensor replaced by `function` of it and of the corresponding tensors in `others`."""
     if isinstance(first, Tensor):
         return function(first, *others)
     if isinstance(first, Mapping):
-        result = copy.copy(first)  # and not a dict: the outputs of Hugging Face models have attributes, too
+        result = copy.copy(first)  # not a dict: the outputs of Hugging Face models also have attributes
         for key in first:
             result[key] = map_tensors(function, first[key], *(other[key] for other in others))  # type: ignore[index]
         return result

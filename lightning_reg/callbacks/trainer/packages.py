@@ -1,7 +1,7 @@
-"""Lightning comes in two packages: `lightning.pytorch`, and its twin `pytorch_lightning`, with classes of its own.
+"""Lightning comes in two packages: `lightning.pytorch`, and its twin `pytorch_lightning`, with separate classes.
 
-The one file that imports Lightning and asks which of its classes something is. What it gives to the other files means
-both packages. The twin is looked at where users have imported it, and never imported here.
+Only this file imports Lightning and checks for its classes. Its functions and classes stand for both packages. It uses
+the twin if users have imported it, and never imports it itself.
 """
 
 import sys
@@ -14,7 +14,7 @@ from lightning_utilities.core import rank_zero
 from torch import nn
 from typing_extensions import override
 
-# Both packages print through this module, and the one that was imported last has its settings there.
+# Both packages print through this module, and the package that was imported last sets its options.
 _settings = {name: getattr(rank_zero, name) for name in ("log", "rank_zero_deprecation_category")}
 
 import lightning.fabric.utilities.exceptions
@@ -29,7 +29,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
 if "pytorch_lightning" in sys.modules:
-    # The twin's users have chosen the level of its logger, and have not imported the other one.
+    # Users of the twin have set the level of its logger, and did not import the other package.
     vars(rank_zero).update(_settings)
 
 __all__ = [
@@ -55,6 +55,7 @@ Kind = Literal[
     "CSVLogger",
     "CometLogger",
     "DeepSpeedStrategy",
+    "EarlyStopping",
     "FSDPStrategy",
     "GradientAccumulationScheduler",
     "LightningModule",
@@ -64,6 +65,7 @@ Kind = Literal[
     "SingleDeviceXLAStrategy",
     "StochasticWeightAveraging",
     "TensorBoardLogger",
+    "Timer",
     "WandbLogger",
     "WeightAveraging",  # not in the oldest Lightning that is supported
     "XLAStrategy",
@@ -76,13 +78,13 @@ def is_a(thing: object, *kinds: Kind) -> bool:
 
 
 def has_forward(module: nn.Module) -> bool:
-    """Tell whether a module has a `forward` of its own, not the one of torch or Lightning that only raises."""
+    """Tell whether a module defines `forward`; torch and Lightning define one that only raises."""
     owner = next(ancestor for ancestor in type(module).__mro__ if "forward" in vars(ancestor))
     return owner is not nn.Module and not _is_lightnings(owner, ["LightningModule"])
 
 
 def has_backward(pl_module: LightningModule) -> bool:
-    """Tell whether a module has a `backward` of its own, which may make gradients in ways that no graph shows."""
+    """Tell whether a module defines `backward`, which may create gradients that no graph shows."""
     owner = next(ancestor for ancestor in type(pl_module).__mro__ if "backward" in vars(ancestor))
     return not _is_lightnings(owner, ["LightningModule"])
 
@@ -92,17 +94,17 @@ def _is_lightnings(kind: type, names: Sequence[Kind]) -> bool:
 
 
 class Callback(lightning.pytorch.Callback):
-    """A callback of both packages: the twin's LightningCLI, and `Trainer(callbacks=callback)`, take only the twin's."""
+    """A callback of both packages: LightningCLI and `Trainer(callbacks=...)` of the twin accept only its class."""
 
 
 class MisconfigurationException(lightning.fabric.utilities.exceptions.MisconfigurationException):
-    """What both packages raise when they are misused: `except` with the class of either catches it."""
+    """The exception of both packages: `except` with the class of either package catches it."""
 
 
 class _Join(MetaPathFinder):
-    """Makes the two classes above subclasses of the twin's as soon as these are there; finds no modules itself.
+    """Makes the two classes above subclasses of the twin's classes once these exist; finds no modules itself.
 
-    The twin is often imported after this package, and its LightningCLI looks at classes before they have instances.
+    The twin is often imported after this package, and its LightningCLI checks classes before they have instances.
     """
 
     _is_done = False
@@ -113,7 +115,7 @@ class _Join(MetaPathFinder):
             self.join()
 
     def join(self) -> None:
-        """Add the twin's classes to the bases, if it has been imported so far."""
+        """Add the twin's classes to the bases, if it has been imported."""
         callback = getattr(sys.modules.get("pytorch_lightning.callbacks.callback"), "Callback", None)
         exceptions = sys.modules.get("lightning_fabric.utilities.exceptions")
         exception = getattr(exceptions, "MisconfigurationException", None)

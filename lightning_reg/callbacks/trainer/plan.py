@@ -1,4 +1,4 @@
-"""The tables that say, before the first training step, what will be done to which weight and to which module."""
+"""The tables printed before the first training step: what will happen to each weight and module."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,13 +17,13 @@ Columns = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Plan:
-    """What one callback will do.
+    """The actions of one callback.
 
     Args:
         settings: The callback and its settings.
-        shapes: Every weight of the model with its shape, in order; or every module; each with what describes it.
-        actions: For each of them the callback acts on, what it does.
-        left_out: For each other one, why it does nothing.
+        shapes: Every weight of the model in order, with its shape; or every module with its description.
+        actions: The action of the callback on each weight or module that it changes.
+        left_out: The reason for each weight or module that it leaves alone.
 
     """
 
@@ -39,7 +39,7 @@ class Plan:
 
 
 def describe(weight: Weight) -> str:
-    """Return the shape of a weight, and whether it is none of a layer's."""
+    """Return the shape of a weight, and a note if it is not a matrix or kernel of a layer."""
     shape = " x ".join(map(str, weight.shape)) or "scalar"
     return f"{shape}, {weight.outside}" if weight.outside else shape
 
@@ -54,7 +54,7 @@ def publish(
     short = folded(rows)
     hidden = len(short) - _CONSOLE_ROWS
     rest = [f"  ... and {hidden} more rows; TensorBoard's text {tag!r} has them all."] if hidden > 0 else []
-    # Few rows can be counted by whoever reads them.
+    # Readers can count a few rows themselves.
     totals = [_total(plan, columns[0]) for plan in plans] if len(short) < len(rows) or hidden > 0 else []
     table = _aligned([columns, *short[:_CONSOLE_ROWS]])
     rank_zero_info("\n".join(["Regularization plan", *settings, *table, *rest, *totals]))
@@ -76,7 +76,7 @@ def _action(name: str, plans: Sequence[Plan]) -> str:
 
 
 def _total(plan: Plan, noun: str) -> str:
-    """Return on how many things a callback acts, and if they are weights, on how many numbers."""
+    """Return how many weights or modules a callback acts on, and how many numbers the weights have."""
     sizes = [plan.shapes[name].partition(",")[0].split(" x ") for name in plan.actions if name in plan.shapes]
     entries = ""
     if sizes and all(part.isdigit() for size in sizes for part in size):

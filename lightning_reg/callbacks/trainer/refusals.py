@@ -1,4 +1,4 @@
-"""What no callback can work with, refused before training with the remedy."""
+"""Strategies and weights that no callback can work with: refused before training, with the remedy."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from lightning_reg.selection import Weight
 
 
 def refuse_strategy(trainer: Trainer, name: str) -> None:
-    """Raise if the strategy takes the backward pass or the optimizer step out of Lightning's hands."""
+    """Raise if the strategy runs the backward pass or the optimizer step itself, instead of Lightning."""
     strategy = trainer.strategy
     if (
         is_a(strategy, "DeepSpeedStrategy", "XLAStrategy", "SingleDeviceXLAStrategy")
@@ -22,11 +22,11 @@ def refuse_strategy(trainer: Trainer, name: str) -> None:
 
 
 def refuse_hidden_weights(trainer: Trainer, name: str) -> None:
-    """Raise if the strategy keeps the weights where a monitor cannot read them whole."""
+    """Raise if the strategy stores weights so that a monitor cannot read them whole."""
     strategy = trainer.strategy
     if state.has_flat_shards(trainer) or is_a(strategy, "DeepSpeedStrategy", "XLAStrategy"):
         msg = (
-            f"{name} does not support {type(strategy).__name__}, which keeps the weights in pieces of its own."
+            f"{name} does not support {type(strategy).__name__}, which stores weights in its own shards."
             " Use a single device, 'ddp' or FSDP2 (ModelParallelStrategy)."
         )
         raise MisconfigurationException(msg)
@@ -36,15 +36,15 @@ def refuse_unless_listed_once(callback: object, listed: Sequence[object]) -> Non
     """Raise if the trainer does not call the hooks of this penalty, or calls them twice."""
     count = sum(other is callback for other in listed)
     if count != 1:
-        msg = f"{callback!r} must be in `Trainer(callbacks=[...])` itself, once; it is there {count} times."
+        msg = f"{callback!r} must be in `Trainer(callbacks=[...])` exactly once; it is there {count} times."
         raise MisconfigurationException(msg)
 
 
 def refuse_weights(weights: Sequence[Weight], name: str) -> None:
-    """Raise for weights that are not the tensors of their layers, or complex.
+    """Raise for weights that are complex, or from which a parametrization computes the weight of the layer.
 
     Raises:
-        ValueError: If there is one.
+        ValueError: If there is such a weight.
 
     """
     for weight in weights:

@@ -1,4 +1,4 @@
-"""What a callback was built with: for its `repr`, its name in logs and the hyperparameters of a run."""
+"""The arguments of a callback, for its `repr`, its name in logs and the hyperparameters of a run."""
 
 import inspect
 import re
@@ -6,19 +6,19 @@ from collections.abc import Sequence
 
 
 def settings_of(callback: object) -> dict[str, object]:
-    """Return the arguments of the constructor that the callback keeps under their names."""
+    """Return the constructor arguments that the callback stores under their names."""
     names = inspect.signature(type(callback)).parameters
     return {name: getattr(callback, name) for name in names if hasattr(callback, name)}
 
 
 def call_of(callback: object) -> str:
-    """Return the call that makes such a callback."""
+    """Return the call that makes an equal callback."""
     arguments = ", ".join(f"{name}={value!r}" for name, value in settings_of(callback).items())
     return f"{type(callback).__name__}({arguments})"
 
 
 def log_name(callback: object, callbacks: Sequence[object]) -> str:
-    """Return the name of the callback's class in snake case; `-1`, `-2` ... tell those of one name apart."""
+    """Return the name of the callback's class in snake case; `-1`, `-2` ... distinguish callbacks of one class."""
     name = _snake_case(callback)
     position = [other for other in callbacks if _snake_case(other) == name].index(callback)
     return f"{name}-{position}" if position else name

@@ -1,13 +1,13 @@
-"""Which callbacks may change one weight after the same step: those of which none undoes what another has reached."""
+"""Which callbacks may change the same weight after a step: only callbacks that do not undo each other's changes."""
 
 from typing import Literal
 
 Change = Literal["zeros", "shrinks", "norms", "operator", "moves"]
-"""What is done to a weight right after an optimizer step, in the order of `Turn`.
+"""The change of a weight right after an optimizer step, in the order of `Turn`.
 
 - `"zeros"`: entries become zero, and the others stay.
-- `"shrinks"`: units, or the whole, are multiplied by factors of at most 1: norms are bounded from above.
-- `"norms"`: they are multiplied by any positive factors, so that norms are what they are to be.
+- `"shrinks"`: units, or the whole weight, are multiplied by factors of at most 1, to bound norms from above.
+- `"norms"`: they are multiplied by any positive factors, to set norms.
 - `"operator"`: the proximal operator of a penalty that keeps zeros and signs.
 - `"moves"`: anything else.
 """
@@ -24,5 +24,5 @@ _TOGETHER: set[frozenset[Change]] = {
 
 
 def may_share(one: Change, other: Change) -> bool:
-    """Tell whether two callbacks that change weights in these ways may have the same weight."""
+    """Tell whether two callbacks with these changes may act on the same weight."""
     return frozenset((one, other)) in _TOGETHER

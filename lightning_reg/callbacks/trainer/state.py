@@ -1,4 +1,4 @@
-"""The seam to Lightning: what a callback must know of the running trainer. Private attributes are read here only."""
+"""Read the state of the running trainer. Only this file reads private attributes of Lightning."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ _Kind = TypeVar("_Kind")
 
 
 def callbacks_of(trainer: Trainer, kind: type[_Kind]) -> list[_Kind]:
-    """Return the trainer's callbacks of one kind, in their order."""
+    """Return the trainer's callbacks of one kind, in order."""
     return [callback for callback in trainer.callbacks if isinstance(callback, kind)]  # type: ignore[attr-defined]  # set by a connector
 
 
@@ -35,24 +35,24 @@ def _of_lightning(trainer: Trainer, kind: Kind) -> list[Any]:
 
 
 def insert_callback(trainer: Trainer, new: Callback, after: Callback) -> None:
-    """Have Lightning call the hooks of `new` right behind those of `after`, from the hook that is running now on."""
+    """Have Lightning call the hooks of `new` right behind the hooks of `after`, starting with the current hook."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
     callbacks.insert(callbacks.index(after) + 1, new)
 
 
 def remove_callback(trainer: Trainer, callback: Callback) -> None:
-    """Undo `insert_callback` once the round of hooks that is running has ended."""
-    # A new list: taken out of the one that Lightning walks, the next callback would be left out.
+    """Undo `insert_callback` after the current round of hooks."""
+    # Assign a new list: removing the callback from the list that Lightning walks would skip the next one.
     trainer.callbacks = [other for other in trainer.callbacks if other is not callback]  # type: ignore[attr-defined]
 
 
 def has_flat_shards(trainer: Trainer) -> bool:
-    """Tell whether parameters are flat pieces of themselves (FSDP1) during training."""
+    """Tell whether parameters are flat shards during training (FSDP1)."""
     return is_a(trainer.strategy, "FSDPStrategy")
 
 
 def has_whole_weights(trainer: Trainer, pl_module: LightningModule) -> bool:
-    """Tell whether every rank has all weights, so that it can make a pass of its own."""
+    """Tell whether every rank has all weights, so that it can make a pass without the other ranks."""
     model = getattr(trainer.strategy.model, "_orig_mod", trainer.strategy.model)
     is_plain = model is pl_module or isinstance(model, DistributedDataParallel)
     return is_plain and not has_dtensors(pl_module.parameters())
@@ -65,32 +65,32 @@ def original_shapes(trainer: Trainer) -> Mapping[nn.Parameter, torch.Size]:
         for unit in FullyShardedDataParallel.fsdp_modules(trainer.model):
             with FullyShardedDataParallel.summon_full_params(unit, recurse=False, writeback=False):
                 for parameter in unit.parameters():
-                    # Of another unit this is the flat shard still, which may have all entries, but one dimension.
+                    # In another unit this is still the flat shard. It may have all entries, but has one dimension.
                     known = shapes.get(parameter, torch.Size([0]))
                     shapes[parameter] = max(known, parameter.shape, key=lambda shape: (shape.numel(), len(shape)))
     return shapes
 
 
 def marks_unused_parameters(trainer: Trainer) -> bool:
-    """Tell whether DDP looks, or has once looked, for parameters that the forward pass did not use.
+    """Tell whether DDP searches, or has once searched, for parameters that the forward pass did not use.
 
-    It then expects no gradient for them, and fails when a term of the loss that it has not seen brings one.
+    DDP then expects no gradient for them, and fails if a loss term that it has not seen provides one.
     """
     model = trainer.strategy.model
     return isinstance(model, DistributedDataParallel) and bool(model.find_unused_parameters or model.static_graph)
 
 
 def share_of_step(trainer: Trainer, pl_module: LightningModule) -> float:
-    """Return which share of an optimizer step's gradient this backward pass makes.
+    """Return the share of an optimizer step's gradient that comes from this backward pass.
 
-    Lightning divides the loss by `accumulate_grad_batches`, also in a last window that is shorter: that window's
-    gradient is weaker by as much. In manual optimization each step is the user's own.
+    Lightning divides the loss by `accumulate_grad_batches`, even in a shorter last window, whose gradient is therefore
+    smaller. In manual optimization users control each step themselves.
     """
     return 1 / trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1.0
 
 
 def scale_loss(trainer: Trainer, value: Tensor) -> Tensor:
-    """Multiply `value` by what Lightning has multiplied the loss with (fp16 mixed precision)."""
+    """Multiply `value` by the factor that Lightning applied to the loss (fp16 mixed precision)."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     scaled: Tensor = value if scaler is None else scaler.scale(value)
     return scaled
@@ -103,14 +103,15 @@ def unscaled_loss(trainer: Trainer, loss: Tensor) -> Tensor:
 
 
 def may_skip_steps(trainer: Trainer) -> bool:
-    """Tell whether a step that Lightning announces may not come, because gradients are not finite (fp16)."""
+    """Tell whether a step that Lightning announces may be skipped because gradients are not finite (fp16)."""
     return getattr(trainer.precision_plugin, "scaler", None) is not None
 
 
 def gradient_scale(trainer: Trainer, optimizer: Optimizer) -> Tensor | None:
-    """Return the factor that this optimizer's gradients still carry before its step; `None` for none.
+    """Return the factor that this optimizer's gradients still carry before its step; `None` if there is none.
 
-    Fused optimizers divide by the scale of fp16 inside `step`. A tensor, for reading it would wait for the device.
+    Fused optimizers divide by the fp16 scale inside `step`. The factor is a tensor: reading it would wait for the
+    device.
     """
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     if scaler is None or not getattr(optimizer, "_step_supports_amp_scaling", False):
@@ -119,7 +120,7 @@ def gradient_scale(trainer: Trainer, optimizer: Optimizer) -> Tensor | None:
 
 
 def sum_flat_shards(trainer: Trainer, value: Tensor) -> Tensor:
-    """Sum over the ranks a value that each has computed from its flat shards (FSDP1); else return it as it is."""
+    """Under FSDP1, sum over ranks a value that each rank computed from its flat shards; otherwise return it."""
     model = trainer.strategy.model
     if isinstance(model, FullyShardedDataParallel) and model.sharding_strategy != ShardingStrategy.NO_SHARD:
         torch.distributed.all_reduce(value, group=model.process_group)
@@ -127,23 +128,23 @@ def sum_flat_shards(trainer: Trainer, value: Tensor) -> Tensor:
 
 
 def running_hook(pl_module: LightningModule) -> str | None:
-    """Return which hook Lightning is in, of the module, the strategy (`"backward"`) or any callback."""
+    """Return the hook that Lightning is running, of the module, the strategy (`"backward"`) or any callback."""
     return pl_module._current_fx_name
 
 
 def tick(trainer: Trainer, pl_module: LightningModule) -> int:
-    """Return the number of optimizer steps so far; restored from a checkpoint by Lightning.
+    """Return the number of optimizer steps so far, which Lightning restores from a checkpoint.
 
-    In manual optimization `global_step` counts every optimizer's steps, so that a GAN's would count double: there it
-    is the number of batches.
+    In manual optimization it is the number of batches: `global_step` counts the steps of every optimizer, so the steps
+    of a GAN would count double.
     """
     return trainer.global_step if pl_module.automatic_optimization else trainer.fit_loop.total_batch_idx
 
 
 def total_ticks(trainer: Trainer, pl_module: LightningModule) -> float:
-    """Return the number of ticks of the whole run; infinite if nothing tells."""
+    """Return the number of ticks of the whole run; infinite if unknown."""
     if not pl_module.automatic_optimization:
-        # `max_steps` counts the steps of all optimizers, and how many a batch makes is up to the user.
+        # `max_steps` counts the steps of all optimizers, and users decide how many steps a batch makes.
         return _epochs(trainer) * trainer.num_training_batches if trainer.max_steps == -1 else math.inf
     for callback in _of_lightning(trainer, "GradientAccumulationScheduler"):
         return _total_by_epoch(trainer, callback.get_accumulate_grad_batches)
@@ -154,9 +155,9 @@ def total_ticks(trainer: Trainer, pl_module: LightningModule) -> float:
 
 
 def total_epochs(trainer: Trainer, pl_module: LightningModule) -> float:
-    """Return the number of epochs of the whole run, the last one perhaps cut; infinite if nothing tells."""
+    """Return the number of epochs of the whole run, including a last one that is cut; infinite if unknown."""
     epochs, batches = _epochs(trainer), trainer.num_training_batches
-    # In manual optimization, and in a stream, nobody knows how many steps an epoch has.
+    # In manual optimization, and in a stream, the number of steps in an epoch is unknown.
     if trainer.max_steps == -1 or math.isinf(batches) or not pl_module.automatic_optimization:
         return epochs
     windows = _of_lightning(trainer, "GradientAccumulationScheduler")
@@ -169,7 +170,7 @@ def total_epochs(trainer: Trainer, pl_module: LightningModule) -> float:
 
 
 def steps_in_epoch(trainer: Trainer, pl_module: LightningModule) -> float | None:
-    """Return how many ticks an epoch has on average; None if nothing tells."""
+    """Return the mean number of ticks in an epoch; None if unknown."""
     ticks, epochs = total_ticks(trainer, pl_module), total_epochs(trainer, pl_module)
     return ticks / epochs if math.isfinite(ticks) and math.isfinite(epochs) and epochs else None
 
@@ -189,13 +190,13 @@ def _epochs(trainer: Trainer) -> float:
 
 
 def _has_epoch_without_steps(trainer: Trainer) -> bool:
-    """Tell whether SWA has added an epoch, in which it only measures what batch norm needs."""
+    """Tell whether SWA has added an epoch that only measures statistics for batch norm."""
     averages = _of_lightning(trainer, "StochasticWeightAveraging")
     return trainer.max_epochs != -1 and any(callback._model_contains_batch_norm for callback in averages)
 
 
 def only_measures(trainer: Trainer) -> bool:
-    """Tell whether this is the epoch that SWA has added, whose batches are others by Lightning's count."""
+    """Tell whether this is the epoch that SWA has added, whose batches Lightning counts differently."""
     averages = _of_lightning(trainer, "StochasticWeightAveraging")
     return _has_epoch_without_steps(trainer) and any(trainer.current_epoch > callback.swa_end for callback in averages)
 
@@ -214,8 +215,30 @@ def mean_over_ranks(trainer: Trainer, value: Tensor) -> Tensor:
 
 def largest_over_ranks(trainer: Trainer, value: Tensor) -> Tensor:
     """Return the maximum of `value` over all ranks, NaN if one is; a collective call."""
-    # Not a reduction to the maximum: whether that keeps a NaN is up to the backend.
-    return trainer.strategy.all_gather(value).amax() if trainer.world_size > 1 else value
+    # Not a maximum reduction, because it depends on the backend whether that keeps a NaN.
+    return trainer.strategy.all_gather(value).amax(0) if trainer.world_size > 1 else value
+
+
+def sums_over_ranks(trainer: Trainer, values: Tensor) -> Tensor:
+    """Return the sums of `values` over all ranks; a collective call."""
+    total: Tensor = trainer.strategy.reduce(values, reduce_op="sum") if trainer.world_size > 1 else values
+    return total
+
+
+def has_callback(trainer: Trainer, kind: Kind) -> bool:
+    """Tell whether the trainer has a callback of this class of Lightning's."""
+    return bool(_of_lightning(trainer, kind))
+
+
+def logged_sums(trainer: Trainer, name: str) -> tuple[float, float] | None:
+    """Return the sum over samples so far, and their number, of a mean that the running loop logs; `None` if unknown."""
+    for metric in (trainer._results or {}).values():
+        meta = metric.meta
+        index = "" if meta.dataloader_idx is None else f"/dataloader_idx_{meta.dataloader_idx}"
+        names = {f"{meta.name}{fork}{suffix}" for fork in ("", "_epoch") for suffix in ("", index)}
+        if name in names and metric.is_tensor and meta.is_mean_reduction and meta.on_epoch:
+            return float(metric.value), float(metric.cumulated_batch_size)
+    return None
 
 
 def steps_now(trainer: Trainer) -> bool:
@@ -224,11 +247,10 @@ def steps_now(trainer: Trainer) -> bool:
 
 
 def logs_now(trainer: Trainer, *, first_step: bool) -> bool:
-    """Tell whether somebody reads what is logged for the current step.
+    """Tell whether a logger or a callback reads the values logged for the current step.
 
-    Lightning writes at every `log_every_n_steps`-th step. It writes nothing else, but callbacks such as
-    `ModelCheckpoint(monitor=...)` look the value up whenever they please: it is there from the first step on, and fresh
-    at the end of an epoch.
+    Lightning writes only at every `log_every_n_steps`-th step. But callbacks such as `ModelCheckpoint(monitor=...)` may
+    read the value at any time, so it exists from the first step on, and is up to date at the end of an epoch.
     """
     if trainer.barebones:
         return False
@@ -236,26 +258,26 @@ def logs_now(trainer: Trainer, *, first_step: bool) -> bool:
 
 
 def writes_now(trainer: Trainer) -> bool:
-    """Tell whether Lightning writes to the loggers what is logged for the current step."""
+    """Tell whether Lightning writes the values logged for the current step to the loggers."""
     is_fast: int = trainer.fast_dev_run  # type: ignore[attr-defined]  # set by Lightning's debugging setup
     return trainer._logger_connector.should_update_logs or bool(is_fast)
 
 
 def log_step(trainer: Trainer) -> int:
-    """Return where the current step lies on the axis that `self.log` uses; once it is over, where the next one does.
+    """Return the position of the current step on the axis of `self.log`; after the step, the position of the next.
 
-    `trainer.global_step` is one more, and counts twice with two manual optimizers.
+    `trainer.global_step` is one larger, and counts twice with two manual optimizers.
     """
     return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
 def log_prefix(logger: Logger) -> str:
-    """Return what a logger puts before every tag; empty for nothing."""
+    """Return the text that a logger puts before every tag; "" if there is none."""
     return getattr(logger, "_prefix", None) or ""
 
 
 def hyperparameters(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any] | None:
-    """Return the hyperparameters that Lightning gives to the loggers after `on_fit_start`; `None` for none."""
+    """Return the hyperparameters that Lightning gives to the loggers after `on_fit_start`; `None` if none."""
     owners = [pl_module, getattr(trainer, "datamodule", None)]
     logged = [owner.hparams_initial for owner in owners if owner is not None and owner._log_hyperparams]
     if not logged:
@@ -273,19 +295,19 @@ def ends_epoch(trainer: Trainer) -> bool:
     """Tell whether the current accumulation window is the last of the epoch."""
     loop = trainer.fit_loop.epoch_loop
     batches, window = trainer.num_training_batches, trainer.accumulate_grad_batches
-    if math.isinf(batches):  # only at the last batch of a stream one knows
+    if math.isinf(batches):  # the end of a stream is known only at its last batch
         return loop._num_ready_batches_reached()
     return (loop.batch_progress.current.ready - 1) // window == (int(batches) - 1) // window
 
 
 def may_end_training(trainer: Trainer) -> bool:
-    """Tell whether the current step is the last one, as far as can be known while it is made."""
+    """Tell whether the current step is the last one, as far as this is known during the step."""
     has_all_steps = trainer.max_steps != -1 and trainer.global_step + 1 >= trainer.max_steps
     is_last_epoch = trainer.should_stop or trainer.current_epoch + 1 >= _epochs(trainer)
     return has_all_steps or (is_last_epoch and ends_epoch(trainer))
 
 
 def ends_training(trainer: Trainer) -> bool:
-    """Tell whether the epoch that is ending is the last with steps, as far as can be known in `on_train_epoch_end`."""
+    """Tell whether the current epoch is the last one with steps, as far as this is known in `on_train_epoch_end`."""
     has_all_steps = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
     return has_all_steps or trainer.should_stop or trainer.current_epoch + 1 >= _epochs(trainer)

@@ -1,4 +1,4 @@
-"""What runs right before and right after optimizers change their weights, inside `Optimizer.step`."""
+"""Hooks right before and right after optimizers change their weights, inside `Optimizer.step`."""
 
 from collections.abc import Callable, Sequence
 from enum import IntEnum
@@ -11,10 +11,10 @@ Act = Callable[[Optimizer], None]
 
 
 class Turn(IntEnum):
-    """Who acts nearer to the update: sooner after it, and later before it, whatever the order of the callbacks.
+    """The order around the update: smaller turns act later before it and sooner after it, in any order of callbacks.
 
-    What comes later keeps what those before it have reached: operators of penalties keep zeros and signs, factors on
-    whole units keep both, and a factor on a whole layer keeps everything but norms.
+    Later turns preserve the results of earlier ones: operators of penalties keep zeros and signs, factors on whole
+    units keep both, and a factor on a whole layer keeps everything except norms.
     """
 
     UPDATE = 0
@@ -22,7 +22,7 @@ class Turn(IntEnum):
     ENTRIES = 1
     """Which entries are zero."""
     GROUPS = 2
-    """How many of a group are zero, of those that can be."""
+    """How many entries of a group are zero."""
     OPERATORS = 3
     """Proximal steps."""
     UNITS = 4
@@ -31,21 +31,21 @@ class Turn(IntEnum):
     """Norms of layers."""
 
 
-# Between the update with what belongs to it, and all others of ours.
+# Behind `Turn.UPDATE`, which belongs to the update, and before all other turns.
 _HOOKS_OF_OTHERS = 0.5
 
 
 class AroundSteps:
-    """Calls of `after`, and of `before` if there is one, around each update by an optimizer, until they are removed.
+    """Calls `after`, and `before` if given, around each update of an optimizer, until `remove`.
 
-    Lightning's automatic optimization computes the gradients inside `Optimizer.step`, in the closure it passes: an
-    update begins when the closure has returned, and ends when it is called again (LBFGS does) or the step is over. A
-    step that the scaler of fp16 skips is none.
+    Lightning's automatic optimization computes the gradients inside `Optimizer.step`, in the closure it passes. An
+    update begins when the closure returns, and ends when the closure is called again (by LBFGS) or the step is over. A
+    step skipped by the fp16 scaler does not count.
 
     Args:
         after: Gets the optimizer after its update.
         before: Gets the optimizer when its gradients are complete: summed over ranks, unscaled, clipped.
-        turn: Where to act among the others.
+        turn: The turn among other callbacks.
 
     """
 
@@ -53,10 +53,10 @@ class AroundSteps:
         self._after, self._before, self._turn = after, before, turn
         self._handles: list[RemovableHandle] = []
         self._updating: set[Optimizer] = set()
-        """Those between `before` and `after`."""
+        """The optimizers between `before` and `after`."""
 
     def add(self, optimizers: Sequence[Optimizer]) -> None:
-        """Act around the steps of `optimizers` from now on, and of no others."""
+        """From now on, act around the steps of `optimizers` and of no others."""
         self.remove()
         for optimizer in optimizers:
             end = self._after if self._before is None else self._end
@@ -69,7 +69,7 @@ class AroundSteps:
                 _sort(self._handles[-1], descending=True)
 
     def remove(self) -> None:
-        """Leave the optimizers as they were."""
+        """Remove all hooks from the optimizers."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -116,7 +116,7 @@ class _Hook:
 
 
 def _sort(handle: RemovableHandle, *, descending: bool) -> None:
-    """Have the hooks beside a new one called by their turns; those of one turn stay in their order."""
+    """Sort the hooks beside a new one by their turns; hooks of the same turn keep their order."""
     hooks = handle.hooks_dict_ref()
     if hooks is not None:
         by_turn = sorted(hooks, key=lambda key: getattr(hooks[key], "turn", _HOOKS_OF_OTHERS), reverse=descending)

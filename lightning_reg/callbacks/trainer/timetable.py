@@ -1,4 +1,4 @@
-"""A schedule within a run: how long the run is, what to do where nobody knows, and what if that changes."""
+"""A schedule within a run: its length, the error if the length is unknown, and the warning if it changes."""
 
 import math
 from collections.abc import Callable
@@ -10,16 +10,16 @@ from lightning_reg.schedules.base import UnknownLengthError
 
 
 class Timetable:
-    """A schedule of the user's with its durations in ticks of one run, which it is called with.
+    """A user's schedule with its durations in ticks of one run; call it with a tick.
 
     Args:
         schedule: A schedule, or any callable from tick to value.
-        trainer: Is about to train.
-        pl_module: What it trains.
-        in_epochs: Whether a tick is an epoch; else it is an optimizer step.
+        trainer: The trainer that is about to train.
+        pl_module: The module that it trains.
+        in_epochs: Whether a tick is an epoch; otherwise it is an optimizer step.
 
     Raises:
-        ValueError: If a duration is a share of a run whose length nothing tells.
+        ValueError: If a duration is a share of a run of unknown length.
 
     """
 
@@ -36,7 +36,7 @@ class Timetable:
         self._batches = trainer.num_training_batches
         self._has_warned = False
         self.total = self._length(trainer, pl_module)
-        """The length of the run in ticks; infinite if nothing tells."""
+        """The length of the run in ticks; infinite if unknown."""
         try:
             self.resolved = resolve(schedule, self.total)
         except UnknownLengthError as error:
@@ -52,12 +52,12 @@ class Timetable:
 
     @property
     def peak(self) -> float:
-        """The largest value of the run, as far as can be known beforehand; else 0."""
+        """The largest value of the run if it is known beforehand, else 0."""
         bounds = self.resolved.bounds(self.total) if isinstance(self.resolved, Schedule) else None
         return 0.0 if bounds is None else bounds[1]
 
     def _follow_length(self) -> None:
-        """Warn, once, if the data have grown so that shares of the run would be other ticks."""
+        """Warn, once, if the number of batches has changed so that shares of the run would be other ticks."""
         before, self._batches = self._batches, self._trainer.num_training_batches
         total = self._length(self._trainer, self._module)
         if self._has_warned or not math.isfinite(total) or resolve(self._schedule, total) == self.resolved:
@@ -66,18 +66,18 @@ class Timetable:
         rank_zero_warn(
             f"An epoch has {self._batches} batches now and had {before} before, but the durations in {self._schedule!r}"
             f" stay shares of a run of {self.total:g} ticks, its length when it began, and not of {total:g}."
-            " Where the data grow, give durations as ints (ticks)."
+            " If the data grow during training, give durations as ints (ticks)."
         )
 
 
 def _remedy(trainer: Trainer, pl_module: LightningModule, *, in_epochs: bool) -> str:
-    """Return what would make the length of the run known, and has not been done."""
+    """Return the missing settings that would make the length of the run known."""
     automatic = pl_module.automatic_optimization
     missing = []
     if trainer.max_epochs in (None, -1):
         missing.append("`max_epochs`")
     if math.isinf(trainer.num_training_batches) and not in_epochs:
-        missing.append("`limit_train_batches` (an int, for the data are a stream)")
+        missing.append("`limit_train_batches` (an int, because the data are a stream)")
     if not automatic and trainer.max_steps != -1:
         missing.append("no `max_steps`, which counts the steps of all optimizers")
     remedy = f"set {' and '.join(missing)}"

@@ -1,4 +1,4 @@
-"""A step of the module that nobody sees: nothing is logged, and the module is as before."""
+"""A step of the module without side effects: nothing is logged, and the module is restored."""
 
 import collections
 import copy
@@ -44,9 +44,9 @@ def _ignore(*args: Any, **kwargs: Any) -> None:
 
 
 class Kept:
-    """What a module and all within it are made of: tensors, attributes, and what the containers among these hold.
+    """The contents of a module and all modules within it: tensors, attributes, and the contents of containers.
 
-    What else they hold is theirs: of an object of the user's own, what it has inside is not known.
+    The inside of a user's own objects is not known, and not restored.
     """
 
     def __init__(self, root: nn.Module) -> None:
@@ -60,7 +60,7 @@ class Kept:
             self._keep([*module.parameters(recurse=False), *module.buffers(recurse=False)])
 
     def put_back(self) -> None:
-        """Make everything what it was."""
+        """Restore everything."""
         for module, attributes in self._attributes:
             vars(module).clear()
             vars(module).update(attributes)
@@ -70,7 +70,7 @@ class Kept:
             for tensor, (values, grad) in self._tensors.items():
                 if tensor.shape != values.shape:
                     tensor.data = values.clone()
-                elif not torch.equal(tensor, values):  # one that has not changed may be one that can't be written
+                elif not torch.equal(tensor, values):  # an unchanged tensor may be read-only
                     tensor.detach().copy_(values)
                 if tensor.grad is not grad:
                     tensor.grad = grad

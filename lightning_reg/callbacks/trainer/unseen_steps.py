@@ -1,4 +1,4 @@
-"""Optimizer steps that go past a callback, which would then have no effect without a word."""
+"""Optimizer steps that bypass a callback, which would then silently have no effect."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -12,11 +12,11 @@ class UnseenSteps:
     """Refuses a run whose steps a callback does not see.
 
     Lightning announces the steps of `self.optimizers()`. The hooks of torch run in every `Optimizer.step`. Neither
-    knows of steps that are methods of their own, such as SAM's `first_step`; so what has been seen is compared with
-    backward passes that have run, and with weights that have changed.
+    covers other methods that step, such as SAM's `first_step`. So the steps seen are compared with backward passes that
+    ran, and with weights that changed.
 
     Args:
-        name: The callback.
+        name: The name of the callback.
 
     """
 
@@ -28,32 +28,32 @@ class UnseenSteps:
         self._versions: dict[Tensor, int] = {}
 
     def meets(self, optimizers: Sequence[Optimizer]) -> bool:
-        """Take note of `optimizers`; tell whether they are others than before, so that hooks have to follow."""
+        """Record `optimizers`, and tell whether they changed, so that hooks must follow."""
         if self._optimizers == list(optimizers):
             return False
         self._optimizers = list(optimizers)
         return True
 
     def backward(self) -> None:
-        """Take note of a backward pass."""
+        """Record a backward pass."""
         self._has_run_backward = True
 
     def see(self, optimizer: Optimizer) -> None:
-        """Take note of a step in which the callback can act."""
+        """Record a step in which the callback can act."""
         self._seen.add(optimizer)
 
     def remember(self, weights: Iterable[Tensor]) -> None:
-        """Take note of `weights` as they are now: torch counts the changes of each."""
+        """Record the current versions of `weights`: torch counts the changes of each tensor."""
         self._versions = {weight: weight._version for weight in weights}
 
     def refuse(self, weights: Mapping[Optimizer, Sequence[Tensor]]) -> None:
-        """Raise if steps have gone past the callback.
+        """Raise if steps have bypassed the callback.
 
         Args:
-            weights: What the callback acts on, for each optimizer of the run.
+            weights: The weights of the callback, for each optimizer of the run.
 
         Raises:
-            MisconfigurationException: If it has seen none at all, or none of an optimizer whose weights have changed.
+            MisconfigurationException: If it has seen no step at all, or no step of an optimizer whose weights changed.
 
         """
         unseen = [optimizer for optimizer in weights if optimizer not in self._seen]
@@ -63,8 +63,8 @@ class UnseenSteps:
         which = "no optimizer step" if len(unseen) == len(weights) else f"no step of {type(changed[0]).__name__}"
         msg = (
             f"{self._name} has seen {which}, so it had no effect. Step through Lightning's optimizers:"
-            " `self.optimizers()`, not `self.optimizers(use_pl_optimizer=False)` or `optimizer.optimizer`; and by"
-            " `step`, not by methods of the optimizer's own, as SAM's `first_step`: its `step(closure)` can do both."
+            " `self.optimizers()`, not `self.optimizers(use_pl_optimizer=False)` or `optimizer.optimizer`. Call `step`,"
+            " not other methods such as SAM's `first_step`: SAM's `step(closure)` makes both of its steps."
         )
         raise MisconfigurationException(msg)
 

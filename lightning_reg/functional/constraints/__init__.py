@@ -1,1 +1,1 @@
-"""Sets into which constraints bring weights, in place: `norms` of units, `pattern` of zeros among neighbours."""
+"""Projections onto the sets of constraints, in place: `norms` of units, `pattern` of zeros among neighbours."""

@@ -1,4 +1,4 @@
-"""Norms of units, brought into a range by one factor for each unit."""
+"""Norms of units, moved into a range by one factor for each unit."""
 
 from collections.abc import Callable
 
@@ -11,23 +11,23 @@ from lightning_reg.functional.tensors.shards import local_parts
 
 
 def limit_norms_(weights: list[Tensor], max_norm: float, *, dim: int) -> None:
-    """Bring each unit of a norm above `max_norm` to it, in place; units inside stay as they are, bit for bit.
+    """Scale each unit whose norm exceeds `max_norm` down to it, in place; other units do not change by a bit.
 
-    A unit is what one index along `dim` holds. A collective call where units are spread over ranks; nothing is gathered
-    but their norms.
+    A unit is the slice at one index along `dim`. A collective call where units are spread over ranks: only their norms
+    are gathered.
     """
     _scale_(weights, lambda norms: (max_norm / norms).clamp(max=1), dim)
 
 
 def normalize_(weights: list[Tensor], *, dim: int) -> None:
-    """Bring each unit to norm 1, in place; one that is zero has no direction, and stays. See `limit_norms_`."""
+    """Scale each unit to norm 1, in place; a unit of zeros has no direction, and stays. See `limit_norms_`."""
     _scale_(weights, torch.reciprocal, dim)
 
 
 def move_norms_(weights: list[Tensor], min_norm: float, max_norm: float, rate: float, *, dim: int) -> None:
-    """Bring the norm of each unit a share `rate` of the way into a range, in place. See `limit_norms_`.
+    """Move the norm of each unit a share `rate` of the way into a range, in place. See `limit_norms_`.
 
-    One that is zero has no direction, and stays.
+    A unit of zeros has no direction, and stays.
     """
     _scale_(weights, lambda norms: 1 + rate * (norms.clamp(min_norm, max_norm) / norms - 1), dim)
 

@@ -1,24 +1,24 @@
-"""Zeros in a pattern that hardware has use for: at most n of every m neighbours are left."""
+"""Zeros in a pattern that hardware supports: at most n of every m neighbours stay."""
 
 import torch
 from torch import Tensor
 
 from lightning_reg.functional.tensors.shards import local_part, local_slice, shard_groups, whole
 
-# Entries that are worked on at once: what is computed on the way stays in a cache on a CPU, and small on a GPU.
+# Entries processed at once: intermediate results stay in the cache on a CPU, and small on a GPU.
 _CPU_ENTRIES = 1 << 18
 _GPU_ENTRIES = 1 << 24
-# Of so few, all pairs are compared faster on a CPU than they are sorted: of 4 in a third of the time.
+# For so few entries, comparing all pairs is faster than sorting on a CPU: for 4 it takes a third of the time.
 _FEW = 8
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @torch.no_grad()
 def keep_largest_(weights: list[Tensor], keep: int, m: int, *, dim: int) -> None:
-    """Make all but the `keep` largest magnitudes of every `m` entries along `dim` zero, in place.
+    """Set all but the `keep` largest magnitudes of every `m` entries along `dim` to zero, in place.
 
-    Of equal ones the first stay. A sharded weight is gathered only where the groups of `m` are spread over ranks; one
-    at a time then, a collective call.
+    Among equal magnitudes the first stay. A sharded weight is gathered only if groups of `m` are spread over ranks: one
+    weight at a time, in a collective call.
     """
     for weight in weights:
         if shard_groups(weight, lambda sharded, own=dim % weight.ndim: sharded == own):  # type: ignore[misc]
@@ -31,9 +31,9 @@ def keep_largest_(weights: list[Tensor], keep: int, m: int, *, dim: int) -> None
 
 @torch.no_grad()
 def leave_(weight: Tensor, left: Tensor) -> None:
-    """Make entries zero, in place, where the mask `left` is false, infinite ones and NaN, too.
+    """Set entries to zero, in place, where the mask `left` is false, even if they are infinite or NaN.
 
-    Bits are multiplied: on a CPU a seventh of the time of `masked_fill_`, which has a branch for each entry.
+    Bits are multiplied. On a CPU this takes a seventh of the time of `masked_fill_`, which branches for each entry.
     """
     weight.view(_INTEGERS[weight.dtype.itemsize]).mul_(left)
 
@@ -53,7 +53,7 @@ def _keep_(weight: Tensor, keep: int, m: int, dim: int) -> None:
 
 
 def _ranks(sizes: Tensor) -> Tensor:
-    """Return how many come before each entry along dimension 0; of equal ones the first does."""
+    """Return how many entries rank before each entry along dimension 0; among equal entries the first does."""
     ranks = torch.zeros(sizes.shape, dtype=torch.int8)
     for index, one in enumerate(sizes):
         for later in range(index + 1, len(sizes)):

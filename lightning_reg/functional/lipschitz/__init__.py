@@ -1,8 +1,8 @@
-"""How much a network stretches its input.
+"""Bounds of how much a network stretches changes of its input.
 
-`jacobian` measures it on samples, from below. `bound` is above it for all inputs: `walk` has the `tracer` follow the
-module (`untraced` looks at its layers alone) with a `traced_tensor`, and asks the `judge`, who asks the `rules`. An
-answer is a `value`; `chain` is what several layers do together, and `rounding` goes upwards. A
-`budget` limits the time. What is run is a
-`stand_in` of the module, and tensors may be `nested` in anything. `certificates` are what bounds are good for.
+`jacobian` measures it on samples, from below. `bound` bounds it from above for all inputs: in `walk` the `tracer`
+follows the module with a `traced_tensor` (`untraced` bounds its layers alone), and asks the `judge`, which asks the
+`rules`. An answer is a `value`; `chain` bounds several layers together, and `rounding` rounds upwards. A `budget`
+limits the time. The walk runs a `stand_in` of the module, with tensors `nested` in any containers, which may
+share `memory`. `certificates` derives certified radii from bounds.
 """

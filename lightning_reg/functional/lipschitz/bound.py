@@ -1,4 +1,4 @@
-"""How expansive a network is, at most: a certified upper bound of its Lipschitz constant."""
+"""A certified upper bound of the Lipschitz constant of a network."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,12 +20,12 @@ __all__ = ["LipschitzReport", "lipschitz_bound"]
 
 @dataclass(frozen=True)
 class LipschitzReport:
-    """What `lipschitz_bound` found.
+    """The result of `lipschitz_bound`.
 
     Attributes:
         value: The upper bound; infinity if there is none, NaN if a weight is not finite.
-        per_layer: For each layer with weights, by name, the constant of that layer alone.
-        unbounded: What makes the bound infinite: the name of each such layer or operation, and why.
+        per_layer: The constant of each single layer with weights, by name.
+        unbounded: The name of each layer or operation that makes the bound infinite, with the reason.
 
     Example:
         >>> report = LipschitzReport(value=2.0, per_layer={"0": 2.0})
@@ -44,44 +44,54 @@ def lipschitz_bound(
 ) -> LipschitzReport:
     r"""Return an upper bound of a module's Lipschitz constant, :math:`\max_{x, y} \|f(x) - f(y)\|_2 / \|x - y\|_2`.
 
-    An upper bound, never below the truth. It is rounded up, by 1e-5 unless inputs are float64, so that it is not below
-    what `jacobian_norm` finds in float32, either. How far above depends on the network: a few percent for one of a few
-    layers, orders of magnitude for deep ones. It is a walk over the operations of torch that `forward` calls: what
-    follows multiplies, sums add, concatenation takes the root of the sum of squares, a module used twice counts twice.
-    In chains of linear layers and monotone activations the bound is the smaller of the product and ECLipsE-Fast (about
-    half of it at initialization), and exact without activations.
+    The bound is never below the truth. It is rounded up, by 1e-5 unless inputs are float64, so that it is also not
+    below the result of `jacobian_norm` in float32. It exceeds the truth by a few percent for networks of a few layers,
+    and by orders of magnitude for deep ones. It comes from a walk over the torch operations that `forward` calls:
+    successive operations multiply, sums add, concatenation takes the root of the sum of squares, and a module used
+    twice counts twice. In chains of linear layers and monotone activations, the bound is the smaller of the product and
+    ECLipsE-Fast (about half of the product at initialization), and exact without activations.
 
     - Layers: the exact norm of matrices (with more than 1024 rows and columns a certified bound that is 0.5 % above it
       at most), `conv_norm_bound` of convolutions at the size of the image that they get.
     - Activations: their largest slope, rounded up (GELU 1.12891, SiLU 1.09984); softmax 1/2, log-softmax the root of
       the number of classes.
     - Batch normalization by running statistics. LayerNorm, RMSNorm, GroupNorm and InstanceNorm:
-      :math:`\max |\gamma| / \sqrt{\epsilon}`, which is attained where the input is constant: true, and rarely of use.
-    - Pooling, padding, interpolation, indices, reductions, products with constants: from the sizes and the constants.
-    - Dot-product attention, recurrent layers, products of values that depend on the input, embeddings, and operations
-      that are not known: infinity, with name and reason, never skipped. `register_lipschitz_rule` adds a rule.
+      :math:`\max |\gamma| / \sqrt{\epsilon}`, attained at constant inputs: a true bound, but rarely useful.
+    - What is linear in one tensor, from the sizes and the constants: products (einsum, tensordot, `addmm`), Fourier
+      transforms, differences, pooling, padding, interpolation in every mode, indices, scatter. Most are exact.
+    - Reductions, deviations, distances to constants; losses with constant targets, as functions of the prediction
+      (cross entropy :math:`\sqrt 2 / \sqrt N` for a mean over N samples).
+    - `RNN` with tanh or ReLU: :math:`\|W\|` times the norm of the triangle of powers of :math:`\|U\|` over its steps.
+    - Dot-product attention (`nn.MultiheadAttention`, `scaled_dot_product_attention`, or written by hand), gates and
+      other products of two values that depend on the input: finite where their size has a bound, as after LayerNorm,
+      RMSNorm or a sigmoid. A head of n queries changes by :math:`s R_v (R_k \|\delta Q\| + \sqrt n R_q \|\delta
+      K\|) + \sqrt n \|\delta V\|` at most, if rows are no longer than R and s is the scale. So transformers that
+      normalize first have a bound. Deep ones have an astronomical one: its logarithm over training and the constants
+      of layers are what can be read. Those that normalize last have none, for nothing bounds what the first attends to.
+    - Other products, embeddings, and operations that are not known: infinity, with name and reason, never skipped.
+      `register_lipschitz_rule` adds a rule.
 
-    The module is taken as in eval mode (no dropout, running statistics), whatever its mode, and is left as it is: the
-    walk is over a copy that shares its weights, and restores random generators. Parametrized, pruned and sharded
-    weights count as `forward` uses them. Forward hooks are not run. `torch.compile` and DDP are looked through.
+    The bound is for eval mode (no dropout, running statistics), whatever the mode of the module, which does not change:
+    the walk runs a copy that shares its weights, and restores random generators. Parametrized, pruned and sharded
+    weights count as `forward` uses them. Forward hooks are not run. Wrappers of `torch.compile` and DDP are removed.
 
     Args:
         module: The network. Half precision is computed in float32, with autocast off.
         example_input: A tensor, or a tuple of the positional arguments of `forward`, on the module's device, with
-            tensors anywhere in them. A dict is its one argument. Its sizes
-            count, batch included; its values do not. One sample is enough where `forward` keeps samples apart, and
-            costs least: the network is run on it once. All tensors of floating point count as one input (their
-            distance is the root of the sum of squares); whole numbers beside them are held fixed.
+            tensors anywhere in them. A dict is a single argument. The sizes matter, including the batch; the values do
+            not. If `forward` treats samples independently, one sample is enough and cheapest: the network runs on it
+            once. All floating-point tensors count as one input (distances are roots of sums of squares); whole numbers
+            beside them are held fixed.
         fold_batch_norm: Whether batch normalization is folded into the linear layer or convolution before it, if that
             gives less. Default True.
 
     Returns:
-        The report. Of several output tensors (in a tuple, a dict, a dataclass) the value is for all of them as one, as
-        for inputs. NaN if a weight is not finite. What cannot be followed has the value infinity, the layers that the
-        example reaches, and the reason under the name "trace". A collective call for sharded weights.
+        The report. Several output tensors (in a tuple, a dict, a dataclass) count as one, like inputs. The value is NaN
+        if a weight is not finite. If the walk cannot follow the module, the value is infinity, and the report has the
+        layers that the example reaches and the reason under the name "trace". A collective call for sharded weights.
 
     Raises:
-        TypeError: If `module` is no module, `example_input` holds no tensor, or `fold_batch_norm` is no bool.
+        TypeError: If `module` is not a module, `example_input` holds no tensor, or `fold_batch_norm` is not a bool.
 
     Example:
         >>> import torch
@@ -106,7 +116,7 @@ def lipschitz_bound(
 
 
 def findings_at(module: nn.Module, inputs: tuple[Any, ...], *, fold: bool = True) -> tuple[Findings, float]:
-    """Return what is known of a module, and the factor that makes up for the rounding of its forward pass."""
+    """Return the findings of the walk, and the factor that compensates the rounding of the forward pass."""
     with torch.inference_mode(False), torch.no_grad(), without_autocast(device_of(inputs)):  # noqa: FBT003  # torch's
         findings = walk(module, [widened(value) for value in inputs], fold=fold)
     in_double = all(tensor.dtype == torch.float64 for tensor in found(inputs, Tensor) if tensor.is_floating_point())
@@ -114,34 +124,34 @@ def findings_at(module: nn.Module, inputs: tuple[Any, ...], *, fold: bool = True
 
 
 def check_module(module: object) -> None:
-    """Raise if `module` is none."""
+    """Raise if `module` is not a module."""
     if not isinstance(module, nn.Module):
         msg = f"`module` must be a torch.nn.Module, got {module!r} of type {type(module).__name__}."
         raise TypeError(msg)
 
 
 def device_of(inputs: tuple[Any, ...]) -> torch.device:
-    """Return where the first tensor is."""
+    """Return the device of the first tensor."""
     return next(found(inputs, Tensor)).device
 
 
 def register_lipschitz_rule(target: type[nn.Module] | Callable[..., Any], rule: Callable[..., Any]) -> None:
-    """Teach `lipschitz_bound` the Lipschitz constant of a layer or function that it does not know.
+    """Register the Lipschitz constant of a layer or function for `lipschitz_bound`.
 
     Args:
-        target: A module type, which is no longer looked into, nor are its subclasses with the same `forward` and the
-            same methods that it calls; or a function: of torch, by which the method of tensors of that name is meant,
-            too, or one of your own that is called by a global name where `forward` is written. What was registered for
-            it before is replaced.
-        rule: Called as `rule(module, *args, **kwargs)`, for a function as `rule(*args, **kwargs)`, with the arguments
-            that module or function gets at the example input. `module` is in eval mode, with plain weights. Returns the
-            constant, a number >= 0 (infinity if there is none), for all tensors among the arguments as one: their
-            distance is the root of the sum of squares. It may depend on the sizes of tensors, but must hold for any
-            values. It is the rule's word that the bound is certified by.
+        target: A module type or a function. The walk then does not enter modules of this type, nor of subclasses with
+            the same `forward` and the same methods that it calls. A function of torch also stands for the tensor method
+            of that name. Your own function must be called by a global name where `forward` is written. A second
+            registration replaces the first.
+        rule: Called as `rule(module, *args, **kwargs)`, or for a function as `rule(*args, **kwargs)`, with the
+            arguments of the module or function at the example input. `module` is in eval mode, with plain weights. The
+            rule returns the constant, a number >= 0 (infinity if there is none), for all tensors among the arguments
+            as one: their distance is the root of the sum of squares. It may depend on the sizes of tensors, but must
+            hold for any values. The bound relies on it without a check.
 
     Raises:
-        TypeError: If `target` is no module type and no function, or `rule` is not callable. An error in the rule, or an
-            answer that is no such number, is raised by `lipschitz_bound`.
+        TypeError: If `target` is neither a module type nor a function, or `rule` is not callable. An error in the rule,
+            or an answer that is not such a number, is raised by `lipschitz_bound`.
 
     Example:
         >>> import torch

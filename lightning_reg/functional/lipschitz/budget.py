@@ -1,4 +1,4 @@
-"""A limit of the time that norms may take: those that begin later are bounded in a cheaper way, and counted."""
+"""A time limit for norms: norms that begin later are bounded in a cheaper way, and counted."""
 
 import math
 import time
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from lightning_reg.functional.lipschitz.rounding import UPWARDS, precise
+from lightning_reg.functional.lipschitz.rounding import UPWARDS, norm_upwards, precise
 
 
 def now() -> float:
@@ -19,7 +19,7 @@ def now() -> float:
 
 @dataclass
 class Budget:
-    """How much time there is, and how many norms came too late."""
+    """The time limit, and the number of norms beyond it."""
 
     seconds: float
     cheap: int = 0
@@ -46,12 +46,17 @@ def within(seconds: float) -> Iterator[Budget]:
 
 
 def is_too_late() -> bool:
-    """Tell whether the norm that begins now has to be cheap, and count it then."""
+    """Tell whether the next norm must be cheap; if so, count it."""
     budget = _CURRENT.get()
     if budget is None or budget.used() <= budget.seconds:
         return False
     budget.cheap += 1
     return True
+
+
+def norm_in_time(weight: Tensor) -> float:
+    """Return the spectral norm of a matrix, rounded up, or the cheaper bound if it is too late."""
+    return cheap_norm(weight) if is_too_late() else norm_upwards(weight)
 
 
 def cheap_norm(weight: Tensor) -> float:
@@ -62,7 +67,7 @@ def cheap_norm(weight: Tensor) -> float:
     if not weight.numel():
         return 0.0
     entries = precise(weight).abs()
-    # Each root alone: products of huge or of tiny numbers leave the range.
+    # The roots are taken separately, because products of huge or tiny numbers leave the range.
     schur = float(entries.sum(0).amax().sqrt() * entries.sum(1).amax().sqrt())
     largest = entries.amax()
     frobenius = float((entries / largest).norm() * largest) if bool(largest > 0) else 0.0

@@ -1,4 +1,4 @@
-"""What is certain of a classifier: how far its input may move before the class that it predicts can change."""
+"""Certified radii of a classifier: how far its input may move before the predicted class can change."""
 
 import math
 from collections.abc import Sequence
@@ -26,21 +26,21 @@ def margin_bounds(module: nn.Module, example_input: Tensor | Sequence[Any] | dic
 
     .. math:: |(f_i(x) - f_j(x)) - (f_i(y) - f_j(y))| \le M_{ij} \|x - y\|_2
 
-    Upper bounds, for all inputs. Where a linear layer is last, M is the bound of what comes before it (as by
-    `lipschitz_bound`) times :math:`\|w_i - w_j\|_2`, the distance of its rows; less at the end of a chain of linear
-    layers and monotone activations, for the difference of rows goes through the walk. Else it is :math:`\sqrt 2` times
-    the bound of the module. One walk for any number of classes.
+    The bounds hold for all inputs. If the last layer is linear, M is the bound of the network before it (as in
+    `lipschitz_bound`) times :math:`\|w_i - w_j\|_2`, the distance of its rows. At the end of a chain of linear layers
+    and monotone activations M is smaller, because the walk includes the difference of rows. Otherwise M is
+    :math:`\sqrt 2` times the bound of the module. One walk serves any number of classes.
 
     Args:
-        module: A classifier that keeps samples apart. As in eval mode, and left as it is.
-        example_input: As of `lipschitz_bound`. One sample is enough.
+        module: A classifier that treats samples independently; evaluated as in eval mode, and not changed.
+        example_input: As for `lipschitz_bound`. One sample is enough.
 
     Returns:
-        M, symmetric, 0 on the diagonal, shape (K, K) for K outputs, float64, on the device of the example. Infinite
-        where no bound is known (`lipschitz_bound` says why), NaN if a weight is not finite.
+        M, symmetric, 0 on the diagonal, shape (K, K) for K outputs, float64, on the device of the example. Infinite if
+        no bound is known (`lipschitz_bound` gives the reason), NaN if a weight is not finite.
 
     Raises:
-        TypeError: If `module` is no module, or the example holds no tensor.
+        TypeError: If `module` is not a module, or the example holds no tensor.
         ValueError: If the module does not take the example, or returns no tensor of shape (batch, K) or (K,).
 
     Example:
@@ -72,18 +72,18 @@ def certified_radius(logits: Tensor, margin_bounds: Tensor) -> Tensor:
 
     .. math:: r = \min_{j \ne i} (f_i(x) - f_j(x)) / M_{ij}, \qquad i = \arg\max_k f_k(x)
 
-    Certain: no change of the input that is smaller changes the class.
+    No smaller change of the input changes the class.
 
     Args:
         logits: Outputs of a classifier in eval mode, shape (N, K).
-        margin_bounds: M, as by `margin_bounds`, shape (K, K), entries >= 0.
+        margin_bounds: M, the result of `margin_bounds`, shape (K, K), entries >= 0.
 
     Returns:
-        Shape (N,), float32 or, for float64, float64. 0 at ties, for outputs that are not finite, and where no bound is
-        known; infinity where nothing changes the class.
+        Shape (N,), float32 or, for float64, float64. 0 at ties, for outputs that are not finite, and if no bound is
+        known; infinity if no change can change the class.
 
     Raises:
-        TypeError: If they are no tensors of real floating-point numbers.
+        TypeError: If they are not tensors of real floating-point numbers.
         ValueError: If their shapes do not fit together, or an entry of M is negative.
 
     Example:
@@ -138,7 +138,7 @@ def _classes(module: nn.Module, inputs: tuple[Any, ...]) -> int:
     ):
         try:
             output = stand_in(module)(*(widened(value) for value in inputs))
-        except Exception as error:  # whatever a user's module does
+        except Exception as error:  # a user's module can raise anything
             msg = f"`module` cannot be called with `example_input`: {type(error).__name__}: {error}"
             raise ValueError(msg) from error
     if not isinstance(output, Tensor) or output.ndim not in {1, 2}:

@@ -1,6 +1,6 @@
-r"""ECLipsE-Fast: what chains of matrices and monotone activations do together, less than each does by itself.
+r"""ECLipsE-Fast: a bound for chains of matrices and monotone activations, below the product of single bounds.
 
-What is known of differences at one place in a chain, caused by a difference :math:`\delta_0` of its input, is
+A difference :math:`\delta_0` of the input causes differences at one place in the chain that satisfy
 
 .. math:: \delta^T R^{-1} \delta \le g^2 \|\delta_0\|^2, \qquad 0 \preceq R \preceq 1,
 
@@ -27,21 +27,21 @@ _WIDEST = 4096
 
 @dataclass(frozen=True)
 class Chain:
-    """What is known of differences at one place in a chain."""
+    """The bound of differences at one place in a chain."""
 
     gain: float
-    """An upper bound of how far they are enlarged."""
+    """An upper bound of their enlargement."""
     shape: Tensor | None = None
     """R, float64, shape (features, features); None for the identity."""
 
     def linear(self, weight: Tensor, norm: float, gram: Tensor | None = None) -> "Chain | None":
-        """Return what is known after a product with W, shape (out, in), of known norm; `gram` is W W^T over its square.
+        """Return the bound after a product with W, shape (out, in), of known norm; `gram` is W W^T over its square.
 
-        None for what is too wide or complex.
+        None if W is too wide or complex.
         """
         if max(weight.shape) > _WIDEST or weight.is_complex():
             return None
-        if not 0 < norm < math.inf:  # NaN, too
+        if not 0 < norm < math.inf:  # also for NaN
             return Chain(times(self.gain, norm))
         if self.shape is None and gram is not None:
             return Chain(times(self.gain, norm), gram)
@@ -57,7 +57,7 @@ class Chain:
         return Chain(times(self.gain, norm * math.sqrt(square)), product / square if square else product)
 
     def activated(self, slope: float) -> "Chain":
-        """Return what is known after an activation with slopes from 0 to `slope`."""
+        """Return the bound after an activation with slopes from 0 to `slope`."""
         if self.shape is None:
             return self.scaled(slope)
         identity = torch.eye(len(self.shape), dtype=self.shape.dtype, device=self.shape.device)
@@ -66,12 +66,12 @@ class Chain:
         return Chain(times(self.gain, slope), torch.cholesky_inverse(factor))
 
     def scaled(self, factor: float) -> "Chain":
-        """Return what is known after a product with a number."""
+        """Return the bound after a product with a number."""
         return Chain(times(self.gain, factor), self.shape)
 
 
 def _root(shape: Tensor) -> Tensor:
-    """Return C with C C^T >= R, by as little as rounding asks for."""
+    """Return C with C C^T >= R, with the smallest excess that covers rounding."""
     identity = torch.eye(len(shape), dtype=shape.dtype, device=shape.device)
     root: Tensor = torch.linalg.cholesky(shape + 1e-12 * identity)
     return root

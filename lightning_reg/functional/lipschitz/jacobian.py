@@ -1,4 +1,4 @@
-"""How much a function stretches samples: the norms of its Jacobian, measured in a way that changes nothing."""
+"""How much a function stretches samples: the norms of its Jacobian, measured without changing anything."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,22 +19,22 @@ __all__ = ["jacobian_norm"]
 
 @contextmanager
 def measured(fn: Callable[..., Any], device: torch.device) -> Iterator[None]:
-    """Have `fn` compute what it computes in evaluation, in kernels that autograd can differentiate twice.
+    """Let `fn` compute as in evaluation, with kernels that autograd can differentiate twice.
 
-    Without autocast and compiled graphs; random numbers that it draws are put back.
+    Autocast and compiled graphs are off, and random generators are restored.
 
     Args:
         fn: A module, a method of one, or any other function.
-        device: Where it computes.
+        device: The device of the computation.
 
     """
     owner = fn if isinstance(fn, nn.Module) else getattr(fn, "__self__", None)
     modules = list(owner.modules()) if isinstance(owner, nn.Module) else []
     with ExitStack() as undo:
         undo.enter_context(unchanged_generators([device]))
-        # What aot_autograd compiles cannot be differentiated twice.
+        # Code compiled by aot_autograd cannot be differentiated twice.
         undo.enter_context(torch.compiler.set_stance("force_eager"))
-        # Nor can the fused kernels of attention, and those of cuDNN's recurrent layers not even once in evaluation.
+        # Nor can fused attention kernels. cuDNN's recurrent kernels cannot even be differentiated once in evaluation.
         undo.enter_context(sdpa_kernel(SDPBackend.MATH))
         if device.type == "cuda" and any(isinstance(module, nn.RNNBase) for module in modules):
             undo.enter_context(torch.backends.cudnn.flags(enabled=False))
@@ -42,50 +42,51 @@ def measured(fn: Callable[..., Any], device: torch.device) -> Iterator[None]:
         # Lightning validates in inference mode.
         undo.enter_context(torch.inference_mode(False))  # noqa: FBT003  # torch's
         for module in modules:
-            # Not by `eval()`: adapters merge their weights into those of the model when it is called.
+            # Not by `eval()`, which makes adapters merge their weights into the model's weights.
             undo.callback(setattr, module, "training", module.training)
             module.training = False
         yield
 
 
-# So many products with unit vectors give the whole matrix, and cost about what Lanczos does.
+# This many products with unit vectors give the whole matrix, at about the cost of Lanczos.
 _EXACT = 32
 
 
 def jacobian_norm(fn: Callable[[Tensor], Tensor], x: Tensor, *, iterations: int = 5) -> Tensor:
     r"""Return the spectral norm of the input Jacobian at each sample, :math:`\|J_f(x_i)\|_2`.
 
-    A lower bound of the Lipschitz constant in the 2-norm, for any differentiable function: no constant is smaller than
-    the norm at any one point. On which side of :math:`\|J_f(x_i)\|_2` the result is:
+    A lower bound of the Lipschitz constant in the 2-norm, for any differentiable function: the constant is at least the
+    norm at any point. The result is exact or an estimate of :math:`\|J_f(x_i)\|_2`:
 
     - Up to 32 outputs or 32 inputs for each sample: exact up to rounding (relative 1e-5 in float32), from one backward
       pass for each output, or one product for each input.
-    - Else a lower estimate, from that many Lanczos iterations, each of one product with J and one with its transpose.
+    - Otherwise: a lower estimate from `iterations` Lanczos iterations, each with one product with J and one with its
+      transpose.
 
-    At a kink (an input of ReLU that is exactly 0, equal values in a max-pool) autograd uses one slope for each
-    operation, and those need not fit together: for :math:`relu(x) - relu(-x) - x`, which is 0 everywhere, it finds
-    the slope -1 at 0. So exactly there the result may be above the true constant. Kinks have measure zero, but padding
-    with zeros, dead inputs and symmetric weights can put a sample on one.
+    At a kink (an input of ReLU that is exactly 0, equal values in a max-pool), autograd uses one slope for each
+    operation, and these slopes may be inconsistent: for :math:`relu(x) - relu(-x) - x`, which is 0 everywhere, it finds
+    the slope -1 at 0. So exactly at kinks the result may be above the true constant. Kinks have measure zero, but
+    padding with zeros, dead inputs and symmetric weights can put a sample on one.
 
     Nothing is changed: `.grad` of parameters, training modes, buffers of BatchNorm, random numbers. Autocast is off; a
     module in half precision computes in half precision.
 
     Args:
-        fn: From samples, shape (batch, ...), to their outputs, shape (batch, ...), each row from its own row alone. A
-            module, or a method of one, is evaluated in eval mode. Autograd has to look through it, twice if there are
-            more than 32 outputs and inputs.
+        fn: Maps samples, shape (batch, ...), to outputs, shape (batch, ...); each output depends on its own sample
+            only. A module, or a method of one, is evaluated in eval mode. Autograd must be able to differentiate it,
+            twice if there are more than 32 outputs and inputs.
         x: Samples of floating-point numbers, shape (batch, ...).
-        iterations: Lanczos iterations, >= 1. Default 5: the largest norm in a batch is then usually within 10 %, that
-            of a single sample may be further below.
+        iterations: Lanczos iterations, >= 1. Default 5: the largest norm in a batch is then usually within 10 %; the
+            norm of a single sample may be further below.
 
     Returns:
         One norm for each sample, shape (batch,), float32 or float64, without a graph. NaN where J is not finite.
 
     Raises:
-        TypeError: If `x` or what `fn` returns is no tensor of real floating-point numbers, `fn` is not callable, or
-            `iterations` no int.
-        ValueError: If they are not one row for each sample, if autograd cannot look through `fn`, or if `iterations` is
-            below 1.
+        TypeError: If `x` or the result of `fn` is not a tensor of real floating-point numbers, `fn` is not callable, or
+            `iterations` is not an int.
+        ValueError: If they do not have one row for each sample, if autograd cannot differentiate `fn`, or if
+            `iterations` is below 1.
 
     Example:
         >>> import torch
@@ -125,7 +126,7 @@ class _Jacobian:
     def __init__(self, fn: Callable[[Tensor], Tensor], x: Tensor) -> None:
         self.dtype = reported(x)
         self.inputs = x.detach().clone().requires_grad_()
-        outputs = fn(self.inputs.clone())  # of which modules may overwrite what they are given
+        outputs = fn(self.inputs.clone())  # cloned, because modules may overwrite their input
         _check_rows("fn(x)", outputs)
         if len(outputs) != len(x):
             msg = f"`fn` must return a row for each of the {len(x)} samples, got shape {tuple(outputs.shape)}."

@@ -1,4 +1,4 @@
-"""What an operation does to the bound: the rules are asked, and what they say is kept."""
+"""Determine the bound after an operation by its rule, and keep the constants of layers."""
 
 import math
 from collections.abc import Callable
@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 import lightning_reg.functional.lipschitz.rules  # noqa: F401  # each file there registers its rules
 from lightning_reg.functional.lipschitz.rules.applied import apply_rule
-from lightning_reg.functional.lipschitz.rules.registry import Rule, UserRule, function_rule, module_rule
-from lightning_reg.functional.lipschitz.value import Bound, NoBoundError, Operation, larger
+from lightning_reg.functional.lipschitz.rules.registry import EXTENTS, Rule, UserRule, function_rule, module_rule
+from lightning_reg.functional.lipschitz.value import Bound, Extent, NoBoundError, Operation, larger, traced_in
 
-JUMPS = "whole numbers and comparisons jump: they have no Lipschitz constant"
-# What torch writes in Python out of operations that have rules of their own.
-_LOOKED_INTO = {"torch.nn.modules.container", "torch.nn.modules.loss"}
+JUMPS = "whole numbers and comparisons are discontinuous: they have no Lipschitz constant"
+# Modules that torch writes in Python with operations that have their own rules.
+_LOOKED_INTO = {"torch.nn.modules.container", "torch.nn.modules.loss", "torch.nn.modules.transformer"}
 
 
 @dataclass(eq=False)
@@ -22,19 +22,21 @@ class Step:
     """One operation on the way from the input to the output."""
 
     name: str
-    """Where in the module, and what."""
+    """The place in the module, and the operation."""
     rule: Rule | UserRule | None = None
     kind: str = ""
-    """What has no rule, if there is none."""
+    """The name of the operation for messages, if it has no rule."""
     module: nn.Module | None = None
     weight: str | None = None
     """The name of a parameter among the arguments."""
     parents: list["Step"] = field(default_factory=list)
-    """What it depends on."""
+    """The steps on which it depends."""
+    extent: Rule | None = None
+    """The rule of how large its result gets."""
 
 
 class Judge:
-    """Knows the bounds of operations: asks the rules, and keeps what they say.
+    """Determines the bounds of operations by their rules, and keeps the constants of layers.
 
     Args:
         has_floats: Whether the network has an input of floating-point numbers.
@@ -48,7 +50,7 @@ class Judge:
         self._layers: list[tuple[str, float]] = []
 
     def reasons_among(self, steps: set[Step]) -> tuple[tuple[str, str], ...]:
-        """Return names and reasons of what has no bound among `steps`, each once."""
+        """Return the names of `steps` without a bound, with the reasons, each once."""
         return tuple(dict.fromkeys(why for step, why in self._reasons.items() if step in steps))
 
     def per_layer(self) -> dict[str, float]:
@@ -59,31 +61,36 @@ class Judge:
         return found
 
     def of_input(self, value: Tensor) -> Bound | None:
-        """Return the bound of an argument of the network; None for one that is held fixed."""
+        """Return the bound of an argument of the network; None if it is held fixed."""
         if value.is_floating_point() or value.is_complex():
             return Bound(1.0)
-        # Whole numbers are held fixed. Where there is nothing else, what they go into says why there is no bound.
+        # Whole numbers are held fixed. If there are no other inputs, the operations on them give the reason.
         return None if self._has_floats else Bound(math.inf)
 
     def judge(self, step: Step, operation: Callable[..., Any], value: Any, args: Any, kwargs: Any) -> Bound:
-        """Return the bound of `value`, which `operation` has made in `step`.
+        """Return the bound of `value`, the result of `operation` in `step`.
 
-        In the arguments, what depends on the input is `Traced`.
+        Arguments that depend on the input are `Traced`.
         """
+        if next(traced_in((args, kwargs)), None) is None:
+            return Bound(0.0)
         if step.rule is None:
             return self.refuse(step, f"no rule for {step.kind}; `register_lipschitz_rule` adds one")
-        if isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex()):
-            return self.refuse(step, JUMPS)
+        is_whole = isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex())
+        done = Operation(value, operation, step.module)
         try:
-            bound, own = apply_rule(step.rule, Operation(value, operation, step.module), args, kwargs)
+            bound, own = apply_rule(step.rule, done, args, kwargs)
         except NoBoundError as error:
-            return self.refuse(step, str(error))
+            return self.refuse(step, JUMPS if is_whole else str(error))
+        if is_whole and bound.value != 0:
+            return self.refuse(step, JUMPS)
         if own is not None:
             self._note_layer(step, own)
-        return bound if self._fold else replace(bound, scaled=None)
+        extent = step.extent(done, bound, *args, **kwargs) if step.extent else bound.extent
+        return replace(bound, scaled=bound.scaled if self._fold else None, extent=extent or Extent())
 
     def refuse(self, step: Step, reason: str) -> Bound:
-        """Return the bound of what has none."""
+        """Return an infinite bound, and keep the reason."""
         self._reasons[step] = step.name, reason
         self._note_layer(step, math.inf)
         return Bound(math.inf)
@@ -96,11 +103,16 @@ class Judge:
         return "forward" not in vars(module) and origin.startswith("torch.nn") and origin not in _LOOKED_INTO
 
     def rule_of(self, called: nn.Module | Callable[..., Any], name: str = "") -> Rule | UserRule | None:
-        """Return the rule of a module, or of a function that goes by `name`, if there is one."""
+        """Return the rule of a module, or of a function called `name`, if there is one."""
         return module_rule(called) if isinstance(called, nn.Module) else function_rule(called, name)
 
+    def extent_of(self, called: nn.Module | Callable[..., Any], name: str = "") -> Rule | None:
+        """Return the rule of how large a result gets, if there is one."""
+        found = module_rule(called, EXTENTS) if isinstance(called, nn.Module) else function_rule(called, name, EXTENTS)
+        return None if isinstance(found, UserRule) else found
+
     def _note_layer(self, step: Step, own: float) -> None:
-        """Keep the constant of what has weights: a module, or a function of parameters."""
+        """Record the constant of a layer with weights: a module, or a function of parameters."""
         if step.module is not None:
             if next(step.module.parameters(), None) is not None:
                 self._layers.append((step.name, own))
@@ -109,4 +121,4 @@ class Judge:
 
 
 def _is_layer(name: str) -> bool:
-    return name in {"linear", "matmul", "mm", "prelu"} or "conv" in name or name.endswith("_norm")
+    return name in {"linear", "matmul", "mm", "addmm", "prelu"} or "conv" in name or name.endswith("_norm")

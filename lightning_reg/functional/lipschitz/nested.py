@@ -1,4 +1,4 @@
-"""Tensors in whatever users put them: tuples, dictionaries, dataclasses, objects with attributes."""
+"""Tensors in any containers of users: tuples, dictionaries, dataclasses, objects with attributes."""
 
 import copy
 from collections import deque
@@ -26,12 +26,12 @@ def found(value: Any, kind: type[LeafT]) -> Iterator[LeafT]:
 
 
 def closed_in(value: Any) -> Iterator[Any]:
-    """Yield what may hold tensors that nobody finds, such as a function with a closure."""
+    """Yield objects that may hide tensors, such as a function with a closure."""
     return (each for each in _leaves(value, Tensor, set()) if not isinstance(each, (Tensor, *_PLAIN)))
 
 
 def replaced(value: Any, kind: type[LeafT], change: Callable[[LeafT], Any]) -> Any:
-    """Return a copy of `value` with everything of a kind changed, and all else, and itself if nothing is, as it was."""
+    """Return a copy of `value` with all objects of a kind changed, or `value` itself if it holds none."""
     return _replaced(value, kind, change, {})
 
 
@@ -48,7 +48,7 @@ def _leaves(value: Any, kind: type, seen: set[int]) -> Iterator[Any]:
 
 
 def _parts(value: Any) -> dict[Any, Any] | None:
-    """Return what a container or an object holds, by place; None if it cannot be looked into."""
+    """Return the contents of a container or an object, by place; None if they are not accessible."""
     if isinstance(value, (Tensor, *_CLOSED)):
         return None
     if isinstance(value, dict):

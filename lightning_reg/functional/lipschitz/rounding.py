@@ -14,17 +14,17 @@ UPWARDS = 1 + 1e-9
 FAR_UPWARDS = 1 + 1e-5
 # Larger matrices are measured in float32.
 _PRECISE = 1 << 22
-# Of more rows and columns than the first, the norm is certified, not computed; of more than the second that takes long.
+# Above the first number of rows and columns, the norm is certified, not computed; above the second, that takes long.
 _LARGE, _LARGEST = 1024, 8192
 
 
 def norm_upwards(weight: Tensor) -> float:
-    """Return the spectral norm of a matrix, rounded up; of a large one by 0.5 % at most; NaN if it is not finite."""
+    """Return the spectral norm of a matrix, rounded up, for large ones by at most 0.5 %; NaN if it is not finite."""
     return norm_and_gram(weight)[0]
 
 
 def norm_and_gram(weight: Tensor) -> tuple[float, Tensor | None]:
-    """Return what `norm_upwards` does, and W W^T over its square, in float64, where that is known by now."""
+    """Return the result of `norm_upwards`, and W W^T over its square in float64 if it was computed."""
     if _LARGE < min(weight.shape) <= _LARGEST and not weight.is_complex() and bool(weight.isfinite().all()):
         found = certified_norm(precise(weight))
         if found is not None:
@@ -47,7 +47,15 @@ def precise(tensor: Tensor) -> Tensor:
 
 
 def times(bound: float, factor: float) -> float:
-    """Return the product, in which 0 makes even infinity 0: what has no slope does not pass anything on."""
+    """Return the product, with 0 times infinity = 0, because a function with slope 0 passes nothing on."""
     if bound == 0 or factor == 0:
         return 0.0 if not (math.isnan(bound) or math.isnan(factor)) else math.nan
     return bound * factor
+
+
+def power(base: float, exponent: float) -> float:
+    """Return a power, rounded up; infinity for what is too large for a number."""
+    try:
+        return float(base**exponent) * UPWARDS
+    except OverflowError:
+        return math.inf

@@ -1,8 +1,8 @@
-"""A module's stand-in: the same computation in eval mode, which may be called and traced without a trace in the module.
+"""A module's stand-in: the same computation in eval mode, which can be called and traced without changing the module.
 
-Weights are as `forward` uses them (parametrized, pruned, whole where they are spread over ranks), plain parameters that
-share memory with the module's wherever nothing had to be computed; buffers are copies. What is wrapped around modules
-(`torch.compile`, activation checkpointing, DDP) and hooks are gone.
+Weights are plain parameters as `forward` uses them: parametrized, pruned, whole if they are sharded. They share memory
+with the module's parameters unless they had to be computed; buffers are copies. Wrappers (`torch.compile`, activation
+checkpointing, DDP) and hooks are removed.
 """
 
 from collections import OrderedDict
@@ -33,7 +33,7 @@ _HOOKS = (
 
 
 class Opaque(nn.Module):
-    """Stands in for what Python cannot look into."""
+    """Stands in for a module that Python cannot inspect."""
 
     @override
     def forward(self, *_: Any, **__: Any) -> Any:
@@ -74,7 +74,7 @@ class _Copies:
         return self._modules[id(module)]
 
     def _copy(self, module: nn.Module) -> nn.Module:
-        # Not `copy.copy`: parametrized modules refuse it, and a class may have made it mean something else.
+        # Not `copy.copy`, which parametrized modules refuse, and which a class may redefine.
         new = object.__new__(_plain_type(module))
         self._modules[id(module)] = new
         state = vars(new)
@@ -95,9 +95,19 @@ class _Copies:
                 state["_parameters"][name] = _constant(parametrization())
         state["_modules"] = parts
         self._replay_hooks(module, new)
+        if isinstance(module, nn.RNNBase):
+            self._set_flat_weights(module, new)
         return new
 
-    def _parameter(self, parameter: nn.Parameter | None) -> nn.Parameter | None:
+    def _set_flat_weights(self, module: nn.RNNBase, new: nn.Module) -> None:
+        """Set the list of weights that `forward` of a recurrent layer uses, whatever its attributes are by now."""
+        hooked = {name: vars(new)["_parameters"].get(name) for name in _hooked_names(module)}
+        vars(new)["_flat_weights"] = [
+            hooked[name] if hooked.get(name) is not None else self._parameter(weight)
+            for name, weight in zip(module._flat_weights_names, module._flat_weights, strict=True)  # noqa: SLF001  # have no public name
+        ]
+
+    def _parameter(self, parameter: Tensor | None) -> Tensor | None:
         if parameter is None or isinstance(parameter, nn.parameter.UninitializedParameter):
             return parameter
         if id(parameter) not in self._parameters:
@@ -119,8 +129,18 @@ class _Copies:
             vars(new)["_parameters"][name] = _constant(weight)
 
 
+def _hooked_names(module: nn.Module) -> list[str]:
+    """Return the names of weights that a hook computes before each forward pass."""
+    hooks = vars(module)["_forward_pre_hooks"].values()
+    return [
+        hook._tensor_name if isinstance(hook, BasePruningMethod) else hook.name  # noqa: SLF001  # has no public name
+        for hook in hooks
+        if isinstance(hook, BasePruningMethod | WeightNorm | SpectralNorm)
+    ]
+
+
 def _plain_type(module: nn.Module) -> type[nn.Module]:
-    """Return the class without the properties that a parametrization adds to one made for it."""
+    """Return the user's class, without the class that a parametrization derives from it."""
     if not parametrize.is_parametrized(module):
         return type(module)
     names = dict(module.get_submodule("parametrizations").named_children())
@@ -133,7 +153,7 @@ def _plain_type(module: nn.Module) -> type[nn.Module]:
 
 
 def _constant(tensor: Tensor) -> nn.Parameter:
-    # Tensors made in inference mode have no version, which tells whether they are changed in place.
+    # Tensors made in inference mode have no version counter, which shows changes in place.
     tensor = tensor.clone() if tensor.is_inference() else tensor.detach()
     return nn.Parameter(tensor, requires_grad=False)
 
@@ -144,5 +164,5 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def widened(value: Any) -> Any:
-    """Return a copy in which tensors are in float32 at least, with no graph, not of inference mode."""
+    """Return a copy with tensors in float32 at least, without a graph, and outside inference mode."""
     return replaced(value, Tensor, lambda tensor: _wide(tensor).detach().clone())

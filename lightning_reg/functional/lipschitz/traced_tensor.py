@@ -1,4 +1,4 @@
-"""A tensor that knows how much it changes when the network's input does."""
+"""A tensor with a bound of how much it changes with the network's input."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,14 +13,14 @@ class TraceError(Exception):
 
 
 class TracedTensor(Tensor):
-    """A tensor without entries while a module is followed: to look at them would make the path depend on the input.
+    """A tensor without entries while a module is followed: reading entries would make the path depend on the input.
 
-    It is one for `isinstance`, and has the sizes of one. What asks for more has to go through the mode of the tracer;
-    all that goes around it, such as compiled code, is refused.
+    `isinstance` treats it as a tensor, and it has the sizes of one. All other operations must pass through the mode of
+    the tracer; code that bypasses it, such as compiled code, is refused.
 
     Args:
         value: The tensor at the example input.
-        state: What is known of it.
+        state: Its bound and its step.
 
     """
 
@@ -51,7 +51,7 @@ class TracedTensor(Tensor):
     def __torch_dispatch__(  # type: ignore[override]  # torch declares no method
         cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Refuse what comes around the tracer."""
+        """Refuse operations that bypass the tracer."""
         return _refused(func)
 
 
@@ -61,7 +61,7 @@ def _refused(func: Callable[..., Any]) -> Any:
 
 
 def called_name(func: Callable[..., Any]) -> str:
-    """Return the name of a function or method of torch, as `mul` of `Tensor.__mul__`; for attributes theirs."""
+    """Return the name of a function, method or attribute of torch, such as `mul` for `Tensor.__mul__`."""
     name = getattr(func, "__name__", str(func))
     if name == "__get__":
         return str(getattr(getattr(func, "__self__", None), "__name__", name))
@@ -69,7 +69,7 @@ def called_name(func: Callable[..., Any]) -> str:
 
 
 def is_reflected(func: Callable[..., Any]) -> bool:
-    """Tell whether a function is the operator of what stands to the right, as `1 - x` calls it."""
+    """Tell whether a function is the reflected operator of its right operand, as called by `1 - x`."""
     return getattr(func, "__name__", "") in {f"__r{name}__" for name in _REFLECTED}
 
 

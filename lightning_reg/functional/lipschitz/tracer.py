@@ -13,12 +13,13 @@ from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
 from lightning_reg.functional.lipschitz.judge import JUMPS, Judge, Step
+from lightning_reg.functional.lipschitz.memory import has_no_entry_twice, memory, place
 from lightning_reg.functional.lipschitz.nested import closed_in, found, replaced
 from lightning_reg.functional.lipschitz.traced_tensor import TracedTensor, TraceError, called_name, is_reflected
-from lightning_reg.functional.lipschitz.value import Bound, Traced
+from lightning_reg.functional.lipschitz.value import Bound, Traced, together
 from lightning_reg.functional.tensors.random import unchanged_generators
 
-# What may be asked of a tensor without looking at its entries.
+# Attributes and methods of a tensor that do not read its entries.
 _SIZES = (
     "dim dtype device element_size get_device grad grad_fn has_names is_complex is_conj is_contiguous is_cpu "
     "is_cuda is_floating_point is_inference is_leaf is_meta is_mkldnn is_mps is_neg is_nested is_quantized "
@@ -27,11 +28,21 @@ _SIZES = (
     "storage_offset stride type _version "
 )
 _TEXT = {"repr", "str", "format"}
+# What makes new tensors, into which something may be written.
+_FACTORIES = {
+    f"{new}{name}{like}"
+    for name in ("zeros", "ones", "empty", "full")
+    for new, like in (("", ""), ("new_", ""), ("", "_like"))
+}
+
+
+class WrittenError(TraceError):
+    """Something that depends on the input is written into a tensor that does not."""
 
 
 @dataclass
 class State:
-    """What is known of a tensor that depends on the network's input."""
+    """The bound and the step of a tensor that depends on the network's input."""
 
     value: Tensor
     bound: Bound
@@ -39,28 +50,37 @@ class State:
 
 
 class Output(NamedTuple):
-    """What a module has returned."""
+    """The output of a module."""
 
     value: Any
-    """With the tensors of the example."""
+    """The output with the tensors of the example."""
     bounds: list[Bound]
-    """Of those that depend on the input."""
+    """The bounds of the tensors that depend on the input."""
     steps: set[Step]
-    """All that these depend on."""
+    """All steps on which these depend."""
 
 
 class Tracer(TorchFunctionMode):
     """Runs each operation on the example as soon as it is called, and asks `judge` for the bound of its result.
 
     Args:
-        judge: Of the operations.
+        judge: Determines the bounds of operations.
         functions: Python functions that are judged as a whole.
-        devices: Those of the example, whose random generators an operation leaves alone.
+        devices: Devices of the example, whose random generators an operation must not use.
+        follows_new: Whether tensors that `forward` makes are followed as its input is, since it writes into them.
 
     """
 
-    def __init__(self, judge: Judge, functions: Sequence[FunctionType], devices: set[torch.device]) -> None:
+    def __init__(
+        self,
+        judge: Judge,
+        functions: Sequence[FunctionType],
+        devices: set[torch.device],
+        *,
+        follows_new: bool = False,
+    ) -> None:
         super().__init__()
+        self._follows_new = follows_new
         self._judge, self._functions, self._devices = judge, functions, devices
         self._is_running = False
         self._paths = [""]
@@ -94,18 +114,19 @@ class Tracer(TorchFunctionMode):
         return tensor if bound is None else self._known(tensor, bound, root)
 
     def _watch(self, module: nn.Module) -> None:
-        """Have every module tell when it is called; nothing is left of that but in the stand-in."""
+        """Let every module of the stand-in report its calls."""
         self._weights = {id(weight): name for name, weight in module.named_parameters()}
         for path, part in module.named_modules():
             forward = part.forward
             if self._judge.is_leaf(part):
-                step = functools.partial(self._module_step, path, part, self._judge.rule_of(part))
+                rules = self._judge.rule_of(part), self._judge.extent_of(part)
+                step = functools.partial(self._module_step, path, part, *rules)
                 vars(part)["forward"] = self._whole(forward, step)
             else:
                 vars(part)["forward"] = self._inside(forward, path)
 
-    def _module_step(self, path: str, module: nn.Module, rule: Any, *_: Any) -> Step:
-        return Step(path or type(module).__name__, rule, type(module).__name__, module)
+    def _module_step(self, path: str, module: nn.Module, rule: Any, extent: Any, *_: Any) -> Step:
+        return Step(path or type(module).__name__, rule, type(module).__name__, module, extent=extent)
 
     def _whole(self, function: Callable[..., Any], step: Callable[..., Step]) -> Callable[..., Any]:
         """Return `function` with its calls judged as one operation."""
@@ -119,7 +140,7 @@ class Tracer(TorchFunctionMode):
         return wrapped
 
     def _inside(self, forward: Callable[..., Any], path: str) -> Callable[..., Any]:
-        """Return the `forward` of a module that is looked into."""
+        """Return the `forward` of a module whose operations are followed."""
 
         @functools.wraps(forward)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -132,7 +153,7 @@ class Tracer(TorchFunctionMode):
         return wrapped
 
     def _watch_functions(self, module: nn.Module, undo: ExitStack) -> None:
-        """Put what tells of its calls in the place of functions, where modules and they themselves are written."""
+        """Replace functions by versions that report their calls, where modules and these functions are written."""
         forwards = [getattr(type(part), "forward", None) for part in module.modules()]
         spaces = [getattr(function, "__globals__", None) for function in (*forwards, *self._functions)]
         for space in {id(space): space for space in spaces if space is not None}.values():
@@ -147,12 +168,15 @@ class Tracer(TorchFunctionMode):
         if is_reflected(function):
             shown = {"rdiv": "truediv"}.get(shown, shown.removeprefix("r"))
         path = self._paths[-1]
-        weights = [self._weights[id(each)] for each in args if id(each) in self._weights]
+        weights = [each for each in args if id(each) in self._weights]
+        # Of `addmm`, the bias comes first.
+        weights.sort(key=lambda weight: weight.ndim == 1)
         return Step(
             f"{path}.{shown}" if path else shown,
             self._judge.rule_of(function, shown),
             f"`{shown}`",
-            weight=weights[0] if weights else None,
+            weight=self._weights[id(weights[0])] if weights else None,
+            extent=self._judge.extent_of(function, shown),
         )
 
     @override
@@ -160,9 +184,11 @@ class Tracer(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if self._is_running or next(found((args, kwargs), TracedTensor), None) is None:
-            return func(*args, **kwargs)
         name = called_name(func)
+        if self._is_running or next(found((args, kwargs), TracedTensor), None) is None:
+            value = func(*args, **kwargs)
+            is_new = self._follows_new and not self._is_running and name in _FACTORIES
+            return self._known(value, Bound(0.0), Step(name)) if is_new else value
         if name in _TEXT:
             return f"tensor of shape {tuple(args[0].state.value.shape)}"
         step = self._function_step(func, (*args, *kwargs.values()))
@@ -180,26 +206,25 @@ class Tracer(TorchFunctionMode):
         values, keywords = replaced((tuple(args), dict(kwargs)), TracedTensor, lambda tensor: tensor.state.value)
         tensors = list(found((values, keywords), Tensor))
         versions = [tensor._version for tensor in tensors]  # noqa: SLF001  # tells of every change in place
-        places = [_place(tensor) for tensor in tensors]
+        places = [place(tensor) for tensor in tensors]
         with self._running(), unchanged_generators(self._devices):
             value = operation(*values, **keywords)
         if next(found(value, Tensor), None) is None:
-            return self._size(operation, value)
+            return self._number(operation, value, states)
         changed = [t for t, before in zip(tensors, versions, strict=True) if t._version > before]  # noqa: SLF001
         traced = {id(state.value) for state in states}
         constants = [tensor for tensor in tensors if id(tensor) not in traced]
         self._refuse_changed_constants(changed, constants)
-        if places != [_place(tensor) for tensor in tensors]:
+        if places != [place(tensor) for tensor in tensors]:
             bound = self._judge.refuse(step, "it changes the shape of a tensor in place")
         else:
             with self._running():
                 # With what was known before: a change in place counts once the bound is known.
-                known = replaced(
-                    (tuple(args), dict(kwargs)), TracedTensor, lambda t: Traced(t.state.value, t.state.bound)
-                )
+                fixed = _fixed(states, changed) if step.module is None or any(s.bound.value for s in states) else set()
+                known = replaced((tuple(args), dict(kwargs)), TracedTensor, lambda t: _as_known(t.state, fixed))
                 bound = self._judge.judge(step, operation, value, *known)
-        memory = {_memory(tensor) for tensor in found(value, Tensor)}
-        self._viewed += [tensor for tensor in constants if _memory(tensor) in memory]
+        where = {memory(tensor) for tensor in found(value, Tensor)}
+        self._viewed += [tensor for tensor in constants if memory(tensor) in where]
         self._note_changes(step, bound, changed, value)
         if isinstance(value, Tensor):
             return self._known(value, bound, step)
@@ -212,22 +237,23 @@ class Tracer(TorchFunctionMode):
 
     def _part(self, value: Tensor, bound: Bound, step: Step) -> TracedTensor:
         """Return one of several tensors that an operation has returned."""
-        if value.is_floating_point() or value.is_complex():
+        if not _is_whole(value):
             return self._known(value, replace(bound, chain=None, scaled=None, own=None), step)
         positions = Step(step.name, parents=[step])
         return self._known(value, self._judge.refuse(positions, JUMPS), positions)
 
-    def _size(self, operation: Callable[..., Any], value: Any) -> Any:
-        """Return a number that was asked of a tensor, if it does not depend on its entries."""
+    def _number(self, operation: Callable[..., Any], value: Any, states: Sequence[State]) -> Any:
+        """Return a number read from a tensor, if it does not depend on the entries, or these not on the input."""
         name = called_name(operation)
-        if name not in _SIZES.split():
+        is_copy = isinstance(value, bool | int | float | complex | list) and name != "data_ptr"
+        if name not in _SIZES.split() and not (is_copy and all(state.bound.value == 0 for state in states)):
             msg = f"`{name}`: the path through the network depends on the values of its input"
             raise TraceError(msg)
         return value
 
     @contextmanager
     def _running(self) -> Iterator[None]:
-        """Let modules and functions compute as they are."""
+        """Let modules and functions compute without the tracer."""
         self._is_running, before = True, self._is_running
         try:
             yield
@@ -235,28 +261,47 @@ class Tracer(TorchFunctionMode):
             self._is_running = before
 
     def _refuse_changed_constants(self, changed: Sequence[Tensor], constants: Sequence[Tensor]) -> None:
-        """Raise if what depends on the input was written into a tensor that did not."""
-        fixed = {_memory(tensor) for tensor in (*constants, *self._viewed)}
-        if any(_memory(tensor) in fixed for tensor in changed):
-            msg = "a tensor that `forward` has made is changed in place; `torch.zeros_like(x)` can be followed"
-            raise TraceError(msg)
+        """Raise if values that depend on the input were written into a constant."""
+        fixed = {memory(tensor) for tensor in (*constants, *self._viewed)}
+        if any(memory(tensor) in fixed for tensor in changed):
+            msg = "a tensor that does not depend on the input is changed in place; a new one can be followed"
+            raise WrittenError(msg)
 
     def _note_changes(self, step: Step, bound: Bound, changed: Sequence[Tensor], value: Any) -> None:
-        """Let later uses of a tensor that was changed have the new bound; other views of its memory have none."""
-        memory = {_memory(tensor) for tensor in changed}
-        for state in self._states if memory else ():
-            if _memory(state.value) not in memory:
+        """Give later uses of a changed tensor the new bound; other views of its memory have no bound."""
+        where = {memory(tensor) for tensor in changed}
+        is_written = isinstance(value, Tensor) and {place(tensor) for tensor in changed} == {place(value)}
+        for state in self._states if where else ():
+            if memory(state.value) not in where:
                 continue
-            if isinstance(value, Tensor) and _place(state.value) == _place(value):
+            if isinstance(value, Tensor) and place(state.value) == place(value):
                 state.bound, state.step = bound, step
+            elif is_written and has_no_entry_twice(state.value):
+                # Each of its entries is as it was, or one of those that are written.
+                both = Step(step.name, parents=[state.step, step])
+                state.bound, state.step = Bound(together([state.bound.value, bound.value])), both
             else:
                 stale = Step(state.step.name, parents=[state.step])
                 state.bound = self._judge.refuse(stale, "it is changed in place through another view of it")
                 state.step = stale
 
 
+def _fixed(states: Sequence[State], changed: Sequence[Tensor]) -> set[int]:
+    """Return the states, by identity, of what does not depend on the input after all and is not changed in place."""
+    where = {memory(tensor) for tensor in changed}
+    return {id(state) for state in states if state.bound.value == 0 and memory(state.value) not in where}
+
+
+def _as_known(state: State, fixed: set[int]) -> Tensor | Traced:
+    return state.value if id(state) in fixed else Traced(state.value, state.bound)
+
+
+def _is_whole(value: Tensor) -> bool:
+    return not (value.is_floating_point() or value.is_complex())
+
+
 def _needed(steps: list[Step]) -> set[Step]:
-    """Return these steps and all that they depend on."""
+    """Return these steps and all steps on which they depend."""
     needed: set[Step] = set()
     waiting = list(steps)
     while waiting:
@@ -270,13 +315,3 @@ def _needed(steps: list[Step]) -> set[Step]:
 def _set_item(tensor: Tensor, index: Any, value: Any) -> Tensor:
     tensor[index] = value
     return tensor
-
-
-def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else id(tensor)
-
-
-def _place(tensor: Tensor) -> tuple[Any, ...]:
-    if tensor.layout != torch.strided:
-        return id(tensor), tensor.shape, tensor.dtype
-    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype

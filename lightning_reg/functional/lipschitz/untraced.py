@@ -1,4 +1,4 @@
-"""What is still known where a graph cannot be traced: each layer by itself, at the inputs that it gets."""
+"""The bounds of single layers, at the inputs that they get, if a module cannot be traced."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from lightning_reg.functional.tensors.random import devices_of, unchanged_genera
 
 
 def layers_alone(module: nn.Module, inputs: Sequence[Any]) -> dict[str, float]:
-    """Run a stand-in, which is used up, and return the constant of each layer with weights that it calls and a rule."""
+    """Run a stand-in, which is used up, and return the constant of each called layer with weights and a rule."""
     constants: dict[str, float] = {}
     for name, part in module.named_modules():
         rule = module_rule(part)
@@ -25,7 +25,7 @@ def layers_alone(module: nn.Module, inputs: Sequence[Any]) -> dict[str, float]:
             module(*inputs)
     except RuleError:
         raise
-    except Exception:  # the trace has failed for a reason that is reported
+    except Exception:  # the trace failed, and its reason is reported
         pass
     return constants
 

@@ -1,8 +1,8 @@
-"""What is known of a value in a network: how much it changes, at most, when the network's input does."""
+"""Bounds of a value in a network: how much it changes at most with the network's input."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ PRODUCT = "the slope of a product of values that depend on the input has no boun
 
 
 class NoBoundError(Exception):
-    """Says why an operation has no bound, or none that is known."""
+    """The reason why an operation has no bound, or no known one."""
 
 
 class Slopes(NamedTuple):
@@ -26,31 +26,60 @@ class Slopes(NamedTuple):
     high: float
 
 
+class Scores(NamedTuple):
+    r"""What is known of scores, or of their softmax, besides.
+
+    The score of row i and column j changes by :math:`a_i + b_j` at most, if the input changes by 1.
+    """
+
+    by_row: float
+    """The length of a."""
+    by_column: float
+    """The length of b."""
+    are_shares: bool = False
+    """Whether each row has become its softmax."""
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How large a value gets, at most, whatever the network's input is."""
+
+    entries: float = math.inf
+    """The largest absolute value of an entry."""
+    radius: float = math.inf
+    """The largest length of a vector along `dim`."""
+    dim: int = -1
+    """Counted from the end."""
+    scores: Scores | None = None
+
+
 @dataclass(frozen=True)
 class Bound:
     """An upper bound of the Lipschitz constant from the network's input to one of its values."""
 
     value: float
     chain: Chain | None = None
-    """What is known besides of the last dimension, for what follows; its gain is `value` or more."""
+    """A sharper bound along the last dimension, for later operations; its gain is at least `value`."""
     scaled: "Callable[[Tensor], Bound] | None" = None
-    """Of a layer's output: the bound if each channel is multiplied by a number."""
+    """For a layer's output: the bound if each channel is multiplied by a number."""
     channels: int = -1
     """The dimension of the channels, counted from the end."""
     own: float | None = None
-    """The constant of the layer alone that made the value."""
+    """The constant of the single layer that made the value."""
     last: "tuple[Tensor, Bound] | None" = None
-    """Of what is a product with a matrix but for constants that are added: its weight, and the bound before it."""
+    """For a product with a matrix plus constants: the weight, and the bound before it."""
+    extent: Extent = field(default_factory=Extent)
+    """How large it gets."""
 
     def after(self, factor: float, slopes: Slopes | None = None) -> "Bound":
-        """Return the bound after a function with such a constant, or slopes."""
+        """Return the bound after a function with this constant, or these slopes."""
         chain = self.chain.activated(factor) if self.chain and slopes and slopes.low >= 0 else None
         return Bound(times(self.value, factor), chain)
 
 
 @dataclass(frozen=True)
 class Operation:
-    """What a rule is about."""
+    """The operation that a rule bounds."""
 
     output: Any
     """Its result at the example input."""
@@ -68,6 +97,12 @@ class Traced:
     """At the example input."""
     bound: Bound
 
+    def radius(self, dim: int = -1) -> float:
+        """Return the largest length that a vector along `dim` has for any input."""
+        extent = self.bound.extent
+        length = times(extent.entries, math.sqrt(self.value.shape[dim])) if self.value.ndim else extent.entries
+        return smaller(length, extent.radius) if extent.dim == dim else length
+
 
 def together(bounds: Iterable[float]) -> float:
     """Return the bound of several values as one: the root of the sum of squares."""
@@ -77,7 +112,7 @@ def together(bounds: Iterable[float]) -> float:
 
 
 def traced_in(values: Any) -> Iterator[Traced]:
-    """Yield what depends on the input in nested arguments."""
+    """Yield the nested arguments that depend on the input."""
     return found(values, Traced)
 
 

@@ -1,4 +1,4 @@
-"""The walk over a module's operations: the bound of its output, of each layer, and what has none."""
+"""The walk over a module's operations: the bounds of its output and of each layer, and operations without a bound."""
 
 import math
 from collections.abc import Sequence
@@ -12,14 +12,16 @@ from lightning_reg.functional.lipschitz.nested import found, replaced
 from lightning_reg.functional.lipschitz.rules.applied import RuleError
 from lightning_reg.functional.lipschitz.rules.registry import own_functions
 from lightning_reg.functional.lipschitz.stand_in import stand_in
-from lightning_reg.functional.lipschitz.tracer import Tracer
+from lightning_reg.functional.lipschitz.tracer import Tracer, WrittenError
 from lightning_reg.functional.lipschitz.untraced import layers_alone
 from lightning_reg.functional.lipschitz.value import Bound, together
 from lightning_reg.functional.tensors.random import devices_of, watched_generators
 
+TOO_LARGE = "the product of all that multiplies is too large for a number"
+
 
 class Findings(NamedTuple):
-    """The bound, that of each layer, and what has none."""
+    """The bound of the module, the bound of each layer, and the operations without a bound."""
 
     value: float
     per_layer: dict[str, float]
@@ -29,39 +31,44 @@ class Findings(NamedTuple):
 
 
 def walk(module: nn.Module, inputs: Sequence[Any], *, fold: bool) -> Findings:
-    """Return what is known of `module` at `inputs`.
+    """Return the findings for `module` at `inputs`.
 
     Args:
-        module: Left as it is.
-        inputs: Its arguments; tensors that it may change.
+        module: The module, which does not change.
+        inputs: Its arguments; it may change their tensors.
         fold: Whether batch normalization is folded into the layer before it.
 
     """
     tensors = list(found(inputs, Tensor))
     has_floats = any(map(_has_floats, tensors))
-    judge = Judge(has_floats=has_floats, fold=fold)
     devices = devices_of(tensors)
-    tracer = Tracer(judge, own_functions(), devices)
     arguments = replaced(list(inputs), Tensor, Tensor.clone)
     try:
         with watched_generators(devices) as has_drawn:
-            output = tracer.trace(stand_in(module), inputs)
+            judge = Judge(has_floats=has_floats, fold=fold)
+            try:
+                output = Tracer(judge, own_functions(), devices).trace(stand_in(module), inputs)
+            except WrittenError:
+                judge = Judge(has_floats=has_floats, fold=fold)
+                tracer = Tracer(judge, own_functions(), devices, follows_new=True)
+                output = tracer.trace(stand_in(module), replaced(arguments, Tensor, Tensor.clone))
             drawn = has_drawn()
     except RuleError as error:
         raise error.__cause__ or error from None
-    except Exception as error:  # whatever a user's module does
+    except Exception as error:  # a user's module can raise anything
         layers = layers_alone(stand_in(module), arguments)
         return Findings(math.inf, layers, (("trace", f"{type(error).__name__}: {error}"),))
     if drawn:
         return Findings(math.inf, judge.per_layer(), (("forward", "it draws random numbers"),))
     if not _computes(module, arguments, output.value):
-        reason = "the traced graph computes something else than `forward`: it may ask for the type of its input"
+        reason = "the traced graph computes something else than `forward`, which may test the type of its input"
         return Findings(math.inf, judge.per_layer(), (("trace", reason),))
     value = together(bound.value for bound in output.bounds)
     last = output.bounds[0].last if isinstance(output.value, Tensor) and output.bounds else None
-    reasons = judge.reasons_among(output.steps)
-    if math.isinf(value) and not (reasons or has_floats):
-        reasons = (("input", JUMPS),)
+    # A factor of 0 makes even what has no bound 0.
+    reasons = () if math.isfinite(value) else judge.reasons_among(output.steps)
+    if math.isinf(value) and not reasons:
+        reasons = (("output", TOO_LARGE) if has_floats else ("input", JUMPS),)
     return Findings(value, judge.per_layer(), reasons, last)
 
 

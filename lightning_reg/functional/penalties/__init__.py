@@ -1,4 +1,4 @@
-"""Terms of an objective: `norms` and `group_lasso`; `counts` of zeros; `activity` of modules.
+"""Penalty terms: `norms`, `concave`, `group_lasso`, and `activity` of modules. Also `counts` of zeros.
 
-Their kernels: `elementwise` sums with their gradient in place, and `group_sums`.
+The kernels: `elementwise` sums with an in-place gradient, and `group_sums`.
 """

@@ -1,6 +1,6 @@
-"""How many entries, or whole slices, of weights are zero; and what monitors want to know of each of many weights.
+"""Count the zero entries, or zero slices, of weights, and compute norms of many single weights for monitors.
 
-Few kernel calls for many weights, and nothing waits for the device.
+This takes few kernel calls for many weights, and never waits for the device.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,13 +17,13 @@ __all__ = ["sparsity"]
 
 
 def sparsity(weights: Tensor | Iterable[Tensor], *, threshold: float = 0.0, dim: int | None = None) -> Tensor:
-    r"""Return the share of all entries with :math:`|w| \le t`, or of all slices that consist of such entries alone.
+    r"""Return the share of entries with :math:`|w| \le t`, or of slices with such entries only.
 
-    The zero slices are those that can be removed from a network: with `dim=0` its dead output units or filters, with
-    `dim=1` its unused input units or channels. Exact: entries are counted, and a NaN is no zero.
+    Zero slices can be removed from a network: with `dim=0` they are dead output units or filters, with `dim=1` unused
+    input units or channels. Exact: entries are counted, and NaN does not count as zero.
 
     Args:
-        weights: Floating-point or complex tensors of any shapes, or a single one; `DTensor`s count once over all ranks
+        weights: Floating-point or complex tensors of any shapes, or a single one; DTensors count once over all ranks
             (a collective call).
         threshold: :math:`t`, >= 0; 0 counts exact zeros.
         dim: If given, count the slices along this dimension instead of the entries.
@@ -32,7 +32,7 @@ def sparsity(weights: Tensor | Iterable[Tensor], *, threshold: float = 0.0, dim:
         The share in [0, 1], shape (), without gradient; NaN if there is nothing to count.
 
     Raises:
-        TypeError: If `weights` holds anything but such tensors, `threshold` is no number or `dim` no int.
+        TypeError: If `weights` holds anything but such tensors, `threshold` is not a number or `dim` not an int.
         ValueError: If `threshold` is negative, or a weight has no dimension `dim`.
 
     Example:
@@ -57,7 +57,7 @@ def zero_share(weights: list[Tensor], threshold: float, dims: Sequence[int] | No
 
 
 def entry_counts(weights: Sequence[Tensor], dims: Sequence[int] | None) -> list[int]:
-    """Return how many entries, or slices along its dimension in `dims`, each weight has."""
+    """Return the number of entries of each weight, or of slices along its dimension in `dims`."""
     if dims is None:
         return [weight.numel() for weight in weights]
     return [weight.shape[dim] for weight, dim in zip(weights, dims, strict=True)]
@@ -75,29 +75,29 @@ def check_dim(weights: Iterable[Tensor], dim: int | None) -> None:
             raise ValueError(msg)
 
 
-# Below this, summing in float64 costs less than the calls that do without.
+# Below this number of entries, a sum in float64 costs less than the calls that avoid it.
 _SMALL_ENTRIES = 1 << 14
 _EUCLIDEAN = 2
-# In float32, squares in sums between these lose nothing to underflow, and do not overflow.
+# In float32, sums of squares between these lose nothing to underflow, and do not overflow.
 _LEAST, _MOST = 1e-12, 1e15
-# What float64 sums at once, so that the copy stays in a cache.
+# Entries summed at once in float64, so that the copy stays in the cache.
 _PART_ENTRIES = 1 << 16
 
 
 def power_sums(weights: list[Tensor], p: float) -> Tensor:
-    """Return the sum of abs(w)^`p` of each weight, shape (weights,); of a sharded one over all ranks."""
+    """Return the sum of abs(w)^`p` of each weight, shape (weights,); sharded weights are summed over all ranks."""
     return sum_each_over_shards(lambda parts: _norms(parts, p).pow(p), weights)
 
 
 def power_norms(weights: list[Tensor], p: float) -> Tensor:
-    """Return the `p`-norm of each weight as a vector, shape (weights,), also where `power_sums` would be 0."""
+    """Return the `p`-norm of each weight as a vector, shape (weights,), even if `power_sums` would be 0."""
     return power_sums(weights, p).pow(1 / p) if has_dtensors(weights) else _norms(weights, p)
 
 
 def zero_counts(weights: list[Tensor], threshold: float, dims: Sequence[int] | None) -> Tensor:
-    """Return for each weight how many entries have abs(w) <= `threshold`, shape (weights,), in int64.
+    """Return the number of entries of each weight with abs(w) <= `threshold`, shape (weights,), in int64.
 
-    With `dims`, how many slices along that dimension of it consist of such entries alone. NaN is no zero.
+    With `dims`, count slices along that dimension that have such entries only. NaN does not count as zero.
     """
     if dims is None:
         return sum_each_over_shards(lambda parts: _zeros(parts, threshold), weights)
@@ -116,7 +116,7 @@ def _norms(weights: list[Tensor], p: float) -> Tensor:
             for weight, fast in zip(weights, is_fast, strict=True)
         ]
     else:
-        # Of small weights, squares in float32 would be 0.
+        # In float32, squares of small weights would be 0.
         dtype = torch.float32 if weights[0].device.type == "mps" else torch.float64
         norms = list(torch._foreach_norm(weights, p, dtype=dtype))
     return torch.stack(norms)
@@ -142,7 +142,7 @@ def _zeros(weights: list[Tensor], threshold: float) -> Tensor:
 
 
 def _small_entries(weight: Tensor, threshold: float) -> Tensor:
-    # In parts, whose temporaries stay in the cache.
+    # In parts, so that temporaries stay in the cache.
     flat = in_memory_order([weight])[0].reshape(-1)
     parts = torch.split(flat, chunk_size([weight]))
     return torch.stack([(part.abs() <= threshold).sum() for part in parts]).sum()
@@ -151,6 +151,6 @@ def _small_entries(weight: Tensor, threshold: float) -> Tensor:
 @torch.no_grad()
 def _zero_slices(weight: Tensor, threshold: float, dim: int) -> Tensor:
     others = [other for other in range(weight.ndim) if other != dim % weight.ndim]
-    # Of a `DTensor` too: the sum goes over the ranks that hold parts of a slice.
+    # This also works for a `DTensor`: the sum runs over the ranks with parts of a slice.
     counts = (~(weight.abs() <= threshold)).sum(others) if others else ~(weight.abs() <= threshold)
     return (whole(counts) == 0).sum()

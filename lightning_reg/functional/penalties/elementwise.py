@@ -1,9 +1,10 @@
-r"""The kernels behind L1, L2 and the elastic net: :math:`a \sum |w| + b \sum w^2` over the entries of many tensors.
+r"""The kernels behind L1, L2, the elastic net and MCP: :math:`a \sum |w| + b \sum w^2` over the entries of tensors.
 
-One autograd node for many weights, and a gradient in place for those who need no graph. torch's own 1-norm is no
-substitute: on a CPU `torch.linalg.vector_norm(w, 1)` adds one float32 after the other, and is 5 % low for 25 million.
+One autograd node serves many weights, and an in-place gradient needs no graph. torch's own 1-norm is not accurate
+enough: on a CPU `torch.linalg.vector_norm(w, 1)` adds float32 numbers one by one, and is 5 % too low for 25 million.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -18,7 +19,8 @@ from lightning_reg.functional.tensors.shards import local_parts, sum_over_shards
 def elementwise_penalty(weights: Iterable[Tensor], *, l1: float = 0.0, l2: float = 0.0) -> Tensor:
     """Return `l1` * sum abs(w) + `l2` * sum w^2, shape (), in float32 at least.
 
-    Sharded weights count once: the value is the same on all ranks, the gradient is that of the local shards.
+    With factors of opposite signs, the term of an entry is constant from where its slope is 0, -`l1` / (2 * `l2`).
+    Sharded weights count once: the value is the same on all ranks, and each rank gets the gradient of its local shards.
     """
     return sum_over_shards(lambda parts: _term(parts, l1, l2), weights)
 
@@ -28,8 +30,8 @@ def add_elementwise_gradient_(grads: list[Tensor], weights: list[Tensor], *, l1:
     """Add the gradient of `elementwise_penalty`, `l1` * sign(w) + 2 * `l2` * w, to `grads` in place.
 
     Args:
-        grads: What to add to, each of the shape of its weight.
-        weights: The weights; of `DTensor`s the local parts are worked on.
+        grads: The gradients to add to, each with the shape of its weight.
+        weights: The weights; for DTensors the local parts are used.
         l1: Factor of sum abs(w).
         l2: Factor of sum w^2.
 
@@ -49,30 +51,43 @@ def add_elementwise_gradient_(grads: list[Tensor], weights: list[Tensor], *, l1:
     for some_grads, some_weights in chunks(grads, weights, size=size):
         torch._foreach_add_(some_grads, _signs(some_weights, scratch), alpha=l1)
         if l2:
-            torch._foreach_add_(some_grads, some_weights, alpha=2 * l2)
+            torch._foreach_add_(some_grads, within(some_weights, end_of(l1, l2)), alpha=2 * l2)
 
 
-# Entries of one sum of moduli, whose scratch stays in the cache.
+def end_of(l1: float, l2: float) -> float:
+    """Return the size from which on the term of an entry is constant; infinity for none."""
+    return -l1 / (2 * l2) if l1 * l2 < 0 else math.inf
+
+
+def within(weights: Sequence[Tensor], end: float) -> list[Tensor]:
+    """Return `weights`, with entries larger than `end` brought to it."""
+    if end == math.inf:
+        return list(weights)
+    return list(torch._foreach_clamp_max(torch._foreach_clamp_min(list(weights), -end), end))
+
+
+# Entries of one sum of moduli, so that its scratch memory stays in the cache.
 _ABS_ENTRIES = 1 << 17
-# Weights of fewer entries are copied together before they are summed: a copy then costs less than a call.
+# Weights with fewer entries are joined before they are summed, because a copy costs less than a call.
 _JOINED_ENTRIES = 1 << 14
 
 
 def _term(weights: list[Tensor], l1: float, l2: float) -> Tensor:
-    """Return the value as the sum of a few autograd nodes, which run after all others of a backward pass.
+    """Return the value as the sum of a few autograd nodes, which run after all other nodes of a backward pass.
 
-    By itself autograd runs the youngest node first: the penalty's gradients, as large as the weights, would lie in
-    memory until those of the data arrive. Run last and one by one, each node's are added and freed before the next.
+    By default autograd runs the youngest node first. The penalty's gradients, as large as the weights, would then stay
+    in memory until the data gradients arrive. If these nodes run last and one by one, each gradient is added and freed
+    before the next.
     """
     if torch.compiler.is_compiling():
         return _formula(weights, l1, l2)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        # DDP sends gradients while backward goes on: they must not wait for its end.
+        # DDP sends gradients during the backward pass, so they must not wait for its end.
         return _ElementwisePenalty.apply(l1, l2, *weights)  # type: ignore[no-untyped-call,no-any-return]  # torch's
     values: list[Tensor] = []
     for (chunk,) in chunks(weights, size=chunk_size(weights), split=False):
         values.append(_ElementwisePenalty.apply(l1, l2, *chunk))  # type: ignore[no-untyped-call]  # torch's
-        # Not documented, so it may be missing some day; only memory depends on it.
+        # Undocumented, so it may disappear; only the memory use depends on it.
         set_order = getattr(values[-1].grad_fn, "_set_sequence_nr", None)
         if set_order is not None:
             set_order(0)
@@ -80,7 +95,7 @@ def _term(weights: list[Tensor], l1: float, l2: float) -> Tensor:
 
 
 class _ElementwisePenalty(torch.autograd.Function):
-    """One node for any number of weights; its backward makes each gradient once, with no graph of sums to walk."""
+    """One node for any number of weights; its backward pass makes each gradient once, without a graph of sums."""
 
     @staticmethod
     @override
@@ -98,8 +113,9 @@ class _ElementwisePenalty(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         weights = list(ctx.saved_tensors)
         if torch.is_grad_enabled():
-            # Somebody wants the gradient of this gradient: plain operations, which autograd can follow.
-            return (None, None, *(grad_output * (ctx.l1 * w.sgn() + 2 * ctx.l2 * w) for w in weights))
+            # For second derivatives: plain operations, which autograd can differentiate.
+            ended = within(weights, end_of(ctx.l1, ctx.l2))
+            return (None, None, *(grad_output * (ctx.l1 * w.sgn() + 2 * ctx.l2 * w) for w in ended))
         return (None, None, *_gradients(weights, ctx.l1, ctx.l2, grad_output))
 
     @staticmethod
@@ -114,6 +130,7 @@ def _value(weights: list[Tensor], l1: float, l2: float) -> Tensor:
     dtype = torch.float64 if any(weight.dtype == torch.float64 for weight in weights) else torch.float32
     if weights[0].device.type == "cpu":
         return _value_on_cpu(weights, l1, l2, dtype)
+    weights = within(weights, end_of(l1, l2))
     norms = (factor * _sum_by_foreach(weights, power, dtype) for factor, power in ((l1, 1), (l2, 2)) if factor)
     return sum(norms, start=torch.zeros((), dtype=dtype, device=weights[0].device))
 
@@ -124,9 +141,14 @@ def _sum_by_foreach(weights: list[Tensor], power: int, dtype: torch.dtype) -> Te
 
 def _value_on_cpu(weights: list[Tensor], l1: float, l2: float, dtype: torch.dtype) -> Tensor:
     moduli, squares = ([weights[0].new_zeros((), dtype=dtype)] for _ in range(2))
-    scratch = _scratch(weights[0], _ABS_ENTRIES if l1 else 0, dtype)
-    for part in _flat_parts(weights, _ABS_ENTRIES if l1 else chunk_size(weights)):
+    end = end_of(l1, l2)
+    size = _ABS_ENTRIES if l1 else chunk_size(weights)
+    scratch = _scratch(weights[0], size if l1 else 0, dtype)
+    inner = _scratch(weights[0], size if end < math.inf else 0, dtype)
+    for part in _flat_parts(weights, size):
         flat = part.to(dtype)
+        if end < math.inf:
+            flat = torch.clamp(flat, -end, end, out=inner[: flat.numel()])
         if l1:
             moduli.append(torch.abs(flat, out=scratch[: flat.numel()]).sum())
         if l2:
@@ -137,7 +159,7 @@ def _value_on_cpu(weights: list[Tensor], l1: float, l2: float, dtype: torch.dtyp
 
 
 def _flat_parts(weights: list[Tensor], size: int) -> Iterator[Tensor]:
-    """Yield all entries in flat tensors of at most `size`: parts of large weights, and small weights joined."""
+    """Yield all entries in flat tensors of at most `size` entries: parts of large weights, or joined small weights."""
     small: list[Tensor] = []
     for weight in weights:
         flat = in_memory_order([weight])[0].reshape(-1)
@@ -155,7 +177,7 @@ def _gradients(weights: list[Tensor], l1: float, l2: float, scale: Tensor) -> Se
     gradients = _signs(weights)
     if l2:
         torch._foreach_mul_(gradients, l1)
-        torch._foreach_add_(gradients, weights, alpha=2 * l2)
+        torch._foreach_add_(gradients, within(weights, end_of(l1, l2)), alpha=2 * l2)
     torch._foreach_mul_(gradients, scale if l2 else l1 * scale)
     return gradients
 
@@ -174,15 +196,17 @@ def _signs(weights: list[Tensor], scratch: Tensor | None = None) -> list[Tensor]
 def _scratch(weight: Tensor, entries: int, dtype: torch.dtype) -> Tensor:
     """Return memory for a result on one chunk, on the device of `weight`.
 
-    One block for all chunks: glibc may give a freed one back to the system at once, and each page of a new one costs
-    a fault (measured: six times the time of the computation).
+    One block serves all chunks. glibc may return freed memory to the system at once, and each page of a new block costs
+    a page fault (measured: six times the time of the computation).
     """
     return weight.new_empty(entries, dtype=dtype)
 
 
 def _formula(weights: list[Tensor], l1: float, l2: float) -> Tensor:
-    """Return the value in plain operations, which a compiler fuses; it cannot look into the loop over chunks."""
+    """Return the value in plain operations, which a compiler fuses; it cannot trace the loop over chunks."""
     moduli = [
         weight.abs().float() if weight.dtype.itemsize < torch.float32.itemsize else weight.abs() for weight in weights
     ]
+    if end_of(l1, l2) < math.inf:
+        moduli = [modulus.clamp(max=end_of(l1, l2)) for modulus in moduli]
     return torch.stack([(l1 * modulus + l2 * modulus.square()).sum() for modulus in moduli]).sum()

@@ -18,13 +18,14 @@ __all__ = ["group_lasso"]
 def group_lasso(weights: Tensor | Iterable[Tensor], strength: float = 1.0, *, dim: int = 0) -> Tensor:
     r"""Return the group lasso of all weights, :math:`\lambda \sum_g \sqrt{n_g}\, \|w_g\|_2`.
 
-    A group is what one index along `dim` holds, with :math:`n_g` entries: for `dim=0` the weights into one output unit
-    of a linear layer, or one filter of a convolution; for `dim=1` those out of one input unit or channel. (Transposed
-    convolutions have it the other way round.) The gradient is :math:`\lambda \sqrt{n_g}\, w_g / \|w_g\|_2`, and 0 at a
-    group that is zero. Exact up to rounding; sums run in float32 at least.
+    A group is the slice at one index along `dim`, with :math:`n_g` entries. With `dim=0` it holds the weights into one
+    output unit of a linear layer, or one filter of a convolution; with `dim=1`, the weights out of one input unit or
+    channel. (In transposed convolutions the two dimensions are swapped.) The gradient is
+    :math:`\lambda \sqrt{n_g}\, w_g / \|w_g\|_2`, and 0 for a group of zeros. Exact up to rounding; sums run in float32
+    at least.
 
     Args:
-        weights: Floating-point or complex tensors with a dimension `dim`, or a single one. `DTensor`s are gathered (a
+        weights: Floating-point or complex tensors with a dimension `dim`, or a single one. DTensors are gathered (a
             collective call) and count once. None at all, or empty ones, give 0.
         strength: :math:`\lambda`, >= 0.
         dim: The dimension along which the groups lie.
@@ -33,7 +34,7 @@ def group_lasso(weights: Tensor | Iterable[Tensor], strength: float = 1.0, *, di
         The penalty, shape (), differentiable.
 
     Raises:
-        TypeError: If `weights` holds anything but such tensors, `strength` is no number or `dim` no int.
+        TypeError: If `weights` holds anything but such tensors, `strength` is not a number or `dim` not an int.
         ValueError: If `strength` is out of range or infinite in the precision of a weight, or a weight has no dimension
             `dim`.
 
@@ -62,7 +63,7 @@ def group_lasso(weights: Tensor | Iterable[Tensor], strength: float = 1.0, *, di
 
 @torch.no_grad()
 def add_group_gradient_(grads: list[Tensor], weights: list[Tensor], factor: float, *, dim: int) -> None:
-    """Add the gradient of `group_lasso` at strength `factor` to `grads` in place; of `DTensor`s to the local parts."""
+    """Add the gradient of `group_lasso` at strength `factor` to `grads` in place; for DTensors to the local parts."""
     if not weights:
         return
     check_dim(weights, dim)

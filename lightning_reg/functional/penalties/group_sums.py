@@ -1,4 +1,4 @@
-"""Sums over groups of entries: what one index along a dimension holds, on all ranks."""
+"""Sums over groups of entries, the slices along one dimension, on all ranks."""
 
 from collections.abc import Iterator, Sequence
 
@@ -12,13 +12,13 @@ _BLOCK_ENTRIES = 1 << 17
 
 
 def group_sums(weights: Sequence[Tensor], parts: Sequence[Tensor], dim: int) -> list[Tensor]:
-    """Return the sum of squares of each group, with an extent of 1 in each other dimension of its weight.
+    """Return the sum of squares of each group, with extent 1 in each other dimension of its weight.
 
-    In float32 at least; a collective call where groups are spread over ranks.
+    In float32 at least; a collective call if groups are spread over ranks.
 
     Args:
-        weights: What the groups are of.
-        parts: What is summed, of the shapes of this rank's parts of `weights`.
+        weights: The weights that define the groups.
+        parts: The tensors to sum, with the shapes of this rank's parts of `weights`.
         dim: The dimension along which groups lie.
 
     """
@@ -31,7 +31,7 @@ def group_sums(weights: Sequence[Tensor], parts: Sequence[Tensor], dim: int) -> 
 
 
 def group_sum(entries: Tensor, weight: Tensor, dim: int) -> Tensor:
-    """Return the sum over each group of `entries`, which this rank has of a tensor like `weight`."""
+    """Return the sum over each group of `entries`, this rank's part of a tensor like `weight`."""
     others = other_dims(weight, dim)
     return entries.sum(others, keepdim=True) if others else entries.clone()
 
@@ -42,7 +42,7 @@ def other_dims(weight: Tensor, dim: int) -> tuple[int, ...]:
 
 
 def group_entries(weight: Tensor, dim: int) -> int:
-    """Return how many entries a group has, over all ranks."""
+    """Return the number of entries in a group over all ranks."""
     return weight.numel() // weight.shape[dim] if weight.numel() else 0
 
 

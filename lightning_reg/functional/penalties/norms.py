@@ -1,4 +1,4 @@
-"""Norms of many weights taken as one long vector: the 1-norm, the squared 2-norm, the elastic net."""
+"""Norms of many weights as one long vector: the 1-norm, the squared 2-norm, the elastic net."""
 
 from collections.abc import Iterable
 
@@ -18,7 +18,7 @@ def l1_norm(weights: Tensor | Iterable[Tensor]) -> Tensor:
     :math:`\operatorname{sign}(w)`, with the subgradient 0 at 0. Exact up to rounding; sums run in float32 at least.
 
     Args:
-        weights: Floating-point or complex tensors of any shapes, or a single one; `DTensor`s count once over all ranks
+        weights: Floating-point or complex tensors of any shapes, or a single one; DTensors count once over all ranks
             (a collective call). None at all, or empty ones, give 0.
 
     Returns:
@@ -46,7 +46,7 @@ def squared_l2_norm(weights: Tensor | Iterable[Tensor]) -> Tensor:
     shrinks without zeros. Its gradient is :math:`2 w`. Exact up to rounding; sums run in float32 at least.
 
     Args:
-        weights: Floating-point or complex tensors of any shapes, or a single one; `DTensor`s count once over all ranks
+        weights: Floating-point or complex tensors of any shapes, or a single one; DTensors count once over all ranks
             (a collective call). None at all, or empty ones, give 0.
 
     Returns:
@@ -74,7 +74,7 @@ def elastic_net(weights: Tensor | Iterable[Tensor], alpha: float = 1.0, l1_ratio
     :math:`\alpha (\rho \operatorname{sign}(w) + (1 - \rho) w)`, with sign(0) = 0.
 
     Args:
-        weights: Floating-point or complex tensors of any shapes, or a single one; `DTensor`s count once over all ranks
+        weights: Floating-point or complex tensors of any shapes, or a single one; DTensors count once over all ranks
             (a collective call). None at all, or empty ones, give 0.
         alpha: Strength :math:`\alpha` of the whole term, >= 0.
         l1_ratio: Share :math:`\rho` of the 1-norm, in [0, 1].
@@ -83,7 +83,7 @@ def elastic_net(weights: Tensor | Iterable[Tensor], alpha: float = 1.0, l1_ratio
         The penalty, shape (), differentiable.
 
     Raises:
-        TypeError: If `weights` holds anything but such tensors, or `alpha` or `l1_ratio` is no number.
+        TypeError: If `weights` holds anything but such tensors, or `alpha` or `l1_ratio` is not a number.
         ValueError: If `alpha` or `l1_ratio` is out of range, or `alpha` infinite in the precision of a weight.
 
     Example:

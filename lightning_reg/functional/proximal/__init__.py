@@ -1,5 +1,5 @@
-"""Proximal operators, which make weights exactly zero: of single entries (`elementwise`) and of `groups`.
+"""Proximal operators, which make weights exactly zero: of entries (`elementwise`, `concave`) and of `groups`.
 
-`step_size` knows how far each optimizer moves a weight, which is the factor that an operator needs; `optimality` is how
-far weights are from a minimum.
+`step_size` computes the step size of each optimizer, which scales the operator. `optimality` measures the distance from
+a minimum.
 """

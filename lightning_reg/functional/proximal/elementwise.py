@@ -1,4 +1,4 @@
-"""Proximal operators that work entry by entry: what makes weights exactly zero."""
+"""Proximal operators that work entry by entry, and make weights exactly zero."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, overload
@@ -9,13 +9,13 @@ from torch import Tensor
 from lightning_reg import _checks
 from lightning_reg.functional.tensors.chunks import NumberOrTensor, alike
 from lightning_reg.functional.tensors.shards import local_part, local_parts
-from lightning_reg.functional.tensors.weights import as_weights, check_fits
+from lightning_reg.functional.tensors.weights import check_fits, real_weights
 
 __all__ = ["elastic_net_prox", "soft_threshold"]
 
 
 Factors = NumberOrTensor | Sequence[NumberOrTensor]
-"""For all weights, or one for each."""
+"""One factor for all weights, or one for each."""
 
 
 @overload
@@ -26,14 +26,14 @@ def soft_threshold(weights: Iterable[Tensor], threshold: Factors, *, inplace: bo
 def soft_threshold(
     weights: Tensor | Iterable[Tensor], threshold: Factors, *, inplace: bool = False
 ) -> Tensor | list[Tensor]:
-    r"""Return each entry nearer to 0 by the threshold, and 0 if it is no further away than that.
+    r"""Return each entry moved toward 0 by the threshold, and 0 if its magnitude is at most the threshold.
 
     The proximal operator of :math:`\tau \sum |w|`:
     :math:`\arg\min_u \frac12 (u - w)^2 + \tau |u| = \operatorname{sign}(w) \max(|w| - \tau, 0)`. Exact: an entry with
     :math:`|w| = \tau` becomes 0, and no entry becomes -0.0.
 
     Args:
-        weights: Real floating-point tensors of any shapes, or a single one; of `DTensor`s each rank does its own part.
+        weights: Real floating-point tensors of any shapes, or a single one; of DTensors each rank does its own part.
         threshold: :math:`\tau \ge 0` for all weights, or one for each: a number, or a tensor that broadcasts to the
             weight (for a `DTensor`, to its local part). Entries of tensors are not checked.
         inplace: Whether to change `weights` themselves.
@@ -42,10 +42,10 @@ def soft_threshold(
         A list of the results, in the shapes of `weights`, or a tensor for a tensor; without gradient.
 
     Raises:
-        TypeError: If a weight is complex or no tensor of floating-point numbers, a threshold no number, or `inplace` no
-            bool.
-        ValueError: If a threshold is negative or infinite in the precision of its weight, or there are more or fewer of
-            them than weights.
+        TypeError: If a weight is complex or not a tensor of floating-point numbers, a threshold is not a number, or
+            `inplace` is not a bool.
+        ValueError: If a threshold is negative or infinite in the precision of its weight, or the numbers of thresholds
+            and weights differ.
 
     Example:
         >>> soft_threshold([torch.tensor([3.0, -1.0, 0.5])], 1.0)
@@ -76,11 +76,11 @@ def elastic_net_prox(
     r"""Return the proximal operator of `elastic_net`: a soft threshold, then a division.
 
     :math:`\arg\min_u \frac12 (u - w)^2 + \alpha (\rho |u| + \frac{1 - \rho}{2} u^2)
-    = \operatorname{sign}(w) \max(|w| - \alpha \rho, 0) / (1 + \alpha (1 - \rho))`. With :math:`\rho = 0` it is ridge's
-    shrinkage, which makes no zeros.
+    = \operatorname{sign}(w) \max(|w| - \alpha \rho, 0) / (1 + \alpha (1 - \rho))`. With :math:`\rho = 0` it is the
+    shrinkage of ridge regression, which makes no zeros.
 
     Args:
-        weights: Real floating-point tensors of any shapes, or a single one; of `DTensor`s each rank does its own part.
+        weights: Real floating-point tensors of any shapes, or a single one; of DTensors each rank does its own part.
         alpha: :math:`\alpha \ge 0` for all weights, or one for each: a number, or a tensor that broadcasts to the
             weight (for a `DTensor`, to its local part). Entries of tensors are not checked.
         l1_ratio: Share :math:`\rho` of the 1-norm, in [0, 1].
@@ -90,10 +90,10 @@ def elastic_net_prox(
         A list of the results, in the shapes of `weights`, or a tensor for a tensor; without gradient.
 
     Raises:
-        TypeError: If a weight is complex or no tensor of floating-point numbers, a factor no number, or `inplace` no
-            bool.
-        ValueError: If `alpha` is negative or infinite in the precision of its weight, there are more or fewer than
-            weights, or `l1_ratio` is out of range.
+        TypeError: If a weight is complex or not a tensor of floating-point numbers, a factor is not a number, or
+            `inplace` is not a bool.
+        ValueError: If `alpha` is negative or infinite in the precision of its weight, the numbers of factors and
+            weights differ, or `l1_ratio` is out of range.
 
     Example:
         >>> elastic_net_prox([torch.tensor([3.0, -1.0, 0.5])], 2.0, 0.5)
@@ -122,12 +122,12 @@ def elastic_net_prox(
 def vanishing_factors(
     weights: list[Tensor], step_sizes: Sequence[NumberOrTensor], l1_ratio: float = 1.0
 ) -> list[Tensor]:
-    """Return for each entry the least factor on `step_sizes` with which `elastic_net_prox` makes it zero."""
+    """Return the least factor on `step_sizes` with which `elastic_net_prox` makes each entry zero."""
     return [part.abs() / (l1_ratio * size) for part, size in zip(local_parts(weights), step_sizes, strict=True)]
 
 
 def _soften_(weights: list[Tensor], thresholds: list[NumberOrTensor]) -> None:
-    """Subtract from each entry what lies within the threshold: exact, for w - w is +0.0, of -0.0 as well."""
+    """Subtract from each entry its part within the threshold: exact, because w - w is +0.0, also for -0.0."""
     if not weights:
         return
     upper = alike(thresholds)
@@ -149,17 +149,13 @@ def _clamp(weight: Tensor, threshold: NumberOrTensor) -> Tensor:
 
 
 def outputs(weights: Tensor | Iterable[Tensor], *, inplace: bool) -> list[Tensor]:
-    """Return what to work on in place: `weights` themselves, or copies."""
-    tensors = as_weights(weights)
-    for tensor in tensors:
-        if tensor.is_complex():
-            msg = f"`weights` must be real, got {tensor.dtype}. Of complex ones take `torch.view_as_real`."
-            raise TypeError(msg)
+    """Return the tensors to change in place: `weights` themselves, or copies."""
+    tensors = real_weights(weights)
     return tensors if _checks.boolean("inplace", inplace) else [tensor.detach().clone() for tensor in tensors]
 
 
 def factors(name: str, values: Factors, weights: Sequence[Tensor]) -> list[NumberOrTensor]:
-    """Return one factor for each weight, checked where that needs no look at a tensor."""
+    """Return one factor for each weight, checked as far as this needs no tensor's value."""
     each = list(values) if _checks.is_list(values) else [values] * len(weights)
     if len(each) != len(weights):
         msg = f"`{name}` must be one value, or one for each of {len(weights)} weights, got {len(each)}."

@@ -1,4 +1,4 @@
-"""The proximal operator of the group lasso: a closed form, or Newton's method where thresholds differ in a group."""
+"""The proximal operator of the group lasso: a closed form, or Newton's method if thresholds differ in a group."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import overload
@@ -29,14 +29,14 @@ def group_soft_threshold(
     r"""Return the proximal operator of `group_lasso`: each group shrinks as a whole, or becomes exactly zero.
 
     With one threshold :math:`\tau` for a weight, and :math:`c = \tau \sqrt{n_g}`, the closed form is
-    :math:`w_g \max(1 - c / \|w_g\|_2, 0)`. With a threshold for each entry, as the step sizes of Adam have it, it is
+    :math:`w_g \max(1 - c / \|w_g\|_2, 0)`. With a threshold for each entry, as with the step sizes of Adam, it is
     :math:`\arg\min_u \sum_i (u_i - w_i)^2 / (2 \tau_i) + \sqrt{n_g}\, \|u\|_2`: zero if
     :math:`\|w_g / \tau_g\|_2 \le \sqrt{n_g}`, else :math:`u_i = w_i\, r / (r + \tau_i \sqrt{n_g})`, where the norm
     :math:`r` of the result solves one equation per group, by Newton's method from below (monotone, to rounding).
     No entry becomes -0.0.
 
     Args:
-        weights: Real floating-point tensors with a dimension `dim`, or a single one. Of `DTensor`s each rank does its
+        weights: Real floating-point tensors with a dimension `dim`, or a single one. Of DTensors each rank does its
             own part; where groups are spread over ranks, this is a collective call.
         threshold: :math:`\tau \ge 0` for all weights, or one for each: a number, a tensor of one entry, or a tensor
             of the shape of the weight (for a `DTensor`, of its local part). Entries of tensors are not checked.
@@ -47,10 +47,10 @@ def group_soft_threshold(
         A list of the results, in the shapes of `weights`, or a tensor for a tensor; without gradient.
 
     Raises:
-        TypeError: If a weight is complex or no tensor of floating-point numbers, a threshold no number, `dim` no int,
-            or `inplace` no bool.
-        ValueError: If a threshold is negative or infinite in the precision of its weight, there are more or fewer than
-            weights, or a weight has no dimension `dim`.
+        TypeError: If a weight is complex or not a tensor of floating-point numbers, a threshold is not a number, `dim`
+            is not an int, or `inplace` is not a bool.
+        ValueError: If a threshold is negative or infinite in the precision of its weight, the numbers of thresholds and
+            weights differ, or a weight has no dimension `dim`.
 
     Example:
         >>> import torch
@@ -79,7 +79,7 @@ def group_thresholds(weights: list[Tensor], step_sizes: Sequence[NumberOrTensor]
     """Return for each group the least factor on `step_sizes` with which `group_soft_threshold` makes it zero."""
     parts = local_parts(weights)
     sizes = [local_part(size) if isinstance(size, Tensor) else size for size in step_sizes]
-    # Of one entry, the size is taken out of the sum: it may be 0.
+    # A single step size for all entries is taken out of the sum, because it may be 0.
     varied = [part if is_scalar(size) else part / size for part, size in zip(parts, sizes, strict=True)]
     return [
         squares.sqrt() / (group_entries(weight, dim) ** 0.5 * (size if is_scalar(size) else 1))
@@ -88,7 +88,7 @@ def group_thresholds(weights: list[Tensor], step_sizes: Sequence[NumberOrTensor]
 
 
 # Newton's steps until float32 and float64 are exact to rounding, also in groups near the edge of zero whose thresholds
-# differ by many orders of magnitude. To look whether fewer are enough would wait for the device, but for a CPU.
+# differ by many orders of magnitude. A check whether fewer are enough would wait for the device, except on a CPU.
 _NEWTON_STEPS, _NEWTON_STEPS_IN_DOUBLE = 7, 10
 
 
@@ -96,9 +96,9 @@ def _shrink_groups_(weights: Sequence[Tensor], thresholds: Sequence[NumberOrTens
     """Shrink each group of each weight, in place; a collective call for split groups.
 
     Args:
-        weights: Plain tensors and `DTensor`s.
-        thresholds: For each a number or a tensor of one entry, or a tensor with one threshold for each entry of this
-            rank's part; without the root of the number of entries of a group.
+        weights: Plain tensors and DTensors.
+        thresholds: For each weight a number, a tensor of one entry, or a tensor with one threshold for each entry of
+            this rank's part; without the root of the number of entries in a group.
         dim: The dimension along which groups lie.
 
     """
@@ -125,12 +125,12 @@ def _shrink_uniform_(weights: list[Tensor], thresholds: list[NumberOrTensor], di
     parts = local_parts(weights)
     for part, threshold, squares in zip(parts, thresholds, group_sums(weights, parts, dim), strict=True):
         norms = squares.sqrt()
-        # The share that goes: with all of it gone, w - w is +0.0, of -0.0 as well.
+        # The share to subtract: if it is 1, w - w is +0.0, also for -0.0.
         part.addcmul_(part, torch.where(norms <= threshold, 1.0, threshold / norms), value=-1)
 
 
 def _shrink_blocks_(weight: Tensor, thresholds: Tensor, dim: int) -> None:
-    """Shrink groups that no other rank has parts of, some at a time."""
+    """Shrink groups that lie on this rank alone, some at a time."""
     (part,) = local_parts([weight])
     if not part.numel():
         return
@@ -139,14 +139,15 @@ def _shrink_blocks_(weight: Tensor, thresholds: Tensor, dim: int) -> None:
 
 
 def _shrink_varied_(weights: list[Tensor], thresholds: list[NumberOrTensor], dim: int, *, looks: bool = False) -> None:
-    r"""Solve :math:`\sum w^2 / (r + d)^2 = 1` for the norm r of each group, d being the thresholds; then shrink.
+    r"""Solve :math:`\sum w^2 / (r + d)^2 = 1` for the norm r of each group with thresholds d, then shrink.
 
-    Newton's method on the root of the sum's reciprocal, which is concave in r: from the left it never oversteps. It
-    starts at the bound :math:`\|w\| - \bar d`, which Jensen's inequality gives for the mean of d weighted by w^2.
+    Newton's method on the root of the sum's reciprocal, which is concave in r: from the left it never overshoots. It
+    starts at the bound :math:`\|w\| - \bar d`, from Jensen's inequality, with the mean of d weighted by w^2.
 
     Args:
         weights: The weights; all take the same steps, with one collective call in each.
-        thresholds: Those of the entries of this rank's parts, without the root of the number of entries of a group.
+        thresholds: Thresholds of the entries of this rank's parts, without the root of the number of entries in a
+            group.
         dim: The dimension along which groups lie.
         looks: Whether to end as soon as all norms are exact; else all steps are taken, whatever they are worth.
 
@@ -205,7 +206,7 @@ def _start(moments: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     for squares, weighted, scaled in moments:
         norms = squares.sqrt()
         is_zero.append(scaled <= 1)
-        # Not from 0, where entries without a threshold would give inf; further right by rounding only.
+        # Not from 0, where entries without a threshold would give inf. This exceeds the bound by rounding only.
         root = torch.maximum(norms - weighted / squares, norms * torch.finfo(norms.dtype).eps)
-        roots.append(root.masked_fill_(is_zero[-1], 1.0))  # any number: where the answer is 0, there must be no NaN
+        roots.append(root.masked_fill_(is_zero[-1], 1.0))  # any number that prevents NaN: the result is 0 there
     return roots, is_zero

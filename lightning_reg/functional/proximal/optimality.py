@@ -1,10 +1,11 @@
-"""How far weights are from a minimum: the distance of the negative gradient from the subdifferential of the penalty."""
+"""Optimality residuals: the distance of the negative gradient from the subdifferential of the penalty."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from lightning_reg.functional.penalties.elementwise import end_of, within
 from lightning_reg.functional.penalties.group_sums import group_blocks, group_entries, group_sums
 from lightning_reg.functional.tensors.shards import has_dtensors, local_parts
 
@@ -13,11 +14,13 @@ from lightning_reg.functional.tensors.shards import has_dtensors, local_parts
 def elementwise_residual(weights: Sequence[Tensor], grads: Sequence[Tensor], *, l1: float, l2: float = 0.0) -> Tensor:
     r"""Return the largest distance of any :math:`-g_i` from the subdifferential of :math:`l_1 |w_i| + l_2 w_i^2`.
 
-    The subgradients of an entry that is not 0 are one number, :math:`l_1 \operatorname{sign}(w) + 2 l_2 w`; of one that
-    is 0 they are all of :math:`[-l_1, l_1]`. Shape (); 0 for no entries; of the entries that this rank has.
+    An entry that is not 0 has one subgradient, :math:`l_1 \operatorname{sign}(w) + 2 l_2 w`; an entry of 0 has all
+    of :math:`[-l_1, l_1]`. With factors of opposite signs, see `elementwise_penalty`.
+    Shape (); 0 without entries; only over the entries of this rank.
     """
     worst = []
-    for weight, grad in zip(local_parts(list(weights)), local_parts(list(grads)), strict=True):
+    ended = within(local_parts(list(weights)), end_of(l1, l2))
+    for weight, grad in zip(ended, local_parts(list(grads)), strict=True):
         if weight.numel():
             slope = grad.add(weight.sgn(), alpha=l1)
             if l2:
@@ -30,9 +33,9 @@ def elementwise_residual(weights: Sequence[Tensor], grads: Sequence[Tensor], *, 
 def group_residual(weights: Sequence[Tensor], grads: Sequence[Tensor], *, dim: int) -> Tensor:
     r"""Return the largest distance (2-norm) of any group's :math:`-g` from the subdifferential of `group_lasso`.
 
-    The subgradients of a group that is not 0 are one vector, :math:`\sqrt{n} w / \|w\|_2`; of one that is 0 they are
-    all vectors no longer than :math:`\sqrt{n}`. Shape (); 0 for no groups; of the groups that this rank has a part of.
-    A collective call where groups are spread over ranks.
+    A group that is not 0 has one subgradient, :math:`\sqrt{n} w / \|w\|_2`; a group of zeros has all vectors of length
+    at most :math:`\sqrt{n}`. Shape (); 0 without groups; only over the groups of which this rank has a part. A
+    collective call if groups are spread over ranks.
     """
     values: list[Tensor] = []
     for weight, grad in zip(weights, grads, strict=True):
@@ -59,5 +62,5 @@ def _group_residuals(weight: Tensor, grad: Tensor, dim: int) -> list[Tensor]:
 
 def _largest(values: list[Tensor], weights: Sequence[Tensor]) -> Tensor:
     device = local_parts(list(weights))[0].device
-    # Not `max` of Python: NaN would be lost.
+    # Python's `max` would lose NaN.
     return torch.stack([value.to(device) for value in values]).amax() if values else torch.zeros((), device=device)

@@ -1,8 +1,8 @@
-r"""How far an optimizer moves each weight for a gradient of 1: what a proximal step has to shrink in proportion to.
+r"""The step sizes of optimizers: how far a weight moves for a gradient of 1. A proximal step shrinks in proportion.
 
-A weight rests where the optimizer's step and the proximal step cancel. That is the minimum of the objective only if
-both use one step size: :math:`\eta_i` is the step of weight :math:`i`, divided by its gradient, when that gradient does
-not change.
+A weight rests where the optimizer's step and the proximal step cancel. This is the minimum of the objective only if
+both use the same step size: :math:`\eta_i` is the step of weight :math:`i` divided by its gradient, for a constant
+gradient.
 """
 
 import inspect
@@ -19,7 +19,7 @@ from lightning_reg.functional.tensors.chunks import NumberOrTensor, alike
 
 States = Sequence[Mapping[str, Any]]
 StepSize = Callable[[Sequence[Tensor], States, Mapping[str, Any]], Sequence[NumberOrTensor]]
-"""From weights, the optimizer's state of each and the parameter group to a number or tensor for each weight."""
+"""Maps weights, the optimizer's state of each and the parameter group to a number or tensor for each weight."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,9 @@ class Rule:
     step_sizes: StepSize
     elementwise: bool
     proportional_to_lr: bool = False
-    """Whether a step size grows as the `lr` of the group does: scaling then costs nothing."""
+    """Whether step sizes are proportional to the `lr` of the group: scaling then costs nothing."""
+    varies: bool = False
+    """Whether the entries of a weight are known to have step sizes of their own."""
 
     def scaled(
         self, weights: Sequence[Tensor], states: States, group: Mapping[str, Any], scale: NumberOrTensor
@@ -44,24 +46,24 @@ _RULES: dict[type[Optimizer], Rule] = {}
 
 
 def register_step_size(optimizer_type: type[Optimizer], function: StepSize, *, elementwise: bool = False) -> None:
-    r"""Teach `mode="proximal"` the step sizes of an optimizer that it does not know.
+    r"""Register the step sizes of an optimizer for `mode="proximal"`.
 
-    SGD, Adam, AdamW, NAdam, RAdam, Adamax, Adagrad and RMSprop of `torch.optim`, with all their options, are known, and
+    SGD, Adam, AdamW, NAdam, RAdam, Adamax, Adagrad and RMSprop of `torch.optim` are known, with all their options, and
     so are subclasses that do not override `step`.
 
     Args:
-        optimizer_type: The class of the optimizer; what was registered for it before is replaced.
+        optimizer_type: The class of the optimizer. A second registration replaces the first.
         function: Called as `function(weights, states, group)` after each step, with weights of one parameter group, the
-            optimizer's state of each, and the group. Returns for each weight its step size :math:`\eta \ge 0`, a number
-            or a tensor that broadcasts to the weight: the distance that the optimizer moves it per step, divided by its
-            gradient, if that gradient stays the same for long. It changes none of its arguments, and reads no
-            tensor's value (`.item()`), for that would wait for the device.
-        elementwise: Whether the step size of an entry depends on nothing but that entry of each tensor in the state.
-            Large weights, and those spread over ranks, are then worked on in parts, which is faster: the function gets
-            flat parts of weight and state. Else it gets them as the optimizer holds them.
+            optimizer's state of each, and the group. It returns the step size :math:`\eta \ge 0` of each weight, a
+            number or a tensor that broadcasts to the weight: the distance by which the optimizer moves the weight in
+            one step, divided by its gradient, for a gradient that is constant over many steps. It must not change its
+            arguments, and must not read a tensor's value (`.item()`), because that would wait for the device.
+        elementwise: Whether the step size of an entry depends only on the same entry of each tensor in the state. Large
+            or sharded weights are then processed in parts, which is faster: the function gets flat parts of weight and
+            state. Otherwise it gets them as the optimizer holds them.
 
     Raises:
-        TypeError: If `optimizer_type` is no optimizer class, `function` is not callable or `elementwise` no bool.
+        TypeError: If `optimizer_type` is not an optimizer class, `function` not callable or `elementwise` not a bool.
 
     Example:
         >>> import torch
@@ -86,7 +88,7 @@ def find_rule(optimizer_type: type[Optimizer]) -> Rule | None:
     """Return the rule for the nearest ancestor that takes the same step; `None` if there is none."""
     for ancestor in optimizer_type.__mro__:
         if ancestor in _RULES:
-            # torch wraps `step` of each class anew.
+            # torch wraps the `step` of every class.
             same = inspect.unwrap(optimizer_type.step) is inspect.unwrap(ancestor.step)
             return _RULES[ancestor] if same else None
     return None
@@ -100,7 +102,7 @@ def known_optimizers() -> list[str]:
 def _sgd(weights: Sequence[Tensor], states: States, group: Mapping[str, Any]) -> list[NumberOrTensor]:
     step = group["lr"]
     if group["momentum"]:
-        # Each gradient counts again in later steps, by `momentum` less each time: a geometric series.
+        # Each gradient counts again in later steps, times `momentum` each time: a geometric series.
         step = step * (1 - group["dampening"]) / (1 - group["momentum"])
     return [step] * len(weights)
 
@@ -149,7 +151,7 @@ def _radam(weights: Sequence[Tensor], states: States, group: Mapping[str, Any]) 
     return sizes
 
 
-# RAdam does without the second moment until its average is over more steps than this.
+# RAdam uses the second moment only if its average covers more steps than this.
 _SHORTEST = 5.0
 
 
@@ -199,18 +201,18 @@ def _divided(numerators: Sequence[NumberOrTensor], reciprocals: tuple[Tensor, ..
 
 
 def _count(state: Mapping[str, Any]) -> NumberOrTensor:
-    """Return how many steps a weight has seen, at least 1: the scaler of fp16 may have skipped all of them."""
+    """Return the number of steps of a weight, at least 1: the fp16 scaler may have skipped all of them."""
     step = _number(state["step"])
     return step.clamp(min=1) if isinstance(step, Tensor) else max(step, 1.0)
 
 
 def _number(value: NumberOrTensor) -> NumberOrTensor:
-    """Return a tensor on the CPU as a number; one on another device as it is, for reading it would wait."""
+    """Return a CPU tensor as a number; return a tensor on another device unchanged, because reading it would wait."""
     return float(value) if not isinstance(value, Tensor) or value.device.type == "cpu" else value
 
 
 def _correction(beta2: NumberOrTensor, step: NumberOrTensor) -> NumberOrTensor:
-    """Return what the root of a second moment, which began at 0, is too small by."""
+    """Return the factor by which the root of a second moment, which starts at 0, is too small."""
     correction: NumberOrTensor = (1 - beta2**step) ** 0.5
     return correction
 
@@ -225,4 +227,6 @@ for _optimizer_type, _step_sizes in {
     Adagrad: _adagrad,
     RMSprop: _rmsprop,
 }.items():
-    _RULES[_optimizer_type] = Rule(_step_sizes, elementwise=True, proportional_to_lr=True)
+    _RULES[_optimizer_type] = Rule(
+        _step_sizes, elementwise=True, proportional_to_lr=True, varies=_optimizer_type is not SGD
+    )

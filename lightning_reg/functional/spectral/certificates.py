@@ -1,20 +1,20 @@
 r"""Upper bounds of norms of large matrices by one factorization, cheaper than eigenvalues.
 
 A matrix W with fewer rows than columns has a norm below c exactly if :math:`c^2 - W W^T` is positive definite, hence if
-Cholesky's algorithm goes through. So an estimate from below, times 1.005, is tried, and certified if it does.
+Cholesky's algorithm succeeds. So an estimate from below, times 1.005, is tried, and certified if it succeeds.
 
 Rounding, in float64 with unit u, for W of shape n x m and entries of at most 2:
 
 1. The computed product G is off by a matrix of norm :math:`\gamma_m \| |W| |W|^T \| \le \gamma_m \operatorname{tr} G`,
    with :math:`\gamma_k = k u / (1 - k u)`, in whatever order sums are made (Higham, section 3.5).
-2. If the algorithm goes through for :math:`M = c^2 - G`, then :math:`R^T R = M + E` with
+2. If the algorithm succeeds for :math:`M = c^2 - G`, then :math:`R^T R = M + E` with
    :math:`|E| \le \gamma_{n+1} |R|^T |R|`, hence :math:`\|E\| \le \gamma_{n+1} \|R\|_F^2`, and
    :math:`\|R\|_F^2 \le \operatorname{tr} M / (1 - \gamma_{n+1}) \le n c^2 / (1 - \gamma_{n+1})` (Higham, theorem 10.3).
    As :math:`R^T R` is positive, no eigenvalue of M is below :math:`-\|E\|`.
-3. All diagonal entries of M are then positive, so those of G are below :math:`c^2`: its trace is below :math:`n c^2`,
-   and the differences :math:`c^2 - G_{ii}` are off by :math:`u c^2` at most.
+3. The diagonal entries of M are then positive, so the diagonal entries of G are below :math:`c^2`, and its trace is
+   below :math:`n c^2`. The differences :math:`c^2 - G_{ii}` are off by :math:`u c^2` at most.
 
-Together :math:`\|W\|^2 \le c^2 (1 + n (\gamma_m + 2 \gamma_{n+1}) + u)`; what is allowed for is a little more.
+Together :math:`\|W\|^2 \le c^2 (1 + n (\gamma_m + 2 \gamma_{n+1}) + u)`; the code allows for a little more.
 
 Reference: Higham, Accuracy and Stability of Numerical Algorithms, 2nd edition, 2002; Rump, Verification of Positive
 Definiteness, 2006, doi:10.1007/s10543-006-0056-1.
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from lightning_reg.functional.spectral.lanczos import singular_pairs, start_vectors
 
-# How far above an estimate a bound is.
+# The factor of a bound above its estimate.
 _ABOVE = 1.005
 # Usually within 0.3 % of the norm.
 _ITERATIONS = 20

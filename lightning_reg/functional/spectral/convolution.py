@@ -26,7 +26,7 @@ _UP: dict[int, Callable[..., Tensor]] = {
 
 @dataclass(frozen=True, slots=True)
 class Convolution:
-    """What a convolution is besides its weight, one value for each spatial dimension.
+    """The settings of a convolution besides its weight, one value for each spatial dimension.
 
     A transposed convolution with a weight is the adjoint of the convolution with the same weight ("down": from the
     larger image to the smaller), whose spectrum is computed.
@@ -70,7 +70,7 @@ class Convolution:
         return sizes
 
     def forward(self, weight: Tensor, images: Tensor, input_size: Sizes) -> Tensor:
-        """Return what the layer without its bias makes of a batch of images of `input_size`, differentiably."""
+        """Return the output of the layer without its bias for a batch of images of `input_size`, differentiably."""
         return self._up(weight, images, input_size) if self.transposed else self._down(weight, images, input_size)
 
     def adjoint(self, weight: Tensor, images: Tensor, input_size: Sizes) -> Tensor:
@@ -138,7 +138,7 @@ def smallest_image(padding_mode: str, before: int, after: int) -> int:
 def _unpad(images: Tensor, axis: int, before: int, after: int, mode: str) -> Tensor:
     """Return the adjoint of padding along `axis`: what lies in the padding goes back to the pixels it was copied from.
 
-    By slices, for `index_add_` adds in any order on a GPU, and ranks would differ.
+    By slices, because `index_add_` adds in any order on a GPU, and ranks would differ.
     """
     size = images.shape[axis] - before - after
     inner = images.narrow(axis, before, size)
@@ -172,7 +172,7 @@ def convolution(  # noqa: PLR0913  # what a convolution is made of
     """Return the checked description; `padding` may be "valid" or "same", as torch's layers have it."""
     dims = as_weight(weight).ndim - 2
     if dims not in _DOWN:
-        msg = f"`weight` must be that of a 1d, 2d or 3d convolution, with 3 to 5 dimensions, got {weight.ndim}."
+        msg = f"`weight` must have 3 to 5 dimensions, for a 1d, 2d or 3d convolution, got {weight.ndim}."
         raise ValueError(msg)
     if weight.is_complex():
         msg = f"`weight` must be real, got {weight.dtype}."
@@ -206,7 +206,7 @@ def convolution(  # noqa: PLR0913  # what a convolution is made of
 
 
 def convolution_of(module: nn.Module, weight: Tensor) -> Convolution | None:
-    """Return the convolution that `module` computes with `weight`; None if it is no convolutional layer."""
+    """Return the convolution that `module` computes with `weight`; None if it is not a convolutional layer."""
     if not isinstance(module, nn.modules.conv._ConvNd):  # noqa: SLF001  # their common class has no public name
         return None
     names = ("stride", "padding", "dilation", "groups", "padding_mode", "transposed", "output_padding")

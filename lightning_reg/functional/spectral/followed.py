@@ -1,4 +1,4 @@
-"""Norms of many layers, followed over time: each step goes on from the subspaces that the one before has found."""
+"""Norms of many layers, followed over time: each step continues from the subspaces of the last one."""
 
 import math
 from collections import defaultdict
@@ -15,11 +15,11 @@ from lightning_reg.functional.spectral.subspaces import probing, start_basis
 from lightning_reg.functional.tensors.precision import reported, without_autocast
 
 ROUNDS = 2
-# From a random start; all cells of a convolution's frequencies are then improved in each. Of matrices one space of many
-# rounds is better than many of a few.
+# Steps and rounds from a random start. In each step, all cells of a convolution's frequencies are improved. For
+# matrices, one space of many rounds is better than many spaces of a few.
 _START_STEPS, _START_ROUNDS = 6, 4
 _START_STEPS_OF_MATRICES = 3
-# Smaller weights of one shape are followed together, in one copy: alone they would cost more calls than work.
+# Smaller weights of one shape are followed together, in one copy: single calls would cost more than the work.
 _SMALL_ENTRIES = 1 << 16
 _STACK_ENTRIES = 1 << 22
 
@@ -40,13 +40,13 @@ class FollowedNorm(NamedTuple):
     right: Tensor
     """Shape (groups, 1 or 2, columns). The gradient of sigma is the sum of left_r right_r^T."""
     gain: Tensor
-    """In the shape of sigma: by how much, relative to it, the last round has raised it: about what is still missing."""
+    """In the shape of sigma: its relative gain in the last round, about as large as the remaining error."""
     as_matrix: bool
     """Whether the layer counts as a matrix."""
 
 
 class _Kind(NamedTuple):
-    """What layers have in common that are followed together."""
+    """The common properties of layers that are followed together."""
 
     shape: tuple[int, ...]
     taps: Taps | None
@@ -69,9 +69,9 @@ class _State(NamedTuple):
 class FollowedNorms:
     """Estimates from below of the norms of layers, followed by the layers' names.
 
-    Of a matrix it is the largest singular value; of a convolution the norm over images of any size with zero padding,
-    the largest over groups, of other padding that of the same kernel with zero padding; of a stack of matrices that of
-    each. Nothing waits for the device. The state is a few vectors a layer.
+    For a matrix it is the largest singular value. For a convolution it is the norm over images of any size with zero
+    padding, whatever the layer's padding, and the largest over groups. For a stack of matrices it is one for each.
+    Nothing waits for the device. The state is a few vectors a layer.
 
     Args:
         as_matrices: Whether convolutions count as matrices, their kernels reshaped.
@@ -83,18 +83,18 @@ class FollowedNorms:
         self._states: dict[str, _State] = {}
 
     def __contains__(self, name: str) -> bool:
-        """Tell whether there is a state to go on from."""
+        """Tell whether there is a state to continue from."""
         return name in self._states
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """Return what `load` takes, by the layers' names, on the CPU."""
+        """Return the state for `load`, by the layers' names, on the CPU."""
         return {
             name: {key: value.cpu().clone() for key, value in state._asdict().items()}
             for name, state in self._states.items()
         }
 
     def load(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Go on from what `state` has returned. What is not finite, or of a layer of another shape, starts anew."""
+        """Continue from the result of `state`. States that are not finite, or have another shape, start anew."""
         for name, known in state.items():
             if not isinstance(known, Mapping):  # a checkpoint may hold anything
                 continue
@@ -108,11 +108,11 @@ class FollowedNorms:
 
     @torch.no_grad()
     def advance(self, layers: Sequence[Layer], rounds: int = ROUNDS, steps: int = 1) -> list[FollowedNorm]:
-        """Take steps for each layer, and return what is found; of a layer that is new, after several steps more.
+        """Take steps for each layer, and return its norm; a new layer takes several more steps.
 
         Weights are read twice, and twice more in each round (large kernels have one round less). Two rounds are within
-        1 % of the norm of matrices, and 2 % of that of convolutions, where Adam moves weights as fast as it does with a
-        rate of 0.01; what is still missing is about as much as the last round has gained.
+        1 % of the norm of matrices, and 2 % of the norm of convolutions, if Adam moves weights at a rate of 0.01. The
+        remaining error is about the gain of the last round.
         """
         found: dict[str, FollowedNorm] = {}
         for kind, members in self._stacks(layers):
@@ -162,7 +162,7 @@ class FollowedNorms:
             else:
                 turn = turns.repeat_interleave(groups)
                 everywhere = not kind.is_known
-                # All frequencies are seen in each round: of large kernels, which steps move little, one less will do.
+                # Each round covers all frequencies. Large kernels, which steps move little, need one round less.
                 is_large = math.prod(kind.shape) > _SMALL_ENTRIES
                 count = 1 if everywhere else max(1, rounds - is_large)
                 step = follow_convolutions(
@@ -183,7 +183,7 @@ class FollowedNorms:
             yield name, of_each if kind.is_stack else _largest(of_each)
 
     def _start(self, kind: _Kind, names: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Return the bases and turns from which to go on."""
+        """Return the bases and turns from which to continue."""
         if kind.is_known:
             states = [self._states[name] for name in names]
             bases = torch.cat([state.basis.to(dtype=kind.dtype, device=kind.device) for state in states])
@@ -203,7 +203,7 @@ def _follow_matrices(matrices: Tensor, bases: Tensor, rounds: int) -> tuple[Tens
 
 
 def _largest(of_each: FollowedNorm) -> FollowedNorm:
-    """Return the norm of the group that has the largest one."""
+    """Return the norm of the group with the largest norm."""
     sigma, left, right, gain, as_matrix = of_each
     if len(sigma) > 1:
         best = sigma.argmax(keepdim=True)
@@ -227,7 +227,7 @@ def kernels_of(layer: Layer, *, as_matrix: bool = False) -> Tensor:
     The matrices of a stack are groups.
 
     Differentiable, and a view where its type allows. Columns of a kernel are inputs and, within each, taps. A
-    transposed convolution's is that of its adjoint, which has the same norm.
+    transposed convolution has the matrix of its adjoint, which has the same norm.
     """
     convolution = None if as_matrix else layer.convolution()
     if convolution is None:
@@ -240,7 +240,7 @@ def kernels_of(layer: Layer, *, as_matrix: bool = False) -> Tensor:
 def taps_of(layer: Layer) -> Taps | None:
     """Return where the taps of a convolution's kernel lie; None for a matrix.
 
-    A kernel that is no longer than the stride is a matrix, too: its windows do not overlap.
+    A kernel that is not longer than the stride is also a matrix, because its windows do not overlap.
     """
     convolution = layer.convolution()
     if convolution is None:

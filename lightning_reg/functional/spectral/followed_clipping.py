@@ -1,4 +1,4 @@
-r"""Singular values above a bound taken off from step to step, without a decomposition of the matrix.
+r"""Clip singular values above a bound from step to step, without a decomposition of the matrix.
 
 After a step of training only a few singular values lie above the bound c. They are in the block Krylov space of the
 left vectors of the step before; with orthonormal rows V that span its images, and :math:`S = (V W^T W V^T)^{1/2}`,
@@ -28,21 +28,21 @@ from lightning_reg.functional.spectral.subspaces import (
 from lightning_reg.functional.tensors.precision import wide
 
 BLOCK = 16
-# By how much the last round may have raised the largest singular value, relative to it, before more are needed.
+# If the relative gain of the largest singular value in the last round is larger, more rounds are needed.
 _SETTLED = 2e-3
-# Of squares, where they are compared with the bound: more than rounding in float32 makes of products of rows.
+# Margin for squares compared with the bound: more than the rounding of products of rows in float32.
 _ALLOWED = 1e-5
 
 
 class Clipped(NamedTuple):
-    """Matrices with what was found above the bound taken off."""
+    """Matrices with the found singular values clipped."""
 
     matrices: Tensor
-    """Bit for bit as they were where nothing is above the bound."""
+    """Unchanged bit for bit if nothing is above the bound."""
     sigma: Tensor
     """The largest singular value that was found before, from below, shape (matrices,)."""
     bases: Tensor
-    """From which to go on."""
+    """The bases from which to continue."""
     is_doubtful: Tensor
     """Whether some may still be above the bound: more than the space holds, or not settled; shape (matrices,)."""
 
@@ -55,7 +55,7 @@ def clipping_bases(matrices: Tensor) -> Tensor:
 
 
 def clip_followed(matrices: Tensor, bound: float, bases: Tensor, rounds: int = 1) -> Clipped:
-    """Take off what is above `bound`.
+    """Clip the singular values above `bound`.
 
     Args:
         matrices: Shape (matrices, rows, columns), rows <= columns for the least work; float32 or float64.
@@ -64,7 +64,7 @@ def clip_followed(matrices: Tensor, bound: float, bases: Tensor, rounds: int = 1
         rounds: Products with each matrix and its transpose before those that clip.
 
     Returns:
-        What is left. Matrices that are not finite stay, and their bases too.
+        The clipped matrices. Matrices that are not finite do not change, nor do their bases.
 
     """
     if not matrices.numel():
@@ -92,10 +92,10 @@ def clip_followed(matrices: Tensor, bound: float, bases: Tensor, rounds: int = 1
     rows = share.to(v.dtype) @ v
     is_finite = (products.isfinite().all(-1) & rows.isfinite().all(-1) & new.isfinite().all(-1)[:, :1]).all(-1)
     acts = is_finite & (top > bound)
-    # Where nothing is taken off, not even rounding is.
+    # If nothing is clipped, rounding must not change anything either.
     left, rows = (torch.where(acts[:, None, None], part, 0) for part in (products, rows))
     return Clipped(
-        # In the order in which entries lie in memory.
+        # In the memory order of the entries.
         torch.baddbmm(matrices, left.mT, rows, alpha=-1)
         if matrices.is_contiguous()
         else torch.baddbmm(matrices.mT, rows.mT, left, alpha=-1).mT,
@@ -106,9 +106,9 @@ def clip_followed(matrices: Tensor, bound: float, bases: Tensor, rounds: int = 1
 
 
 def _is_doubtful(gram: Tensor, coordinates: Tensor, limit: Tensor, known: int, rows: int) -> Tensor:
-    """Tell whether more may be above `limit` than the space of `gram` shows, `known` of it before the last round."""
+    """Tell whether more may be above `limit` than the space of `gram` shows; `known` vectors are from before."""
     if coordinates.shape[-1] >= rows:
-        return torch.zeros(len(gram), dtype=torch.bool, device=gram.device)  # the space is all there is
+        return torch.zeros(len(gram), dtype=torch.bool, device=gram.device)  # the space is complete
     leading = coordinates.mT @ gram @ coordinates
     identity = torch.eye(leading.shape[-1], dtype=gram.dtype, device=gram.device)
     failed: Tensor = torch.linalg.cholesky_ex(leading - limit.square() * identity)[1]
@@ -125,9 +125,9 @@ def _top(gram: Tensor) -> Tensor:
 
 
 def clip_exactly(matrix: Tensor, bound: float) -> Tensor:
-    """Return the nearest matrix of norm `bound` at most, by a decomposition in float64; reads no value.
+    """Return the nearest matrix with norm at most `bound`, by a decomposition in float64; reads no value.
 
-    Rows and columns of zeros stay exactly zero, and what is not finite stays.
+    Rows and columns of zeros stay exactly zero, and matrices that are not finite do not change.
     """
     is_finite = matrix.isfinite().all()
     precise = torch.where(is_finite, matrix, 0).double()
@@ -138,7 +138,7 @@ def clip_exactly(matrix: Tensor, bound: float) -> Tensor:
 
 
 def are_inside(matrices: Tensor, bound: float) -> Tensor:
-    """Tell which matrices surely have norms of at most `bound` (1 + 1e-5), shape (matrices,).
+    """Tell which matrices certainly have norms of at most `bound` (1 + 1e-5), shape (matrices,).
 
     By Cholesky's factorization of bound^2 - W W^T, which exists only then. Nothing waits for the device.
     """

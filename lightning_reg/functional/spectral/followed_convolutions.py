@@ -42,15 +42,16 @@ from torch import Tensor
 from lightning_reg.functional.spectral.subspaces import leading_vectors, orthonormal, unit_rows
 
 ROUNDS = 2
-# Cells of frequencies along an axis: so many more than the degree of the response, at least; and in all.
+# Cells of frequencies along an axis: the degree of the response plus the first number, but at least the second. Then
+# the most cells in total.
 _MORE_CELLS, _LEAST_CELLS = 2, 4
 _MOST_CELLS = 20
 # Points of the grid along each axis of a cell, in one or two dimensions and in three.
 _POINTS, _POINTS_IN_3D = 3, 2
-# How many cells are improved in each round: the best, and one in turn.
+# Number of cells improved in each round: the best ones, and one in turn.
 _BEST, _IN_TURN = 2, 1
 _POWERS = 3
-# Of larger kernels, which steps move little, the other cells wait for their turn.
+# In larger kernels, which steps move little, the other cells wait for their turn.
 _LARGE = 1 << 16
 # How much finer the last steps of frequencies are.
 _FINER = 8
@@ -59,7 +60,7 @@ _SQUARINGS = 7
 
 
 class Taps(NamedTuple):
-    """Where the taps of a kernel lie, for all kernels of one kind."""
+    """The positions of the taps, for all kernels of one kind."""
 
     positions: tuple[tuple[int, ...], ...]
     """On the line of frequencies, for each tap one number for each spatial dimension."""
@@ -68,7 +69,7 @@ class Taps(NamedTuple):
 
     @classmethod
     def of(cls, kernel: tuple[int, ...], steps: tuple[int, ...]) -> "Taps":
-        """Return those of a kernel whose stride, without what dilation shares with it, is `steps`."""
+        """Return the taps of a kernel whose stride, without the factor shared with the dilation, is `steps`."""
         places = torch.cartesian_prod(*(torch.arange(size) for size in kernel)).view(-1, len(kernel)).tolist()
         positions = [tuple(tap // step for tap, step in zip(place, steps, strict=True)) for place in places]
         phases = [_index([tap % step for tap, step in zip(place, steps, strict=True)], steps) for place in places]
@@ -77,7 +78,7 @@ class Taps(NamedTuple):
 
 
 class _Cells(NamedTuple):
-    """A partition of all frequencies but the conjugates of others, as tensors."""
+    """A partition of all frequencies up to conjugates, as tensors."""
 
     positions: Tensor  # (taps, dims)
     phases: Tensor  # (taps, phases), of ones and zeros
@@ -87,7 +88,7 @@ class _Cells(NamedTuple):
 
 
 def count_vectors(taps: Taps, outputs: int) -> int:
-    """Return how many vectors the basis of such kernels has."""
+    """Return the number of vectors in the basis of such kernels."""
     return min(2 * len(_cells(taps, torch.float32, torch.device("cpu")).points), outputs)
 
 
@@ -105,12 +106,12 @@ def follow_convolutions(  # noqa: PLR0913  # what is followed, from where, and h
 
     Args:
         kernels: Shape (kernels, outputs, inputs * taps).
-        taps: Of all the kernels.
-        bases: What the last step returned, shape (kernels, vectors, outputs).
-        turns: Whole numbers that say which other cell is improved, shape (kernels,).
-        rounds: How often the best cells are improved.
-        everywhere: Whether all cells are improved, for a start.
-        fine_steps: How often the frequency is refined at the end.
+        taps: The taps of all kernels.
+        bases: Bases returned by the last step, shape (kernels, vectors, outputs).
+        turns: Whole numbers that determine which other cell is improved, shape (kernels,).
+        rounds: Number of improvements of the best cells.
+        everywhere: Whether to improve all cells, for a start.
+        fine_steps: Number of refinements of the frequency at the end.
 
     Returns:
         sigma, shape (kernels,); u and x, the real and the imaginary part of the left vector, shape (kernels, 2,
@@ -131,13 +132,13 @@ def follow_convolutions(  # noqa: PLR0913  # what is followed, from where, and h
     for index in range(rounds):
         best = sigma.argsort(1, descending=True)
         chosen = best if everywhere or best.shape[1] <= _BEST + _IN_TURN else _chosen(best, turns + index)
-        if bases.shape[1] < kernels.shape[1]:  # else the basis spans all there is
+        if bases.shape[1] < kernels.shape[1]:  # otherwise the basis spans everything
             here = _picked(at, chosen)
             rows = _applied(kernels, _response(_picked(z, chosen), here, cells), here, cells)
             rows = orthonormal(rows, basis)
             more = _images(rows @ kernels, cells) / scale
             basis, image = torch.cat([basis, rows], 1), torch.cat([image, more], 1)
-        # What is new to the basis may serve the other cells, too.
+        # New directions in the basis may also serve the other cells.
         again = best if everywhere or (index + 1 == rounds and not is_large) else chosen
         before, here = sigma.amax(1), _picked(at, again)
         improved = _at(here, basis, image, cells)
@@ -158,7 +159,7 @@ def follow_convolutions(  # noqa: PLR0913  # what is followed, from where, and h
     top = torch.linalg.vector_norm(left, dim=(1, 2))
     divisor = torch.where(top == 0, 1, top)
     new = orthonormal(torch.view_as_real(_picked(u, order)).transpose(2, 3).flatten(1, 2))[:, : bases.shape[1]]
-    # A basis that spans all there is stays.
+    # A basis that spans everything stays.
     usable = (top > 0) & (bases.shape[1] < kernels.shape[1]) & new.isfinite().all(-1).all(-1)
     new = torch.where(usable[:, None, None], new, bases)
     return top * scale[:, 0, 0, 0], left / divisor[:, None, None], right, 1 - before / divisor, new
@@ -173,12 +174,12 @@ def _on_grid(basis: Tensor, image: Tensor, cells: _Cells) -> tuple[Tensor, Tenso
     """Return for each cell the best frequency of the grid, with its left vector u, and that one's image."""
     count, points = cells.points.shape[:2]
     gram = _grams(image, cells)  # (kernels, frequencies, 2 * vectors, 2 * vectors)
-    # Few powers are enough to choose by, and those of vectors cost little.
+    # A few powers are enough for a choice, and powers of vectors cost little.
     diagonal = gram.diagonal(dim1=-2, dim2=-1)
     vectors = gram.take_along_dim(diagonal.argmax(-1)[..., None, None], -2)[..., 0, :]
     for _ in range(_POWERS):
         vectors = vectors / (torch.linalg.vector_norm(vectors, dim=-1, keepdim=True) + _tiny(vectors))
-        # On a CPU, many small matrices times one vector each are faster so.
+        # On a CPU, this is faster for many small matrices times one vector each.
         vectors = (gram * vectors[..., None, :]).sum(-1)
     values = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     vectors = (vectors / (values + _tiny(vectors))).view(len(image), count, points, -1)
@@ -199,7 +200,7 @@ def _grams(image: Tensor, cells: _Cells) -> Tensor:
         parts = (image @ part.flatten(1) for part in (waves.real, waves.imag))
         parts = (torch.unflatten(part, -1, waves.shape[1:]).permute(0, 3, 1, 2, 4).flatten(3) for part in parts)
         return _products(*parts)
-    # With many inputs, the products of taps come first: they know nothing of frequencies.
+    # With many inputs, products of taps come first, because they do not depend on frequencies.
     rows = image.transpose(2, 3).flatten(1, 2)
     products = (rows @ rows.mT).view(len(image), vectors, taps, vectors, taps).transpose(2, 3).flatten(3)
     waves = (cells.waves[:, None] * cells.waves.conj() * (phases @ phases.mT)[..., None]).flatten(0, 1)
@@ -228,12 +229,12 @@ def _as_real(real: Tensor, imaginary: Tensor) -> Tensor:
 
 
 def _combined(vectors: Tensor, basis: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-    """Return u = q U and its image, over the length of u, which is not 1 where rounding has left little of a row.
+    """Return u = q U and its image, divided by the length of u, which differs from 1 if rounding affects a row.
 
     Args:
         vectors: The real and then the imaginary parts of the conjugate of q, shape (kernels, cells, 2 * vectors).
         basis: U.
-        image: Of U.
+        image: The image of U.
 
     """
     parts = torch.cat(vectors.chunk(2, -1), 1)
@@ -249,13 +250,13 @@ def _climb(at: Tensor, z: Tensor, width: Tensor, cells: _Cells) -> tuple[Tensor,
     lengths = torch.cat([lengths, -lengths[1:]])
     offsets = torch.cartesian_prod(*(lengths * part for part in width.unbind())).view(-1, len(width))
     turned, waves = z * _waves(at, cells)[..., None, :], _waves(offsets, cells)
-    # Steps are the same from everywhere: one product for all.
+    # Steps are the same from all points, so one product serves all.
     if z.shape[2] <= z.shape[3]:
         steps = (waves[..., None] * cells.phases).transpose(0, 1).flatten(1)
         response = torch.unflatten(turned @ steps, -1, (len(offsets), -1))  # (kernels, cells, inputs, offsets, phases)
         squares = torch.view_as_real(response).square().sum((2, 4, 5))
     else:
-        # The products of the taps with each other, of which the real part is all that counts.
+        # The products of the taps with each other; only the real part counts.
         rows, others = torch.cat([turned.real, turned.imag], 2), torch.cat([turned.imag, -turned.real], 2)
         steps = waves[:, :, None] * waves[:, None].conj() * (cells.phases @ cells.phases.mT)
         squares = (rows.mT @ rows).flatten(2) @ steps.real.flatten(1).mT
@@ -279,7 +280,7 @@ def _applied(kernels: Tensor, v: Tensor, at: Tensor, cells: _Cells) -> Tensor:
 
 
 def _spread(v: Tensor, at: Tensor, cells: _Cells) -> Tensor:
-    """Return what the kernel as a matrix is multiplied with, shape (..., inputs * taps)."""
+    """Return the vector that multiplies the kernel as a matrix, shape (..., inputs * taps)."""
     by_phase = torch.unflatten(v, -1, (-1, cells.phases.shape[1]))
     by_tap = by_phase if cells.phases.shape[1] == 1 else by_phase @ cells.phases.mT.to(v.dtype)
     return (by_tap * _waves(at, cells).conj()[..., None, :]).flatten(-2)

@@ -13,7 +13,7 @@ from lightning_reg.functional.tensors.precision import without_autocast
 def value_at(layer: Layer, norm: FollowedNorm) -> Tensor:
     """Return sigma with constant singular vectors, in its shape, linear in the weight and differentiable by autograd.
 
-    Its gradient is that of the norm: sigma is stationary in the vectors, and in the frequency.
+    It has the gradient of the norm, because sigma is stationary in the vectors and in the frequency.
     """
     with without_autocast(norm.left.device):
         kernels = kernels_of(layer, as_matrix=norm.as_matrix)

@@ -1,15 +1,15 @@
-r"""Norms of matrices that change little by little, each followed from the subspace of the step before.
+r"""Norms of matrices that change gradually, each followed from the subspace of the last step.
 
-The state of a matrix W is an orthonormal basis U of a few vectors on its shorter side, those of its largest singular
-values. One step takes the block Krylov space
+The state of a matrix W is an orthonormal basis U on its shorter side, of a few singular vectors with the largest
+singular values. One step takes the block Krylov space
 
 .. math:: \operatorname{span}(U,\; W W^T U,\; (W W^T)^2 U)
 
-whose images under :math:`W^T` come on the way, and in it, by Rayleigh and Ritz, the vector u of the largest
-:math:`\sigma = \|W^T u\|`: an estimate from below, the best in that space. The next basis is that of its largest
+whose images under :math:`W^T` are computed on the way. Rayleigh and Ritz give in it the vector u with the largest
+:math:`\sigma = \|W^T u\|`: an estimate from below, the best in that space. The next basis belongs to its largest
 singular values. A block keeps those that are about to overtake, where a single vector would lose its way: on layers of
 256 x 256 under Adam a single vector with five iterations is up to 6 % off, a block of eight with two 0.7 %. And it
-costs little more, for the weights are read as often: five times in all.
+costs little more, because the weights are read as often: five times in all.
 """
 
 import torch
@@ -28,7 +28,7 @@ def follow_matrices(
 
     Args:
         matrices: Shape (matrices, rows, columns), rows <= columns for the least work.
-        bases: What the last step returned, shape (matrices, vectors, rows).
+        bases: Bases returned by the last step, shape (matrices, vectors, rows).
         rounds: Products with each matrix and with its transpose, after the first one.
 
     Returns:
@@ -63,7 +63,7 @@ def _best(gram: Tensor, basis: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
     """Return the largest sigma in a subspace with its right vector."""
     coordinates = leading_vectors(gram)[:, None].to(basis.dtype)
     u, v = (coordinates @ basis)[:, 0], (coordinates @ image)[:, 0]
-    # Not all directions of a basis have length 1 where rounding has left little of them.
+    # Directions of a basis that rounding affects do not have length 1.
     length = torch.linalg.vector_norm(u, dim=-1)
     sigma = torch.linalg.vector_norm(v, dim=-1)
     return sigma / torch.where(length == 0, 1, length), v / torch.where(sigma == 0, 1, sigma)[:, None]

@@ -19,9 +19,9 @@ from lightning_reg.functional.spectral.matrices import largest_singular_value, s
 from lightning_reg.functional.spectral.responses import Axis, largest_response
 from lightning_reg.functional.tensors.precision import reported, wide, without_autocast
 
-# Layers of at most so many rows or columns are written out as matrices, which is exact.
+# Layers with at most this many rows or columns are written out as matrices, which is exact.
 _DENSE = 256
-# More than the rounding of float32 takes away.
+# More than the loss from rounding in float32.
 _ROUNDING = 1e-5
 # Frequencies for each degree, at least: 1 / cos(pi / 8) = 1.083 and 1 / cos(pi / 32) = 1.005 at worst.
 _COARSE, _FINE = 4, 16
@@ -35,7 +35,7 @@ def certified_bound(weight: Tensor, layer: Convolution, input_size: Sizes | None
         return weight.sum().to(reported(weight))
     with without_autocast(weight.device):
         entries = wide(weight)
-        # Sums of subnormal taps, or of huge ones, would not be right to the rounding that is allowed for.
+        # Sums of subnormal or huge taps would exceed the allowed rounding.
         scale = scale_of(entries.detach().abs().amax())
         entries = entries * scale.reciprocal()
         if input_size is not None and min(layer.matrix_shape(weight, input_size)) <= _DENSE:
@@ -70,7 +70,7 @@ def reshaped_bound(weight: Tensor, layer: Convolution, input_size: Sizes | None)
 
 
 def bound_allowance(layer: Convolution, grid: int = 16) -> float:
-    """Return the most that `certified_bound` for images of any size can be, in multiples of the largest response."""
+    """Return the largest ratio of `certified_bound` for images of any size to the largest response."""
     factors = [math.prod(axis.factor for axis in _sampled(layer, None, grid, ring=False))]
     if layer.padding_mode == "circular" and set(layer.stride) == {1}:
         # Then the ring's response is the same.
@@ -108,7 +108,7 @@ def _sampled(layer: Convolution, input_size: Sizes | None, grid: int, *, ring: b
 
 @dataclass(frozen=True, slots=True)
 class _Dimension:
-    """One spatial dimension of a layer, and how its operator is part of one that frequencies diagonalise."""
+    """One spatial dimension of a layer, whose operator is a part of one that frequencies diagonalise."""
 
     kernel: int
     stride: int
@@ -140,9 +140,9 @@ class _Dimension:
         return _scaled(axis, math.sqrt(copies))
 
     def closed(self, size: int | None) -> Axis:
-        """Return the axis for circular padding: outputs of a ring, some perhaps more than once.
+        """Return the axis for circular padding: outputs of a ring, some possibly more than once.
 
-        The outputs lie at multiples of the stride around the ring: at those of its common divisor with the size.
+        The outputs lie at multiples of the stride around the ring, so at multiples of its common divisor with the size.
         """
         if size is not None:
             step = math.gcd(self.stride, size)
@@ -152,7 +152,7 @@ class _Dimension:
         return _scaled(self._on_line(1, self.grid, _COARSE), math.sqrt(rounds))
 
     def _on_line(self, stride: int, points: int, least: int) -> Axis:
-        # Only what stride and dilation do not share makes phases.
+        # Only the factor that stride and dilation do not share makes phases.
         step = stride // math.gcd(stride, self.dilation)
         taps = list(range(self.kernel))
         degree = (self.kernel - 1) // step
@@ -166,7 +166,7 @@ class _Dimension:
             return self._on_line(step, limit, _FINE)
         places = [divmod(self.dilation * tap, step) for tap in taps]
         ranks = {phase: rank for rank, phase in enumerate(dict.fromkeys(phase for _, phase in places))}
-        # Where a phase begins changes no norm.
+        # The start of a phase does not change the norm.
         first = {phase: min(q for q, r in places if r == phase) for phase in ranks}
         positions = [(q - first[r]) % points for q, r in places]
         return Axis(taps, [ranks[r] for _, r in places], positions, points if any(positions) else 1, 1.0)

@@ -1,4 +1,4 @@
-"""Largest singular values of linear maps that are known by their products only, from Krylov spaces."""
+"""Largest singular values of linear maps from Krylov spaces, which need only products with the maps."""
 
 import math
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# Of a warm start, relative to it. A start that is exactly orthogonal to the largest singular vector never finds it.
+# Relative noise in a warm start. A start exactly orthogonal to the largest singular vector would never find it.
 _NOISE = 1e-3
 # Each takes the eighth power of a small matrix: at 2^21 singular values that differ by a millionth are apart.
 _POWERS = 7
@@ -15,13 +15,14 @@ _POWERS = 7
 def start_vectors(shape: tuple[int, ...], states: Tensor | None, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return a unit vector near each of `states`; a random one for None, or for a state that is zero or not finite.
 
-    Always the same noise, from a generator of its own: ranks agree, a resumed run repeats, the global one is untouched.
+    The noise is always the same, from a separate generator: ranks agree, a resumed run repeats, and the global
+    generator is not used.
 
     Args:
-        shape: That of `states` and of the result, (vectors, ...).
+        shape: Shape of `states` and of the result, (vectors, ...).
         states: Singular vectors found before.
-        dtype: That of the result.
-        device: That of the result.
+        dtype: Dtype of the result.
+        device: Device of the result.
 
     """
     noise = torch.empty(shape[1:], dtype=dtype, device=device)
@@ -43,11 +44,11 @@ def singular_pairs(
     """Estimate largest singular values from below with `iterations` products with each map and with its adjoint.
 
     The best vector of the Krylov space of A^T A and a start, as Golub-Kahan-Lanczos finds it, then a power iteration.
-    Nothing waits for the device. Where the space ends early, its further vectors are zero and change nothing. A map
-    that is not finite leaves the others alone.
+    Nothing waits for the device. If the space ends early, its further vectors are zero and change nothing. A map that
+    is not finite does not affect the others.
 
     Args:
-        apply: Maps A of one shape, each on a vector of its own: from (maps, ...) to (maps, ...).
+        apply: Maps A of one shape, each for its own vector: from (maps, ...) to (maps, ...).
         adjoint: Their adjoints A^T.
         starts: A unit vector for each map, shape (maps, ...).
         iterations: >= 1.
@@ -89,7 +90,7 @@ def _units(vectors: Tensor) -> Tensor:
 def _new_directions(vectors: Tensor, bases: Tensor) -> Tensor:
     """Return the unit vector along the part of each vector that is orthogonal to the rows of its basis, or zero.
 
-    The second pass removes what rounding left. Only if all was rounding does it take away much, and then the space of
+    The second pass removes the rest from rounding. It removes much only if everything was rounding; then the space of
     the map is exhausted.
     """
     transposed = bases.mT
@@ -105,8 +106,8 @@ def _new_directions(vectors: Tensor, bases: Tensor) -> Tensor:
 def _largest_eigenvectors(grams: Tensor) -> Tensor:
     """Return an eigenvector of the largest eigenvalue of each small positive matrix, shape (matrices, 1, entries).
 
-    By squaring: `torch.linalg.eigh` would wait for the device, and raise for NaN. Where two eigenvalues are too close
-    to be told apart, either vector serves.
+    By squaring, because `torch.linalg.eigh` would wait for the device, and raise for NaN. If two eigenvalues are too
+    close to distinguish, either vector serves.
     """
     power, tiny = grams, torch.finfo(grams.dtype).tiny
     for _ in range(_POWERS):
@@ -119,7 +120,7 @@ def _largest_eigenvectors(grams: Tensor) -> Tensor:
 
 
 def adjoint_of(apply: Callable[[Tensor], Tensor], example: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return the adjoint of a linear map as autograd finds it, from one graph that serves for every vector."""
+    """Return the adjoint of a linear map by autograd, from one graph for every vector."""
     with torch.enable_grad():
         argument = example.clone().requires_grad_()
         image = apply(argument)

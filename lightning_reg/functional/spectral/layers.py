@@ -1,4 +1,4 @@
-"""Layers as linear maps, for those who control or watch their norms."""
+"""Layers as linear maps, to control or measure their norms."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,11 +23,11 @@ class Layer:
     name: str
     tensor: Tensor
     module: nn.Module | None = None
-    """The one it sits in, if that is known."""
+    """The module in which it sits, if known."""
     dims: tuple[int, ...] | None = None
-    """The dimensions of the tensor, beginning with that of the outputs; `None` if they are in this order."""
+    """The dimensions of the tensor, beginning with the dimension of the outputs; `None` if they are in this order."""
     is_stack: bool = False
-    """Whether the tensor is a stack of matrices, experts x out x in, each on inputs of its own."""
+    """Whether the tensor is a stack of matrices, experts x out x in, each with inputs of its own."""
 
     def convolution(self) -> Convolution | None:
         """Return the convolution whose kernel the weight is, if it is one."""
@@ -71,11 +71,11 @@ class Layer:
 
     @property
     def is_reordered(self) -> bool:
-        """Whether `matrix()` is no view of the weight: its rows lie along a dimension other than the first."""
+        """Whether `matrix()` is not a view of the weight: its rows lie along a dimension other than the first."""
         return not self.is_stack and self.tensor.ndim > _MATRIX_NDIM and self._rows_first()[0] != 0
 
     def _rows_first(self) -> tuple[int, ...]:
-        """Return the dimensions of the tensor, beginning with that of the rows of its matrix."""
+        """Return the dimensions of the tensor, beginning with the dimension of the rows of its matrix."""
         order = tuple(range(self.tensor.ndim))
         if isinstance(self.module, nn.modules.conv._ConvTransposeNd):  # noqa: SLF001  # has no public name
             return 1, 0, *order[2:]
@@ -101,11 +101,11 @@ def _as_real(matrices: Tensor) -> Tensor:
 
 
 class LinearMaps(NamedTuple):
-    """Linear maps of one shape, each on a vector of its own, with the names of the layers whose they are."""
+    """Linear maps of one shape, each for its own vector, with the names of their layers."""
 
     names: list[str]
     apply: Callable[[Tensor], Tensor]
-    """From (maps, ...) to (maps, ...)."""
+    """Maps (maps, ...) to (maps, ...)."""
     adjoint: Callable[[Tensor], Tensor]
     shape: Sizes
     """Of the argument of `apply`."""
@@ -127,7 +127,7 @@ def matrix_maps(names: list[str], matrices: Tensor) -> LinearMaps:
 
 
 def convolution_map(layer: Layer, convolution: Convolution, input_size: Sizes) -> LinearMaps:
-    """Return what a convolutional layer does, without its bias, to images of `input_size`; its adjoint is exact."""
+    """Return a convolutional layer without its bias as a map of images of `input_size`; its adjoint is exact."""
     weight = layer.tensor.to(reported(layer.tensor))
     channels = weight.shape[0] if convolution.transposed else weight.shape[1] * convolution.groups
     return LinearMaps(
@@ -141,7 +141,7 @@ def convolution_map(layer: Layer, convolution: Convolution, input_size: Sizes) -
 
 
 def image_size(convolution: Convolution, pixels: int) -> Sizes:
-    """Return an image size of `pixels` a side, or more where the kernel or its padding ask for it."""
+    """Return an image size of `pixels` along each side, or more if the kernel or its padding need it."""
     spans = [d * (k - 1) + 1 for k, d in zip(convolution.kernel, convolution.dilation, strict=True)]
     pads = map(max, convolution.before, convolution.after)
     return tuple(max(pixels, span, pad + 1) for span, pad in zip(spans, pads, strict=True))

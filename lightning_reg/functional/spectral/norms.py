@@ -21,7 +21,7 @@ def matrix_norm(weight: Tensor) -> Tensor:
 
     Exact up to rounding, on either side of the truth (relative 2e-6 in float32): the square root of the largest
     eigenvalue of the smaller of :math:`W W^T` and :math:`W^T W`. Differentiable: the gradient is :math:`u v^T` with
-    the singular vectors; one of the subgradients where the largest singular value is repeated; 0 for a zero matrix.
+    the singular vectors, a subgradient if the largest singular value is repeated, and 0 for a zero matrix.
 
     Args:
         weight: Floating-point or complex matrix. With more than two dimensions a batch of matrices in the last two, as
@@ -29,11 +29,11 @@ def matrix_norm(weight: Tensor) -> Tensor:
             which is **not** the norm of the convolution (see `conv_norm_bound`). Half precision is computed in float32.
 
     Returns:
-        The norm of each matrix, shape `weight.shape[:-2]`, float32 or float64. An empty matrix has norm 0; one with an
+        The norm of each matrix, shape (batch), float32 or float64. An empty matrix has norm 0; one with an
         entry that is NaN or infinite has norm NaN.
 
     Raises:
-        TypeError: If `weight` is no such tensor.
+        TypeError: If `weight` is not such a tensor.
         ValueError: If `weight` has fewer than two dimensions.
 
     Example:
@@ -68,48 +68,48 @@ def conv_norm_bound(  # noqa: PLR0913  # the arguments of a convolution
 ) -> Tensor:
     r"""Return an upper bound of the operator norm of a convolution, :math:`\max_x \|W * x\|_2 / \|x\|_2`.
 
-    Certified: never below the truth, for any image. The norm of the reshaped kernel matrix is no such bound: the truth
-    is up to :math:`\prod \sqrt{\lceil k / s \rceil}` times larger. The bound is
+    The bound is certified: never below the truth, for any image. The norm of the reshaped kernel matrix is not a bound,
+    because the truth is up to :math:`\prod \sqrt{\lceil k / s \rceil}` times larger. The bound is
 
     .. math:: \max_{\omega \in \text{grid}} \sigma(\hat W(\omega)) \prod_i \frac{1}{\cos(\pi (k'_i - 1) / 2 N_i)}
 
     over matrices between channels at frequencies, :math:`k' = \lceil k / s \rceil` taps in each phase of the stride and
-    :math:`N` frequencies. How far it is above the truth:
+    :math:`N` frequencies. It exceeds the truth by these factors:
 
-    - Without `input_size`, zero padding: above the norm for large images, which is the limit, by that product at most.
-      For `grid=16` it is 1.02 for each dimension with 3 taps, and never more than 1.083 for each.
-    - With `input_size`, zero padding: by :math:`\prod \sqrt{1 + d (k' - 1) / b}` at most, if b >= 1 windows of the
-      kernel, of dilation d, lie wholly in the image along a dimension; with 3x3 taps usually by 1 % at 16x16 pixels,
-      by 3 % at 8x8. (Along more than 64 pixels the grid is no finer, which costs a factor of 1.005 at most.) Exact
-      if a group of the layer has at most 256 input or output values, whatever its padding.
-    - Circular padding that keeps the size, with `input_size` that the stride divides: exact.
-    - Other padding that copies pixels: by a further :math:`\sqrt c` at most, the most copies that padding makes of one
-      pixel: usually 2 for each padded dimension, more for images smaller than the padding.
+    - Zero padding without `input_size`: at most the product of cosines above, relative to the limit for large images.
+      With `grid=16` it is 1.02 for each dimension with 3 taps, and never more than 1.083 for each.
+    - Zero padding with `input_size`: at most :math:`\prod \sqrt{1 + d (k' - 1) / b}`, if b >= 1 windows of the kernel,
+      with dilation d, lie wholly in the image along a dimension; with 3x3 taps usually 1 % at 16x16 pixels, 3 % at 8x8.
+      (Along more than 64 pixels the grid is not finer, which costs a factor of at most 1.005.) Exact if a group of the
+      layer has at most 256 input or output values, with any padding.
+    - Circular padding that keeps the size, with an `input_size` that the stride divides: exact.
+    - Other padding that copies pixels: a further factor of at most :math:`\sqrt c`, with c the most copies that padding
+      makes of one pixel: usually 2 for each padded dimension, more for images smaller than the padding.
 
-    Differentiable: the gradient is that of the frequency that attains the maximum. Costs a factorization or an
-    eigenvalue problem for each frequency, far more than `operator_norm_estimate`, and waits for the device.
+    Differentiable, with the gradient at the frequency that attains the maximum. Each frequency costs a factorization or
+    an eigenvalue problem, far more than `operator_norm_estimate`, and waits for the device.
 
     Args:
-        weight: The layer's weight, shape (rows, columns / groups, *kernel), 1d to 3d; of a transposed convolution as it
-            is, shape (inputs, outputs / groups, *kernel). Half precision is computed in float32.
+        weight: The layer's weight, shape `(rows, columns / groups, *kernel)`, 1d to 3d; of a transposed convolution
+            as it is, shape `(inputs, outputs / groups, *kernel)`. Half precision is computed in float32.
         stride: As in `torch.nn.Conv2d`; a number, or one for each dimension. Default 1.
         padding: As in `torch.nn.Conv2d`; "same" and "valid", too. Default 0.
         dilation: As in `torch.nn.Conv2d`. Default 1.
         groups: As in `torch.nn.Conv2d`. The norm is the largest one of the groups. Default 1.
         padding_mode: "zeros" (default), "circular", "reflect" or "replicate".
-        transposed: Whether it is a transposed convolution, the adjoint of the other with the same weight.
-        output_padding: Of a transposed convolution. Only a bound for a certain `input_size` depends on it. Default 0.
+        transposed: Whether it is a transposed convolution, the adjoint of the convolution with the same weight.
+        output_padding: Output padding of a transposed convolution; it only matters with `input_size`. Default 0.
         input_size: Spatial size of the layer's input, a number or one for each dimension. Default None: a bound for
             images of any size that the layer takes.
-        grid: Frequencies for each dimension, >= 1; at least 4 for each tap after the first are taken, and 4 times as
-            many where `input_size` is given. Default 16.
+        grid: Frequencies for each dimension, >= 1. At least 4 for each tap after the first are used, and 4 times as
+            many with `input_size`. Default 16.
 
     Returns:
         The bound, shape (), float32 or float64. NaN for a weight that is not finite.
 
     Raises:
-        TypeError: If a size is no whole number.
-        ValueError: If the arguments make no convolution, or one that takes no input of `input_size`.
+        TypeError: If a size is not a whole number.
+        ValueError: If the arguments do not define a convolution, or it takes no input of `input_size`.
 
     Example:
         >>> import torch
@@ -150,34 +150,34 @@ def operator_norm_estimate(  # noqa: PLR0913  # the map, the method, and where i
 ) -> tuple[Tensor, Tensor]:
     r"""Estimate the operator norm of a linear map, :math:`\max_x \|A x\|_2 / \|x\|_2`, from below.
 
-    A lower estimate: :math:`\|A^T u\|` for a unit vector u, never above the truth but for rounding (relative 1e-6 in
-    float32; 1e-3 where products run in TF32). How far below depends on the map and the start: from a random start 5
-    iterations find about 0.95 of a convolution's norm, 20 about 0.997; from the state of 10 training steps ago 5
+    The estimate is :math:`\|A^T u\|` for a unit vector u, never above the truth except for rounding (relative 1e-6 in
+    float32; 1e-3 if products run in TF32). Its accuracy depends on the map and the start. From a random start, 5
+    iterations find about 0.95 of a convolution's norm, and 20 about 0.997; from the state of 10 training steps ago, 5
     iterations are usually within 0.5 %. `method="lanczos"` is far better than "power" for the same number of products.
 
-    The result is the same on all ranks with one kind of device, and in a resumed run with the saved state. The global
-    random generator is not touched, and nothing waits for the device.
+    The result is the same on all ranks with the same kind of device, and in a resumed run with the saved state. The
+    global random generator is not touched, and nothing waits for the device.
 
     Args:
-        apply: The linear map: a tensor of `input_shape` to a tensor of any shape.
+        apply: The linear map: maps a tensor of `input_shape` to a tensor of any shape.
         input_shape: Shape of its argument.
         iterations: Products with the map and with its adjoint, >= 1.
-        state: What the last call returned: the right singular vector as found, shape `input_shape`. It is perturbed by
-            1e-3, for a start orthogonal to the largest singular vector would never find it. Default None: a random
-            start, always the same. One that is zero or not finite counts as None.
+        state: The state returned by the last call, a right singular vector, shape `input_shape`. It is perturbed by
+            1e-3, because a start orthogonal to the largest singular vector would never find it. A state that is zero or
+            not finite counts as None. Default None: a random start, always the same.
         method: "lanczos" (the best vector of the Krylov space) or "power" (power iteration).
-        adjoint: The adjoint map, if there is a cheaper one than autograd finds.
-        dtype: Of the vectors. Default: that of `state`, else torch's default.
-        device: Of the vectors. Default: that of `state`, else the CPU.
+        adjoint: The adjoint map, if it is cheaper than the one by autograd.
+        dtype: The dtype of the vectors. Default: the dtype of `state`, else torch's default.
+        device: The device of the vectors. Default: the device of `state`, else the CPU.
 
     Returns:
         The estimate, shape (), and the state for the next call, shape `input_shape`; both without a graph. The estimate
-        is 0 for the zero map, NaN for one that gives NaN, and the state stays usable.
+        is 0 for the zero map, NaN for a map that returns NaN, and the state stays usable.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
         ValueError: If `iterations` is below 1, `method` or `device` is unknown, `state` has another shape than
-            `input_shape`, or autograd cannot look through `apply`.
+            `input_shape`, or autograd cannot differentiate `apply`.
 
     Example:
         >>> import torch

@@ -2,8 +2,8 @@ r"""The largest norm of a convolution's frequency response on a grid, exactly, a
 
 At frequency :math:`\omega` the response is :math:`K(\omega) = \sum_t K_t e^{i \omega p_t}`, a matrix between channels.
 A large one is compared with the largest norm c that is known so far: :math:`c^2 - K K^*` has a Cholesky factor exactly
-if its norm is below c, which takes a quarter of the time of eigenvalues. Only where there is none are they computed,
-and c grows. In random order n frequencies have about log n records: five or six of 130.
+if its norm is below c, which takes a quarter of the time of eigenvalues. Eigenvalues are only computed if there is no
+factor, and c grows. In random order, n frequencies have about log n records: five or six of 130.
 
 The Gram matrices need no product at each frequency, only one for each pair of taps:
 
@@ -24,21 +24,21 @@ from lightning_reg.functional.spectral.matrices import largest_singular_value
 
 # Complex entries of the matrices of one batch of frequencies.
 _ENTRIES = 1 << 22
-# Of smaller matrices eigenvalues take less time than the search.
+# For smaller matrices, eigenvalues take less time than the search.
 _LARGE = 64
-# How far above c the square of a norm that is passed over may be; so much is added to the result.
+# The square of a skipped norm may exceed the square of c by this share, which is added to the result.
 _PASSED_OVER = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """How one spatial dimension is sampled: for each tap that counts, its phase and its position on the grid's line."""
+    """The sampling of one spatial dimension: the phase and the grid position of each tap that counts."""
 
     taps: list[int]
     phases: list[int]
     positions: list[int]
     points: int
-    factor: float  # of the bound, for what the grid or the padding may add
+    factor: float  # factor on the bound, for the grid and the padding
 
 
 def largest_response(weight: Tensor, groups: int, axes: Sequence[Axis]) -> Tensor:
@@ -56,7 +56,7 @@ def largest_response(weight: Tensor, groups: int, axes: Sequence[Axis]) -> Tenso
             largest, best, above = norms.max(), norms.argmax().view(1), 1.0
             best = response.frequencies[best // groups] * groups + best % groups
     if torch.is_grad_enabled() and weight.requires_grad:
-        # Only one frequency has a gradient: the others need no graph, which would hold all their matrices.
+        # Only one frequency has a gradient. A graph of the others would hold all their matrices.
         matrix = response.at(best // groups).index_select(1, best % groups)
         largest = largest_singular_value(matrix).squeeze()
     return largest * above * math.prod(axis.factor for axis in axes)
@@ -91,7 +91,7 @@ class _Response:
         self.frequencies = every[every <= opposite]
 
     def batches(self) -> Sequence[Tensor]:
-        """Return the indices of all frequencies but the conjugates of others, in parts that fit into memory."""
+        """Return the indices of all frequencies up to conjugates, in parts that fit into memory."""
         entries = math.prod(self.taps.shape[:-1]) * self.phases
         return torch.split(self.frequencies, max(_ENTRIES // max(entries, 1), 1))
 
@@ -108,16 +108,16 @@ class _Response:
         turns = torch.zeros((), dtype=self.taps.dtype, device=self.taps.device)
         for dim in reversed(range(len(self._points))):
             points = self._points[dim]
-            # Whole numbers, so that the angle is exact for large kernels, too.
+            # Whole numbers, so that the angle is exact even for large kernels.
             turns = turns + ((indices % points)[:, None] * positions[:, dim] % points).to(turns.dtype) / points
             indices = indices // points
         return turns
 
 
 def _searched(response: _Response) -> tuple[Tensor, Tensor, float]:
-    """Return the largest norm that was found, its frequency, and by which factor others may be above it."""
+    """Return the largest norm found, its frequency, and the factor by which other norms may exceed it."""
     order = response.frequencies.cpu()
-    # Always the same order: ranks agree.
+    # Always the same order, so that ranks agree.
     order = order[torch.randperm(len(order), generator=torch.Generator().manual_seed(0))].to(response.taps.device)
     best, above = order[:1], math.sqrt(1 + _PASSED_OVER)
     largest = largest_singular_value(response.at(best)).squeeze()

@@ -1,31 +1,31 @@
-"""Small matrices that a subspace makes of a large one: bases, leading vectors, functions of symmetric matrices.
+"""Small matrices from subspaces of large ones: bases, leading vectors, functions of symmetric matrices.
 
-`torch.linalg`'s eigenvalues would wait for the device, and raise for NaN; these are products, and factorizations that
-check nothing. What is not finite stays with its own matrix of a batch.
+`torch.linalg`'s eigenvalues would wait for the device, and raise for NaN. These functions use products, and
+factorizations without checks. A matrix that is not finite does not affect others in a batch.
 """
 
 import torch
 from torch import Tensor
 
-# What is left of a unit row that has nothing new, by the rounding of a basis in float32, is less; and the second time,
-# when nothing should be taken away, more is left of one that has.
+# After a projection, a unit row without a new part is shorter than the first number, from the rounding of a basis in
+# float32. After the second projection, which should remove nothing, a row with a new part is longer than the second.
 _NOTHING = 1e-5, 0.5
-# Keeps a matrix that rounding has made singular positive.
+# Keeps a matrix positive that rounding has made singular.
 _SHIFT = 1e-13
 _ROOT_STEPS = 40
 
 
 def unit_rows(rows: Tensor) -> Tensor:
-    """Return each row over its norm, whatever its scale; zero stays zero."""
+    """Return each row divided by its norm, at any scale; zero stays zero."""
     scaled = rows / (rows.abs().amax(-1, keepdim=True) + torch.finfo(rows.dtype).tiny)
     lengths: Tensor = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
     return scaled / (lengths + torch.finfo(rows.dtype).tiny)
 
 
 def orthonormal(rows: Tensor, basis: Tensor | None = None) -> Tensor:
-    """Return orthonormal rows that span, with `basis`, what `rows` and `basis` do; zero in place of what is not new.
+    """Return orthonormal rows that span, with `basis`, the space of `rows` and `basis`; zero for rows that add nothing.
 
-    Where rounding is all that a row has new, the result is a direction of no meaning, which does no harm.
+    If the new part of a row is only rounding, the result is a meaningless direction, which does no harm.
 
     Args:
         rows: Shape (..., rows, entries).
@@ -98,9 +98,9 @@ def start_basis(vectors: int, entries: int, *, dtype: torch.dtype, device: torch
 
 
 def probing(bases: Tensor) -> Tensor:
-    """Return bases in which a random row takes the place of the last one, unless they span all there is.
+    """Return bases with a random row in place of the last one, unless they span everything.
 
-    What is exactly orthogonal to the largest singular vector would never find it.
+    A basis exactly orthogonal to the largest singular vector would never find it.
     """
     if bases.shape[-2] == bases.shape[-1]:
         return bases

@@ -1,4 +1,4 @@
-"""Lists of tensors: `weights` as users pass them, `chunks` that fit a cache, `shards` over ranks, `precision`.
+"""Helpers for tensors: `weights` as users pass them, `chunks` that fit a cache, `shards` over ranks.
 
-And `random` generators.
+Also the `precision` of norms, and `random` generators.
 """

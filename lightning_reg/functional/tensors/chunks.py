@@ -1,8 +1,8 @@
-"""Cutting lists of weights into chunks that fit a cache.
+"""Cut lists of weights into chunks that fit a cache.
 
-A kernel that makes a temporary runs on one chunk at a time: the temporary then stays in the cache on a CPU (measured:
-sign and add of 25 million weights 4.5 times faster than in one piece), and small beside the weights on a GPU, while
-many small tensors still share one foreach call.
+A kernel with a temporary runs on one chunk at a time. The temporary then stays in the cache on a CPU (measured: sign
+and add of 25 million weights are 4.5 times faster than in one piece), and small beside the weights on a GPU. Many small
+tensors still share one foreach call.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,17 +17,17 @@ _ROW_ENTRIES = 1 << 10
 
 
 def chunk_size(weights: list[Tensor]) -> int:
-    """Return how many entries a chunk should hold on the device of `weights`."""
+    """Return the number of entries in a chunk on the device of `weights`."""
     return _CPU_ENTRIES if weights[0].device.type == "cpu" else _GPU_ENTRIES
 
 
 def chunks(*lists: list[Tensor], size: int, split: bool = True) -> Iterator[list[list[Tensor]]]:
     """Cut lists of tensors, of equal shapes across the lists, into chunks of about `size` entries.
 
-    A tensor with more entries is split, if `split` says so and it lies in memory in one piece, alike in every list.
+    A tensor with more entries is split if `split` is true and its memory is contiguous, in the same order in each list.
 
     Yields:
-        One chunk at a time: for each list, its tensors or flat views of parts of them.
+        One chunk at a time, as a list for each input list: its tensors, or flat views of parts of them.
 
     """
     chunk: list[list[Tensor]] = [[] for _ in lists]
@@ -51,7 +51,7 @@ def chunks(*lists: list[Tensor], size: int, split: bool = True) -> Iterator[list
 
 
 def in_memory_order(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return views with the dimensions in the order in which the first of `tensors` lies in memory.
+    """Return views with the dimensions in the memory order of the first of `tensors`.
 
     A transposed or channels-last tensor becomes contiguous.
     """
@@ -62,22 +62,22 @@ def in_memory_order(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def short_rows(flat: Tensor) -> tuple[Tensor, Tensor]:
-    """Cut a flat tensor into rows that a sum of squares in float32 is good for, and the few entries that are left.
+    """Cut a flat tensor into rows short enough for a sum of squares in float32, and the few remaining entries.
 
-    On a CPU such a sum is a plain loop: over 2^17 equal entries it is off by 1e-4, over a row by 1e-6.
+    On a CPU the sum is a plain loop: its error is 1e-4 over 2^17 equal entries, and 1e-6 over a row.
     """
     entries = flat.numel() - flat.numel() % _ROW_ENTRIES
     return flat[:entries].view(-1, _ROW_ENTRIES), flat[entries:]
 
 
 NumberOrTensor = float | Tensor
-"""Of one entry, or one that broadcasts to a weight: what torch's kernels for lists take for each tensor."""
+"""A tensor of one entry, or one that broadcasts to a weight: torch's foreach kernels take one for each tensor."""
 
 
 def alike(values: Sequence[NumberOrTensor]) -> Any:
-    """Return numbers as they are, or tensors if one is a tensor: these kernels take no mixture.
+    """Return numbers unchanged, or all as tensors if one is a tensor: these kernels accept no mixture.
 
-    Untyped, for torch declares lists of numbers only.
+    The return type is `Any`, because torch declares lists of numbers only.
     """
     device = next((value.device for value in values if isinstance(value, Tensor)), None)
     return list(values) if device is None else [torch.as_tensor(value, device=device) for value in values]

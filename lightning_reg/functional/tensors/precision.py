@@ -1,4 +1,4 @@
-"""The precision in which norms are computed, and the one in which they are given."""
+"""The precision in which norms are computed and returned."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 def wide(weight: Tensor) -> Tensor:
-    """Return `weight` in a precision in which its norm can be trusted to 1e-6: float32 at least.
+    """Return `weight` in a precision with norms exact to 1e-6: float32 at least.
 
-    float64 where the user lets float32 products run in TF32 or bfloat16 (`torch.set_float32_matmul_precision`), which
-    are off by 1e-3.
+    float64 if the user lets float32 products run in TF32 or bfloat16 (`torch.set_float32_matmul_precision`), which have
+    an error of 1e-3.
     """
     double = reported(weight) == torch.float64 or torch.get_float32_matmul_precision() != "highest"
     real = torch.float64 if double else torch.float32
@@ -19,7 +19,7 @@ def wide(weight: Tensor) -> Tensor:
 
 
 def reported(weight: Tensor) -> torch.dtype:
-    """Return the type in which the norm of `weight` is given: float64 for float64, else float32."""
+    """Return the dtype of the returned norm of `weight`: float64 for float64, else float32."""
     return torch.float64 if weight.dtype in {torch.float64, torch.complex128} else torch.float32
 
 

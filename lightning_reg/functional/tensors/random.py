@@ -1,4 +1,4 @@
-"""The global random generators, left as they were; and seeds of streams of random numbers that do not meet."""
+"""Restore the global random generators, and derive seeds of independent random streams."""
 
 import random
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -25,7 +25,7 @@ def unchanged_generators(devices: Collection[torch.device]) -> Iterator[None]:
 
 @contextmanager
 def watched_generators(devices: Collection[torch.device]) -> Iterator[Callable[[], bool]]:
-    """Restore them, too; yield a function that tells whether any number has been drawn from them."""
+    """Restore them as well; yield a function that tells whether any number was drawn from them."""
     with unchanged_generators(devices):
         before = _states(devices)
         yield lambda: not all(map(torch.equal, before, _states(devices)))

@@ -1,7 +1,8 @@
-"""Weights that are spread over ranks (`DTensor`s of FSDP2 or tensor parallelism): each rank works on its own shards."""
+"""Weights sharded over ranks (DTensors of FSDP2 or tensor parallelism): each rank works on its own shards."""
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch.distributed import ProcessGroup
 
 
 def has_dtensors(tensors: Iterable[Tensor]) -> bool:
-    """Tell whether there is a `DTensor`, without the cost of importing that module where nobody uses it."""
+    """Tell whether there is a `DTensor`, without importing its module if nothing else has."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and any(isinstance(tensor, module.DTensor) for tensor in tensors)
 
@@ -24,7 +25,7 @@ def _part_or_none(tensor: Tensor | None) -> Tensor | None:
 
 
 def local_parts(tensors: list[Tensor]) -> list[Tensor]:
-    """Return the local part of each."""
+    """Return the local part of each tensor."""
     return [local_part(tensor) for tensor in tensors] if has_dtensors(tensors) else tensors
 
 
@@ -33,8 +34,39 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if has_dtensors([tensor]) else tensor  # type: ignore[attr-defined]
 
 
+class Offloaded:
+    """A tensor whose part on this rank is stored on the CPU, in pinned memory if it was on a GPU.
+
+    Args:
+        tensor: The tensor, a `DTensor` or plain.
+        device: Where it comes from, and is needed again.
+
+    """
+
+    def __init__(self, tensor: Tensor, device: torch.device) -> None:
+        part = local_part(tensor).to("cpu", copy=True)
+        self.part = part.pin_memory() if device.type == "cuda" else part
+        """This rank's part. From pinned memory, `part.to(device, non_blocking=True)` does not wait."""
+        self._device = device
+        self._spread: dict[str, Any] | None = None
+        if has_dtensors([tensor]):
+            self._spread = {
+                "device_mesh": tensor.device_mesh,  # type: ignore[attr-defined]
+                "placements": tensor.placements,  # type: ignore[attr-defined]
+                "shape": tensor.shape,
+                "stride": tensor.stride(),
+            }
+
+    def whole(self) -> Tensor:
+        """Return the tensor with the parts of all ranks; a collective call for a `DTensor`."""
+        if self._spread is None:
+            return self.part
+        module = sys.modules["torch.distributed.tensor"]
+        return whole(module.DTensor.from_local(self.part.to(self._device), run_check=False, **self._spread))
+
+
 def as_placed(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return `tensor` spread over ranks as `like` is: a gradient may come as parts that are yet to be summed."""
+    """Return `tensor` placed over ranks as `like`: a gradient may consist of parts that are not summed yet."""
     if not has_dtensors([tensor]) or tensor.placements == like.placements:  # type: ignore[attr-defined]
         return tensor
     placed: Tensor = tensor.redistribute(like.device_mesh, like.placements)  # type: ignore[attr-defined]
@@ -44,12 +76,12 @@ def as_placed(tensor: Tensor, like: Tensor) -> Tensor:
 def sum_over_shards(term: Callable[..., Tensor], weights: Iterable[Tensor], *beside: Sequence[Tensor | None]) -> Tensor:
     """Return `term` of all `weights`, shape (), the same on every rank.
 
-    Its gradient in a sharded weight is that of the local shard. A collective call where weights are sharded.
+    A sharded weight gets the gradient of its local shard. A collective call if weights are sharded.
 
     Args:
-        term: A sum over the entries of the plain tensors it is given, one device at a time.
-        weights: Plain tensors and `DTensor`s; none at all give 0.
-        beside: Tensors that belong to the weights, in the same order, of which `term` gets the parts as well.
+        term: A sum over the entries of plain tensors on one device.
+        weights: Plain tensors and DTensors; without any the result is 0.
+        beside: Tensors that belong to the weights, in the same order; `term` also gets their parts.
 
     """
     total = None
@@ -66,13 +98,13 @@ def sum_over_shards(term: Callable[..., Tensor], weights: Iterable[Tensor], *bes
 
 @torch.no_grad()
 def sum_each_over_shards(term: Callable[[list[Tensor]], Tensor], weights: list[Tensor]) -> Tensor:
-    """Return `term` of every weight by itself, shape (weights,), the same on every rank; no gradient.
+    """Return `term` of each single weight, shape (weights,), the same on every rank; no gradient.
 
-    One collective call for all weights that are spread alike.
+    One collective call for all weights with the same placement.
 
     Args:
-        term: From plain tensors on one device to one value each, shape (tensors,), a sum over the entries.
-        weights: Plain tensors and `DTensor`s, at least one.
+        term: Maps plain tensors on one device to one value each, shape (tensors,), a sum over the entries.
+        weights: Plain tensors and DTensors, at least one.
 
     """
     values: list[Tensor] = []
@@ -91,9 +123,9 @@ _Layout = tuple[torch.device, tuple[ProcessGroup, ...]]
 
 
 def _by_layout(weights: list[Tensor]) -> dict[_Layout, tuple[list[int], list[Tensor]]]:
-    """Sort the local parts of `weights` by device and by the process groups over whose ranks each is spread.
+    """Sort the local parts of `weights` by device and by the process groups over which each is sharded.
 
-    A mesh dimension over which a weight is replicated is no such group, so nothing is counted twice.
+    A mesh dimension over which a weight is replicated does not count, so nothing is counted twice.
 
     Returns:
         For each layout the positions in `weights`, and the parts.
@@ -119,12 +151,12 @@ def _by_layout(weights: list[Tensor]) -> dict[_Layout, tuple[list[int], list[Ten
 def sum_over_split_groups(sums: Sequence[Tensor], weights: Sequence[Tensor], dim: int) -> list[Tensor]:
     """Return sums over groups of entries, one group per index along `dim`, with the parts of all ranks.
 
-    A group is split where a weight is sharded along another dimension. A collective call then: one for all `weights` of
-    one device and mesh.
+    Groups are split over ranks if a weight is sharded along another dimension. Then this is a collective call: one for
+    all `weights` of one device and mesh.
 
     Args:
         sums: For each weight, sums over this rank's part, of any shape in which only the groups have an extent.
-        weights: The weights, `DTensor`s or plain.
+        weights: The weights, DTensors or plain.
         dim: The dimension along which groups lie.
 
     """
@@ -145,7 +177,7 @@ def sum_over_split_groups(sums: Sequence[Tensor], weights: Sequence[Tensor], dim
 
 
 def shard_groups(weight: Tensor, among: Callable[[int], bool] = lambda _: True) -> tuple[ProcessGroup, ...]:
-    """Return the process groups over whose ranks `weight` is sharded along a dimension that `among` is true of."""
+    """Return the process groups over which `weight` is sharded along a dimension for which `among` is true."""
     if not has_dtensors([weight]):
         return ()
     mesh = weight.device_mesh  # type: ignore[attr-defined]
@@ -157,7 +189,7 @@ def shard_groups(weight: Tensor, among: Callable[[int], bool] = lambda _: True) 
 
 
 def local_slice(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return this rank's part of a whole `tensor` that all ranks have, spread as `like` is; no communication."""
+    """Return this rank's part of a whole `tensor` that all ranks have, placed as `like`; no communication."""
     if not has_dtensors([like]):
         return tensor
     module = sys.modules["torch.distributed.tensor"]
@@ -168,10 +200,10 @@ def local_slice(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def spread_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return a whole `tensor` that all ranks have as a `DTensor` spread as `like` is; no communication.
+    """Return a whole `tensor` that all ranks have as a `DTensor` placed as `like`; no communication.
 
-    Of one with further dimensions in front of those of `like`, the last ones are spread. One of another shape, or
-    beside a plain tensor, stays as it is.
+    If `tensor` has further dimensions in front of the dimensions of `like`, only the last ones are sharded. It is
+    returned unchanged if its shape differs, or if `like` is a plain tensor.
     """
     further = tensor.ndim - like.ndim
     if not has_dtensors([like]) or further < 0 or tensor.shape[further:] != like.shape:

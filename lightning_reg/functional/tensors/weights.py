@@ -1,4 +1,4 @@
-"""What users pass as weights: the one check of all functions and metrics that take them."""
+"""The common check of `weights` arguments in all functions and metrics."""
 
 from collections.abc import Iterable, Mapping
 from reprlib import repr as short_repr
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 def as_weights(weights: object, *, kinds: str = "a tensor or an iterable of tensors") -> list[Tensor]:
-    """Return what a user passed as `weights` as a list; a tensor is one weight, and not the list of its rows.
+    """Return a user's `weights` argument as a list; a tensor is one weight, not the list of its rows.
 
     Raises:
         TypeError: If `weights` is none of `kinds`, or a tensor has neither floating-point nor complex numbers.
@@ -33,8 +33,23 @@ def as_weights(weights: object, *, kinds: str = "a tensor or an iterable of tens
     return tensors
 
 
+def real_weights(weights: object) -> list[Tensor]:
+    """Return what a user passed as `weights` as a list of real tensors.
+
+    Raises:
+        TypeError: If it is anything else.
+
+    """
+    tensors = as_weights(weights)
+    for tensor in tensors:
+        if tensor.is_complex():
+            msg = f"`weights` must be real, got {tensor.dtype}. Of complex ones take `torch.view_as_real`."
+            raise TypeError(msg)
+    return tensors
+
+
 def as_weight(weight: object) -> Tensor:
-    """Return what a user passed as `weight`, a tensor of floating-point or complex numbers."""
+    """Return a user's `weight` argument, a tensor of floating-point or complex numbers."""
     if not isinstance(weight, Tensor) or not (weight.is_floating_point() or weight.is_complex()):
         kind = weight.dtype if isinstance(weight, Tensor) else f"{short_repr(weight)} of type {type(weight).__name__}"
         msg = f"`weight` must be a tensor of floating-point or complex numbers, got {kind}."
@@ -44,7 +59,7 @@ def as_weight(weight: object) -> Tensor:
 
 def check_fits(name: str, value: float, weights: Iterable[Tensor]) -> None:
     """Raise if `value` is infinite in the precision of one of `weights`: times an entry of 0 it would be NaN."""
-    if value <= 1:  # of every precision: strengths are small, and this is asked in each training step
+    if value <= 1:  # finite in every precision: strengths are small, and this runs in each training step
         return
     for weight in weights:
         if value > (largest := torch.finfo(weight.dtype).max):

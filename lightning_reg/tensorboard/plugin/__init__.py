@@ -1,5 +1,5 @@
 """The page "Regularization" of TensorBoard: layers against time.
 
-TensorBoard finds it by the entry point that this package declares. It reads what the callbacks have logged, without
-them: nothing here imports torch or Lightning, for TensorBoard would wait for them at each start.
+TensorBoard finds it through the entry point of this package. It reads the logs of the callbacks. Nothing here imports
+torch or Lightning, because TensorBoard would wait for them at each start.
 """

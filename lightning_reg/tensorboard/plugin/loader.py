@@ -1,4 +1,4 @@
-"""What TensorBoard loads at its start. An error here would end TensorBoard: there must be none."""
+"""The loader that TensorBoard calls at its start. It must not raise, because an error would end TensorBoard."""
 
 import argparse
 import logging
@@ -14,13 +14,13 @@ _logger = logging.getLogger(__name__)
 
 
 class RegularizationLoader(base_plugin.TBLoader):  # type: ignore[misc]  # TensorBoard has no types
-    """Makes the plugin, or says in one line why there is none."""
+    """Makes the plugin, or logs in one line why it cannot."""
 
     @override
     def fix_flags(self, flags: argparse.Namespace) -> None:
-        """Have TensorBoard keep as many steps of our tensors as of scalars, unless the user has said how many.
+        """Have TensorBoard keep as many steps of our tensors as of scalars, unless the user has set a number.
 
-        Of other tensors it keeps 10 or 100.
+        Of other tensors TensorBoard keeps 10 or 100 steps.
         """
         samples = getattr(flags, "samples_per_plugin", None)
         if isinstance(samples, dict):
@@ -30,11 +30,11 @@ class RegularizationLoader(base_plugin.TBLoader):  # type: ignore[misc]  # Tenso
     def load(self, context: base_plugin.TBContext) -> Any:
         """Return the plugin; `None`, which TensorBoard skips, if anything goes wrong."""
         try:
-            # Here, so that an error of the import is one of those that are caught.
+            # Imported here, so that errors of the import are caught too.
             from lightning_reg.tensorboard.plugin.routes import RegularizationPlugin
 
             return RegularizationPlugin(context)
-        except Exception as error:  # whatever it is, TensorBoard has other pages
+        except Exception as error:  # TensorBoard's other pages must work in any case
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             _logger.warning('No page "Regularization" in TensorBoard: %s', reason)
             return None

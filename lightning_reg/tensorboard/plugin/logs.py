@@ -1,4 +1,4 @@
-"""What runs have logged for the page: which series there are, and their numbers."""
+"""The data that runs have logged for the page: the series, and their numbers."""
 
 import json
 import math
@@ -14,14 +14,14 @@ from lightning_reg.tensorboard.plugin.reader import Reader
 from lightning_reg.tensorboard.plugin.series import Series, natural
 
 SUMMARY = ("sparsity", "lipschitz_upper", "penalty_ratio", "dropout")
-"""The numbers of a whole network that the page shows for each run, whether they were logged or not."""
+"""The numbers of a whole network that the page shows for each run, logged or not."""
 _LOG10 = "lipschitz_log10"
 _ORDERS = 1_000_000
 
 
 @dataclass
 class LoggedRun:
-    """What a run has logged for this page, without the numbers of its layers."""
+    """The data that a run has logged for this page, without the numbers of its layers."""
 
     name: str
     layers: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -33,17 +33,17 @@ class LoggedRun:
     summary: dict[str, float] = field(default_factory=dict)
     """The last value of each number of the whole network."""
     others: list[str] = field(default_factory=list)
-    """Tags of scalars that are not this package's."""
+    """Tags of scalars from outside this package."""
     newest: tuple[int, float, int] = (0, 0.0, -1)
-    """How many time series there are; wall time and step of the last point: another one when something was added."""
+    """Number of time series, wall time and step of the last point; it changes when something was added."""
 
     @property
     def metrics(self) -> list[str]:
-        """The metrics of which there are numbers of single layers."""
+        """The metrics with numbers of single layers."""
         return sorted(self.layers.keys() | self.tensors.keys())
 
     def add(self, tag: str, last: Any) -> None:
-        """Take in a scalar, by its tag and its last point."""
+        """Add a scalar by its tag and its last point."""
         if found := tags.PER_LAYER.fullmatch(tag):
             layers = self.layers.setdefault(str(found["metric"]), {})
             layer = str(found["layer"])
@@ -58,11 +58,11 @@ class LoggedRun:
         self._count(last.wall_time, last.step)
 
     def add_tensor(self, tag: str, series: Any) -> None:
-        """Take in a tensor of this page; raises ValueError if it is none."""
+        """Add a tensor of this page; raises ValueError if it is not one."""
         if found := tags.VALUES.fullmatch(tag):
             names = json.loads(series.plugin_content)
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-                msg = "the names of its layers are no list of strings"
+                msg = "the names of its layers are not a list of strings"
                 raise ValueError(msg)
             self.tensors.setdefault(found["metric"], {})[tag] = names
             self._count(series.max_wall_time, series.max_step)
@@ -91,16 +91,16 @@ class Logs:
         """Return the runs that have logged something for this page, by name in natural order.
 
         Args:
-            names: If given, only those of these names.
+            names: If given, only runs with these names.
 
         """
-        # Listing the scalars takes the provider longer: it looks at every point for the largest step.
+        # Listing the scalars would take longer: the provider searches every point for the largest step.
         last = self._reader.last_scalars(SCALARS, names)
         tensors = self._reader.listed_tensors(tags.PAGE, names)
         runs = {}
         for name in sorted(last.keys() | tensors.keys(), key=lambda name: (natural(name), name)):
             run = LoggedRun(name)
-            # Shorter ones first: tags without a prefix, then those with one.
+            # Shorter tags first: tags without a prefix precede tags with one.
             for tag in sorted(last.get(name, {}), key=lambda tag: (len(tag), tag)):
                 run.add(tag, last[name][tag])
             for tag in sorted(tensors.get(name, {}), key=lambda tag: (len(tag), tag)):
@@ -141,7 +141,7 @@ class Logs:
         return found
 
     def _of_length(self, run: str, tag: str, length: int, points: Iterable[Any]) -> list[Any]:
-        """Return the points that hold as many numbers as there are layers."""
+        """Return the points with one number for each layer."""
         right = []
         for point in points:
             if point.numpy.shape == (length,) and point.numpy.dtype.kind == "f":
@@ -163,7 +163,7 @@ class Logs:
         """Return the names of layers in the order of the network, if the run has logged them."""
         read = self._reader.tensors(tags.PAGE, [run.name], run.orders, _ORDERS)
         written = [point for series in read.get(run.name, {}).values() for point in series]
-        # Of several models in one run, the order of the last one, and behind it what only the others have.
+        # With several models in one run: the order of the last model, followed by the layers of the others.
         newest_first = sorted(written, key=lambda point: -point.wall_time)
         names = (name for point in newest_first for name in point.numpy.ravel().tolist())
         return list(dict.fromkeys(name.decode(errors="replace") for name in names if isinstance(name, bytes)))

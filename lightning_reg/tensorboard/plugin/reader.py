@@ -1,4 +1,4 @@
-"""TensorBoard's data provider, asked so that one malformed series of one run leaves the others alone."""
+"""Read TensorBoard's data provider so that one malformed series does not affect the others."""
 
 import math
 import time
@@ -11,9 +11,9 @@ from tensorboard.data.provider import RunTagFilter
 _TRIES = 5
 _WAIT_SECONDS = 0.1
 _TOLD = 200
-"""Characters of a reason that are passed on."""
+"""The most characters of a reason."""
 Found = dict[str, dict[str, Any]]
-"""Run -> tag -> what was read."""
+"""Run -> tag -> the data read."""
 
 
 class StillLoadingError(errors.PublicError):  # type: ignore[misc]  # TensorBoard has no types
@@ -27,8 +27,8 @@ class Reader:
 
     Args:
         provider: TensorBoard's `DataProvider`.
-        context: Of the request.
-        experiment: Its id; empty for a log directory.
+        context: The context of the request.
+        experiment: The id of the experiment; empty for a log directory.
 
     """
 
@@ -37,10 +37,10 @@ class Reader:
         self._context = context
         self._experiment = experiment
         self.problems: dict[str, list[str]] = {}
-        """Run -> what of it could not be read, and why."""
+        """Run -> the series that could not be read, with reasons."""
 
     def complain(self, run: str, tag: str, reason: object) -> None:
-        """Remember that a series of a run cannot be shown."""
+        """Record that a series of a run cannot be shown."""
         text = f"{_short(tag)}: {_short(str(reason))}"
         told = self.problems.setdefault(run, [])
         if text not in told:
@@ -61,14 +61,14 @@ class Reader:
         return self._whole(self._provider.read_tensors, "list_tensors", plugin, runs, tags, downsample=most)
 
     def listed_tensors(self, plugin: str, runs: Collection[str] | None = None) -> Found:
-        """Return the series of tensors with what their first point says of them; nothing if they cannot be listed."""
+        """Return the series of tensors with the metadata of their first point; nothing if they cannot be listed."""
         try:
             found: Found = self._ask(
                 self._provider.list_tensors, plugin_name=plugin, run_tag_filter=RunTagFilter(runs=runs)
             )
         except errors.PublicError:
             raise
-        except Exception:  # a storage that has scalars only
+        except Exception:  # a storage with scalars only
             return {}
         return found
 
@@ -78,7 +78,7 @@ class Reader:
             runs = self._ask(self._provider.list_runs)
         except errors.PublicError:
             raise
-        except Exception:  # then those that are found have colours in their order
+        except Exception:  # then runs get colours in the order in which they are found
             return []
         by_start = sorted((math.inf if run.start_time is None else run.start_time, run.run_name) for run in runs)
         return [name for _, name in by_start]
@@ -92,7 +92,7 @@ class Reader:
         tags: Collection[str] | None,
         **settings: object,
     ) -> Found:
-        """Read all at once; where that fails, what can be read."""
+        """Read everything at once; if that fails, read as much as possible."""
 
         def part(runs: Collection[str] | None, tags: Collection[str] | None) -> Found:
             wanted = RunTagFilter(runs=runs, tags=tags)
@@ -114,7 +114,7 @@ class Reader:
         return found
 
     def _halved(self, part: Callable[..., Found], run: str, tags: list[str]) -> dict[str, Any]:
-        """Read the series of one run; half of them, and half of these, until what fails is alone."""
+        """Read the series of one run; on failure split them in halves until the failing series is isolated."""
         try:
             found: dict[str, Any] = part([run], tags).get(run, {})
         except errors.PublicError:
@@ -135,7 +135,7 @@ class Reader:
             except errors.PublicError:
                 raise
             except (KeyError, RuntimeError):
-                # The Python loader lists a series before it has a point, and its dictionaries grow while they are read.
+                # The Python loader lists a series before its first point, and its dictionaries change while it loads.
                 time.sleep(_WAIT_SECONDS)
         msg = "TensorBoard is still loading, try again"
         raise StillLoadingError(msg)

@@ -26,14 +26,14 @@ _TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _COLUMNS = 400
 _POINTS = 1000
 _MOST = 2000
-"""The largest number of columns or points that may be asked for."""
+"""The largest number of columns or points in a request."""
 _SHOWN = 100
 _logger = logging.getLogger(__name__)
 _Json = Mapping[str, object]
 
 
 class RegularizationPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoard has no types
-    """Layers against time, for runs with numbers of single layers: in tensors of ours, or as `reg.<metric>/<layer>`."""
+    """Layers against time, for runs with numbers of single layers: in our tensors, or as `reg.<metric>/<layer>`."""
 
     plugin_name = tags.PAGE
 
@@ -58,18 +58,18 @@ class RegularizationPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # Tenso
 
     @override
     def is_active(self) -> bool:
-        """Return whether there is something to show; asked only if no run has the order of its layers."""
+        """Return whether there is something to show; called only if no run has logged the order of its layers."""
         if not self._found:
             self._found = bool(Logs(Reader(self._provider, request_context.RequestContext(), "")).runs())
         return self._found
 
     @override
     def frontend_metadata(self) -> base_plugin.FrontendMetadata:
-        """Return where the page begins."""
+        """Return the entry file of the page."""
         return base_plugin.FrontendMetadata(es_module_path="/static/index.js", tab_name="Regularization")
 
     def _reader(self, request: Request) -> Reader:
-        # As `tensorboard.plugin_util` does, which imports much that nothing here needs.
+        # As in `tensorboard.plugin_util`, which imports many modules that the page does not need.
         environment = request.environ
         experiment = environment.get(experiment_id.WSGI_ENVIRON_KEY, "")
         return Reader(self._provider, request_context.from_environ(environment), experiment)
@@ -80,7 +80,7 @@ class RegularizationPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # Tenso
         if not runs:
             return {"runs": []}
         started, hyperparameters = reader.started(), settings(reader)
-        # A run that has only just appeared has the next colour.
+        # A run that has just appeared gets the next colour.
         places = {name: place for place, name in enumerate(dict.fromkeys([*started, *runs]))}
         return {
             "runs": [
@@ -146,14 +146,14 @@ class RegularizationPlugin(base_plugin.TBPlugin):  # type: ignore[misc]  # Tenso
 
     def _file(self, request: Request) -> Response:
         name = request.path.partition("/static/")[2]
-        # Looked up, never joined to a path.
+        # The name is looked up, never joined to a path.
         if name not in self._files:
             raise errors.NotFoundError(f"no file {_short(name)}")
         return _response(request, self._files[name].read_bytes(), _TYPES[PurePosixPath(name).suffix])
 
 
 def _files_in(folder: Traversable, prefix: str = "") -> dict[str, Traversable]:
-    """Return the files of the page in `folder` and below, by their paths from there; nothing hidden."""
+    """Return the files of the page in `folder` and below, by relative path, without hidden files."""
     found: dict[str, Traversable] = {}
     for entry in folder.iterdir():
         if entry.name.startswith("."):
@@ -179,7 +179,7 @@ def _described(run: LoggedRun) -> _Json:
 
 
 def _extremes(points: list[tuple[int, float]]) -> _Json:
-    """Return `[step, value]` of the last, the least and the largest number; NaN is neither."""
+    """Return `[step, value]` of the last, the least and the largest number; NaN is never the least or largest."""
     known = [point for point in points if point[1] == point[1]] or points
     chosen = {
         "last": points[-1],
@@ -190,7 +190,7 @@ def _extremes(points: list[tuple[int, float]]) -> _Json:
 
 
 def _route(answer: Callable[[Request], _Json | Response]) -> Callable[..., Any]:
-    """Return a WSGI application that gives `answer`, or the reason why there is none, as JSON."""
+    """Return a WSGI application that responds with `answer`, or with an error, as JSON."""
 
     @Request.application
     def application(request: Request) -> Response:
@@ -206,10 +206,10 @@ def _route(answer: Callable[[Request], _Json | Response]) -> Callable[..., Any]:
                 code, body = 200, answered
             except errors.PublicError as error:
                 headers, code, body = error.headers, error.http_code, {"error": str(error)}
-            except Exception as error:  # whatever is in a log directory: the page can tell, and go on
+            except Exception as error:  # a log directory can hold anything: the page shows the error and continues
                 _logger.exception("The page cannot be answered")
                 code, body = 503, {"error": _short(f"{type(error).__name__}: {error}")}
-        # As text: TensorBoard would look at every number again, and that takes longer than all the rest.
+        # As text, because TensorBoard would check every number again, which takes longer than everything else.
         return _response(request, json.dumps(body, allow_nan=False), "application/json", code=code, headers=headers)
 
     return application

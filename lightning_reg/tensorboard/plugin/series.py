@@ -1,4 +1,4 @@
-"""Logged numbers as the page shows them: layers by steps. No TensorBoard here, only numbers and names."""
+"""Logged numbers as the page shows them: layers by steps. This file works on numbers and names, without TensorBoard."""
 
 import math
 import re
@@ -9,19 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 Number = float | str | None
-"""As JSON holds it."""
+"""A number in JSON."""
 Key = list[tuple[str, float, int, str]]
 
 
 def number(value: float) -> Number:
-    """Return `value` for JSON, which lacks NaN and infinities: these by their names in JavaScript."""
+    """Return `value` for JSON; NaN and infinities, which JSON lacks, become their names in JavaScript."""
     if math.isfinite(value):
         return value
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 def natural(name: str) -> Key:
-    """Return a key that sorts names by the numbers in them, decimals and exponents as well: "lr=1e-4", "lr=0.001"."""
+    """Return a key that sorts names by their numbers, also decimals and exponents: "lr=1e-4", "lr=0.001"."""
     return _key(r"\d+(?:\.\d+)?(?:[eE][+-]?\d+(?![\d.]))?", name)
 
 
@@ -34,25 +34,25 @@ def _key(number: str, name: str) -> Key:
     parts, start = [], 0
     for found in re.finditer(number, name):
         digits = found[0].lstrip("0")
-        # Not by `int`: names are arbitrary, and it refuses thousands of digits. Beyond the largest float, by length.
+        # Not with `int`, which refuses thousands of digits; names are arbitrary. Beyond the largest float, by length.
         parts.append((name[start : found.start()], float(found[0]), len(digits), digits))
         start = found.end()
     return [*parts, (name[start:], -1.0, 0, "")]
 
 
 def in_order(layers: Iterable[str], network: Sequence[str]) -> list[str]:
-    """Return `layers` as they stand in `network`, and behind those the ones that do not, by name."""
+    """Return `layers` in the order of `network`, followed by layers that are not in it, by name."""
     places = {layer: place for place, layer in enumerate(network)}
     return sorted(layers, key=lambda layer: (places.get(layer, len(places)), by_index(layer), layer))
 
 
 @dataclass(frozen=True)
 class Series:
-    """What some layers have at some steps."""
+    """The values of some layers at some steps."""
 
     layers: Sequence[str]
     steps: NDArray[np.int64]
-    """Without an order; of several values at one step, as after a resume, the last one counts."""
+    """The steps, in any order. If a step has several values, as after a resume, the last one counts."""
     values: NDArray[np.float64]
     """Shape (steps, layers)."""
 
@@ -60,11 +60,11 @@ class Series:
 def table(layers: Sequence[str], series: Sequence[Series], most: int) -> tuple[list[int], list[list[Number]], int]:
     """Return the values of `layers` in at most `most` columns.
 
-    Where there are more steps than that, a column stands for several in a row: it bears the last one, and holds the
-    last value of each layer among them. So the last column is always the newest step.
+    If there are more steps, a column stands for several consecutive steps: it is labelled with the last one, and holds
+    the last value of each layer among them. So the last column is always the newest step.
 
     Returns:
-        The step of each column; the values of each layer, `None` where nothing was logged; how many steps there are.
+        The step of each column; the values of each layer, `None` if nothing was logged; the number of steps.
 
     """
     steps = np.unique(np.concatenate([each.steps for each in series])) if series else np.zeros(0, np.int64)

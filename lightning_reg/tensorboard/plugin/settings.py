@@ -1,4 +1,4 @@
-"""The hyperparameters of runs, as TensorBoard's page "HPARAMS" knows them."""
+"""The hyperparameters of runs, as on TensorBoard's page "HPARAMS"."""
 
 from tensorboard.plugins.hparams import metadata
 
@@ -9,14 +9,14 @@ Settings = dict[str, Number | bool]
 
 
 def settings(reader: Reader) -> dict[str, Settings]:
-    """Return run -> name -> value; runs without hyperparameters are not there."""
+    """Return run -> name -> value, for runs with hyperparameters."""
     found = {}
     for run, series in reader.listed_tensors(metadata.PLUGIN_NAME).items():
         if metadata.SESSION_START_INFO_TAG not in series:
             continue
         try:
             info = metadata.parse_session_start_info_plugin_data(series[metadata.SESSION_START_INFO_TAG].plugin_content)
-        except Exception as error:  # whatever another program has written there
+        except Exception as error:  # another program may have written anything there
             reader.complain(run, metadata.SESSION_START_INFO_TAG, error)
             continue
         found[run] = {name: _plain(value) for name, value in sorted(info.hparams.items())}

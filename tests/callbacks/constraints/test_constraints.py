@@ -55,7 +55,7 @@ def test_a_constraint_of_ones_own_acts_once_after_each_step(fit):
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_a_step_that_the_scaler_skips_is_none(fit, fused):
+def test_a_step_that_the_scaler_skips_does_not_count(fit, fused):
     module = Overflowing(lambda parameters: torch.optim.Adam(parameters, lr=0.01, fused=fused))
     before = weights_of(module)
     plugin = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=1024.0))
@@ -100,7 +100,7 @@ def test_frozen_weights_and_steps_without_gradients_are_left_alone(fit):
     assert torch.equal(idle["network.head.weight"], weights_of(Regressor())["network.head.weight"])
 
 
-def test_names_are_those_of_the_plain_module_when_it_is_compiled(fit):
+def test_names_of_a_compiled_module_are_the_plain_ones(fit):
     module = Regressor()
     module.network = torch.compile(module.network, backend="eager")
 
@@ -158,7 +158,7 @@ class OfLayers(Regressor):
         return self.network(torch.ones(1, 6))
 
 
-def test_a_unit_is_what_comes_into_one_output_unit_whatever_the_layout(fit):
+def test_a_unit_holds_the_weights_into_one_output_unit_in_any_layout(fit):
     module = OfLayers()
     fit(UnitNorm(), module=module, max_epochs=1)
 
@@ -167,7 +167,7 @@ def test_a_unit_is_what_comes_into_one_output_unit_whatever_the_layout(fit):
         torch.testing.assert_close(norms, torch.ones(len(units)), msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_input_units_are_those_of_the_other_dimension(fit):
+def test_input_units_lie_along_the_other_dimension(fit):
     module = OfLayers()
     fit(UnitNorm(dim=1, select=["*linear*", "*transposed*", "*kernel"]), module=module, max_epochs=1)
 
@@ -179,7 +179,7 @@ def test_input_units_are_those_of_the_other_dimension(fit):
 
 def test_the_convolution_of_transformers_has_its_units_in_columns(fit):
     class Conv1D(nn.Module):
-        """What GPT-2 is made of: transformers is not needed for it, its name is enough."""
+        """The layer of GPT-2: its name is enough, transformers is not needed."""
 
         def __init__(self):
             super().__init__()
@@ -197,7 +197,7 @@ def test_the_convolution_of_transformers_has_its_units_in_columns(fit):
     torch.testing.assert_close(module.network.weight.norm(dim=0), torch.ones(2))
 
 
-def test_of_pruned_weights_the_rule_is_kept_by_what_is_left(fit):
+def test_the_remaining_entries_of_pruned_weights_keep_the_rule(fit):
     module = Regressor()
     prune.l1_unstructured(module.network.head, "weight", 0.5)
     hidden = module.network.head.weight_orig[module.network.head.weight_mask == 0].detach().clone()
@@ -219,7 +219,7 @@ def test_weights_that_are_computed_are_refused(fit, normalized):
         fit(MaxNorm(1.0), module=module)
 
 
-def test_what_happens_to_which_weight_is_printed_before_training(fit, caplog):
+def test_the_action_on_each_weight_is_printed_before_training(fit, caplog):
     with caplog.at_level("INFO"):
         fit(MaxNorm(1.5, select="*.encoder.*"), NonNegative(select="*.head.*"), max_epochs=1)
 
@@ -229,7 +229,7 @@ def test_what_happens_to_which_weight_is_printed_before_training(fit, caplog):
     assert re.search(r"network\.norm\.weight +7 +none: ", plan)
 
 
-def test_an_average_that_need_not_keep_the_rule_is_warned_of(fit):
+def test_an_average_that_need_not_keep_the_rule_warns(fit):
     averaging = pytest.importorskip("lightning.pytorch.callbacks")
     if not hasattr(averaging, "EMAWeightAveraging"):
         pytest.skip("since Lightning 2.6")
@@ -245,9 +245,9 @@ def test_an_average_that_need_not_keep_the_rule_is_warned_of(fit):
         (lambda: MaxNorm(0.0), ValueError, "`max_norm` must be a finite number > 0, got 0.0."),
         (lambda: MaxNorm("1"), TypeError, "`max_norm` must be a number"),
         (lambda: MaxNorm(1.0, dim=0.5), TypeError, "`dim` must be an int"),
-        (lambda: MinMaxNorm(2.0, 1.0), ValueError, "`max_norm` must be at least `min_norm`, 2.0, got 1.0."),
+        (lambda: MinMaxNorm(2.0, 1.0), ValueError, "`max_norm` must be at least `min_norm`=2.0, got 1.0."),
         (lambda: MinMaxNorm(0.0, 1.0, rate=1.5), ValueError, "`rate` must be in [0, 1], got 1.5."),
-        (lambda: NMSparsity(4, 4), ValueError, "`n` must be below `m`, 4, or nothing becomes zero; got 4."),
+        (lambda: NMSparsity(4, 4), ValueError, "`n` must be below `m`=4, got 4."),
         (lambda: NMSparsity(0, 4), ValueError, "`n` must be an int >= 1, got 0."),
         (lambda: NMSparsity(schedule=1.0), TypeError, "`schedule` must be"),
         (lambda: KeepZeros(-1), ValueError, "`start` must be an int >= 0, got -1."),

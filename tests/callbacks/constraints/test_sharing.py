@@ -1,4 +1,4 @@
-"""Who may have one weight together: the table of the README, pair by pair."""
+"""Which callbacks may share a weight: the table of the documentation, pair by pair."""
 
 import re
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from lightning_reg import (
     L1Penalty,
     L2Penalty,
     MaxNorm,
+    MCPPenalty,
     MinMaxNorm,
     NMSparsity,
     NonNegative,
@@ -31,7 +32,7 @@ from lightning_reg import (
     WeightDecay,
 )
 
-README = (Path(__file__).parents[3] / "README.md").read_text()
+PAGE = (Path(__file__).parents[3] / "docs" / "guides" / "constraints.md").read_text()
 ROUNDING = 1e-6
 
 
@@ -89,6 +90,7 @@ MEMBERS = {
     "elastic net proximal": Member(
         lambda: ElasticNetPenalty(0.4, mode="proximal"), "ElasticNetPenalty", lambda w: (w == 0).sum() > 6
     ),
+    "MCP proximal": Member(lambda: MCPPenalty(0.1, mode="proximal"), "MCPPenalty", lambda w: (w == 0).sum() > 6),
     "group lasso proximal": Member(
         lambda: GroupLassoPenalty(0.3, dim=1, mode="proximal"),
         "GroupLassoPenalty",
@@ -122,8 +124,8 @@ PAIRS = [pair for pair in combinations_with_replacement(MEMBERS, 2) if set(pair)
 
 
 def table():
-    """Return the README's table: line and column -> whether they share weights."""
-    _, _, rest = README.partition("| may have one weight together |")
+    """Return the page's table: line and column -> whether they share weights."""
+    _, _, rest = PAGE.partition("| may have one weight together |")
     head, _, *lines = rest.partition("\n\n")[0].splitlines()
     columns = [cell.strip() for cell in head.strip(" |").split("|")]
     rows = [[cell.strip() for cell in line.strip(" |").split("|")] for line in lines]
@@ -168,7 +170,7 @@ def test_the_table_has_all_constraints_on_both_sides():
 
 
 @pytest.mark.parametrize(("one", "other"), PAIRS)
-def test_those_that_may_share_a_weight_hold_it_to_both_rules_and_the_others_are_refused(one, other, trainer_of):
+def test_callbacks_that_may_share_a_weight_keep_both_rules_and_the_others_are_refused(one, other, trainer_of):
     shares = may_share(one, other)
     for pair in {(one, other), (other, one)}:
         module = OneLayer()

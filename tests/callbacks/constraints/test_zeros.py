@@ -27,7 +27,7 @@ def lasso_then_least_squares(trainer_of, optimizer, *others):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_what_is_left_of_the_lasso_is_least_squares_on_the_selected_features(trainer_of, name):
+def test_the_lasso_becomes_least_squares_on_the_selected_features(trainer_of, name):
     found = lasso_then_least_squares(trainer_of, OPTIMIZERS[name], KeepZeros(0.5))
 
     selected = found != 0
@@ -104,7 +104,7 @@ def test_a_schedule_takes_entries_one_by_one(fit):
 
 
 def test_a_size_that_m_does_not_divide_is_refused_by_name(fit):
-    with pytest.raises(ValueError, match=r"groups of 4, which do not divide the 5 entries of 'network\.0\.weight'"):
+    with pytest.raises(ValueError, match=r"`m` must divide .* of 'network\.0\.weight' .* got m=4 and 5 entries"):
         fit(NMSparsity(), module=Wide())
 
 

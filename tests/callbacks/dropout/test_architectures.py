@@ -55,7 +55,7 @@ class Watch(Callback):
 @pytest.mark.sweep(share=0.04)
 @pytest.mark.parametrize("name", architectures.NAMES)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_every_call_of_dropout_is_reached_and_what_is_random_else_is_told(trainer_of, name, recwarn):
+def test_every_call_of_dropout_is_reached_and_other_randomness_is_named(trainer_of, name, recwarn):
     network = architectures.tiny(name, 0.3)
     inputs = architectures.inputs_of(network)
     with architectures.counted(network) as made, torch.no_grad():

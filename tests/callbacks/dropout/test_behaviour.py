@@ -38,14 +38,14 @@ def bernoulli_draw(inputs):
 
 
 @pytest.mark.parametrize("draw", [torch.rand_like, python_draw, numpy_draw, bernoulli_draw])
-def test_what_is_random_though_all_rates_are_0_is_named_with_the_attribute_that_would_reach_it(trainer_of, draw):
+def test_modules_that_are_random_at_rates_of_0_are_named_with_the_attribute_that_would_reach_them(trainer_of, draw):
     module = Module(nn.Sequential(nn.Dropout(0.5), Hidden(draw)), (3, 20))
 
     with pytest.warns(UserWarning, match="is random in training") as warnings:
         trainer_of(DropoutScheduler(Constant(0.3)), max_epochs=1).fit(module, ticks(1))
 
     (message,) = [text for item in warnings if "is random" in (text := str(item.message))]
-    assert message.startswith("'body.part.1' (Hidden) is random in training when all known dropout rates are 0")
+    assert message.startswith("'body.part.1' (Hidden) is random in training although all known dropout rates are 0")
     assert "`attribute='amount'`" in message
     trainer_of(DropoutScheduler(Constant(0.3), attribute="amount"), max_epochs=1).fit(module, ticks(1))
 
@@ -89,7 +89,7 @@ class Skips(nn.Module):
         return inputs
 
 
-def test_layers_that_are_skipped_at_random_are_told_of(trainer_of):
+def test_layers_that_are_skipped_at_random_are_named(trainer_of):
     with pytest.warns(UserWarning, match=r"'body\.part' \(Skips\) is random .*`attribute='layerdrop'`"):
         trainer_of(DropoutScheduler(Constant(0.3)), max_epochs=1).fit(Module(Skips(0.5)), ticks(1))
 
@@ -118,7 +118,7 @@ class Diffusion(Module):
     ],
     ids=["numbers that are not used", "variational autoencoder", "diffusion", "random activation"],
 )
-def test_what_is_no_dropout_is_not_warned_of(trainer_of, module):
+def test_randomness_other_than_dropout_does_not_warn(trainer_of, module):
     trainer_of(DropoutScheduler(Constant(0.3)), max_epochs=1).fit(module, ticks(2))
 
 
@@ -204,7 +204,7 @@ def test_a_step_that_cannot_be_tried_is_left_alone(trainer_of, caplog):
     with caplog.at_level("INFO"):
         trainer_of(DropoutScheduler(Constant(0.3)), max_epochs=1).fit(module, ticks(2))
 
-    assert "could not be tried: ZeroDivisionError()" in caplog.text
+    assert "search for further dropout failed, and is skipped: ZeroDivisionError()" in caplog.text
     assert len(module.outputs) == 2
 
 

@@ -223,7 +223,7 @@ def test_a_configuration_that_others_share_stays_as_it_is(trainer_of):
     assert config.hidden_dropout == 0.5
 
 
-def test_what_a_module_only_keeps_is_no_rate(trainer_of):
+def test_a_number_that_a_module_only_stores_is_not_a_rate(trainer_of):
     class SelfAttention(nn.Module):
         def __init__(self):
             super().__init__()
@@ -246,7 +246,7 @@ def test_what_a_module_only_keeps_is_no_rate(trainer_of):
 
 
 @pytest.mark.parametrize("attribute", ["noise_rate", "config.noise"])
-def test_attribute_adds_to_what_is_found(trainer_of, attribute):
+def test_attribute_adds_to_the_found_rates(trainer_of, attribute):
     class Noisy(nn.Module):
         def __init__(self):
             super().__init__()
@@ -285,7 +285,7 @@ def test_scripted_dropout_is_out_of_reach_of_a_schedule_but_not_of_sampling(trai
             return self.body(torch.ones(3, 4))
 
     module = Predicts(nn.Sequential(torch.jit.script(nn.Dropout(0.5)), nn.Dropout(0.1)))
-    with pytest.warns(UserWarning, match=r"'body\.part\.0': torch\.jit\.script has made the rate a constant, out of"):
+    with pytest.warns(UserWarning, match=r"'body\.part\.0': torch\.jit\.script turned the rate into a constant, so no"):
         trainer_of(DropoutScheduler(Constant(0.0)), max_epochs=1).fit(module, ticks(1))
     module.body.part[1].p = 0.0
 
@@ -297,7 +297,7 @@ def test_scripted_dropout_is_out_of_reach_of_a_schedule_but_not_of_sampling(trai
     assert not module.body.part[0].training
 
 
-def test_a_rate_among_hyperparameters_is_told_of(trainer_of):
+def test_a_rate_among_hyperparameters_is_named(trainer_of):
     class Hyper(Module):
         def __init__(self, rate=0.3):
             super().__init__(nn.Dropout(0.1))
@@ -307,7 +307,7 @@ def test_a_rate_among_hyperparameters_is_told_of(trainer_of):
             functional.dropout(batch[0], self.hparams.rate, self.training)
             return super().training_step(batch, batch_idx)
 
-    with pytest.warns(UserWarning, match=r"the rate is `self\.hparams\.rate`, out of reach of a schedule"):
+    with pytest.warns(UserWarning, match=r"the rate is `self\.hparams\.rate`, so no schedule can set it"):
         trainer_of(DropoutScheduler(Constant(0.5)), max_epochs=1).fit(Hyper(), ticks(1))
 
 

@@ -116,7 +116,7 @@ def test_compiled_and_eager_outputs_have_one_distribution(trainer_of, kind):
 
     eager, compiled = found
     assert stats.ks_2samp(eager.sum(1), compiled.sum(1)).pvalue > 1e-3  # rows: entries are independent, too
-    # Rounded, for the value of a dropped entry may differ in the last digit.
+    # Rounded, because the value of a dropped entry may differ in the last digit.
     assert stats.ks_2samp(eager.flatten().round(decimals=4), compiled.flatten().round(decimals=4)).pvalue > 1e-3
 
 

@@ -35,7 +35,7 @@ class Module(Regressor):
     ],
     ids=["epochs", "cut epoch", "accumulation", "steps", "steps and accumulation"],
 )
-def test_rates_after_a_resume_are_those_of_the_uninterrupted_run(
+def test_rates_after_a_resume_equal_the_uninterrupted_run(
     trainer_of, tmp_path, interval, settings, checkpoint, batches
 ):
     def train(*callbacks, **ckpt):

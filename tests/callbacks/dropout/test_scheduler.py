@@ -121,7 +121,7 @@ def test_modules_are_chosen_by_name_and_by_type(seen, select, chosen):
     assert rates == tuple(0.7 if is_in else built for is_in, built in zip(chosen, (0.1, 0.2, 0.4), strict=True))
 
 
-def test_names_are_those_the_user_wrote_though_a_part_is_compiled(trainer_of):
+def test_names_are_the_users_although_a_part_is_compiled(trainer_of):
     module = Module()
     module.layers.blocks[0] = torch.compile(module.layers.blocks[0], backend="eager")
     module.layers.first = torch.compile(module.layers.first, backend="eager")
@@ -174,7 +174,7 @@ def test_a_forward_of_the_instance_stays_in_use_and_is_given_back(trainer_of):
     assert vars(module.layers.first)["forward"] is mine
 
 
-def test_evaluation_is_as_ever(trainer_of):
+def test_evaluation_does_not_change(trainer_of):
     class Evaluated(Module):
         def validation_step(self, batch, batch_idx):
             inputs = torch.ones(3, 2)
@@ -189,7 +189,7 @@ def test_evaluation_is_as_ever(trainer_of):
     assert module.layers.rates() == (0.1, 0.2, 0.4)
 
 
-# What a tick is
+# Ticks
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_in_manual_optimization_a_step_is_a_batch(trainer_of):
     assert module.seen == pytest.approx([0.1 * tick for tick in range(7)])
 
 
-# What is refused
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_in_manual_optimization_a_step_is_a_batch(trainer_of):
         ({"schedule": 0.5}, TypeError, "`schedule` must be a schedule or a callable.*Constant"),
         ({"schedule": Constant}, TypeError, "`schedule` must be a schedule or a callable"),
         ({"select": 3}, TypeError, "globs?"),
-        ({"select": Select(min_ndim=1)}, ValueError, "`min_ndim` of a Select chooses weights"),
+        ({"select": Select(min_ndim=1)}, ValueError, "`min_ndim` must be left out of a `select`"),
         ({"attribute": [3]}, TypeError, "`attribute` must be the name"),
         ({"scale": "width"}, ValueError, "`scale` must be True, False or 'depth', got 'width'"),
         ({"interval": "batch"}, ValueError, "`interval` must be one of 'step', 'epoch', got 'batch'"),
@@ -401,7 +401,7 @@ def test_a_share_of_an_endless_run_is_refused(seen):
 # Dropout that no module shows
 
 
-def test_dropout_in_code_is_warned_of_and_that_of_an_attribute_is_set(fit):
+def test_dropout_in_code_warns_and_dropout_of_an_attribute_is_set(fit):
     class Functional(Regressor):
         def __init__(self):
             super().__init__()
@@ -420,12 +420,12 @@ def test_dropout_in_code_is_warned_of_and_that_of_an_attribute_is_set(fit):
         fit(DropoutScheduler(Constant(0.5)), module=(module := Functional()))
 
     (message,) = [text for warning in warnings if "functional.dropout(" in (text := str(warning.message))]
-    assert "nn.functional.dropout(batch[0]): the rate is in the code, out of reach of a schedule" in message
+    assert "nn.functional.dropout(batch[0]): the rate is in the code, so no schedule can set it" in message
     assert module.seen == [0.5] * 14
     assert module.rate == 0.1
 
 
-# What is logged and said
+# Logs and messages
 
 
 def test_the_mean_rate_is_logged_and_each_one_where_they_differ(trainer_of, tmp_path):

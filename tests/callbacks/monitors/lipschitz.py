@@ -10,7 +10,7 @@ from tests.models import Regressor
 
 
 class Passing(Regressor):
-    """A module whose `forward` is that of its network."""
+    """A module whose `forward` calls its network."""
 
     def __init__(self, network=None, **kwargs):
         super().__init__(**kwargs)

@@ -50,7 +50,7 @@ def test_lower_bounds_come_at_logging_steps_and_upper_ones_at_the_end_of_epochs(
 
 
 @pytest.mark.parametrize("make", [Passing, Gan], ids=["automatic", "two manual optimizers"])
-def test_steps_are_those_of_other_monitors(fit, tmp_path, make):
+def test_steps_agree_with_other_monitors(fit, tmp_path, make):
     target = "generator" if make is Gan else None
 
     fit(
@@ -217,7 +217,7 @@ def attention():
     return Block()
 
 
-def test_what_makes_the_bound_infinite_is_named_once_with_the_remedies(fit, tmp_path):
+def test_operations_without_a_bound_are_named_once_with_the_remedies(fit, tmp_path):
     with pytest.warns(UserWarning, match="knows no upper bound") as caught:
         fit(LipschitzMonitor(every_n_steps=1), module=Passing(attention), logger=TensorBoardLogger(tmp_path))
 
@@ -269,7 +269,12 @@ def wrong_shape(batch):
 @pytest.mark.parametrize(
     ("module", "settings", "error", "message"),
     [
-        (Never, {"target": "netwrk"}, ValueError, "`target` 'netwrk' is no module of Never. Nearest names: network, "),
+        (
+            Never,
+            {"target": "netwrk"},
+            ValueError,
+            "`target` 'netwrk' is not a module of Never. Nearest names: network, ",
+        ),
         pytest.param(
             Untrainable,
             {},
@@ -277,15 +282,15 @@ def wrong_shape(batch):
             r"Untrainable has no `forward`. .* `target=`, e.g. .*'network'",
             marks=pytest.mark.twin,
         ),
-        (TwoInputs, {}, MisconfigurationException, r"TwoInputs.forward takes \['inputs', 'mask'\]. Name the part"),
-        (Distribution, {}, MisconfigurationException, "cannot look at 'Distribution' .* got Normal"),
+        (TwoInputs, {}, MisconfigurationException, r"TwoInputs.forward takes \['inputs', 'mask'\]. Pass a part"),
+        (Distribution, {}, MisconfigurationException, "cannot evaluate 'Distribution' .* got Normal"),
         (Never, {"input_transform": integers}, TypeError, "`input_transform` must return .* got one of torch.int64"),
         (Never, {"input_transform": len}, TypeError, "`input_transform` must return .* got a int"),
         (Never, {"target": "network.2"}, MisconfigurationException, r"'network.2' on torch.float32 of shape \(4, 5\)"),
         (Never, {"input_transform": wrong_shape}, MisconfigurationException, r"of shape \(4, 3\).*input_transform"),
     ],
 )
-def test_what_is_no_function_of_a_tensor_of_the_batch_is_an_error_before_the_first_step(
+def test_a_target_that_is_not_a_function_of_a_tensor_of_the_batch_is_an_error_before_the_first_step(
     fit, tmp_path, module, settings, error, message
 ):
     with pytest.raises(error, match=message):
@@ -328,11 +333,11 @@ def test_a_function_of_the_batch_comes_from_yaml_by_its_name(callback_from_yaml)
 def test_no_user_metric_may_have_a_name_that_is_taken():
     from lightning_reg.metrics import WeightNorm
 
-    with pytest.raises(ValueError, match=r"none of .*lipschitz_upper.* got 'lipschitz_lower'"):
+    with pytest.raises(ValueError, match=r"other than .*lipschitz_upper.* got 'lipschitz_lower'"):
         RegularizationMonitor(metrics={"lipschitz_lower": WeightNorm()})
 
 
-def test_a_module_that_is_no_lightning_module_is_called_by_its_type_in_messages(fit, tmp_path):
+def test_another_module_is_called_by_its_type_in_messages(fit, tmp_path):
     class Bare(Regressor):
         def __init__(self):
             super().__init__()

@@ -1,4 +1,4 @@
-"""What the Lipschitz monitor writes are the Jacobians and norms that autograd and NumPy find at that moment."""
+"""The Lipschitz monitor writes the Jacobians and norms that autograd and NumPy find at that moment."""
 
 import math
 from collections import namedtuple
@@ -40,7 +40,7 @@ def sigma(layer):
     ],
     ids=["plain", "accumulation", "bf16", "fp16"],
 )
-def test_bounds_are_those_of_the_weights_after_the_step_on_the_batch_of_the_step(fit, tmp_path, settings):
+def test_bounds_belong_to_the_weights_after_the_step_on_the_batch_of_the_step(fit, tmp_path, settings):
     recorder = Recorder()
 
     fit(recorder, LipschitzMonitor(**EVERY), module=Passing(), logger=TensorBoardLogger(tmp_path), **settings)
@@ -110,7 +110,7 @@ def true_lower_of_last_batch(module):
     return max(norms)
 
 
-def test_pruned_weights_are_those_that_forward_uses(fit, tmp_path):
+def test_pruned_weights_count_as_forward_uses_them(fit, tmp_path):
     module = Passing()
     prune.random_unstructured(module.network[0], "weight", amount=0.5)
 
@@ -274,7 +274,7 @@ def test_a_submodule_with_many_outputs_is_estimated_from_below(fit, tmp_path):
     assert logged["reg.lipschitz/network.2.layer"][13] == pytest.approx(truth, rel=1e-4)
 
 
-def test_names_are_those_the_user_wrote_under_torch_compile(fit, tmp_path):
+def test_names_are_the_users_under_torch_compile(fit, tmp_path):
     module = Passing()
     module.network = torch.compile(module.network, backend="eager")
 
@@ -311,7 +311,7 @@ def test_a_compiled_model_is_looked_at_by_default(fit, tmp_path, whole):
 
 
 @pytest.mark.parametrize(("precision", "rel"), [("64-true", 1e-6), ("bf16-true", 0.03)])
-def test_modules_in_other_precisions_compute_in_those(fit, tmp_path, precision, rel):
+def test_modules_compute_in_their_own_precision(fit, tmp_path, precision, rel):
     dtype = {"64-true": torch.float64, "bf16-true": torch.bfloat16}[precision]
     module = Passing()
 
@@ -348,7 +348,7 @@ def test_weights_that_are_not_finite_are_logged_as_nan_and_training_goes_on(fit,
         assert math.isnan(logged[tag][6]), tag
 
 
-def test_bounds_beyond_the_range_of_float32_are_told_by_their_logarithm(fit, tmp_path):
+def test_bounds_beyond_the_range_of_float32_show_in_their_logarithm(fit, tmp_path):
     class Huge(nn.Module):
         def __init__(self):
             super().__init__()
@@ -395,7 +395,7 @@ class Doubling(nn.Module):
         return 2 * inputs
 
 
-def test_an_upper_bound_that_a_sample_refutes_is_reported_once(fit, tmp_path):
+def test_an_upper_bound_that_a_sample_contradicts_is_reported_once(fit, tmp_path):
     register_lipschitz_rule(Doubling, lambda module, inputs: 1.5)  # as an error of a rule of ours would be
     module = Passing(lambda: nn.Sequential(nn.Linear(5, 2), Doubling()))
 
@@ -414,7 +414,7 @@ def test_bounds_that_rounding_alone_puts_in_disorder_are_not_reported(fit, tmp_p
     assert logged["reg/lipschitz_gap"][13] == pytest.approx(1, rel=1e-3)  # and no warning
 
 
-def test_a_monitor_that_has_used_up_its_budget_logs_cheaper_bounds_and_says_so(fit, tmp_path, monkeypatch):
+def test_a_monitor_that_has_used_up_its_budget_logs_cheaper_bounds_and_warns(fit, tmp_path, monkeypatch):
     monkeypatch.setattr(lipschitz_run, "_GRACE", -1.0)
     recorder = Recorder()
 

@@ -41,7 +41,7 @@ def hyperparameters(folder):
 
 
 @pytest.mark.parametrize("default_hp_metric", [True, False])
-def test_settings_of_callbacks_join_those_of_module_and_data(trainer_of, tmp_path, default_hp_metric):
+def test_settings_of_callbacks_join_the_settings_of_module_and_data(trainer_of, tmp_path, default_hp_metric):
     trainer = trainer_of(
         L1Penalty(0.01, select=["*.encoder.*"]),
         L1Penalty(0.03),

@@ -26,9 +26,10 @@ class MLflow:
     def __init__(self, calls):
         self.calls = calls
 
-    def log_image(
+    # As in mlflow.tracking.MlflowClient, 3.17.
+    def log_image(  # noqa: PLR0913
         self, run_id, image, artifact_file=None, key=None, step=None, timestamp=None, synchronous=None
-    ):  # mlflow.tracking.MlflowClient, 3.17
+    ):
         self.calls.append((run_id, artifact_file, image))
 
 
@@ -36,7 +37,8 @@ class Comet:
     def __init__(self, calls):
         self.calls = calls
 
-    def log_image(
+    # As in comet_ml.CometExperiment, 3.58.
+    def log_image(  # noqa: PLR0913
         self,
         image_data,
         name=None,
@@ -51,7 +53,7 @@ class Comet:
         step=None,
         annotations=None,
         metadata=None,
-    ):  # comet_ml.CometExperiment, 3.58
+    ):
         self.calls.append((step, name, image_data))
 
 
@@ -63,7 +65,8 @@ class Neptune:
         calls = self.calls
 
         class Handler:
-            def upload(self, value, *, wait=False, **kwargs):  # neptune.handler.Handler, 1.14
+            # As in neptune.handler.Handler, 1.14.
+            def upload(self, value, *, wait=False, **kwargs):
                 assert not kwargs
                 calls.append((wait, path, value))
 

@@ -1,4 +1,4 @@
-"""What the monitor writes are the numbers that NumPy and SciPy find in the weights of that moment."""
+"""The monitor writes the numbers that NumPy and SciPy find in the weights at that moment."""
 
 import numpy as np
 import pytest
@@ -273,14 +273,14 @@ def test_weights_of_exact_zeros_show(fit, tmp_path):
     assert 0 < share == pytest.approx(scalars(tmp_path)["reg.sparsity/network.encoder"][13])
 
 
-def test_the_monitor_sees_what_a_loader_of_one_batch_trains(fit, tmp_path):
+def test_the_monitor_sees_the_weights_that_a_loader_of_one_batch_trains(fit, tmp_path):
     fit(RegularizationMonitor(per_layer=True), data=loader(4), max_epochs=1, logger=TensorBoardLogger(tmp_path))
 
     assert list(scalars(tmp_path)["reg/weight_norm"]) == [0]
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
-def test_of_a_layer_under_the_old_weight_norm_what_forward_uses_is_written(trainer_of, tmp_path):
+def test_under_the_old_weight_norm_the_weight_in_forward_is_written(trainer_of, tmp_path):
     module = Regressor()
     torch.nn.utils.weight_norm(module.network.encoder)
 

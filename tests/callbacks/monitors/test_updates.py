@@ -45,7 +45,7 @@ LAYERS = ["network.encoder", "network.conv", "network.head"]
 
 
 @pytest.mark.parametrize("window", [1, 3])
-def test_the_ratio_is_that_of_the_whole_step(fit, tmp_path, window):
+def test_the_ratio_covers_the_whole_step(fit, tmp_path, window):
     copies, logged = monitored(fit, tmp_path, accumulate_grad_batches=window)
 
     steps = [copies.ratios(f"{layer}.weight", window) for layer in LAYERS]
@@ -57,7 +57,7 @@ def test_the_ratio_is_that_of_the_whole_step(fit, tmp_path, window):
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_what_callbacks_do_around_the_update_belongs_to_the_step(trainer_of, tmp_path, first):
+def test_changes_of_callbacks_around_the_update_belong_to_the_step(trainer_of, tmp_path, first):
     copies, monitor = Copies(), RegularizationMonitor(updates=True, per_layer=True)
     others = [L1Penalty(0.003, mode="proximal", select="*.head.*"), SpectralNormalization(select="*.encoder.*")]
     callbacks = [monitor, *others, copies] if first else [copies, *others, monitor]
@@ -99,7 +99,7 @@ def test_a_step_that_the_scaler_skips_moves_nothing(fit, tmp_path):
     assert ratios[-1] > 0
 
 
-def test_weights_of_zeros_move_infinitely_far_and_those_that_stay_not_at_all(fit, tmp_path):
+def test_weights_of_zeros_move_infinitely_far_and_resting_weights_not_at_all(fit, tmp_path):
     class Zero(Regressor):
         def __init__(self):
             super().__init__()

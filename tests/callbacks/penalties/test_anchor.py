@@ -11,6 +11,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_reg import AnchorPenalty
+from lightning_reg.callbacks.penalties.memory import Memory
+from lightning_reg.selection import named_weights
 from tests.models import Regressor, Untrainable, loader, weights_of
 from tests.reference import assert_same_weights, train_by_hand
 
@@ -67,7 +69,7 @@ def test_moduli_of_distances_end_at_the_lasso_around_the_start_and_leave_weights
 
 
 @pytest.mark.parametrize("norm", ["l2", "l1"])
-def test_optimality_is_that_of_distances(trainer_of, norm):
+def test_optimality_is_computed_from_distances(trainer_of, norm):
     def reached(epochs):
         trainer = trainer_of(AnchorPenalty(0.6, norm=norm, mode="proximal"), max_epochs=epochs)
         trainer.fit(LeastSquares(), rows())
@@ -114,7 +116,7 @@ def test_the_anchor_may_be_a_mapping_or_a_file(fit, trainer_of, tmp_path, source
 
 
 @every_mode
-def test_a_resumed_run_is_the_uninterrupted_one_whatever_its_anchor_is(fit, trainer_of, tmp_path, mode):
+def test_a_resumed_run_equals_the_uninterrupted_one_whatever_its_anchor(fit, trainer_of, tmp_path, mode):
     trainer, file = trainer_of(AnchorPenalty(0.5, mode=mode), max_epochs=1), tmp_path / "half.ckpt"
     trainer.fit(Regressor(), loader())
     trainer.save_checkpoint(file)
@@ -124,6 +126,46 @@ def test_a_resumed_run_is_the_uninterrupted_one_whatever_its_anchor_is(fit, trai
     assert_same_weights(weights_of(module), fit(AnchorPenalty(0.5, mode=mode)), rtol=0)
 
 
+@every_mode
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_an_anchor_on_the_cpu_gives_the_same_weights_to_the_bit_resumed_or_not(fit, trainer_of, tmp_path, mode, norm):
+    def penalty(**settings):
+        return AnchorPenalty(0.1, norm=norm, mode=mode, **settings)
+
+    trainer, file, module = trainer_of(penalty(offload=True), max_epochs=1), tmp_path / "half.ckpt", Regressor()
+    trainer.fit(Regressor(), loader())
+    trainer.save_checkpoint(file)
+    trainer_of(penalty(offload=True)).fit(module, loader(), ckpt_path=file)
+
+    assert_same_weights(fit(penalty(offload=True)), fit(penalty()), rtol=0)
+    assert_same_weights(weights_of(module), fit(penalty()), rtol=0)
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_an_offloaded_memory_stays_on_the_cpu_whatever_the_device_of_the_weight(offload):
+    # A device that every machine has. Tensors on it have no values, which keeping them needs not.
+    module, memory = nn.Linear(3, 2, device="meta"), Memory()
+    weights, anchors = named_weights(module)[:1], {"weight": torch.ones(2, 3)}
+
+    memory.begin(lambda _: anchors, weights, "it", sharded=True, offload=offload)
+
+    (kept,) = memory.of([module.weight])
+    assert kept.device.type == ("cpu" if offload else "meta")
+    if offload:
+        torch.testing.assert_close(memory.state()["tensors"], anchors)
+        assert kept.data_ptr() != anchors["weight"].data_ptr()
+
+
+def test_formulas_move_what_is_offloaded_to_the_weights():
+    weights, memory = [torch.ones(2, 3, device="meta")], [torch.ones(2, 3)]
+    for norm in ("l2", "l1"):
+        penalty = AnchorPenalty(0.1, norm=norm, mode="proximal", offload=True)
+
+        penalty.proximal(weights, [0.1], memory)  # torch refuses to calculate on two devices
+
+        assert penalty.penalty(weights, memory).device.type == "meta"
+
+
 def renamed():
     return {name.removeprefix("network."): weight for name, weight in weights_of(Regressor()).items()}
 
@@ -131,11 +173,15 @@ def renamed():
 @pytest.mark.parametrize(
     ("anchor", "message"),
     [
-        (renamed(), r"every chosen weight, but not 'network\.encoder\.weight'\. Nearest: encoder\.weight"),
-        ({}, r"but not 'network\.encoder\.weight'\. Nearest: none"),
+        (renamed(), r"every chosen weight, but lacks 'network\.encoder\.weight'\. Nearest: encoder\.weight"),
+        ({}, r"but lacks 'network\.encoder\.weight'\. Nearest: none"),
         (
             weights_of(Regressor()) | {"network.conv.weight": torch.zeros(3, 1, 5)},
             r"got \(3, 1, 5\) for 'network\.conv\.weight', which is \(3, 1, 3\)",
+        ),
+        (
+            weights_of(Regressor()) | {"network.conv.weight": torch.full((3, 1, 3), float("nan"))},
+            r"must be finite, got NaN or infinity in 'network\.conv\.weight'",
         ),
         ("begin", r'must be "start", a file, or a mapping.*there is no file'),
     ],

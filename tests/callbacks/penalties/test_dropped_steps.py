@@ -114,7 +114,7 @@ def test_a_run_of_nothing_but_dropped_batches_leaves_every_weight_as_it_was(fit,
 
 
 class EverySecond(ByLoss):
-    """In fp16 a step needs some gradient, for the scaler to look at: the first batch of each two has one."""
+    """In fp16 a step needs some gradient that the scaler can check: the first of every two batches has one."""
 
     def __init__(self):
         super().__init__(sgd, {1, 3, 5})
@@ -188,7 +188,7 @@ def test_a_weight_that_no_loss_reaches_has_its_penalty_in_a_manual_step(trainer_
 
 @pytest.mark.parametrize("mode", ["loss", "grad", "proximal"])
 @pytest.mark.parametrize("window", [1, 2])
-def test_gradients_that_a_backward_of_the_users_own_makes_are_no_drop(fit, mode, window):
+def test_gradients_of_the_users_own_backward_are_not_dropped(fit, mode, window):
     class OwnBackward(Dropping):
         """Its loss leads nowhere, but `backward` brings the gradients of the network by another way."""
 

@@ -1,4 +1,4 @@
-"""The one promise: every optimizer step is that of (mean data loss over the effective batch) + penalty."""
+"""The one promise: every optimizer step minimises mean data loss + penalty, with any accumulation and precision."""
 
 import pytest
 import torch

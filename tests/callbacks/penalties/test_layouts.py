@@ -175,7 +175,7 @@ def test_a_target_of_units_is_met_and_logged(fit, tmp_path, dim):
     assert logged[max(logged)] == pytest.approx(units.float().mean().item())
 
 
-def test_vanishing_strengths_are_those_of_each_weight_in_order(trainer_of):
+def test_vanishing_strengths_belong_to_each_weight_in_order(trainer_of):
     network = nn.ModuleList([Conv1D(2, 3), nn.Linear(3, 4), Conv1D(4, 2)])
 
     class Ask(Callback):
@@ -200,7 +200,7 @@ def test_a_penalty_alone_takes_tensors_as_they_are():
     assert GroupLassoPenalty(1.0, 0).value([weight]).item() == pytest.approx(7 * 2**0.5)
 
 
-# What sits in no layer
+# Parameters that sit in no layer
 
 
 class Tokens(Regressor):
@@ -244,7 +244,7 @@ def test_a_selection_leaves_it_out(trainer_of, select):
     assert trainer.callback_metrics["reg/penalty/l1"].item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_its_groups_are_those_of_the_tensor(trainer_of):
+def test_its_groups_lie_along_the_dimension_of_the_tensor(trainer_of):
     layer = WithTokens()
     arrays = {name: weight.double().numpy() for name, weight in weights_of(layer).items() if name in BESIDE_LAYERS}
 

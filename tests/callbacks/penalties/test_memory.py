@@ -179,7 +179,7 @@ def test_two_penalties_of_one_class_have_a_memory_each_in_a_checkpoint_of_tensor
     assert_same_weights(weights_of(resumed), weights_of(expected), rtol=0)
 
 
-def test_a_checkpoint_without_the_memory_is_warned_of_and_the_run_starts_from_its_weights(trainer_of, tmp_path):
+def test_a_checkpoint_without_the_memory_warns_and_the_run_starts_from_its_weights(trainer_of, tmp_path):
     half = checkpoint_of(trainer_of, tmp_path)
     # Without momentum and at a high strength, weights stay near where the resumed run starts.
     starts = torch.load(half, weights_only=True)["state_dict"]
@@ -210,7 +210,7 @@ def test_a_second_fit_starts_anew(trainer_of):
         (None, TypeError, "must return a mapping from names of weights to tensors, got NoneType"),
     ],
 )
-def test_what_remember_returns_is_checked_before_the_first_step(fit, found, error, message):
+def test_the_result_of_remember_is_checked_before_the_first_step(fit, found, error, message):
     class Wrong(TowardsStart):
         def remember(self, weights):
             return found

@@ -201,7 +201,7 @@ class OwnPenalty(Penalty):
     ],
     ids=repr,
 )
-def test_without_a_strength_or_a_subdifferential_there_is_none(trainer_of, silent):
+def test_without_a_strength_or_a_subdifferential_there_is_no_residual(trainer_of, silent):
     trainer = trainer_of(silent, max_epochs=1)
     trainer.fit(Regressor(), loader())
 

@@ -1,4 +1,4 @@
-"""What a user is told before training: the plan, weight by weight, and a doubtful setting."""
+"""The information before training: the plan, weight by weight, and a warning of a doubtful setting."""
 
 import logging
 
@@ -14,12 +14,12 @@ from tests.models import Regressor
 
 def plan_of(caplog: pytest.LogCaptureFixture) -> str:
     messages = [record.message for record in caplog.records if record.message.startswith("Regularization plan")]
-    plans = [message for message in messages if "Weight decay, by whomever" not in message]  # see test_decays.py
+    plans = [message for message in messages if "Weight decay from all sources" not in message]  # see test_decays.py
     assert len(plans) == 1
     return plans[0]
 
 
-def test_one_table_says_what_happens_to_each_weight_or_why_nothing_does(fit, tmp_path, caplog):
+def test_one_table_shows_the_action_on_each_weight_or_the_reason_for_none(fit, tmp_path, caplog):
     module = Regressor()
     module.network.conv.weight.requires_grad_(requires_grad=False)
 
@@ -52,7 +52,7 @@ class Deep(Regressor):
         self.encoder[42]["query"].weight.requires_grad_(requires_grad=False)
 
 
-def test_layers_to_which_the_same_happens_are_one_row_and_the_odd_one_its_own(fit, tmp_path, caplog):
+def test_layers_with_the_same_action_are_one_row_and_the_odd_one_has_its_own(fit, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         fit(L2Penalty(0.001), L1Penalty(0.1, select="*.up.*"), module=Deep(), logger=TensorBoardLogger(tmp_path))
 
@@ -67,7 +67,7 @@ def test_layers_to_which_the_same_happens_are_one_row_and_the_odd_one_its_own(fi
     assert "{" not in texts(tmp_path)["reg/setup/text_summary"]
 
 
-def test_each_reason_is_told_with_the_callback_whose_it_is(fit, tmp_path, caplog):
+def test_each_reason_is_shown_with_its_callback(fit, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         fit(L1Penalty(0.1, select="network.encoder.*"), L2Penalty(0.1, select="network.head.*"))
 
@@ -92,7 +92,7 @@ def test_a_long_plan_is_cut_on_the_console_only(fit, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("penalty", [L2Penalty(0.1), ElasticNetPenalty(0.1)])
-def test_l2_beside_weight_decay_is_warned_of_once(fit, penalty):
+def test_l2_with_weight_decay_warns_once(fit, penalty):
     module = Regressor(lambda parameters: torch.optim.SGD(parameters, lr=0.01, weight_decay=0.25))
 
     expected = "weight_decay=0.25 both shrink the same weights"
@@ -119,7 +119,7 @@ def test_several_penalties_beside_weight_decay_are_one_warning(fit, penalties, n
     assert sum("both shrink the same weights" in str(warning.message) for warning in warnings) == 1
 
 
-def test_of_different_weight_decays_the_largest_is_named(fit):
+def test_the_largest_of_different_weight_decays_is_named(fit):
     class TwoGroups(Regressor):
         def configure_optimizers(self):
             groups = [(self.network.head, 0.0), (self.network.encoder, 0.25), (self.network.conv, 0.125)]

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -9,10 +10,10 @@ from lightning.pytorch.plugins import MixedPrecision
 from scipy.optimize import brentq
 from torch import nn
 
-from lightning_reg import ElasticNetPenalty, GroupLassoPenalty, L1Penalty, L2Penalty, Linear
+from lightning_reg import ElasticNetPenalty, GroupLassoPenalty, L1Penalty, L2Penalty, Linear, MCPPenalty
 from lightning_reg.callbacks.penalties import proximal_step
 from tests.models import Gan, Regressor, loader, weights_of
-from tests.reference import assert_same_weights, matrices
+from tests.reference import assert_same_weights, matrices, scaled
 
 
 def sgd(parameters):
@@ -49,6 +50,29 @@ def shrink_groups(weight, threshold):
     return result
 
 
+@dataclass(frozen=True)
+class Cheapest:
+    """Return the best of all candidate minima of the objective of MCP, for each entry."""
+
+    strength: float
+    gamma: float
+
+    def __call__(self, weight, size):
+        bound = self.gamma * self.strength
+        slope = 1 - size / self.gamma
+        inner = weight.sign() * ((weight.abs() - size * self.strength) / slope).clamp(0, bound)
+        points = torch.stack([torch.zeros_like(weight), weight, torch.where(slope > 0, inner, weight)]).double()
+        moduli = points.abs()
+        penalty = torch.where(
+            moduli <= bound, self.strength * moduli - moduli**2 / (2 * self.gamma), self.gamma * self.strength**2 / 2
+        )
+        costs = (points - weight).square() / 2 + size * penalty
+        return points.gather(0, costs.argmin(0, keepdim=True))[0].to(weight.dtype)
+
+    def at(self, factor):
+        return Cheapest(self.strength * factor, self.gamma)
+
+
 # Each penalty, with its operator for a factor of the shape of the weight.
 PENALTIES = {
     "l1": (lambda **kwargs: L1Penalty(0.02, **kwargs), lambda w, f: soften(w, 0.02 * f)),
@@ -57,6 +81,7 @@ PENALTIES = {
         lambda **kwargs: ElasticNetPenalty(0.05, 0.3, **kwargs),
         lambda w, f: soften(w, 0.015 * f) / (1 + 0.035 * f),
     ),
+    "mcp": (lambda **kwargs: MCPPenalty(0.05, 3.0, **kwargs), Cheapest(0.05, 3.0)),
     "group_lasso": (lambda **kwargs: GroupLassoPenalty(0.02, **kwargs), lambda w, f: shrink_groups(w, 0.02 * f)),
 }
 every_penalty = pytest.mark.parametrize("name", PENALTIES)
@@ -85,10 +110,10 @@ def train_by_hand(  # noqa: PLR0913  # everything a training loop may do
             scaler.update()
             optimizer.zero_grad()
             if scaler.get_scale() >= before:  # not skipped
-                share = factor(step) * (index % accumulate + 1) / accumulate
+                share = (index % accumulate + 1) / accumulate
                 with torch.no_grad():
                     for weight in matrices(module):
-                        weight.copy_(operator(weight, share * step_size(optimizer, weight)))
+                        weight.copy_(scaled(operator, factor(step))(weight, share * step_size(optimizer, weight)))
             step += 1
     return weights_of(module)
 

@@ -1,4 +1,4 @@
-"""What `mode="proximal"` can not work with is refused before training, with the remedy; what undoes it is warned of."""
+"""Settings that `mode="proximal"` cannot work with raise before training, with the remedy; undoing it is a warning."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from tests.models import Quartic, Regressor, Untrainable, loader, weights_of
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.LBFGS, torch.optim.ASGD])
-def test_an_unknown_optimizer_is_refused_with_what_makes_it_known(fit, optimizer):
+def test_an_unknown_optimizer_is_refused_with_the_remedy(fit, optimizer):
     remedy = (
         rf"{optimizer.__name__} .*SGD, Adam, .*`lightning_reg.register_step_size\({optimizer.__name__}, function\)`"
     )
@@ -118,7 +118,7 @@ def test_a_bad_argument_of_the_group_lasso_is_refused(arguments, error, message)
 
 
 @pytest.mark.twin
-def test_weight_averaging_is_warned_of_with_a_remedy(trainer_of):
+def test_weight_averaging_warns_with_a_remedy(trainer_of):
     trainer = trainer_of(
         L1Penalty(0.1, mode="proximal"), StochasticWeightAveraging(swa_lrs=0.01, swa_epoch_start=1), max_epochs=2
     )
@@ -128,7 +128,7 @@ def test_weight_averaging_is_warned_of_with_a_remedy(trainer_of):
 
 
 @pytest.mark.twin
-def test_moving_averages_are_warned_of_as_well(trainer_of):
+def test_moving_averages_also_warn(trainer_of):
     callbacks = pytest.importorskip("lightning.pytorch.callbacks.weight_averaging")
 
     with pytest.warns(UserWarning, match="EMAWeightAveraging averages weights"):
@@ -136,7 +136,7 @@ def test_moving_averages_are_warned_of_as_well(trainer_of):
 
 
 @pytest.mark.parametrize("mode", ["loss", "grad"])
-def test_without_exact_zeros_averaging_is_no_matter(trainer_of, mode):
+def test_without_exact_zeros_averaging_does_not_warn(trainer_of, mode):
     trainer_of(L1Penalty(0.1, mode=mode), StochasticWeightAveraging(swa_lrs=0.01, swa_epoch_start=1)).fit(
         Regressor(), loader()
     )  # warnings are errors

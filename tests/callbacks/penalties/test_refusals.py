@@ -1,4 +1,4 @@
-"""What a penalty can not work with is refused before training, with the remedy."""
+"""Settings that a penalty cannot work with raise before training, with the remedy."""
 
 import pytest
 import torch
@@ -76,7 +76,7 @@ def test_a_line_search_is_refused_because_it_reads_the_loss_without_the_penalty(
 
 
 @both_modes
-def test_a_penalty_that_is_no_scalar_is_an_error(fit, mode):
+def test_a_penalty_that_is_not_a_scalar_is_an_error(fit, mode):
     class Vector(Penalty):
         def penalty(self, weights):
             return weights[0].abs()

@@ -121,7 +121,7 @@ def test_the_schedule_goes_on_with_the_step_also_where_the_loader_starts_again(i
     assert sorted(set(asked)) == list(range(10, 28))
 
 
-# The generator steps in three of seven batches: an epoch has 10 steps, and 24 are those of 2 epochs and 3 batches.
+# The generator steps in three of seven batches: an epoch has 10 steps, and 2 epochs and 3 batches have 24.
 @pytest.mark.parametrize("checkpoint", [{"every_n_epochs": 2}, {"every_n_train_steps": 24}], ids=["epoch", "middle"])
 @pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual optimization and every_n_train_steps")
 def test_manual_optimization_resumes_as_well(trainer_of, interrupt_and_resume, checkpoint):

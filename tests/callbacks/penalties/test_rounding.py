@@ -43,7 +43,7 @@ both_dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], 
 
 
 @both_dtypes
-def test_a_step_below_half_a_unit_is_warned_of_with_the_remedy(fit, dtype):
+def test_a_step_below_half_a_unit_warns_with_the_remedy(fit, dtype):
     strength = 0.9 * half_a_unit(dtype) / RATE
     name = str(dtype).removeprefix("torch.")
 
@@ -54,7 +54,7 @@ def test_a_step_below_half_a_unit_is_warned_of_with_the_remedy(fit, dtype):
 
 
 @both_dtypes
-def test_a_step_above_half_a_unit_moves_weights_and_is_no_reason_to_warn(fit, dtype):
+def test_a_step_above_half_a_unit_moves_weights_and_does_not_warn(fit, dtype):
     strength = 1.1 * half_a_unit(dtype) / RATE
 
     weights = fit_in(fit, dtype, L1Penalty(strength, mode="proximal"))  # warnings are errors
@@ -68,7 +68,7 @@ def test_operators_that_shrink_by_a_share_are_looked_at_as_well(fit, penalty):
         fit_in(fit, torch.bfloat16, penalty)
 
 
-def test_of_a_schedule_the_strongest_step_counts(fit):
+def test_the_strongest_step_of_a_schedule_counts(fit):
     strength = 20 * half_a_unit(torch.bfloat16) / RATE
 
     fit_in(fit, torch.bfloat16, L1Penalty(strength, mode="proximal", schedule=Linear(0.0, 1.0)))
@@ -77,7 +77,7 @@ def test_of_a_schedule_the_strongest_step_counts(fit):
         fit_in(fit, torch.bfloat16, L1Penalty(strength, mode="proximal", schedule=Constant(0.04)))
 
 
-def test_it_is_said_once(fit):
+def test_it_warns_once(fit):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         fit_in(fit, torch.bfloat16, L1Penalty(1e-3, mode="proximal"), max_epochs=4)
@@ -85,7 +85,7 @@ def test_it_is_said_once(fit):
     assert sum("rounding to bfloat16" in str(warning.message) for warning in caught) == 1
 
 
-def test_weights_in_float32_and_targets_of_zeros_are_no_matter(fit):
+def test_weights_in_float32_and_targets_of_zeros_do_not_warn(fit):
     fit(L1Penalty(1e-7, mode="proximal"), module=Still())
     fit(L1Penalty(1e-7, mode="proximal"), module=Still(), precision="bf16-mixed")
     fit_in(fit, torch.bfloat16, TargetSparsity(L1Penalty(0.0, mode="proximal"), 0.5, schedule=Constant(1.0)))
@@ -108,7 +108,7 @@ def test_manual_optimization_is_looked_at_although_its_gradients_are_gone(traine
 
 
 @both_dtypes
-def test_units_are_those_of_the_layer_whatever_its_layout(trainer_of, dtype):
+def test_units_are_the_layers_units_in_any_layout(trainer_of, dtype):
     class Alone(Still):
         def __init__(self):
             super().__init__()

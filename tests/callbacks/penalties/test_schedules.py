@@ -18,6 +18,7 @@ from tests.reference import (
 
 
 @both_modes
+@pytest.mark.parametrize("name", ["elastic_net", "mcp"])  # of MCP, it changes the strength inside of the formula
 @pytest.mark.parametrize(
     ("schedule", "factor"),
     [
@@ -27,8 +28,8 @@ from tests.reference import (
     ],
     ids=["ticks", "share of the run", "callable"],
 )
-def test_a_schedule_multiplies_the_strength(fit, mode, schedule, factor):
-    make, term = PENALTIES["elastic_net"]
+def test_a_schedule_multiplies_the_strength(fit, mode, schedule, factor, name):
+    make, term = PENALTIES[name]
 
     actual = fit(make(mode=mode, schedule=schedule))
 

@@ -1,4 +1,4 @@
-"""Strengths compare with `weight_decay` and with scikit-learn's `alpha` as the README says."""
+"""Strengths compare with `weight_decay` and with scikit-learn's `alpha` as the documentation says."""
 
 from functools import partial
 

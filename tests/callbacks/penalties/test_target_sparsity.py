@@ -126,7 +126,7 @@ def test_accumulation_and_fp16_do_not_matter(trainer_of):
     assert zero_share(matrices(module)) == pytest.approx(0.5)
 
 
-def test_of_many_weights_a_sample_is_enough(trainer_of, monkeypatch):
+def test_a_sample_of_many_weights_is_enough(trainer_of, monkeypatch):
     monkeypatch.setattr(quota, "_SAMPLE", 1 << 10)
     training, _ = digits()
     module = Digits()
@@ -167,7 +167,7 @@ def test_each_network_of_a_gan_meets_the_target(trainer_of):
         assert zero_share(matrices(network)) == pytest.approx(0.5, abs=0.05)
 
 
-def test_strength_target_and_what_is_reached_are_logged(trainer_of):
+def test_strength_target_and_reached_share_are_logged(trainer_of):
     module = Regressor(lambda parameters: torch.optim.SGD(parameters, lr=0.1))
     trainer = trainer_of(TargetSparsity(L1Penalty(0.0, mode="proximal"), 0.5, schedule=Linear(0.0, 1.0, 20)))
 
@@ -240,9 +240,9 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_does(fit, interrupt_and_
             ValueError,
             "Give the schedule to TargetSparsi",
         ),
-        ((L2Penalty(0.1, mode="proximal"), 0.5), ValueError, "one that makes zeros.*Use L1Penalty"),
-        ((ElasticNetPenalty(0.1, 0.0, mode="proximal"), 0.5), ValueError, "one that makes zeros.*Use L1Penalty"),
-        ((Quartic(0.1, mode="proximal"), 0.5), ValueError, "one that makes zeros.*Use L1Penalty"),
+        ((L2Penalty(0.1, mode="proximal"), 0.5), ValueError, "must make zeros.*Use L1Penalty"),
+        ((ElasticNetPenalty(0.1, 0.0, mode="proximal"), 0.5), ValueError, "must make zeros.*Use L1Penalty"),
+        ((Quartic(0.1, mode="proximal"), 0.5), ValueError, "must make zeros.*Use L1Penalty"),
         ((L1Penalty(0.1, mode="proximal"), 1.5), ValueError, r"`target` must be in \[0, 1\], got 1.5"),
         ((L1Penalty(0.1, mode="proximal"), 1.0), ValueError, r"`target` must be in \(0, 1\).*got 1.0"),
         ((L1Penalty(0.1, mode="proximal"), "0.5"), TypeError, "`target` must be a number"),
@@ -278,7 +278,7 @@ def test_a_penalty_that_the_trainer_has_as_well_is_refused(trainer_of):
         trainer_of(penalty, TargetSparsity(penalty, 0.5)).fit(Regressor(), loader())
 
 
-def test_the_weights_are_those_of_a_loop_that_sorts(trainer_of):
+def test_the_weights_agree_with_a_loop_that_sorts(trainer_of):
     """SGD: the threshold is the right rank among the moduli, whatever the rate."""
     module = Regressor(lambda parameters: torch.optim.SGD(parameters, lr=0.1))
     trainer_of(TargetSparsity(L1Penalty(0.0, mode="proximal"), 0.5, schedule=Constant(1.0)), max_epochs=1).fit(
@@ -317,7 +317,7 @@ def by_sorting(weights, target, *, each_layer, floor):
     ("scope", "floor", "target"),
     [("layer", 0.0, 0.5), ("layer", 0.25, 0.7), ("global", 0.25, 0.7), ("global", 0.4, 0.5)],
 )
-def test_scope_and_floor_are_those_of_a_loop_that_sorts(trainer_of, scope, floor, target):
+def test_scope_and_floor_agree_with_a_loop_that_sorts(trainer_of, scope, floor, target):
     module = Regressor(lambda parameters: torch.optim.SGD(parameters, lr=0.1))
     penalty = L1Penalty(0.0, mode="proximal")
     callback = TargetSparsity(penalty, target, scope=scope, floor=floor, schedule=Constant(1.0))

@@ -108,7 +108,7 @@ def test_validation_test_and_prediction_without_training(trainer_of, mode):
     assert len(predictions) == len(loader())
 
 
-def test_what_could_not_be_trained_can_be_evaluated(trainer_of):
+def test_a_module_that_could_not_be_trained_can_be_evaluated(trainer_of):
     class Predictor(Gan):
         def predict_step(self, batch, batch_idx):
             return self.generator(batch[0])

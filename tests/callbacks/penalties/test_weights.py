@@ -170,7 +170,7 @@ def test_parametrized_weights_are_penalized_through_their_trained_tensor(fit, mo
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
 @pytest.mark.parametrize("weight_norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
 @pytest.mark.parametrize("penalty", [L1Penalty(0.1, mode="proximal"), GroupLassoPenalty(0.1)], ids=repr)
-def test_what_weight_norm_divides_by_its_length_is_not_made_zero(fit, penalty, weight_norm):
+def test_the_direction_in_weight_norm_is_not_made_zero(fit, penalty, weight_norm):
     module = Regressor()
     weight_norm(module.network.encoder)
     (direction,) = (n for n, p in module.named_parameters() if p.shape == (7, 5))

@@ -1,4 +1,4 @@
-"""What spectral callbacks are compared with: SVDs of dense matrices, and W trained by hand under W / sigma(W)."""
+"""The truth for spectral callbacks: SVDs of dense matrices, and W trained by hand under W / sigma(W)."""
 
 import itertools
 import math

@@ -255,7 +255,7 @@ def test_attention_is_inside(trainer_of):
     assert spectral(network.out_proj.weight) <= 0.3 * (1 + 1e-4)
 
 
-def test_nan_weights_are_left_to_those_who_look_for_them(trainer_of):
+def test_nan_weights_are_left_alone(trainer_of):
     class Broken(Plain):
         def training_step(self, batch, batch_idx):
             return super().training_step(batch, batch_idx) * (float("nan") if batch_idx == 3 else 1.0)
@@ -266,7 +266,7 @@ def test_nan_weights_are_left_to_those_who_look_for_them(trainer_of):
     assert network.second.weight.isnan().all()
 
 
-def test_where_nothing_exceeds_no_decomposition_is_computed(trainer_of, monkeypatch):
+def test_no_decomposition_is_computed_if_nothing_exceeds_the_bound(trainer_of, monkeypatch):
     decompositions = []
     eigvalsh, svd = torch.linalg.eigvalsh, torch.linalg.svd
     monkeypatch.setattr(

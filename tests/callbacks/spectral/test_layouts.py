@@ -118,7 +118,7 @@ def test_scales_of_norms_and_biases_of_attention_are_left_alone(trainer_of, cont
 
 
 @every_control
-def test_what_a_user_declares_is_a_layer_or_is_none(trainer_of, control):
+def test_a_users_declaration_decides_what_is_a_layer(trainer_of, control):
     class Own(nn.Module):
         def __init__(self):
             super().__init__()
@@ -158,7 +158,7 @@ def _rows(kernel):
 
 @every_control
 @every_layer
-def test_the_norm_is_that_of_the_matrix_with_a_row_for_each_output(trainer_of, control, make, shape, matrix):
+def test_the_norm_belongs_to_the_matrix_with_a_row_for_each_output(trainer_of, control, make, shape, matrix):
     layer = make()
 
     trainer_of(control(), max_epochs=1).fit(Learner(layer, 1e-4), batches(*shape))

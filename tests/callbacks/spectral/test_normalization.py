@@ -30,7 +30,7 @@ def adam(parameters):
 
 
 def exactly(**settings):
-    """So many iterations that the norm is no estimate."""
+    """So many iterations that the norm is exact."""
     return SpectralNormalization(power_iterations=20, **settings)
 
 
@@ -47,7 +47,7 @@ class Watch(Callback):
 @pytest.mark.parametrize("kind", ["operator", "matrix"])
 @pytest.mark.parametrize("bound", [1.0, 2.5])
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_training_is_that_of_a_loop_through_the_normalized_weights(kind, bound, accumulate, fit):
+def test_training_agrees_with_a_loop_through_the_normalized_weights(kind, bound, accumulate, fit):
     actual = fit(
         exactly(norm_bound=bound, norm=kind),
         module=Regressor().double(),
@@ -90,7 +90,7 @@ def lbfgs_by_hand(module, batches):
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_adam_and_its_decay_act_on_what_lies_beneath(fused, fit):
+def test_adam_and_its_decay_act_on_the_unnormalized_weights(fused, fit):
     def optimizer(parameters):
         return torch.optim.AdamW(parameters, lr=0.02, weight_decay=0.3, fused=fused)
 

@@ -138,7 +138,7 @@ def test_modules_made_in_configure_model_are_normalized(trainer_of):
 
 
 @pytest.mark.parametrize("when", ["before", "during"])
-def test_of_a_pruned_weight_what_is_left_is_normalized(when, trainer_of):
+def test_the_remaining_entries_of_a_pruned_weight_are_normalized(when, trainer_of):
     class Pruning(Plain):
         def on_train_batch_start(self, batch, batch_idx):
             if when == "during" and batch_idx == 3:
@@ -158,7 +158,7 @@ def test_of_a_pruned_weight_what_is_left_is_normalized(when, trainer_of):
     assert spectral(network.weight) == pytest.approx(1, rel=0.02)
 
 
-def test_the_gradient_of_a_pruned_weight_goes_through_what_is_left(trainer_of):
+def test_the_gradient_of_a_pruned_weight_goes_through_the_remaining_entries(trainer_of):
     torch.manual_seed(0)
     network = nn.Linear(6, 5).double()
     prune.random_unstructured(network, "weight", 0.5)

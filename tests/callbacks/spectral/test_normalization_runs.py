@@ -53,7 +53,7 @@ def test_averages_of_weights_have_the_norm_and_a_sane_loss(average, trainer_of):
 
     for values in seen.values():
         torch.testing.assert_close(torch.stack(values), torch.ones(len(values), 3), rtol=0.02, atol=0)
-    # Averages lag behind; that of torch's parametrization with its vectors averaged is off by factors of hundreds.
+    # Averages lag behind. torch's parametrization with averaged vectors is off by factors of hundreds.
     assert losses["averaged"] < 1.5 * losses["alone"]
 
 
@@ -319,7 +319,7 @@ class ManualSteps(Regressor):
             optimizer.step()
 
 
-def test_two_steps_with_one_gradient_are_two_steps_of_what_lies_beneath(trainer_of):
+def test_two_steps_with_one_gradient_are_two_steps_of_the_unnormalized_weights(trainer_of):
     module = ManualSteps(resets=True).double()
     trainer_of(SpectralNormalization(norm="matrix"), max_epochs=1).fit(module, loader(dtype=torch.float64))
 

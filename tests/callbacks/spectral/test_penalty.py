@@ -41,7 +41,7 @@ class Penalized(Regressor):
 @both_modes
 @pytest.mark.parametrize("kind", ["operator", "matrix"])
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_training_is_that_of_a_loop_with_the_true_norms(mode, kind, accumulate, fit):
+def test_training_agrees_with_a_loop_with_the_true_norms(mode, kind, accumulate, fit):
     actual = fit(
         SpectralNormPenalty(0.2, norm=kind, mode=mode),
         module=Regressor(calm).double(),
@@ -85,7 +85,7 @@ class Values(Callback):
 
 
 @both_modes
-def test_the_value_is_logged_and_of_matrices_never_above_that_of_l2(mode, fit):
+def test_the_value_is_logged_and_for_matrices_never_above_l2(mode, fit):
     values, true = Values(), []
 
     class Module(Regressor):
@@ -121,7 +121,7 @@ def test_the_vectors_advance_once_a_step_however_many_backward_passes_it_has(fit
         SpectralNormPenalty(0.2), module=module, data=Repeated(batch, 4), accumulate_grad_batches=2, max_epochs=1
     )
 
-    # The mean gradient of one batch, taken twice, is that of the batch.
+    # The mean gradient of one batch, taken twice, equals the gradient of the batch.
     again = fit(SpectralNormPenalty(0.2), module=Regressor().double(), data=Repeated(batch, 2), max_epochs=1)
     torch.testing.assert_close(once, again, rtol=1e-12, atol=1e-14)
 
@@ -137,7 +137,7 @@ def test_in_manual_optimization_each_network_gets_its_own_term(trainer_of):
     assert norm(penalized.critic[0]).item() < 0.8 * norm(plain.critic[0]).item()
 
 
-def test_of_a_pruned_weight_what_is_left_counts(trainer_of):
+def test_the_remaining_entries_of_a_pruned_weight_count(trainer_of):
     torch.manual_seed(0)
     network = nn.Linear(6, 5).double()
     prune.random_unstructured(network, "weight", 0.5)
@@ -207,7 +207,7 @@ def test_weights_under_weight_norm_are_refused_by_name(control, weight_norm, fit
 
 
 @both_modes
-def test_on_large_layers_training_is_that_of_a_loop_with_exact_norms(mode, trainer_of):
+def test_on_large_layers_training_agrees_with_a_loop_with_exact_norms(mode, trainer_of):
     module, expected = Wide(1e-3), Wide(1e-3)
     trainer_of(SpectralNormPenalty(0.3, mode=mode), max_steps=27).fit(module)
 

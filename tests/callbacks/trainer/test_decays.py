@@ -29,11 +29,11 @@ def test_it_is_shown_whichever_callback_is_there(fit, tmp_path, callback):
     table = rows(tmp_path)
     matrix = "AdamW 0.5, time scale 2.86 epochs"
     assert table["encoder.weight"] == table["head.weight"] == matrix
-    assert table["encoder.bias"] == f"{matrix} (a bias, which is mostly left alone)"
-    assert table["norm.weight"] == f"{matrix} (a norm scale, which is mostly left alone)"
+    assert table["encoder.bias"] == f"{matrix} (a bias, usually not decayed)"
+    assert table["norm.weight"] == f"{matrix} (a norm scale, usually not decayed)"
 
 
-def test_twice_and_by_whom_and_by_nobody(fit, tmp_path):
+def test_the_table_shows_single_double_and_missing_decay(fit, tmp_path):
     def optimizer(parameters):
         encoder, *rest = list(parameters)
         return torch.optim.SGD([{"params": [encoder], "weight_decay": 0.1}, {"params": rest}], lr=0.05, momentum=0.9)
@@ -47,7 +47,7 @@ def test_twice_and_by_whom_and_by_nobody(fit, tmp_path):
     assert table["encoder.weight"] == "twice: SGD 0.1, group 0, time scale 2.86 epochs + l2 0.01"
     assert table["head.weight"] == "l2 0.01"
     assert table["conv.weight"] == "WeightDecay, decoupled 0.2, time scale 14.3 epochs"
-    assert table["norm.weight"] == "none: nobody decays it"
+    assert table["norm.weight"] == "none: not decayed"
 
 
 def test_adams_decay_has_no_time_scale_for_it_is_in_the_gradient(fit, tmp_path):
@@ -58,13 +58,13 @@ def test_adams_decay_has_no_time_scale_for_it_is_in_the_gradient(fit, tmp_path):
     assert rows(tmp_path)["head.weight"] == "Adam 0.5"
 
 
-def test_where_nobody_decays_there_is_no_table(fit, tmp_path):
+def test_without_decay_there_is_no_table(fit, tmp_path):
     fit(RegularizationMonitor(), logger=TensorBoardLogger(tmp_path))
 
     assert rows(tmp_path) == {}
 
 
-def test_a_decay_of_biases_that_was_asked_for_is_no_surprise(fit, tmp_path):
+def test_a_requested_decay_of_biases_has_no_remark(fit, tmp_path):
     decay = WeightDecay(0.1, select=Select("*.bias", min_ndim=1))
 
     fit(decay, logger=TensorBoardLogger(tmp_path))

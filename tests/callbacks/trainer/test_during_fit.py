@@ -1,4 +1,4 @@
-"""What a callback knows during one fit belongs to that fit: it is in no pickle, and two fits do not share it."""
+"""The state of a callback during one fit belongs to that fit: it is never pickled, and two fits do not share it."""
 
 import copy
 import pickle

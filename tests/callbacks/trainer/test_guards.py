@@ -1,4 +1,4 @@
-"""What goes past one callback that changes weights goes past all of them: they refuse, warn and leave alone alike."""
+"""All callbacks that change weights treat unusual training alike: the same errors, warnings and skipped weights."""
 
 import copy
 
@@ -115,7 +115,7 @@ class HalfSeen(Gan):
 
 
 @every_callback
-def test_one_optimizer_of_two_that_goes_past_is_refused_by_name(fit, make):
+def test_one_of_two_optimizers_that_bypasses_it_is_refused_by_name(fit, make):
     with pytest.raises(MisconfigurationException, match="has seen no step of Sharpness"):
         fit(make(), module=HalfSeen())
 
@@ -128,7 +128,7 @@ class LateGenerator(Gan):
 
 
 @every_callback
-def test_an_optimizer_that_rests_for_an_epoch_is_no_reason_to_refuse(fit, make):
+def test_an_optimizer_that_rests_for_an_epoch_is_allowed(fit, make):
     module = LateGenerator()
     before = weights_of(module)
 
@@ -182,13 +182,13 @@ def test_proximal_steps_follow_plain_ones_with_the_share_of_a_short_window(fit, 
 
 
 @pytest.mark.parametrize("kind", [RawSteps, RawManualSteps])
-def test_where_gradients_come_too_late_steps_of_the_plain_optimizer_are_refused(fit, kind):
+def test_steps_of_the_plain_optimizer_are_refused_if_gradients_come_too_late(fit, kind):
     with pytest.raises(MisconfigurationException, match="has seen no optimizer step"):
         fit(L1Penalty(0.05, mode="grad"), module=kind(sgd))
 
 
 @every_callback
-def test_an_epoch_in_which_the_scaler_skips_every_step_is_no_reason_to_refuse(fit, make):
+def test_an_epoch_in_which_the_scaler_skips_every_step_is_allowed(fit, make):
     class Overflowing(Regressor):
         def loss(self, batch):
             return super().loss(batch) * 1e38
@@ -252,7 +252,7 @@ TREATMENTS = {
 
 
 @pytest.mark.parametrize(("make", "treatment"), TREATMENTS.values(), ids=TREATMENTS)
-def test_layers_that_join_in_mid_run_are_warned_of(fit, make, treatment):
+def test_layers_that_join_in_mid_run_warn(fit, make, treatment):
     with pytest.warns(UserWarning, match=f"join an optimizer after training has begun are not {treatment}. Create"):
         fit(make(), module=Growing())
 
@@ -286,5 +286,5 @@ def test_a_new_optimizer_of_unknown_step_sizes_is_refused_in_proximal_mode(fit):
 def test_a_new_optimizer_with_a_decay_of_its_own_is_refused_beside_weight_decay(fit):
     module = NewOptimizers(lambda parameters: torch.optim.SGD(parameters, lr=0.05, weight_decay=0.1))
 
-    with pytest.raises(MisconfigurationException, match="it would be decayed twice"):
+    with pytest.raises(MisconfigurationException, match="The weight would decay twice"):
         fit(WeightDecay(0.5), module=module)

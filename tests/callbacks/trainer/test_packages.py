@@ -85,7 +85,7 @@ def run_python(code):
 
 
 @pytest.mark.one_package("imports both by itself")
-def test_the_twin_is_not_imported_for_those_who_do_not_use_it():
+def test_the_twin_is_not_imported_unless_it_is_used():
     found, _ = run_python(f"""
 import sys, torch, lightning.pytorch
 from lightning_reg import *

@@ -1,4 +1,4 @@
-"""Shares of a run need its length: who does not know it is told what would help, and who changes it is told as well."""
+"""Shares of a run need its length: an unknown length is an error with a remedy, a changed length is a warning."""
 
 import math
 import re
@@ -44,7 +44,7 @@ def stream():
         (loader, {"max_epochs": -1}, {"max_epochs", "max_steps"}),
     ],
 )
-def test_the_remedies_for_an_unknown_length_are_what_has_not_been_done(fit, make, data, settings, remedies):
+def test_the_remedies_for_an_unknown_length_are_the_missing_settings(fit, make, data, settings, remedies):
     with pytest.raises(ValueError, match=r"Give the duration as an int \(ticks\), or set `") as error:
         fit(make(SHARE), module=Untrainable(sgd), data=data(), **settings)
 
@@ -64,7 +64,7 @@ def test_each_remedy_for_a_stream_helps(fit, make, remedy):
         (loader, {"max_steps": 5}, {"max_epochs", "max_steps"}),
     ],
 )
-def test_in_manual_optimization_the_steps_of_all_optimizers_are_no_remedy(trainer_of, data, settings, remedies):
+def test_in_manual_optimization_max_steps_is_not_a_remedy(trainer_of, data, settings, remedies):
     with pytest.raises(ValueError, match="no known length") as error:
         trainer_of(L1Penalty(0.1, mode="grad", schedule=SHARE), **({"max_epochs": None} | settings)).fit(Gan(), data())
 
@@ -93,13 +93,13 @@ def fit_to_own_data(trainer_of, callback, module, **settings):
 
 
 @every_callback
-def test_data_that_grow_are_warned_of(trainer_of, make):
+def test_growing_data_warn(trainer_of, make):
     with pytest.warns(UserWarning, match=r"14 batches now and had 7 before.*shares of a run of 14 ticks.*not of 28\."):
         fit_to_own_data(trainer_of, make(SHARE), Growing(sgd), **GROWS)
 
 
 @pytest.mark.filterwarnings("ignore:An epoch has")
-def test_shares_stay_those_of_the_length_at_the_start(trainer_of):
+def test_shares_keep_the_length_at_the_start(trainer_of):
     actual = fit_to_own_data(trainer_of, L1Penalty(0.1, schedule=SHARE), Growing(sgd), **GROWS)
 
     by_hand = Regressor(sgd)
@@ -125,9 +125,9 @@ def test_shares_stay_those_of_the_length_at_the_start(trainer_of):
     ],
     ids=["ticks", "pieces", "callable", "steps", "batches"],
 )
-def test_nothing_is_warned_of_where_growing_data_change_nothing(trainer_of, make, schedule, settings):
+def test_growing_data_without_effect_do_not_warn(trainer_of, make, schedule, settings):
     fit_to_own_data(trainer_of, make(schedule), Growing(sgd), **GROWS, **settings)  # warnings are errors
 
 
-def test_nothing_is_warned_of_where_a_tick_is_an_epoch(trainer_of):
+def test_growing_data_do_not_warn_if_a_tick_is_an_epoch(trainer_of):
     fit_to_own_data(trainer_of, DropoutScheduler(SHARE, interval="epoch"), Growing(sgd), **GROWS)

@@ -40,7 +40,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dim", [0, 1, -1])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_formulas_are_those_of_keras(kind, dim, dtype):
+def test_formulas_agree_with_keras(kind, dim, dtype):
     ours, truth = KINDS[kind]
     spread = torch.logspace(-1.3, 0.5, 6, dtype=torch.float64)
     weights = [
@@ -72,7 +72,7 @@ def test_units_inside_stay_bit_for_bit_and_zero_ones_stay_zero():
     torch.testing.assert_close(unit[:3].norm(dim=1), torch.ones(3))
 
 
-def test_no_weights_and_empty_ones_are_no_error():
+def test_no_weights_and_empty_ones_are_allowed():
     empty = torch.empty(0, 3)
 
     limit_norms_([], 1.0, dim=0)

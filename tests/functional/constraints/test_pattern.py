@@ -31,7 +31,7 @@ def test_the_largest_of_each_group_stay(keep, m, dim, monkeypatch):
         np.testing.assert_array_equal(weight.numpy(), values)
 
 
-def test_of_equal_magnitudes_the_first_stay():
+def test_the_first_of_equal_magnitudes_stay():
     weight, of_many = torch.tensor([[1.0, -1.0, 1.0, 1.0, 0.0, 0.0, 2.0, -2.0]]), torch.ones(1, 12)
 
     keep_largest_([weight], 2, 4, dim=1)
@@ -61,7 +61,7 @@ def test_views_with_other_strides_are_changed_in_place():
     np.testing.assert_array_equal(stored.numpy(), expected)
 
 
-def test_empty_weights_are_no_error():
+def test_empty_weights_are_allowed():
     weight = torch.empty(0, 4)
 
     keep_largest_([weight], 2, 4, dim=1)
@@ -70,7 +70,7 @@ def test_empty_weights_are_no_error():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
-def test_zero_is_plus_zero_whatever_was_there(dtype):
+def test_new_zeros_are_plus_zero(dtype):
     values = [1.5, -2.0, torch.inf, torch.nan, -0.0, -3.0]
     weight = torch.tensor([values, values], dtype=dtype)
 

@@ -7,7 +7,7 @@ from torch.utils import _pytree as pytree
 
 
 def flat_function(network, inputs):
-    """Return the network in eval mode and float64 as a function of one vector, and that of `inputs`."""
+    """Return the network in eval mode and float64 as a function of one vector, and the vector of `inputs`."""
     network = copy.deepcopy(network).double().eval()
     shapes = [value.shape for value in inputs]
 

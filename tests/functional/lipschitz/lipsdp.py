@@ -10,7 +10,7 @@ import itertools
 import numpy as np
 
 WIDTHS = (5, 8, 6, 3)
-# What `solve` printed, with cvxpy 1.9.3 and Clarabel.
+# Output of `solve`, with cvxpy 1.9.3 and Clarabel.
 LIPSDP = 0.2881946903
 
 

@@ -133,7 +133,7 @@ def test_sums_and_modules_used_twice_count():
 
 
 def eclipse_bound(weights):
-    """What the package's chain says of matrices (out, in) with activations of slopes in [0, 1] between them."""
+    """Return the package's bound of a chain of matrices (out, in) with activations of slopes in [0, 1] in between."""
     chain = Chain(1.0)
     for position, weight in enumerate(weights):
         norm = norm_upwards(weight)
@@ -304,7 +304,7 @@ class Branching(nn.Module):
         return self.layer(x) if x.sum() > 0 else x
 
 
-def test_what_cannot_be_traced_has_no_bound_but_its_layers_do():
+def test_a_module_that_cannot_be_traced_has_no_bound_but_its_layers_do():
     network = Branching()
     report = lipschitz_bound(network, torch.ones(1, 3))
     ((name, reason),) = report.unbounded
@@ -338,16 +338,16 @@ class Attention(nn.Module):
     [
         (Residual(Attention()), (2, 3, 4), "inner.scaled_dot_product_attention", "no Lipschitz constant"),
         (nn.Sequential(nn.MultiheadAttention(4, 2)), None, "trace", "TypeError"),
-        (nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), (2, 3, 4), "TransformerEncoderLayer", "attention"),
+        (nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), (2, 3, 4), "self_attn", "attention"),
         (nn.Sequential(nn.Linear(3, 4), nn.GLU()), (2, 3), "1", "product"),
         (nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, track_running_stats=False)), (2, 3), "1", "batch"),
-        (nn.Sequential(nn.Hardshrink()), (2, 3), "0", "jumps"),
+        (nn.Sequential(nn.Hardshrink()), (2, 3), "0", "discontinuous"),
         (nn.Sequential(nn.Softplus(threshold=2)), (2, 3), "0", "threshold"),
         (nn.Sequential(nn.LocalResponseNorm(2)), (2, 3, 4), "0", "no rule for LocalResponseNorm"),
         (nn.Sequential(nn.CELU(-1.0)), (2, 3), "0", "negative"),
     ],
 )
-def test_what_has_no_bound_is_named_with_the_reason(network, shape, name, reason):
+def test_operations_without_a_bound_are_named_with_the_reason(network, shape, name, reason):
     report = lipschitz_bound(network, torch.ones(*(shape or (2, 3, 4))))
     assert report.value == math.inf
     assert [each for each, _ in report.unbounded] == [name]
@@ -391,7 +391,7 @@ class CallsOwn(nn.Module):
         return own_function(2 * x)
 
 
-def test_a_registered_rule_is_asked_with_what_forward_gets():
+def test_a_registered_rule_gets_the_arguments_of_forward():
     seen = []
 
     def rule(module, x, y=None):
@@ -439,7 +439,7 @@ def test_a_subclass_that_computes_something_else_does_not_inherit_the_rule():
 
 
 class Magnified(nn.Conv2d):
-    """As weight standardization is often written: `forward` is that of the layer, the method it calls is not."""
+    """Weight standardization as it is often written: `forward` is inherited, the method that it calls is not."""
 
     def _conv_forward(self, input, weight, bias):
         return super()._conv_forward(input, 50 * weight, bias)

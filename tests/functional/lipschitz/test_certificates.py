@@ -25,7 +25,7 @@ def test_the_bound_of_a_margin_is_the_bound_before_the_last_layer_times_the_dist
     np.testing.assert_allclose(bounds, before * cdist(rows, rows), rtol=1e-7)
     assert torch.equal(bounds, bounds.T)
     assert not bounds.diagonal().any()
-    # What only shifts the outputs, or passes them on, does not matter.
+    # Layers that only shift the outputs, or pass them on, do not matter.
     longer = nn.Sequential(network, nn.Dropout(), nn.Identity())
     assert torch.equal(margin_bounds(longer, example), bounds)
 
@@ -119,7 +119,7 @@ def test_no_attack_within_the_radius_changes_the_class_but_one_far_outside_does(
     assert (attacked(network, points, 20 * radii) != logits.argmax(1)).double().mean() > 0.5
 
 
-def test_certified_accuracy_counts_what_is_right_with_a_greater_radius_over_updates():
+def test_certified_accuracy_counts_right_samples_with_a_greater_radius_over_updates():
     metric = CertifiedAccuracy((0.0, 0.5, 1.0))
     bounds = torch.tensor([[0.0, 2.0], [2.0, 0.0]])
     metric.update(torch.tensor([[1.0, 0.0], [0.0, 3.0]]), torch.tensor([0, 0]), bounds)  # radii 0.5 and 1.5

@@ -1,4 +1,4 @@
-"""Norms of input Jacobians are those of `torch.autograd.functional.jacobian` and an SVD, and nothing is changed."""
+"""Norms of input Jacobians agree with `torch.autograd.functional.jacobian` and an SVD, and nothing is changed."""
 
 import copy
 
@@ -238,7 +238,7 @@ def test_a_kink_may_be_above_the_truth_as_documented():
         (lambda x: x.detach(), torch.ones(2, 3), ValueError, "`fn` must be differentiable by autograd"),
     ],
 )
-def test_what_has_no_jacobian_is_refused(fn, x, error, message):
+def test_functions_without_a_jacobian_are_refused(fn, x, error, message):
     with pytest.raises(error, match=message):
         jacobian_norm(fn, x)
 

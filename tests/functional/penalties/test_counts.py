@@ -57,7 +57,7 @@ def test_weights_that_lie_transposed_in_memory_count_the_same():
         assert sparsity(laid_out, **settings) == sparsity([matrix, kernel], **settings)
 
 
-def test_nan_and_inf_are_no_zeros_and_minus_zero_is_one():
+def test_nan_and_inf_do_not_count_as_zeros_but_minus_zero_does():
     weight = torch.tensor([torch.nan, torch.inf, -0.0, 1.0])
 
     assert sparsity([weight]).item() == 0.25

@@ -44,7 +44,7 @@ def test_the_value_is_the_written_formula(alpha, l1_ratio):
     assert value.item() == pytest.approx(alpha * (l1_ratio * 3.5 + (1 - l1_ratio) / 2 * 5.25))
 
 
-def test_the_defaults_are_those_of_scikit_learn():
+def test_the_defaults_agree_with_scikit_learn():
     defaults = ElasticNet().get_params()
     weights = [torch.tensor([1.0, -2.0])]
 
@@ -113,7 +113,7 @@ def random(*shape, dtype=torch.float32):
     ids=["none", "empty", "small", "zeros", "large", "many", "not contiguous", "mixed", "complex"],
 )
 @pytest.mark.parametrize(("l1", "l2"), FACTORS)
-def test_the_gradient_is_added_in_place_to_what_is_there(weights, l1, l2):
+def test_the_gradient_is_added_in_place(weights, l1, l2):
     leaves = [weight.requires_grad_() for weight in weights()]
     before = [torch.full_like(leaf, 0.5) for leaf in leaves]
     grads = [gradient.clone() for gradient in before]

@@ -53,13 +53,13 @@ def test_half_precision_is_summed_in_float32():
 
 
 @every_shape
-def test_the_gradient_is_that_of_finite_differences(shape, dim):
+def test_the_gradient_agrees_with_finite_differences(shape, dim):
     assert torch.autograd.gradcheck(lambda weight: group_lasso([weight], 0.3, dim=dim), random(*shape).requires_grad_())
 
 
 @every_shape
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.complex64])
-def test_the_gradient_in_place_is_that_of_autograd(shape, dim, dtype):
+def test_the_gradient_in_place_agrees_with_autograd(shape, dim, dtype):
     weights = [random(*shape, dtype=dtype).requires_grad_(), random(*shape, dtype=dtype, seed=1).requires_grad_()]
     expected = torch.autograd.grad(group_lasso(weights, 0.3, dim=dim), weights)
     grads = [torch.ones_like(weight) for weight in weights]
@@ -106,7 +106,7 @@ def test_with_one_threshold_the_operator_is_the_closed_form(shape, dim, threshol
 
 @pytest.mark.parametrize(("shape", "dim"), SHAPES[:4])
 @pytest.mark.parametrize(("scale", "spread"), [(0.9, 0.1), (0.9, 0.5), (0.3, 3.0)])
-def test_with_a_threshold_per_entry_the_operator_is_what_scipy_finds(shape, dim, scale, spread):
+def test_with_a_threshold_per_entry_the_operator_agrees_with_scipy(shape, dim, scale, spread):
     weight = random(*shape)
     threshold = scale * torch.exp(spread * random(*shape, seed=1))
     weight.select(dim, 0).div_(20)
@@ -168,7 +168,7 @@ def test_a_zero_group_is_exactly_zero_without_a_sign(dtype):
         assert result.dtype == dtype
 
 
-def test_a_norm_equal_to_the_threshold_is_no_more():
+def test_a_norm_equal_to_the_threshold_becomes_zero():
     weight = torch.tensor([[3.0, 4.0, 0.0, 0.0]])
 
     assert (group_soft_threshold([weight], 2.5)[0] == 0).all()

@@ -80,7 +80,7 @@ every_layout = pytest.mark.parametrize("tensors", TENSORS.values(), ids=list(TEN
 
 @every_layout
 @every_function
-def test_the_value_is_that_of_numpy(function, formula, tensors):
+def test_the_value_agrees_with_numpy(function, formula, tensors):
     value = function(tensors())
 
     assert value.shape == ()
@@ -144,7 +144,7 @@ def test_generators_and_module_parameters_are_lists_too(function, formula):
 
 
 @every_function
-def test_what_is_not_finite_shows(function, formula):
+def test_values_that_are_not_finite_show(function, formula):
     assert function([torch.tensor([1.0, float("nan")])]).isnan()
     assert function([torch.tensor([1.0, float("-inf")]), torch.ones(3)]).item() == float("inf")
 
@@ -159,7 +159,7 @@ def gradients(function: Callable[[list[Tensor]], Tensor], weights: list[Tensor])
 
 @pytest.mark.parametrize("tensors", [TENSORS[name] for name in TENSORS if name != "none"])
 @every_function_with_gradient
-def test_the_gradient_is_that_of_plain_autograd(function, plain, tensors):
+def test_the_gradient_agrees_with_plain_autograd(function, plain, tensors):
     weights = tensors()
 
     for actual, weight, expected in zip(gradients(function, weights), weights, gradients(plain, weights), strict=True):

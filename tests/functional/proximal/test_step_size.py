@@ -128,7 +128,7 @@ def test_a_subclass_has_the_rule_of_its_parent_unless_it_overrides_the_step():
     assert find_rule(optim.SparseAdam) is None
 
 
-def test_what_is_registered_last_counts():
+def test_the_last_registration_counts():
     class Mine(optim.Optimizer):
         pass
 

@@ -33,7 +33,7 @@ def test_it_is_above_the_largest_singular_value_by_half_a_percent_at_most(matrix
     np.testing.assert_allclose(found[1].numpy(), rows @ rows.T, rtol=1e-10, atol=1e-12)
 
 
-def test_an_estimate_that_is_too_low_is_no_bound(monkeypatch):
+def test_an_estimate_that_is_too_low_gives_no_bound(monkeypatch):
     from lightning_reg.functional.spectral import certificates
 
     monkeypatch.setattr(certificates, "_ABOVE", 0.999)
@@ -41,5 +41,5 @@ def test_an_estimate_that_is_too_low_is_no_bound(monkeypatch):
     assert certified_norm(torch.randn(40, 50, generator=torch.Generator().manual_seed(0)).double()) is None
 
 
-def test_of_zeros_it_is_0():
+def test_it_is_0_for_zeros():
     assert certified_norm(torch.zeros(4, 3, dtype=torch.float64))[0] == 0

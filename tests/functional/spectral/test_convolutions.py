@@ -227,7 +227,7 @@ def test_a_grid_of_any_density_gives_an_upper_bound_and_a_finer_one_a_tighter_on
         ({"transposed": True, "stride": 2}, (20, 20)),
     ],
 )
-def test_the_gradient_of_the_bound_is_that_of_its_value(settings, size):
+def test_the_gradient_of_the_bound_belongs_to_its_value(settings, size):
     weight = torch.randn(4, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
     if size == (12, 12):
         weight = weight.detach().repeat(2, 2, 1, 1).requires_grad_()
@@ -270,7 +270,7 @@ def test_a_layer_whose_kernel_meets_no_pixel_has_norm_zero():
 @pytest.mark.parametrize(
     ("weight", "arguments", "error", "message"),
     [
-        ((3, 3), {}, ValueError, "`weight` must be that of a 1d, 2d or 3d convolution, with 3 to 5 dimensions, got 2"),
+        ((3, 3), {}, ValueError, "`weight` must have 3 to 5 dimensions, for a 1d, 2d or 3d convolution, got 2"),
         ((3, 3, 3), {"stride": 0}, ValueError, "`stride` must be a whole number >= 1, or 1 of them, got 0"),
         ((3, 3, 3), {"stride": (1, 1)}, ValueError, r"`stride` must be .* got \(1, 1\)"),
         ((3, 3, 3), {"dilation": 1.5}, TypeError, "`dilation` must be a whole number, .* got 1.5"),

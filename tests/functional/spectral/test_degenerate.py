@@ -85,7 +85,7 @@ def test_the_bound_of_a_pruned_kernel_holds_and_is_tight_where_no_tap_overlaps(s
         # Equal taps: at frequency 0 the response is their sum, over phases the root of the sum of squares.
         groups = settings.get("groups", 1)
         truth = max(svd(part)[1][0] for part in channels.chunk(groups))
-        # What stride and dilation share goes into neither.
+        # The common factor of stride and dilation goes into neither.
         step = settings.get("stride", 1) // math.gcd(settings.get("stride", 1), settings.get("dilation", 1))
         counts = [[len(range(phase, k, step)) for phase in range(step)] for k in size]
         truth *= math.prod(math.hypot(*count) for count in counts)

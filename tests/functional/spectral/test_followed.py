@@ -158,7 +158,7 @@ def test_matrices_that_adam_trains_are_followed_within_one_percent(rate):
 
     assert max(errors) < 0.01
     assert min(errors) > -1e-5
-    # What the last round has gained says how much may be missing.
+    # The gain of the last round indicates the remaining error.
     assert all(error <= 0.002 + gain for error, gain in zip(errors, gains, strict=True))
 
 
@@ -204,7 +204,7 @@ def test_random_changes_are_followed_within_two_percent(make):
 
 
 @kinds
-def test_the_gradient_is_that_of_the_norm(make):
+def test_the_gradient_belongs_to_the_norm(make):
     layer = made(make).double()
     norms = FollowedNorms()
     found = follow(layer, 40, norms)

@@ -64,7 +64,7 @@ def test_an_empty_matrix_has_norm_zero(shape):
     assert torch.equal(matrix_norm(torch.empty(shape)), torch.zeros(shape[:-2]))
 
 
-def test_a_vector_is_no_matrix():
+def test_a_vector_is_refused():
     with pytest.raises(ValueError, match=r"`weight` must have two dimensions or more, got shape \(3,\)"):
         matrix_norm(torch.ones(3))
 
@@ -118,7 +118,7 @@ def test_a_failure_of_lapack_is_mended(monkeypatch):
 
 
 @pytest.mark.parametrize("shape", [(4, 6), (6, 4), (3, 4, 4)])
-def test_the_gradient_of_the_norm_is_that_of_the_largest_singular_pair(shape):
+def test_the_gradient_of_the_norm_comes_from_the_largest_singular_pair(shape):
     weight = random(*shape, dtype=torch.float64).requires_grad_()
     left, _, right = torch.linalg.svd(weight.detach())
 

@@ -95,7 +95,7 @@ def test_the_bound_of_a_large_layer_is_above_its_norm_by_the_grid_at_most(layer,
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_gradient_of_a_large_layer_is_that_of_the_frequency_with_the_largest_norm(seed):
+def test_the_gradient_of_a_large_layer_belongs_to_the_frequency_with_the_largest_norm(seed):
     kernel = kernel_of("normal", (70, 66, 3, 3), seed).double().requires_grad_()
 
     conv_norm_bound(kernel, padding=1, padding_mode="circular", input_size=5).backward()

@@ -1,10 +1,22 @@
-"""Who knows the bound of which operation: each file below registers the rules of one kind in `registry`.
+"""The rules that bound operations: each file below registers the rules of one kind in `registry`.
 
 `applied` makes a bound of a rule's answer.
 """
 
 import lightning_reg.functional.lipschitz.rules.activations
 import lightning_reg.functional.lipschitz.rules.arithmetic
+import lightning_reg.functional.lipschitz.rules.attention
+import lightning_reg.functional.lipschitz.rules.contractions
+import lightning_reg.functional.lipschitz.rules.extents
+import lightning_reg.functional.lipschitz.rules.fused
 import lightning_reg.functional.lipschitz.rules.layers
+import lightning_reg.functional.lipschitz.rules.losses
+import lightning_reg.functional.lipschitz.rules.matrices
+import lightning_reg.functional.lipschitz.rules.moved_extents
 import lightning_reg.functional.lipschitz.rules.moves
-import lightning_reg.functional.lipschitz.rules.pooling  # noqa: F401  # each registers its rules
+import lightning_reg.functional.lipschitz.rules.pooling
+import lightning_reg.functional.lipschitz.rules.recurrent
+import lightning_reg.functional.lipschitz.rules.reductions
+import lightning_reg.functional.lipschitz.rules.resizing
+import lightning_reg.functional.lipschitz.rules.transforms
+import lightning_reg.functional.lipschitz.rules.writes  # noqa: F401  # each registers its rules

@@ -6,8 +6,23 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_reg.functional.lipschitz.rounding import precise
-from lightning_reg.functional.lipschitz.rules.registry import for_all, for_functions, for_modules, without_bound
-from lightning_reg.functional.lipschitz.value import Bound, NoBoundError, Operation, Slopes, Traced, constant
+from lightning_reg.functional.lipschitz.rules.registry import (
+    EXTENTS,
+    for_all,
+    for_functions,
+    for_modules,
+    without_bound,
+)
+from lightning_reg.functional.lipschitz.value import (
+    Bound,
+    Extent,
+    NoBoundError,
+    Operation,
+    Slopes,
+    Traced,
+    constant,
+    smaller,
+)
 
 _MONOTONE = Slopes(0.0, 1.0)
 _ANY = Slopes(-1.0, 1.0)
@@ -32,16 +47,19 @@ _FIXED: tuple[tuple[tuple[type[nn.Module], ...], str, Slopes], ...] = (
     ((nn.SELU,), "selu", _SELU),
     ((), "sin cos abs absolute neg negative", _ANY),
     ((), "erf", Slopes(0.0, 1.128380)),
+    ((), "erfc", Slopes(-1.128380, 0.0)),
+    ((), "ndtr", Slopes(0.0, 0.398943)),
+    ((), "nan_to_num", _MONOTONE),
 )
 for _types, _names, _slopes in _FIXED:
     for_all(_types, _names, lambda op, input, *_, _slopes=_slopes, **__: _slopes)
 
 for_functions(
-    "exp exp2 expm1 log log2 log10 log1p sqrt rsqrt square reciprocal tan sinh cosh acos asin arccos arcsin logit acosh"
+    "exp exp2 expm1 log log2 log10 log1p sqrt rsqrt reciprocal tan sinh cosh acos asin arccos arcsin logit acosh"
     " atanh erfinv lgamma digamma"
 )(without_bound("its slope has no bound"))
 for_functions("sign round floor ceil trunc frac heaviside remainder fmod floor_divide floordiv sgn mod")(
-    without_bound("it jumps")
+    without_bound("it is discontinuous")
 )
 
 
@@ -129,7 +147,7 @@ def _celu_layer(op: Operation, input: Traced) -> Slopes:
 @for_functions("softplus")
 def _softplus(op: Operation, input: Traced, beta: float = 1.0, threshold: float = 20.0) -> Slopes:
     if threshold < _SMOOTH_THRESHOLD:
-        msg = f"it jumps at a `threshold` below {_SMOOTH_THRESHOLD:g}"
+        msg = f"it is discontinuous with a `threshold` below {_SMOOTH_THRESHOLD:g}"
         raise NoBoundError(msg)
     return _MONOTONE
 
@@ -142,7 +160,7 @@ def _softplus_layer(op: Operation, input: Traced) -> Slopes:
 @for_functions("threshold")
 def _threshold(op: Operation, input: Traced, threshold: float, value: float, inplace: bool = False) -> Slopes:
     if threshold != value:
-        msg = "it jumps, unless `value` is `threshold`"
+        msg = "it is discontinuous, unless `value` is `threshold`"
         raise NoBoundError(msg)
     return _MONOTONE
 
@@ -155,7 +173,7 @@ def _threshold_layer(op: Operation, input: Traced) -> Slopes:
 @for_functions("hardshrink")
 def _hardshrink(op: Operation, input: Traced, lambd: float = 0.5) -> Slopes:
     if lambd:
-        msg = "it jumps, unless `lambd` is 0"
+        msg = "it is discontinuous, unless `lambd` is 0"
         raise NoBoundError(msg)
     return _MONOTONE
 
@@ -172,9 +190,31 @@ def _clamp(op: Operation, input: Any, *limits: Any, **named: Any) -> Slopes:
 
 
 @for_functions("softmax softmin")
-def _softmax(op: Operation, input: Traced, dim: int | None = None, *_: Any, **__: Any) -> float:
+def _softmax(op: Operation, input: Traced, dim: int | None = None, *_: Any, **__: Any) -> float | Bound:
+    if _classes(input, dim) == 1:
+        return 0.0
+    scores = input.bound.extent.scores
     # The Jacobian is diag(p) - p p^T; two classes of 1/2 attain its largest norm.
-    return 0.0 if _classes(input, dim) == 1 else 0.5
+    bound = input.bound.after(0.5)
+    if scores is None or not _is_last(input, dim):
+        return bound
+    # The change of a row is no longer than the deviation of the scores' changes, by the probabilities p.
+    by_scores = scores.by_row + math.sqrt(input.value.shape[-2]) * scores.by_column
+    return Bound(smaller(bound.value, by_scores))
+
+
+@for_functions("softmax softmin", book=EXTENTS)
+def _softmax_extent(
+    op: Operation, bound: Bound, input: Traced, dim: int | None = None, *_: Any, **__: Any
+) -> Extent | None:
+    if not input.value.ndim or dim is None:
+        return None
+    scores = input.bound.extent.scores if _is_last(input, dim) else None
+    return Extent(1.0, 1.0, dim % input.value.ndim - input.value.ndim, scores and scores._replace(are_shares=True))
+
+
+def _is_last(input: Traced, dim: int | None) -> bool:
+    return dim is not None and dim % input.value.ndim == input.value.ndim - 1
 
 
 @for_functions("log_softmax")
@@ -185,8 +225,13 @@ def _log_softmax(op: Operation, input: Traced, dim: int | None = None, *_: Any, 
 
 
 @for_modules(nn.Softmax, nn.Softmin)
-def _softmax_layer(op: Operation, input: Traced) -> float:
+def _softmax_layer(op: Operation, input: Traced) -> float | Bound:
     return _softmax(op, input, op.module.dim)
+
+
+@for_modules(nn.Softmax, nn.Softmin, book=EXTENTS)
+def _softmax_layer_extent(op: Operation, bound: Bound, input: Traced) -> Extent | None:
+    return _softmax_extent(op, bound, input, op.module.dim)
 
 
 @for_modules(nn.LogSoftmax)
@@ -195,7 +240,7 @@ def _log_softmax_layer(op: Operation, input: Traced) -> float:
 
 
 @for_modules(nn.Softmax2d)
-def _softmax2d_layer(op: Operation, input: Traced) -> float:
+def _softmax2d_layer(op: Operation, input: Traced) -> float | Bound:
     return _softmax(op, input, -3)
 
 

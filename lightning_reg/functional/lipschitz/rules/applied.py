@@ -1,17 +1,36 @@
-"""What a rule's answer makes of the bounds of an operation's arguments."""
+"""Apply the answer of a rule to the bounds of an operation's arguments."""
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from lightning_reg.functional.lipschitz.nested import replaced
 from lightning_reg.functional.lipschitz.rounding import times
 from lightning_reg.functional.lipschitz.rules.registry import Rule, UserRule, plain
-from lightning_reg.functional.lipschitz.value import Bound, NoBoundError, Operation, Slopes, together, traced_in
+from lightning_reg.functional.lipschitz.value import (
+    Bound,
+    Extent,
+    NoBoundError,
+    Operation,
+    Scores,
+    Slopes,
+    Traced,
+    largest,
+    together,
+    traced_in,
+)
+
+# As good as infinity: what a function is here, it is everywhere beyond, or it has no bound.
+_FAR = 1e30
+_UNBOUNDED = 1e20
 
 
 class RuleError(Exception):
-    """What a user's rule did wrong, as its cause."""
+    """An error in a user's rule, which is its cause."""
 
 
 def apply_rule(
@@ -33,13 +52,37 @@ def apply_rule(
         return Bound(times(together(each.bound.value for each in traced), own), own=own), own
     result = rule(operation, *args, **kwargs)
     if isinstance(result, Bound):
-        return result, result.own
+        return replace(result, extent=Extent()), result.own
     if len(traced) != 1:
         msg = "no rule for it, if more than one of its arguments depends on the input"
         raise NoBoundError(msg)
     if not isinstance(result, Slopes):
         return traced[0].bound.after(result), result
-    return _entry_by_entry(operation, traced[0].value, traced[0].bound, result)
+
+    def at(points: Tensor) -> Tensor:
+        changed: Any = replaced((args, kwargs), Traced, lambda _: points)
+        with torch.no_grad():
+            return operation.apply(*changed[0], **changed[1])  # type: ignore[no-any-return]  # a tensor
+
+    bound, own = _entry_by_entry(operation, traced[0].value, traced[0].bound, result)
+    return replace(bound, extent=_extent(at, traced[0], result, own)), own
+
+
+def _extent(at: Callable[[Tensor], Tensor], argument: Traced, slopes: Slopes, slope: float) -> Extent:
+    """Return how large a function gets: no further from its value at 0 than by its slope, and no more at its ends."""
+    before = argument.bound.extent
+    zeros = torch.zeros_like(argument.value)
+    ends = largest(torch.stack([at(zeros - _FAR), at(zeros + _FAR)])) if slopes.low >= 0 else math.inf
+    ends = ends if ends < _UNBOUNDED else math.inf  # NaN, too
+    if math.inf == before.entries == ends:
+        return Extent()
+    start = largest(at(zeros))
+    scores = before.scores
+    if scores is not None:
+        scores = None if scores.are_shares else Scores(scores.by_row * slope, scores.by_column * slope)
+    length = argument.value.shape[before.dim] if argument.value.ndim else 1
+    radius = times(before.radius, slope) + start * math.sqrt(length)
+    return Extent(min(times(before.entries, slope) + start, ends), radius, before.dim, scores)
 
 
 def _entry_by_entry(operation: Operation, value: Tensor, bound: Bound, slopes: Slopes) -> tuple[Bound, float]:
@@ -57,7 +100,7 @@ def _ask(rule: UserRule, operation: Operation, args: tuple[Any, ...], kwargs: di
     module = () if operation.module is None else (operation.module,)
     try:
         answer = rule.function(*module, *plain(args), **plain(kwargs))
-    except Exception as error:  # whatever a user's rule does
+    except Exception as error:  # a user's rule can raise anything
         raise RuleError from error
     if isinstance(answer, Tensor) and answer.numel() == 1:
         answer = answer.item()

@@ -1,4 +1,4 @@
-"""Rules of sums, products with constants, and of what puts values together or moves them around."""
+"""Rules of sums, products with constants, and operations that join or move values."""
 
 import math
 from typing import Any
@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_reg.functional.lipschitz.rounding import UPWARDS, precise, times
-from lightning_reg.functional.lipschitz.rules.layers import dense
-from lightning_reg.functional.lipschitz.rules.registry import for_function, for_functions, for_modules, without_bound
+from lightning_reg.functional.lipschitz.rounding import power, times
+from lightning_reg.functional.lipschitz.rules.registry import for_functions, for_modules, without_bound
 from lightning_reg.functional.lipschitz.value import (
+    PRODUCT,
     Bound,
     NoBoundError,
     Operation,
@@ -20,13 +20,21 @@ from lightning_reg.functional.lipschitz.value import (
     together,
     traced_in,
 )
-from lightning_reg.functional.spectral.norms import matrix_norm
+
+_POWER = "the slope of a power has no bound"
 
 
-def _spread(op: Operation, argument: Traced) -> float:
-    """Return the bound of an argument of an operation that broadcasts, after which it may be there several times."""
+def spread(op: Operation, argument: Traced) -> float:
+    """Return the bound of an argument of an operation that broadcasts, and may repeat it."""
     before, after = argument.value.numel(), op.output.numel()
     return argument.bound.value if before == after else times(argument.bound.value, math.sqrt(after / max(before, 1)))
+
+
+def common_shape(*tensors: Any) -> torch.Size:
+    """Return the shape to which tensors broadcast, whether they depend on the input or not."""
+    shapes = [(each.value if isinstance(each, Traced) else each).shape for each in tensors]
+    shape: torch.Size = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
+    return shape
 
 
 @for_functions("add sub subtract")
@@ -34,7 +42,7 @@ def _add(op: Operation, input: Any, other: Any, *, alpha: float = 1) -> Bound:
     terms = [(argument, factor) for argument, factor in ((input, 1), (other, alpha)) if isinstance(argument, Traced)]
     if len(terms) == 1 and abs(terms[0][1]) == 1 and terms[0][0].value.shape == op.output.shape:
         return terms[0][0].bound  # a constant shifts it
-    return Bound(sum(times(_spread(op, argument), abs(factor)) for argument, factor in terms))
+    return Bound(sum(times(spread(op, argument), abs(factor)) for argument, factor in terms))
 
 
 @for_functions("rsub")
@@ -43,7 +51,14 @@ def _rsub(op: Operation, input: Any, other: Any, *, alpha: float = 1) -> Bound:
 
 
 @for_functions("mul multiply")
-def _mul(op: Operation, input: Any, other: Any) -> Bound:
+def product(op: Operation, input: Any, other: Any) -> Bound:
+    """Return the bound of a product entry by entry, which may broadcast to more entries by a third argument."""
+    if isinstance(input, Traced) and isinstance(other, Traced):
+        # Each is multiplied by what the other is at most.
+        sizes = other.bound.extent.entries, input.bound.extent.entries
+        if any(math.isinf(size) and each.bound.value for size, each in zip(sizes, (input, other), strict=True)):
+            raise NoBoundError(PRODUCT)
+        return Bound(times(spread(op, input), sizes[0]) + times(spread(op, other), sizes[1]))
     argument, factor = (input, other) if isinstance(input, Traced) else (other, input)
     factor = as_tensor(factor, argument.value)
     if factor.numel() == 1 and argument.value.shape == op.output.shape:
@@ -51,7 +66,7 @@ def _mul(op: Operation, input: Any, other: Any) -> Bound:
         size = size if math.isfinite(size) else math.nan
         chain = argument.bound.chain and argument.bound.chain.scaled(size)
         return Bound(times(argument.bound.value, size), chain)
-    # Each entry of the argument meets several of the factor.
+    # Each entry of the argument meets several entries of the factor.
     squares = factor.abs().expand(op.output.shape).square().sum_to_size(argument.value.shape)
     return argument.bound.after(largest(squares.sqrt()))
 
@@ -62,41 +77,25 @@ def _div(op: Operation, input: Any, other: Any, *, rounding_mode: str | None = N
         msg = "a division by a value that depends on the input has no bound"
         raise NoBoundError(msg)
     if rounding_mode is not None:
-        msg = "it jumps"
+        msg = "it is discontinuous"
         raise NoBoundError(msg)
-    return _mul(op, input, as_tensor(other, input.value).reciprocal())
+    return product(op, input, as_tensor(other, input.value).reciprocal())
 
 
 @for_functions("pow")
 def _pow(op: Operation, input: Any, exponent: Any) -> Bound:
     if isinstance(input, Traced) and not isinstance(exponent, Traced | Tensor) and exponent in {0, 1}:
         return input.bound if exponent else Bound(0.0)
-    msg = "the slope of a power has no bound"
-    raise NoBoundError(msg)
+    if isinstance(input, Traced) and isinstance(exponent, int | float) and exponent >= 1:
+        slope = exponent * power(input.bound.extent.entries, exponent - 1)
+        if math.isfinite(slope):
+            return input.bound.after(slope)
+    raise NoBoundError(_POWER)
 
 
-@for_functions("matmul bmm mm mv dot")
-def _matmul(op: Operation, input: Any, other: Any, *_: Any) -> Bound:
-    if isinstance(input, Traced):
-        matrix = constant(other)
-        if matrix.ndim == 2:  # noqa: PLR2004  # a matrix
-            return dense(input.bound, matrix.mT)
-        first, argument = matrix if matrix.ndim > 1 else matrix[:, None], input
-    else:
-        first, argument = input if input.ndim > 1 else input[None], other
-    norm = float(matrix_norm(precise(first)).amax())
-    # A batch of matrices may meet one argument.
-    mine = max(math.prod(argument.value.shape[:-2]), 1)
-    batches = first.shape[:-2], argument.value.shape[:-2]
-    copies = math.prod(torch.broadcast_shapes(*batches)) / mine  # type: ignore[no-untyped-call]
-    return argument.bound.after(norm * math.sqrt(copies) * UPWARDS)
-
-
-@for_functions("addmm")
-def _addmm(op: Operation, input: Any, mat1: Any, mat2: Any, *, beta: float = 1, alpha: float = 1) -> Bound:
-    product = _matmul(op, mat1, mat2).value if next(traced_in([mat1, mat2]), None) else 0.0
-    summand = times(_spread(op, input), abs(beta)) if isinstance(input, Traced) else 0.0
-    return Bound(times(product, abs(alpha)) + summand)
+@for_functions("square")
+def _square(op: Operation, input: Traced) -> Bound:
+    return _pow(op, input, 2)
 
 
 @for_functions("cat concat concatenate stack hstack vstack dstack row_stack column_stack")
@@ -104,15 +103,19 @@ def _cat(op: Operation, tensors: Any, *_: Any, **__: Any) -> Bound:
     return Bound(together(argument.bound.value for argument in traced_in(tensors)))
 
 
+@for_functions("complex")
+def _complex(op: Operation, real: Any, imag: Any) -> Bound:
+    return Bound(together(spread(op, argument) for argument in traced_in([real, imag])))
+
+
 @for_functions("setitem")
 def _setitem(op: Operation, input: Any, index: Any, value: Any) -> Bound:
     constant(index)
+    before = input.bound.value if isinstance(input, Traced) else 0.0
     place = op.output[index].numel()
     written = [each for each in (value,) if isinstance(each, Traced)]
     copies = (math.sqrt(place / max(each.value.numel(), 1)) for each in written)
-    return Bound(
-        together([input.bound.value, *(times(e.bound.value, c) for e, c in zip(written, copies, strict=True))])
-    )
+    return Bound(together([before, *(times(e.bound.value, c) for e, c in zip(written, copies, strict=True))]))
 
 
 @for_functions("broadcast_tensors")
@@ -127,7 +130,7 @@ def _where(op: Operation, condition: Any, input: Any, other: Any) -> Bound:
     if isinstance(condition, Traced) and isinstance(input, Tensor):  # the method: x.where(condition, other)
         condition, input = input, condition
     _fixed(condition)
-    return Bound(together(_spread(op, argument) for argument in traced_in([input, other])))
+    return Bound(together(spread(op, argument) for argument in traced_in([input, other])))
 
 
 @for_functions("masked_fill masked_select")
@@ -140,68 +143,8 @@ def _masked(op: Operation, input: Traced, mask: Any, value: Any = None) -> Bound
 
 def _fixed(condition: Any) -> None:
     if next(traced_in(condition), None) is not None:
-        msg = "it jumps where its condition, which depends on the input, changes"
+        msg = "it is discontinuous where its condition, which depends on the input, changes"
         raise NoBoundError(msg)
-
-
-@for_functions("maximum minimum fmax fmin max min")
-def _extremes(op: Operation, input: Any, *others: Any, **named: Any) -> float | Bound:
-    other = next((each for each in (*others, *named.values()) if isinstance(each, Traced | Tensor)), None)
-    if other is None:
-        return 1.0
-    return Bound(together(_spread(op, argument) for argument in traced_in([input, other])))
-
-
-@for_functions("amax amin sort msort topk kthvalue median nanmedian aminmax")
-def _order(op: Operation, input: Traced, *_: Any, **__: Any) -> float:
-    # Order statistics of a set move no more than its members do. `aminmax` gives one entry twice if there is one only.
-    return math.sqrt(2) if isinstance(op.output, tuple) and hasattr(op.output, "max") else 1.0
-
-
-@for_functions("sum nansum")
-def _sum(op: Operation, input: Traced, *_: Any, **__: Any) -> float:
-    return math.sqrt(input.value.numel() / max(op.output.numel(), 1))
-
-
-@for_functions("mean")
-def _mean(op: Operation, input: Traced, *_: Any, **__: Any) -> float:
-    return math.sqrt(op.output.numel() / max(input.value.numel(), 1))
-
-
-@for_functions("norm")
-def _norm(op: Operation, input: Traced, p: Any = "fro", *_: Any, **__: Any) -> float:
-    return _vector_norm(op, input, 2 if p in {"fro", None} else p)
-
-
-def _vector_norm(op: Operation, input: Traced, ord: Any = 2, *_: Any, **__: Any) -> float:
-    if isinstance(ord, str) or ord < 1:
-        msg = f"no rule for the norm {ord!r}"
-        raise NoBoundError(msg)
-    count = input.value.numel() / max(op.output.numel(), 1)
-    return float(max(1.0, count ** (1 / ord - 1 / 2)))
-
-
-for_function(torch.linalg.vector_norm, _vector_norm)
-
-
-def _linalg_norm(op: Operation, input: Traced, ord: Any = None, *_: Any, **__: Any) -> float:
-    if ord not in {None, "fro", 2}:
-        msg = f"no rule for the norm {ord!r}"
-        raise NoBoundError(msg)
-    return 1.0
-
-
-for_function(torch.linalg.norm, _linalg_norm)
-
-
-@for_functions("normalize")
-def _normalize(
-    op: Operation, input: Traced, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out: Any = None
-) -> float:
-    if p != 2:  # noqa: PLR2004  # the Euclidean norm
-        msg = f"no rule for p={p}"
-        raise NoBoundError(msg)
-    return 1 / eps if eps > 0 else math.inf
 
 
 _CONSTANTS = "zeros_like ones_like empty_like full_like new_zeros new_ones new_full new_empty new_tensor size"
@@ -213,11 +156,11 @@ def _no_values(op: Operation, input: Any, *rest: Any, **named: Any) -> Bound:
     return Bound(0.0)
 
 
-_METHODS_WITHOUT = "prod cumprod var std var_mean std_mean renorm cdist cosine_similarity cross baddbmm outer ger"
-for_functions(_METHODS_WITHOUT)(
-    without_bound("no rule for it: products or deviations of values that depend on the input")
+for_functions("prod cumprod renorm cosine_similarity")(
+    without_bound("no rule for it: products of values that depend on the input")
 )
+for_functions("var var_mean")(without_bound("the slope of a square has no bound"))
 for_functions("argmax argmin eq ne lt gt le ge isnan isfinite isinf bool long int nonzero argsort logical_not any all")(
-    without_bound("whole numbers and comparisons jump: they have no Lipschitz constant")
+    without_bound("whole numbers and comparisons are discontinuous: they have no Lipschitz constant")
 )
 for_modules(nn.CosineSimilarity)(without_bound("no rule for it: products of values that depend on the input"))

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from lightning_reg.functional.lipschitz.budget import cheap_norm, is_too_late
 from lightning_reg.functional.lipschitz.chain import Chain
-from lightning_reg.functional.lipschitz.rounding import UPWARDS, norm_and_gram, norm_upwards, precise, times
+from lightning_reg.functional.lipschitz.rounding import UPWARDS, norm_and_gram, precise, times
 from lightning_reg.functional.lipschitz.rules.registry import (
     for_all,
     for_function,
@@ -39,13 +39,6 @@ def _linear_layer(op: Operation, input: Traced) -> Bound:
     return dense(input.bound, op.module.weight)
 
 
-@for_functions("linear")
-def _linear(op: Operation, input: Any, weight: Any, bias: Any = None) -> Bound:
-    constant([weight, bias])
-    # A vector is a matrix of one row, whose output dimension is gone.
-    return dense(input.bound, weight) if weight.ndim > 1 else input.bound.after(norm_upwards(weight[None]))
-
-
 def dense(bound: Bound, weight: Tensor) -> Bound:
     """Return the bound after a product of the last dimension with `weight`, shape (out, in)."""
     if is_too_late():
@@ -65,7 +58,7 @@ def dense(bound: Bound, weight: Tensor) -> Bound:
 
 
 def convolved(bound: Bound, weight: Tensor, layer: Convolution, size: Sizes | None) -> Bound:
-    """Return the bound after a convolution of images of `size`; None: of any."""
+    """Return the bound after a convolution of images of `size`; None for any size."""
     norm = float(reshaped_bound(weight, layer, size) if is_too_late() else certified_bound(weight, layer, size, _GRID))
 
     def scaled(scale: Tensor) -> Bound:
@@ -86,7 +79,7 @@ def _image_size(input: Traced, weight: Tensor) -> Sizes:
 def _convolutional_layer(op: Operation, input: Traced, output_size: Any = None) -> Bound:
     weight = _real(op.module.weight)
     layer = cast(Convolution, convolution_of(op.module, weight))
-    # A size of the output that is asked for takes the place of the layer's output padding.
+    # A requested output size replaces the layer's output padding.
     return convolved(input.bound, weight, layer, None if output_size else _image_size(input, weight))
 
 
@@ -238,7 +231,7 @@ def _rms_norm_layer(op: Operation, input: Traced) -> Bound:
 
 
 def _normalized(input: Traced, weight: Tensor | None, eps: float) -> Bound:
-    """Return the bound after a division by the deviation: inputs without deviation attain it."""
+    """Return the bound after a division by the deviation; inputs without deviation attain it."""
     scale = 1.0 if weight is None else largest(weight)
     factor = scale / math.sqrt(eps) * UPWARDS if eps > 0 else math.inf
     return Bound(input.bound.after(factor).value, own=factor)
@@ -249,19 +242,16 @@ for_all(
     "embedding embedding_bag",
     without_bound("integers have no Lipschitz constant: measure the part of the network after the embedding"),
 )
-for_all(
-    (
-        nn.MultiheadAttention,
-        nn.Transformer,
-        nn.TransformerEncoder,
-        nn.TransformerEncoderLayer,
-        nn.TransformerDecoder,
-        nn.TransformerDecoderLayer,
-    ),
-    "scaled_dot_product_attention multi_head_attention_forward",
-    without_bound("dot-product attention has no Lipschitz constant (Kim et al. 2021, arXiv:2006.04710)"),
-)
-for_all((nn.Bilinear, nn.GLU), "bilinear glu", without_bound(PRODUCT))
-for_modules(nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell)(
-    without_bound("recurrent layers: no rule for their products and repetitions")
-)
+
+
+@for_functions("glu")
+def _glu(op: Operation, input: Traced, dim: int = -1) -> float:
+    # The product of one half and of the sigmoid, which is 1 at most, of slope 1/4, of the other.
+    if math.isinf(input.bound.extent.entries):
+        raise NoBoundError(PRODUCT)
+    return math.hypot(1.0, input.bound.extent.entries / 4)
+
+
+@for_modules(nn.GLU)
+def _glu_layer(op: Operation, input: Traced) -> float:
+    return _glu(op, input, op.module.dim)

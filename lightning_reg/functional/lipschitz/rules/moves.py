@@ -1,4 +1,4 @@
-"""Rules of what moves entries around, leaves some out, or copies them."""
+"""Rules of operations that move entries, leave some out, or copy them."""
 
 import math
 from typing import Any
@@ -7,10 +7,17 @@ import torch
 from torch import nn
 
 from lightning_reg.functional.lipschitz.rules.registry import for_all, for_functions
-from lightning_reg.functional.lipschitz.value import PRODUCT, Bound, NoBoundError, Operation, Traced, constant
+from lightning_reg.functional.lipschitz.value import (
+    Bound,
+    NoBoundError,
+    Operation,
+    Traced,
+    constant,
+    traced_in,
+)
 
 _FIRST = 1 << 50
-# Rows stay rows where the last dimension keeps its size.
+# Rows stay rows if the last dimension keeps its size.
 _RESHAPING = (
     "reshape view flatten unflatten ravel contiguous clone detach deepcopy squeeze unsqueeze view_as reshape_as"
 )
@@ -18,14 +25,25 @@ _MOVING = (
     "permute transpose movedim moveaxis swapaxes swapdims t T mT H mH adjoint roll flip fliplr flipud rot90 tril triu"
     " diagonal chunk split tensor_split hsplit vsplit dsplit unbind narrow select unsafe_chunk unsafe_split"
     " split_with_sizes pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle to float double type_as cpu"
-    " cuda requires_grad_ real imag data pos positive view_as_real view_as_complex"
+    " cuda requires_grad_ real imag data pos positive view_as_real view_as_complex conj conj_physical resolve_conj"
+    " resolve_neg type diag diagflat diag_embed atleast_1d atleast_2d atleast_3d squeeze_copy unsqueeze_copy"
 )
 
 
-def _reshaped(op: Operation, input: Traced, *_: Any, **__: Any) -> Bound:
+def _fixed_places(values: Any) -> None:
+    """Raise if a whole number depends on the input; only the shape or the dtype of other tensors matters."""
+    if any(not (each.value.is_floating_point() or each.value.is_complex()) for each in traced_in(values)):
+        msg = "indexing by positions that depend on the input is discontinuous"
+        raise NoBoundError(msg)
+
+
+def _reshaped(op: Operation, input: Any, *rest: Any, **named: Any) -> Bound:
+    _fixed_places([rest, named])
+    if not isinstance(input, Traced):  # it gets the shape of a tensor that depends on the input
+        return Bound(0.0)
     before, after = input.value.shape, op.output.shape
     if op.output.dtype != input.value.dtype:
-        msg = "the same bits as another type jump"
+        msg = "reinterpreting bits as another type is discontinuous"
         raise NoBoundError(msg)
     if before == after:
         return input.bound
@@ -35,9 +53,10 @@ def _reshaped(op: Operation, input: Traced, *_: Any, **__: Any) -> Bound:
 for_all((nn.Flatten, nn.Unflatten), _RESHAPING, _reshaped)
 
 
-def _moved(op: Operation, input: Any, *_: Any, **__: Any) -> Bound:
-    if not isinstance(input, Traced):
-        raise NoBoundError(PRODUCT)
+def _moved(op: Operation, input: Any, *rest: Any, **named: Any) -> Bound:
+    _fixed_places([rest, named])
+    if not isinstance(input, Traced):  # it gets the dtype of a tensor that depends on the input
+        return Bound(0.0)
     return input.bound if op.output is input.value else Bound(input.bound.value)
 
 
@@ -45,13 +64,13 @@ for_all((nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle), _MOVING, _moved
 
 
 def copied(op: Operation, input: Any, *rest: Any, **named: Any) -> float:
-    """Return the factor of what copies entries: the root of how often it copies the one that it copies most often."""
+    """Return the factor of an operation that copies entries: the root of the largest number of copies of an entry."""
     constant([rest, named])
     if not isinstance(input, Traced):
-        msg = "positions that depend on the input jump"
+        msg = "indexing by positions that depend on the input is discontinuous"
         raise NoBoundError(msg)
     count = input.value.numel()
-    # Float64 holds whole numbers up to 2^53, and padding works in it. Numbers so large that no padding has them.
+    # Float64 holds whole numbers up to 2^53, and padding works in it. No padding value is as large as these numbers.
     numbers = torch.arange(count, dtype=torch.float64, device=input.value.device).view(input.value.shape) + _FIRST
     found = op.apply(numbers, *rest, **named).flatten() - _FIRST
     found = found[(found >= 0) & (found < count) & (found == found.round())].long()
@@ -73,8 +92,10 @@ for_all(
 
 
 @for_functions("expand_as")
-def _expanded(op: Operation, input: Any, other: Any) -> float:
-    return copied(op, input, other.value if isinstance(other, Traced) else other)
+def _expanded(op: Operation, input: Any, other: Any) -> Bound:
+    if not isinstance(input, Traced):
+        return Bound(0.0)
+    return input.bound.after(copied(op, input, other.value if isinstance(other, Traced) else other))
 
 
 @for_functions("getitem")
@@ -86,6 +107,6 @@ def _getitem(op: Operation, input: Any, index: Any) -> Bound:
         constant(index)
         return Bound(input.bound.value)
     if not isinstance(input, Traced):
-        msg = "positions that depend on the input jump"
+        msg = "indexing by positions that depend on the input is discontinuous"
         raise NoBoundError(msg)
     return input.bound.after(copied(op, input, index))

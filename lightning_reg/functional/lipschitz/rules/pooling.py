@@ -1,4 +1,4 @@
-"""Rules of pooling, interpolation, and of other linear maps whose matrix can be bounded by sums of its entries."""
+"""Rules of pooling, and of other linear maps whose matrix can be bounded by sums of its entries."""
 
 import itertools
 import math
@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_reg.functional.lipschitz.rounding import UPWARDS, precise
-from lightning_reg.functional.lipschitz.rules.moves import copied
+from lightning_reg.functional.lipschitz.rounding import UPWARDS
 from lightning_reg.functional.lipschitz.rules.registry import for_all, for_functions, for_modules
 from lightning_reg.functional.lipschitz.value import NoBoundError, Operation, Traced, constant
 
@@ -19,7 +18,7 @@ def positive(op: Operation, input: Any, *rest: Any, **named: Any) -> float:
     """Return the factor of a linear map with entries of one sign: the root of its largest row sum times column sum."""
     constant([rest, named])
     if not isinstance(input, Traced):
-        msg = "no rule for it, if an argument but the first depends on the input"
+        msg = "no rule for it, if an argument other than the first depends on the input"
         raise NoBoundError(msg)
     return _by_sums(lambda ones: op.apply(ones, *rest, **named), input.value)
 
@@ -37,55 +36,9 @@ for_all(
         *(getattr(nn, f"{kind}AvgPool{dims}d") for kind in ("", "Adaptive") for dims in (1, 2, 3)),
         nn.Fold,
     ),
-    "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d fold cumsum",
+    "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d fold",
     positive,
 )
-
-
-@for_functions("interpolate")
-def _interpolate(  # the function's
-    op: Operation,
-    input: Traced,
-    size: Any = None,
-    scale_factor: Any = None,
-    mode: str = "nearest",
-    *rest: Any,
-    **named: Any,
-) -> float:
-    return _resized(op, input, mode, size, scale_factor, mode, *rest, **named)
-
-
-@for_functions("upsample")
-def _upsample(
-    op: Operation, input: Traced, size: Any = None, scale_factor: Any = None, mode: str = "nearest", *rest: Any
-) -> float:  # the function's
-    return _resized(op, input, mode, size, scale_factor, mode, *rest)
-
-
-@for_modules(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
-def _upsampling_layer(op: Operation, input: Traced) -> float:
-    return _resized(op, input, op.module.mode)
-
-
-def _resized(op: Operation, input: Traced, mode: str, *rest: Any, **named: Any) -> float:
-    if mode == "bicubic":
-        msg = "no rule for bicubic interpolation"
-        raise NoBoundError(msg)
-    return (copied if mode.startswith("nearest") else positive)(op, input, *rest, **named)
-
-
-@for_functions("einsum")
-def _einsum(op: Operation, equation: str, *operands: Any) -> float:
-    if len(operands) == 1 and isinstance(operands[0], list | tuple):
-        operands = tuple(operands[0])
-    position = next(place for place, operand in enumerate(operands) if isinstance(operand, Traced))
-    others = [constant(operand) for place, operand in enumerate(operands) if place != position]
-    entries = [precise(other).abs() for other in others]
-
-    def apply(ones: Tensor) -> Tensor:
-        return torch.einsum(equation, *entries[:position], ones, *entries[position:])
-
-    return _by_sums(apply, operands[position].value)
 
 
 def _each(value: Any, dims: int) -> Sequence[int]:
@@ -94,13 +47,13 @@ def _each(value: Any, dims: int) -> Sequence[int]:
 
 
 def _most_windows(windows: Iterable[Iterable[int]], size: int) -> int:
-    """Return how many windows hold the pixel that most of them hold."""
+    """Return the largest number of windows that share a pixel."""
     counts = Counter(pixel for pixel in itertools.chain.from_iterable(windows) if 0 <= pixel < size)
     return max(counts.values(), default=0)
 
 
 def _pooled(op: Operation, input: Traced, dims: int, settings: Sequence[Any]) -> float:
-    """Return the factor of a norm of each window: each pixel counts as often as windows hold it."""
+    """Return the factor of a norm of each window: each pixel counts once for each window with it."""
     output = op.output[0] if isinstance(op.output, tuple) else op.output
     kernel, stride, padding, dilation = settings
     counts = []

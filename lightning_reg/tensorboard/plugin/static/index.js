@@ -37,7 +37,7 @@ export async function render() {
 
   const tip = tooltip();
   const load = loader(() => repaint());
-  let picked = null; // the card in which a row was chosen, until its curve is in sight, too
+  let picked = null; // the card in which a row was chosen, until its curve is also in view
   const pick = (layer, card) => {
     const folded = choices.get().folded ?? [];
     const left = folded.filter((path) => rowName(path) !== layer);
@@ -45,7 +45,7 @@ export async function render() {
     picked = card;
     const closes = layer === choices.get().layer;
     choices.set({ layer: closes ? "" : layer });
-    tip.say(closes ? "Curve closed" : `The curve of ${layer} is shown beneath`);
+    tip.say(closes ? "Curve closed" : `The curve of ${layer} is shown below`);
   };
   const maps = heatmaps(load, { tip, pick });
   const curve = curvePanel(tip, () => choices.set({ layer: "" }));
@@ -60,7 +60,7 @@ export async function render() {
 
   const sameAsFirst = (names) => JSON.stringify(names) === JSON.stringify(firstRuns(catalogue));
 
-  /** Show everything as it now is, once a frame at most. */
+  /** Show the current state, at most once in a frame. */
   function repaint() {
     if (due) return;
     due = true;
@@ -93,7 +93,7 @@ export async function render() {
     picked = null;
   }
 
-  /** The next reading, which fails for the same reason, tells it. */
+  /** The next reading fails for the same reason, and shows it. */
   function failedQuietly() {}
 
   const reading = poll(

@@ -1,4 +1,4 @@
-// Which strength is best: a validation metric over the setting in which the runs differ, and what it did to the network.
+// Which strength is best: a validation metric over the setting in which the runs differ, and the effect on the network.
 
 import { element, shape } from "../drawing/dom.js";
 import { number, percent, title } from "../drawing/format.js";
@@ -55,9 +55,9 @@ export function comparison(change) {
 
   return {
     element: card,
-    /** The values of the chosen metric that have been read: run -> `{ last, least, largest }`. */
+    /** The values read of the chosen metric: run -> `{ last, least, largest }`. */
     scores: () => read,
-    /** Compare the runs that are shown; reads the metric if it is another one than before, or if `again`. */
+    /** Compare the runs that are shown; reads the metric if it has changed, or if `again`. */
     async show(view, state, again = false) {
       const tags = candidates(view.shown);
       const names = varying(view.shown);
@@ -79,7 +79,7 @@ export function comparison(change) {
         const pending = { tag, runs: tag === read.tag ? read.runs : {} };
         read = pending;
         pending.runs = await api.scalar(tag);
-        if (read !== pending) return; // another one was chosen meanwhile
+        if (read !== pending) return; // another metric was chosen meanwhile
       }
       paint();
     },

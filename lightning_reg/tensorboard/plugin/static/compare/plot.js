@@ -1,13 +1,13 @@
-// Points over a strength: a logarithmic axis, with zero apart at its start.
+// Points over a strength: a logarithmic axis, with a separate zero at its start.
 
 import { shape } from "../drawing/dom.js";
 import { number } from "../drawing/format.js";
 import { extent, scaleOver, ticks } from "../drawing/scale.js";
 
 const MARGIN = { left: 56, right: 14, top: 12, bottom: 24 };
-const ZERO = 0.12; // of the width, where there is a zero
+const ZERO = 0.12; // share of the width for zero, if there is one
 
-/** Return the place, in [0, 1], of each of `values` on the axis, and its ticks. */
+/** Return the position, in [0, 1], of each of `values` on the axis, and the ticks. */
 export function strengthAxis(values) {
   const positive = values.filter((value) => value > 0);
   const start = positive.length < values.length && positive.length ? ZERO : 0;

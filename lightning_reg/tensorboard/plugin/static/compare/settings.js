@@ -1,11 +1,11 @@
-// Which setting the runs differ in, and which of them are the same but for the seed.
+// The setting in which the runs differ, and runs that differ in the seed only.
 
 const STRENGTH = /\.(strength|alpha|value)$/;
 const AMOUNT = /\.(strength|alpha|value|target|norm_bound|max_norm|n)$/;
 const SEED = /seed/i;
 const LOWER = /loss|err|mse|mae|perplexity|ppl|nll|nmse|fid/i;
 
-/** Return the numeric settings in which runs differ, those that say how strong a callback is first. */
+/** Return the numeric settings in which runs differ, strengths of callbacks first. */
 export function varying(runs) {
   const names = [...new Set(runs.flatMap((run) => Object.keys(run.settings ?? {})))].filter((name) => !SEED.test(name));
   const differ = names.filter((name) => {
@@ -15,14 +15,14 @@ export function varying(runs) {
   return differ.sort((one, other) => AMOUNT.test(other) - AMOUNT.test(one));
 }
 
-/** Return the value of a setting in a run: no penalty is one of strength 0; null where there is none. */
+/** Return the value of a setting in a run, or null; a missing penalty has strength 0. */
 export function valueOf(run, name) {
   const value = run.settings?.[name];
   if (typeof value === "number") return value;
   return value === undefined && STRENGTH.test(name) ? 0 : null;
 }
 
-/** Return lists of runs with the same settings but for the seed. */
+/** Return lists of runs whose settings are equal except for the seed. */
 export function bySettings(runs) {
   const groups = new Map();
   for (const run of runs) {
@@ -33,7 +33,7 @@ export function bySettings(runs) {
   return [...groups.values()];
 }
 
-/** Return the tags of scalars that may tell how good a run is, the likeliest first. */
+/** Return the tags of scalars that may measure how good a run is, the likeliest first. */
 export function candidates(runs) {
   const tags = [...new Set(runs.flatMap((run) => run.scalars ?? []))].filter((tag) => !/^(epoch|hp_metric|lr-.*)$/.test(tag));
   const rank = (tag) =>
@@ -41,7 +41,7 @@ export function candidates(runs) {
   return tags.sort((one, other) => rank(other) - rank(one) || (one < other ? -1 : 1));
 }
 
-/** Tell whether less of a metric is better, by its name. */
+/** Tell by the name of a metric whether smaller values are better. */
 export function isBetterLower(tag, wish) {
   return wish ? wish === "low" : LOWER.test(tag);
 }

@@ -1,4 +1,4 @@
-// One layer's curve over all runs that are shown.
+// The curve of one layer in all runs that are shown.
 
 import { strokeOf } from "../drawing/colours.js";
 import { element, shape } from "../drawing/dom.js";
@@ -12,7 +12,7 @@ const MARGIN = { left: 56, right: 12, top: 10, bottom: 22 };
 const HEIGHT = 190;
 const CLEAR = 8; // pixels between a row and the panel
 
-/** Make the panel. `close()` is called when the user has seen enough. */
+/** Make the panel. `close()` is called when the user closes it. */
 export function curvePanel(tip, close) {
   const heading = element("h2");
   const closing = element(
@@ -36,10 +36,10 @@ export function curvePanel(tip, close) {
     element("div", { class: "curve-body" }, picture, names),
     message,
   );
-  let shown = null; // what the picture is of
+  let shown = null; // the content of the picture
   let read = { key: "", curves: [] };
   let probe = null;
-  let opener = null; // what had the focus before
+  let opener = null; // the element that had the focus before
 
   function paint() {
     if (!shown || panel.hidden) return;
@@ -116,7 +116,7 @@ export function curvePanel(tip, close) {
       const hidden = row.getBoundingClientRect().bottom + CLEAR - panel.getBoundingClientRect().top;
       if (!panel.hidden && hidden > 0) window.scrollBy(0, hidden);
     },
-    /** Show the chosen layer; reads its curve if it is another one than before, or if `again`. */
+    /** Show the chosen layer; reads its curve if the layer has changed, or if `again`. */
     async show(view, state, dark, again = false) {
       const open = Boolean(state.layer && view.metric);
       if (open && panel.hidden) opener = document.activeElement;
@@ -131,7 +131,7 @@ export function curvePanel(tip, close) {
       if (key !== read.key || again) {
         if (key !== read.key) {
           [shown, probe] = [null, null];
-          // No line of another layer stands under this heading until the answer is here.
+          // Lines of the previous layer must not stand under this heading until the answer arrives.
           picture.replaceChildren();
           names.replaceChildren();
         }
@@ -159,7 +159,7 @@ export function curvePanel(tip, close) {
   };
 }
 
-/** Return the place of the step nearest to `step`. */
+/** Return the index of the step nearest to `step`. */
 function nearest(steps, step) {
   let best = 0;
   steps.forEach((each, index) => {

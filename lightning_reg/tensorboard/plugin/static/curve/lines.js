@@ -1,4 +1,4 @@
-// The line of one run: it breaks where nothing finite was logged; NaN and infinities leave a cross on its way.
+// The line of one run. It breaks where no finite value was logged; NaN and infinities are drawn as crosses.
 
 import { shape } from "../drawing/dom.js";
 
@@ -20,7 +20,7 @@ export function plotted({ run, steps, values }, place, { colour, dash }) {
       return;
     }
     path += `${pen}${place.x(step).toFixed(1)} ${place.y(value).toFixed(1)}`;
-    // A single point is a line of no length, with round ends.
+    // A single point is a line of length zero with round ends.
     if (pen === "M") path += "h0";
     pen = "L";
     last = value;

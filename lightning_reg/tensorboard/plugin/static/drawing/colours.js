@@ -24,7 +24,7 @@ export function shade(position) {
   return shades[Math.round(Math.min(Math.max(position, 0), 1) * (SHADES - 1))];
 }
 
-// From below zero over zero to above it: blue, near white, red (ends of ColorBrewer's RdBu, C. Brewer, Apache 2.0).
+// Below zero blue, zero near white, above zero red (ends of ColorBrewer's RdBu, C. Brewer, Apache 2.0).
 const BELOW = [33, 102, 172];
 const ZERO = [247, 247, 247];
 const ABOVE = [178, 24, 43];
@@ -48,12 +48,12 @@ export function gradient(direction, diverging = false) {
   return `linear-gradient(${direction}, ${stops.join(", ")})`;
 }
 
-// Those that TensorBoard gives to runs, in its order, for light and for dark pages.
+// TensorBoard's colours of runs, in its order, for light and for dark pages.
 const LIGHT = ["#425066", "#12b5cb", "#e52592", "#f9ab00", "#9334e6", "#7cb342", "#e8710a"];
 const DARK = ["#aecbfa", "#12b5cb", "#ff8bcb", "#fdd663", "#c58af9", "#aedc7e", "#fa903e"];
 const DASHES = ["", "7 3", "2 3", "9 3 2 3"];
 
-/** Return how the run at `index` is drawn: with more runs than colours, the dashes tell them apart. */
+/** Return the stroke of the run at `index`; if there are more runs than colours, dashes distinguish them. */
 export function strokeOf(index, dark) {
   const palette = dark ? DARK : LIGHT;
   const round = Math.floor(index / palette.length);

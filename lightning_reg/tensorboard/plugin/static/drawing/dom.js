@@ -1,4 +1,4 @@
-// Making elements. Whatever comes from a log directory becomes a text node or an attribute here, never markup.
+// Make elements. Text from a log directory becomes a text node or an attribute, never markup.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -12,7 +12,7 @@ function fill(node, attributes, children) {
   return node;
 }
 
-/** Make an element. Attributes "onclick" and the like are listeners; strings among the children are text. */
+/** Make an element. Attributes such as "onclick" are listeners; strings among the children are text. */
 export function element(tag, attributes = {}, ...children) {
   return fill(document.createElement(tag), attributes, children);
 }
@@ -24,7 +24,7 @@ export function shape(tag, attributes = {}, ...children) {
 
 let width;
 
-/** Return `text`, cut at its start to fit: the end of a layer's name tells more than its beginning. */
+/** Return `text`, cut at its start to fit, because the end of a layer's name is more informative. */
 export function fitted(text, pixels, font) {
   width ??= document.createElement("canvas").getContext("2d");
   width.font = font;
@@ -39,7 +39,7 @@ export function fitted(text, pixels, font) {
   return "…" + text.slice(low);
 }
 
-/** Return how wide `text` is, in pixels. */
+/** Return the width of `text` in pixels. */
 export function widthOf(text, font) {
   width ??= document.createElement("canvas").getContext("2d");
   width.font = font;

@@ -1,4 +1,4 @@
-// Numbers and names as people read them.
+// Numbers and names in readable form.
 
 const METRIC_TITLES = {
   lipschitz: "Lipschitz bound",
@@ -8,11 +8,11 @@ const METRIC_TITLES = {
 };
 
 const REMARKS = {
-  lipschitz: "Upper bounds; convolutions for the size of the images in a batch.",
-  spectral_norm: "Convolutions over images of any size, by default: there it can exceed the Lipschitz bound.",
+  lipschitz: "Upper bounds. Convolutions are bounded for the size of the images in a batch.",
+  spectral_norm: "By default, convolutions on images of any size. The value can exceed the Lipschitz bound.",
 };
 
-/** Return what one must know of a metric to compare it with another; empty for most. */
+/** Return a remark for comparing a metric with others; empty for most metrics. */
 export function remarkOn(metric) {
   return REMARKS[metric] ?? "";
 }
@@ -24,7 +24,7 @@ export function title(metric) {
   return words.charAt(0).toUpperCase() + words.slice(1);
 }
 
-/** Return a number in at most `digits` significant digits; the words for no number, NaN and infinity. */
+/** Return a number with at most `digits` significant digits, or words for a missing number, NaN and infinity. */
 export function number(value, digits = 4) {
   if (value === null || value === undefined) return "nothing logged";
   if (Number.isNaN(value)) return "NaN";

@@ -1,11 +1,11 @@
 // From values to positions between 0 and 1.
 
-const ROUNDING = 1e-6; // numbers that differ by less are one number in single precision
+const ROUNDING = 1e-6; // numbers that differ by less are equal in single precision
 const FAR = 3;
 
-/** Return an extent without what lies far outside of most values, which would leave one colour for all the rest.
+/** Return an extent without outliers far from most values, which would leave one colour for all other values.
  *
- * `samples` are lists of finite values, of which each stands for equally many. `least` and `most` are the old ends.
+ * `samples` are lists of finite values; each value stands for the same number of values. `least` and `most` are the old ends.
  */
 export function withoutOutliers(extent, samples) {
   const sorted = Float64Array.from(samples.flat()).sort();
@@ -40,12 +40,12 @@ export function extent(rowsOfValues) {
   return found;
 }
 
-/** Make a scale over an extent: `position(value)`, `value(position)`, and what kind it came to be. */
+/** Make a scale over an extent: `position(value)`, `value(position)`, and its kind. */
 export function scaleOver(extents, wanted) {
   const { low, lowPositive, high } = extents;
   const { least = low, most = high, diverging = false } = extents;
   if (!(low <= high)) return { kind: "none", low: NaN, high: NaN, position: () => 0.5, value: () => NaN };
-  const log = wanted === "log" && high > 0; // where nothing is positive there is no logarithm
+  const log = wanted === "log" && high > 0; // without positive values there is no logarithm
   const bottom = log ? lowPositive : low;
   const [start, end] = log ? [Math.log(bottom), Math.log(high)] : [bottom, high];
   const position = (value) => {
@@ -60,7 +60,7 @@ export function scaleOver(extents, wanted) {
   return { kind: log ? "log" : "linear", low: bottom, high, position, value, below, least, most, diverging };
 }
 
-/** Return round numbers within a scale, about `wanted` of them, both ends apart. */
+/** Return about `wanted` round numbers within a scale. */
 export function ticks(scale, wanted) {
   if (scale.kind === "none" || scale.low === scale.high) return [];
   if (scale.kind === "log" && scale.high / scale.low >= 100) return powers(scale, wanted);

@@ -1,4 +1,4 @@
-// What is drawn and how: metric, colours, layers.
+// The controls of the drawing: metric, colours, layers.
 
 import { element } from "../drawing/dom.js";
 import { remarkOn, title } from "../drawing/format.js";

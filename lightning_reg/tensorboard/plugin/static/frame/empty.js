@@ -1,4 +1,4 @@
-// What to do when there is nothing to show.
+// Advice for when there is nothing to show.
 
 import { element } from "../drawing/dom.js";
 
@@ -16,7 +16,7 @@ export function advice(catalogue, metrics) {
       EXAMPLE,
     );
   }
-  const text = "These runs hold no numbers of single layers. The monitor writes them unless `per_layer=False`:";
+  const text = "These runs hold no numbers of single layers. The monitor writes them unless per_layer=False says not to:";
   return card("No layers to show", text, EXAMPLE);
 }
 

@@ -1,12 +1,12 @@
-// The frame of the page: where its parts stand, and its style.
+// The frame of the page: the places of its parts, and its style.
 
 import { element } from "../drawing/dom.js";
 import { title } from "../drawing/format.js";
 
 const NARROW = 800; // as in style.css
-const HINT = "Rows are layers, columns are optimizer steps, in proportion. Click on a row for its curve.";
+const HINT = "Rows are layers. Columns are optimizer steps, drawn to scale. Click on a row for its curve.";
 
-/** Load the style sheet. The page is shown, and measures itself, after that. */
+/** Load the style sheet. Afterwards the page is shown, and measures itself. */
 export async function styled() {
   const sheet = element("link", { rel: "stylesheet", href: new URL("../style.css", import.meta.url) });
   const loaded = new Promise((done) => ["load", "error"].forEach((kind) => sheet.addEventListener(kind, done)));

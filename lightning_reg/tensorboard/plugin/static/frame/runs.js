@@ -20,7 +20,7 @@ export function runList(choose) {
   const listed = () => view.runs.filter((run) => run.name.toLowerCase().includes(search.value.trim().toLowerCase()));
   const chosen = () => new Set(view.shown.map((run) => run.name));
 
-  // "All" and "None" are about the runs that the search has found.
+  // "All" and "None" apply to the runs found by the search.
   function union(found) {
     const names = new Set([...chosen(), ...found.map((run) => run.name)]);
     return view.runs.map((run) => run.name).filter((name) => names.has(name));
@@ -49,7 +49,7 @@ export function runList(choose) {
         return element("label", { class: "run", title: run.name }, box, element("span", {}, run.title));
       }),
     );
-    if (!found.length) list.append(element("p", { class: "note" }, "No run has this in its name."));
+    if (!found.length) list.append(element("p", { class: "note" }, "No run has this text in its name."));
     tally.textContent = `${view.shown.length} of ${view.runs.length}`;
     if (focused) [...list.querySelectorAll("input")].find((box) => box.value === focused)?.focus();
   }

@@ -1,4 +1,4 @@
-// When the numbers were read, whether the page keeps reading, and the link.
+// The status bar: when the numbers were read, whether the page keeps reading, and the link.
 
 import { element } from "../drawing/dom.js";
 
@@ -21,7 +21,7 @@ export function statusBar(actions) {
       const kind = error ? "failed" : paused ? "paused" : "fresh";
       bar.dataset.kind = kind;
       bar.toggleAttribute("data-busy", busy);
-      // A screen reader would read out every refresh: only what is news changes the text.
+      // A screen reader would read out every refresh, so the text changes only when its content does.
       const words = wordsFor(kind, at, error, paused);
       if (text.textContent !== words) text.textContent = words;
       pause.setAttribute("aria-pressed", String(paused));

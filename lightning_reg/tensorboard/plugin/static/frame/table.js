@@ -1,4 +1,4 @@
-// The summary: one line for each run, its last numbers.
+// The summary: one line for each run, with its last numbers.
 
 import { isBetterLower, varying } from "../compare/settings.js";
 import { strokeOf } from "../drawing/colours.js";
@@ -26,7 +26,7 @@ const FIXED = [
   { name: "dropout", title: "Dropout", hint: "Mean dropout rate (reg/dropout)" },
 ];
 
-/** Return all columns that there can be, each with its value of a run. */
+/** Return all possible columns, each with a function that reads its value in a run. */
 function columnsFor(runs, scores) {
   const fixed = FIXED.slice(1).map((column) => ({ ...column, value: (run) => run.summary[column.name] }));
   const metric = scores.tag && {
@@ -50,7 +50,7 @@ function columnsFor(runs, scores) {
   return [{ ...FIXED[0], value: (run) => run.index }, ...fixed, ...(metric ? [metric] : []), ...settings, ...rare];
 }
 
-/** Return the columns in which runs differ, or those that were chosen. */
+/** Return the columns in which runs differ, or the columns that the user chose. */
 function chosenOf(columns, runs, wanted) {
   return columns.filter(({ name, value, rare }) => {
     if (name === "run") return true;
@@ -61,7 +61,7 @@ function chosenOf(columns, runs, wanted) {
   });
 }
 
-/** Make the table. `change(changes)` is called when the user clicks on the head of a column, or chooses columns. */
+/** Make the table. `change(changes)` is called when the user clicks on a column head, or chooses columns. */
 export function table(change) {
   const body = element("tbody");
   const head = element("tr");
@@ -107,7 +107,7 @@ export function table(change) {
     element("summary", {}, "Columns"),
     boxes,
   );
-  let last = null; // what was shown
+  let last = null; // the content shown last
 
   function show(runs, state, scores, dark) {
     last = [runs, state, scores, dark];
@@ -137,7 +137,7 @@ function parsed(order) {
   return [descending ? order.slice(1) : order, descending];
 }
 
-/** The first click on a number asks for the largest, on the runs for their order. */
+/** The first click on a number sorts the largest first; on the runs, it sorts by their order. */
 function nextOrder(order, column) {
   const [sortedBy, descending] = parsed(order);
   const down = sortedBy === column ? !descending : column !== "run";
@@ -149,7 +149,7 @@ function sorted(runs, column, descending) {
   const key = (run) => column.value(run);
   const missing = (run) => key(run) === null || key(run) === undefined || Number.isNaN(key(run));
   return [...runs].sort((one, other) => {
-    // Runs without the number stand last, whichever way.
+    // Runs without the number come last in both directions.
     if (missing(one) || missing(other)) return missing(one) - missing(other) || one.index - other.index;
     return key(one) === key(other) ? one.index - other.index : sign * (key(one) < key(other) ? -1 : 1);
   });

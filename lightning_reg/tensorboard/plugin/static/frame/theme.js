@@ -1,4 +1,4 @@
-// TensorBoard's look. It tells the frame of a plugin neither its theme nor its font, but both can be read off its page.
+// TensorBoard's look. TensorBoard passes neither theme nor font to the frame of a plugin, so both are read off its page.
 
 function parentPage() {
   try {
@@ -8,7 +8,7 @@ function parentPage() {
   }
 }
 
-/** Keep the theme that of TensorBoard, or of the system where the page stands alone; call `changed` when it turns. */
+/** Follow the theme of TensorBoard, or of the system if the page stands alone; call `changed` when it changes. */
 export function followTheme(changed) {
   const root = document.documentElement;
   const system = matchMedia("(prefers-color-scheme: dark)");
@@ -25,7 +25,7 @@ export function followTheme(changed) {
   apply();
 }
 
-/** Call `reload` when the user presses TensorBoard's button for reading again: it does not tell the frames of plugins. */
+/** Call `reload` when the user presses TensorBoard's reload button, which does not notify the frames of plugins. */
 export function followReload(reload) {
   const page = parentPage();
   const pressed = (event) => event.target.closest?.(".reload-button") && reload();
@@ -33,7 +33,7 @@ export function followReload(reload) {
   window.addEventListener("pagehide", () => page?.removeEventListener("click", pressed));
 }
 
-/** Take over the faces of Roboto that TensorBoard's page has. */
+/** Copy the font faces of Roboto from TensorBoard's page. */
 export function borrowFont() {
   const page = parentPage();
   for (const sheet of page?.styleSheets ?? []) {
@@ -41,7 +41,7 @@ export function borrowFont() {
     try {
       rules = [...sheet.cssRules];
     } catch {
-      continue; // of another origin
+      continue; // a style sheet of another origin
     }
     for (const rule of rules) {
       const source = rule.constructor.name === "CSSFontFaceRule" && rule.style.getPropertyValue("src");

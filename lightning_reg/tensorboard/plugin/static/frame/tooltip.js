@@ -1,4 +1,4 @@
-// One box that follows pointer and cursor, and one line that screen readers read out.
+// One box that follows the pointer or cursor, and one line that screen readers read out.
 
 import { element } from "../drawing/dom.js";
 

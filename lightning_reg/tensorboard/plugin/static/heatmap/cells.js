@@ -1,5 +1,5 @@
-// The cells of a heatmap on a canvas. Numbers have the colours of the map, NaN and infinities a mark of their own
-// outside of it, and a step where nothing was logged has none: the page's background is seen.
+// The cells of a heatmap on a canvas. Numbers have the colours of the map, and NaN and infinities have special marks. At
+// a step where nothing was logged, the background of the page shows.
 
 import { colourOf } from "../drawing/colours.js";
 import { element } from "../drawing/dom.js";
@@ -19,7 +19,7 @@ export const MARKS = {
   negative: { label: "−∞", ground: "#eceff1", lines: [[0, 0, TILE, TILE]] },
 };
 
-/** Return which mark a value has; null if none. */
+/** Return the mark of a value, or null. */
 export function markOf(value) {
   if (value === null || Number.isFinite(value)) return null;
   if (Number.isNaN(value)) return "nan";
@@ -54,7 +54,7 @@ export function sample(mark, pixels) {
   return canvas;
 }
 
-/** Draw rows of values over the whole of `canvas`, which already has its size; columns lie between `edges`, in [0, 1]. */
+/** Draw rows of values over all of `canvas`, which already has its size; columns lie between `edges`, in [0, 1]. */
 export function draw(canvas, rows, scale, edges) {
   const context = canvas.getContext("2d");
   const columns = rows[0]?.length ?? 0;
@@ -73,7 +73,7 @@ export function draw(canvas, rows, scale, edges) {
   for (const [row, column, mark] of marked) {
     context.fillStyle = patterns[mark] ??= context.createPattern(tile(mark, TILE * devicePixelRatio), "repeat");
     const [left, top] = [at[column], Math.round(row * height)];
-    // A mark must not vanish where cells are smaller than a pixel.
+    // A mark must not vanish if cells are smaller than a pixel.
     const right = Math.max(at[column + 1], left + 1);
     const bottom = Math.max(Math.round((row + 1) * height), top + 1);
     context.fillRect(left, top, right - left, bottom - top);

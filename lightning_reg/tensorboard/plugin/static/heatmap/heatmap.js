@@ -9,7 +9,7 @@ import { rangeBar } from "./legend.js";
 import { edgesOf, placeOf, stepLabels } from "./steps.js";
 
 const ROW = { least: 3, most: 26 };
-const HEIGHT = { wanted: 300, most: 6000 }; // browsers draw nothing on a canvas that is too high
+const HEIGHT = { wanted: 300, most: 6000 }; // browsers draw nothing on a canvas that is too tall
 const LABEL = { height: 13, share: 0.4, font: "11px Roboto, sans-serif", gap: 10, slack: 6 };
 
 /** Make the card of a run. `pick(layer)` is called when the user chooses a row. */
@@ -32,7 +32,7 @@ export function heatmapCard(run, { tip, pick }) {
   let shown = null;
   let cursor = null;
 
-  /** Draw what was last shown at the present size. */
+  /** Redraw the last content at the current size. */
   function paint() {
     if (!shown?.layers.length || !card.isConnected) return;
     const height = rowHeight(shown.layers.length);
@@ -146,7 +146,7 @@ export function heatmapCard(run, { tip, pick }) {
 
   return {
     element: card,
-    /** Show an answer of the loader: `layers` are the rows of the `matched` ones that pass the filter. */
+    /** Show an answer of the loader: `layers` are the rows for the `matched` layers that pass the filter. */
     show({ name, answer, layers, matched, values, drawn, mode, axis, scale, layer, stroke, filter, ownRange }) {
       swatch.style.background = stroke.colour;
       heading.textContent = name;
@@ -181,7 +181,7 @@ export function heatmapCard(run, { tip, pick }) {
 
 let pictured = false;
 
-/** Leave a mark in the browser's timeline, by which the time to the first picture can be told. */
+/** Set a mark in the browser's timeline, to measure the time to the first picture. */
 function markFirstPicture() {
   if (!pictured) performance.mark("regularization: first picture");
   pictured = true;
@@ -217,7 +217,7 @@ function layerLabels({ layers, layer }, height, width) {
 function messageOf(answer, filter) {
   if (!answer) return "Reading…";
   if (answer.data) return `No layer of this run matches ${filter}`;
-  return answer.error.missing ? "This run has no such numbers." : `Not read: ${answer.error.message}`;
+  return answer.error.missing ? "This run has no such numbers." : `Could not be read: ${answer.error.message}`;
 }
 
 function noteOf(data, rows, matched) {

@@ -1,4 +1,4 @@
-// All heatmaps: one card for each run that is shown, on one scale or on one each.
+// All heatmaps: one card for each run that is shown, on a shared scale or on separate scales.
 
 import { strokeOf } from "../drawing/colours.js";
 import { element } from "../drawing/dom.js";
@@ -12,7 +12,7 @@ import { axisOf } from "./steps.js";
 
 const LEAST_WIDTH = 320;
 const NONE = { data: null, error: { missing: true } };
-const PICTURE = 0.6; // of a card's width, beside long names
+const PICTURE = 0.6; // share of a card's width, beside long names
 
 /** Make the section. `load` is the loader of answers. */
 export function heatmaps(load, actions) {
@@ -25,7 +25,7 @@ export function heatmaps(load, actions) {
     },
     { rootMargin: "200px" },
   );
-  /** Lay the cards out in even rows: four of them two by two, not three and one. */
+  /** Lay out the cards in even rows: four cards as two by two, not three and one. */
   function align() {
     const fit = Math.max(1, Math.floor(list.clientWidth / LEAST_WIDTH));
     const lines = Math.ceil(cards.size / fit);
@@ -34,7 +34,7 @@ export function heatmaps(load, actions) {
   new ResizeObserver(align).observe(list);
   let cache = { key: null, parts: new WeakMap() };
 
-  /** Return what is seen of an answer. Cached: it is asked for again after every answer of any run. */
+  /** Return the visible part of an answer. Cached, because every answer of any run asks for it again. */
   function partOf(data, filter, mode, base, folded) {
     const key = [filter.matches, mode.name, base, folded];
     if (!cache.key?.every((each, index) => each === key[index])) cache = { key, parts: new WeakMap() };
@@ -83,7 +83,7 @@ export function heatmaps(load, actions) {
 
   return {
     element: element("section", { "aria-label": "Heatmaps" }, element("h2", { class: "unseen" }, "Heatmaps"), colours.element, list),
-    /** Return how many columns a card has room for, without a thinner one than a pixel. */
+    /** Return how many columns of at least one pixel fit into a card. */
     columns: () => Math.max(100, Math.min(400, Math.ceil(((list.firstChild?.clientWidth || 400) * PICTURE) / 50) * 50)),
     arrange,
     show(view, state, filter, dark) {
@@ -121,7 +121,7 @@ export function heatmaps(load, actions) {
   };
 }
 
-/** Return the values of `rows`, each of one layer or of several. */
+/** Return the values of `rows`; a row stands for one layer or several. */
 function foldedTo(rows, values) {
   return rows.map(({ members }) =>
     members.length === 1
@@ -137,14 +137,14 @@ function foldedTo(rows, values) {
 
 const SAMPLE = 2000;
 
-/** Return some of the finite values, evenly chosen. */
+/** Return an even sample of the finite values. */
 function sampleOf(rows) {
   const finite = rows.flatMap((row) => row.filter((value) => value !== null && Number.isFinite(value)));
   const stride = Math.max(1, Math.floor(finite.length / SAMPLE));
   return finite.filter((_, index) => index % stride === 0);
 }
 
-/** Return from where to where the colours go. */
+/** Return the range of the colours. */
 function rangeOf(parts, metric, mode, scale) {
   const whole = merged(parts.map((part) => part.extent));
   if (!(whole.low <= whole.high)) return whole;
@@ -179,5 +179,5 @@ function remark(runs, answered, state, shared) {
   if (!shared) return "Each run has its own colours";
   const far = [shared.least < shared.low && shared.least, shared.most > shared.high && shared.most];
   const told = far.filter((value) => value !== false).map((value) => number(value, 3));
-  return told.length ? `Outside of the colours: values up to ${told.join(" and ")}` : "";
+  return told.length ? `Beyond the colour scale: values up to ${told.join(" and ")}` : "";
 }

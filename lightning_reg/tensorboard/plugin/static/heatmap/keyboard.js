@@ -1,8 +1,8 @@
-// Where the arrow keys move the cursor of a heatmap.
+// Moves of the cursor of a heatmap by the arrow keys.
 
 const FAR = 10;
 
-/** Return the cell after `key`, within the grid; null if the key means nothing here. */
+/** Return the cell after `key`, within the grid; null for other keys. */
 export function moved(key, { row, column }, rows, columns) {
   const moves = {
     ArrowUp: [row - 1, column],

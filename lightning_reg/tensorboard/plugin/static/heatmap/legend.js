@@ -1,4 +1,4 @@
-// What the colours mean.
+// The legend of the colours.
 
 import { gradient } from "../drawing/colours.js";
 import { element } from "../drawing/dom.js";
@@ -66,7 +66,7 @@ function keyOf(kind) {
   return element("span", { class: "key" }, sample(kind, 18), MARKS[kind].label);
 }
 
-/** Return which marks there are among rows of values, "blank" among them. */
+/** Return the marks in rows of values, including "blank". */
 export function kindsIn(rows) {
   const kinds = new Set();
   for (const row of rows) {

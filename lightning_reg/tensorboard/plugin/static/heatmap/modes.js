@@ -1,4 +1,4 @@
-// What is drawn of the numbers: themselves, or how they differ from others.
+// The modes of drawing: the numbers themselves, or their differences to others.
 
 export const MODES = [
   ["value", "Value"],
@@ -9,7 +9,7 @@ export const MODES = [
 
 const LABELS = { value: "", change: "change", baseline: "difference", median: "from the median" };
 
-/** Return how a mode is called in a tooltip, empty for plain values, and whether it has a zero in its middle. */
+/** Return the name of a mode in a tooltip, empty for plain values, and whether zero is in the middle of its colours. */
 export function modeOf(name) {
   return { name, label: LABELS[name], diverging: name !== "value" };
 }
@@ -33,14 +33,14 @@ function fromMedian(values) {
   return values.map((row) => row.map((value, column) => (value === null ? null : value - medians[column])));
 }
 
-/** Return the median of the finite ones among `values`; NaN if there is none. */
+/** Return the median of the finite `values`; NaN if there are none. */
 export function median(values) {
   const sorted = values.filter((value) => value !== null && Number.isFinite(value)).sort((one, other) => one - other);
   const middle = sorted.length >> 1;
   return sorted.length % 2 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
 }
 
-/** Compare with the baseline's last value up to the same step; nothing where it has none. */
+/** Compare with the baseline's last value up to the same step; empty if the baseline has none. */
 function differences(data, row, base) {
   const other = base ? base.values[base.layers.indexOf(data.layers[row])] : undefined;
   let place = -1;

@@ -1,4 +1,4 @@
-// The step axis: where columns and labels stand. Steps are in proportion, and the same for all runs if wanted.
+// The step axis: positions of columns and labels. Steps are drawn to scale, on request on one scale for all runs.
 
 import { element } from "../drawing/dom.js";
 import { shortStep } from "../drawing/format.js";
@@ -6,15 +6,15 @@ import { ticks } from "../drawing/scale.js";
 
 const ROOM = 64;
 
-/** Return the step at which each column begins, and behind them the one at which the last column ends. */
+/** Return the step at which each column begins, followed by the step at which the last column ends. */
 export function edgesOf(steps) {
   const gaps = steps.slice(1).map((step, index) => step - steps[index]);
   gaps.sort((one, other) => one - other);
-  // The last column stands for as many steps as the others mostly do.
+  // The last column is as wide as most of the others.
   return [...steps, (steps.at(-1) ?? 0) + (gaps[gaps.length >> 1] ?? 1)];
 }
 
-/** Return the axis that holds all of `runs`, lists of steps. */
+/** Return the axis that covers all `runs`, lists of steps. */
 export function axisOf(runs) {
   const axis = { first: Infinity, last: -Infinity };
   for (const steps of runs) {
@@ -26,12 +26,12 @@ export function axisOf(runs) {
   return axis;
 }
 
-/** Return the place of a step on an axis, as a share of it. */
+/** Return the position of a step on an axis, as a share of its length. */
 export function placeOf(step, { first, last }) {
   return last > first ? (step - first) / (last - first) : 0;
 }
 
-/** Return labels at round steps, each where its column begins. */
+/** Return labels at round steps, each at the beginning of its column. */
 export function stepLabels(axis, width) {
   const wanted = Math.max(2, Math.floor(width / ROOM));
   const round = ticks({ kind: "linear", low: axis.first, high: axis.last }, wanted).filter(Number.isInteger);

@@ -1,6 +1,6 @@
-// Modules as a tree by their paths, and layers of folded modules as one row.
+// The tree of modules by their paths, and layers of folded modules as one row.
 
-/** Return the modules that hold several layers, as `{ path, label, count, children }`; what all have in common is left out. */
+/** Return the modules with several layers, as `{ path, label, count, children }`; labels omit the common start. */
 export function modulesOf(names) {
   const root = node("", "");
   for (const name of names) {
@@ -20,7 +20,7 @@ function node(path, label) {
   return { path, label, count: 0, children: new Map() };
 }
 
-/** Go down to where modules part: a module that holds one module and nothing else is that module. */
+/** Go down to the first branch: a module that holds one module and nothing else is replaced by that module. */
 function lastAlone(module) {
   let at = module;
   let label = module.label;
@@ -37,7 +37,7 @@ function branches(module) {
   return several.map((child) => ({ ...child, children: branches(child) }));
 }
 
-/** Return the rows of layers: `{ name, members }`, the places of one layer or of all in a folded module. */
+/** Return the rows of layers as `{ name, members }`: the indices of one layer, or of all layers in a folded module. */
 export function rowsOf(names, folded) {
   const paths = new Set(folded);
   const rows = new Map();
@@ -50,7 +50,7 @@ export function rowsOf(names, folded) {
   return [...rows].map(([name, members]) => ({ name, members }));
 }
 
-/** Return how the row of a folded module is called. */
+/** Return the name of the row of a folded module. */
 export function rowName(path) {
   return `${path}.*`;
 }
@@ -62,7 +62,7 @@ function outermost(name, paths) {
   return null;
 }
 
-/** Return one number for the values of several layers: their median, but what is no number is never lost in it. */
+/** Return one number for the values of several layers: their median, unless a value is NaN or infinite. */
 export function joined(values, median) {
   if (values.length === 1) return values[0];
   const strange = values.find((value) => value !== null && !Number.isFinite(value));

@@ -1,7 +1,7 @@
-// Names of layers, short enough for their place, and no two alike: what all have in common is left out, then modules are
-// shortened to as many letters as tell them from their neighbours. Numbers and the last part stay whole for as long as possible.
+// Names of layers, short enough for their place, and all different. The common start is omitted first. Then modules are
+// shortened to the letters that distinguish them from their neighbours. Numbers and the last part stay whole if possible.
 
-/** Return a label for each name; `fits(text)` tells whether there is room for it. */
+/** Return a label for each name; `fits(text)` tells whether a label fits. */
 export function labelsOf(names, fits) {
   const parts = names.map((name) => name.split("."));
   const common = sharedStart(parts);
@@ -15,7 +15,7 @@ export function labelsOf(names, fits) {
 
 function sharedStart(parts) {
   if (parts.length < 2) return 0;
-  const most = Math.min(...parts.map((each) => each.length)) - 1; // the last part is never left out
+  const most = Math.min(...parts.map((each) => each.length)) - 1; // the last part is never omitted
   let count = 0;
   while (count < most && parts.every((each) => each[count] === parts[0][count])) count++;
   return count;
@@ -43,7 +43,7 @@ function shortened(parts, children, fits) {
   return fits(text) ? text : cut(text, fits);
 }
 
-/** Return the least start of `name` that none of the others has; numbers as they are. */
+/** Return the shortest start of `name` that no other name has; numbers are not shortened. */
 function shortest(name, others) {
   if (/^\d+$/.test(name)) return name;
   for (let length = 1; length < name.length; length++) {

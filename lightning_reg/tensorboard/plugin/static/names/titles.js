@@ -1,9 +1,9 @@
-// Titles of runs, short enough for the narrowest place that has one, and no two alike.
+// Titles of runs, short enough for the narrowest place on the page, and all different.
 
 const MOST = 30; // letters
 const SEPARATORS = /[/\\,_ -]/;
 
-/** Return a title for each name, which is the name itself unless it is long: then what it shares with the others goes first. */
+/** Return a title for each name: the name itself if it is short, otherwise without the parts shared with other names. */
 export function titlesOf(names) {
   if (names.every((name) => name.length <= MOST)) return names;
   const start = sharedStart(names);
@@ -18,7 +18,7 @@ export function titlesOf(names) {
   return titles.map((title, place) => (uses.get(title) > 1 ? `${place + 1}: ${title}` : title));
 }
 
-/** Return how many letters all names begin with, up to a separator; 0 if too few to be worth a sign of omission. */
+/** Return the number of common letters at the start, up to a separator; 0 if omitting them would save too little. */
 function sharedStart(names) {
   if (names.length < 2) return 0;
   const most = Math.min(...names.map((name) => name.length));
@@ -30,7 +30,7 @@ function sharedStart(names) {
   return kept > 1 ? kept : 0;
 }
 
-/** Return how many letters all names end with, from a separator on, of what `start` letters leave. */
+/** Return the number of common letters at the end, from a separator on, not counting the first `start` letters. */
 function sharedEnd(names, start) {
   if (names.length < 2) return 0;
   const most = Math.min(...names.map((name) => name.length)) - start;

@@ -1,4 +1,4 @@
-// The layers that stand out: far from the others at the end, or grown otherwise than the others.
+// The layers that stand out: at the end they are far from the others, or they have grown differently.
 
 import { element } from "../drawing/dom.js";
 import { number } from "../drawing/format.js";
@@ -6,9 +6,9 @@ import { median } from "../heatmap/modes.js";
 
 const SHOWN = 5;
 const LEAST = 4; // times the typical distance from the median
-const FEWEST = 5; // layers, below which none is odd
+const FEWEST = 5; // layers; with fewer, none is odd
 
-/** Return the odd ones of a heatmap's answer, as `{ layer, distance, text }`, the oddest first. */
+/** Return the odd layers of a heatmap's answer, as `{ layer, distance, text }`, the oddest first. */
 export function oddOf({ layers, values }) {
   const finite = values.map((row) => row.filter((value) => value !== null && Number.isFinite(value)));
   const last = finite.map((row) => row.at(-1) ?? NaN);
@@ -25,7 +25,7 @@ export function oddOf({ layers, values }) {
   return found.filter((each) => each.distance > LEAST).sort((one, other) => other.distance - one.distance);
 }
 
-/** Return how far each number lies from the median, in median distances. */
+/** Return the distance of each number from the median, in median distances. */
 function distances(numbers) {
   const known = numbers.filter(Number.isFinite);
   if (known.length < FEWEST) return numbers.map(() => 0);
@@ -44,7 +44,7 @@ export function oddLayers(pick) {
     show(answers) {
       const all = answers.flatMap(([run, data]) => oddOf(data).map((each) => ({ ...each, run })));
       all.sort((one, other) => other.distance - one.distance);
-      const once = new Map(); // each layer in the run where it is oddest
+      const once = new Map(); // each layer, in the run in which it is oddest
       for (const each of all) if (!once.has(each.layer)) once.set(each.layer, each);
       const oddest = [...once.values()].slice(0, SHOWN);
       card.hidden = !oddest.length;

@@ -1,4 +1,4 @@
-// What the server answers, with NaN and infinities as numbers again; `null` is a step where nothing was logged.
+// Answers of the server, with NaN and infinities as numbers again; `null` is a step where nothing was logged.
 
 const NUMBERS = { NaN: NaN, Infinity: Infinity, "-Infinity": -Infinity };
 

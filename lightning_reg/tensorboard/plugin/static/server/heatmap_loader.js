@@ -1,5 +1,5 @@
-// Reading heatmaps: those in view first, the others after them, because the shared colours need them all. An answer
-// stays until there is a newer one, so a refresh does not flicker.
+// Read heatmaps: first the heatmaps in view, then all others, because the shared colours need them. An answer stays
+// until a newer one arrives, so a refresh does not flicker.
 
 import * as api from "./api.js";
 
@@ -24,7 +24,7 @@ export function loader(changed) {
 
   async function read(run) {
     const { metric, columns } = wanted;
-    // Known before the answer: one that is too old makes for a needless reading, one too new would hide numbers.
+    // The version is taken before the answer: an old one causes a needless reading, but a new one would hide numbers.
     const version = versions.get(run);
     let answer;
     try {
@@ -32,13 +32,13 @@ export function loader(changed) {
     } catch (error) {
       answer = { data: error.missing ? null : (answers.get(run)?.data ?? null), error, version };
     }
-    // Another metric may have been chosen, and asked for, meanwhile.
+    // Another metric may have been chosen and requested meanwhile.
     if (asked.get(run) === metric) asked.delete(run);
     if (metric === wanted.metric) answers.set(run, answer);
   }
 
   function work() {
-    // The first picture is there sooner if the server works at it alone.
+    // The first picture appears sooner if the server works on nothing else.
     while (busy < (answers.size ? AT_ONCE : 1) && next() !== undefined) {
       const run = next();
       due.delete(run);
@@ -58,7 +58,7 @@ export function loader(changed) {
     answer: (run) => answers.get(run),
     /** How many of the wanted heatmaps have been answered. */
     answered: () => wanted.runs.filter((run) => answers.has(run)).length,
-    /** Say what is wanted, of which runs in which versions; what is not there yet will be read. */
+    /** Set the wanted metric, runs and versions; missing answers will be read. */
     want(metric, runs, columns) {
       if (metric !== wanted.metric) answers.clear();
       wanted = { metric, runs: runs.map((run) => run.name), columns };
@@ -66,7 +66,7 @@ export function loader(changed) {
       for (const run of wanted.runs) if (!answers.has(run) && asked.get(run) !== metric) due.add(run);
       work();
     },
-    /** Read again what is not of the version that is wanted; resolves when it has been answered. */
+    /** Read answers of other versions again; resolves when they have arrived. */
     refresh() {
       for (const run of wanted.runs) {
         const answer = answers.get(run);
@@ -78,7 +78,7 @@ export function loader(changed) {
         work();
       });
     },
-    /** Say whether the heatmap of a run is in view. */
+    /** Set whether the heatmap of a run is in view. */
     see: (run, visible) => (visible ? inView.add(run) : inView.delete(run)),
   };
 }

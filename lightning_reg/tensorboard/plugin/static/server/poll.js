@@ -1,8 +1,8 @@
-// Reading again every half minute. TensorBoard does not tell a plugin's frame when there is something new.
+// Read again every half minute, because TensorBoard does not notify a plugin's frame of new data.
 
 const EVERY = 30_000;
 
-/** Return whether anybody can see the page: TensorBoard keeps the frames of other tabs, without a size. */
+/** Return whether the page is visible: TensorBoard keeps the frames of other tabs, without a size. */
 function seen() {
   return !document.hidden && document.documentElement.clientWidth > 0;
 }

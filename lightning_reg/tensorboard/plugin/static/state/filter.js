@@ -1,6 +1,6 @@
 // Which layers are shown: part of a name, a glob over the whole name, or /a regular expression/.
 
-/** Return `{ source, matches, error }`: a test of names, or why the pattern is none. */
+/** Return `{ source, matches, error }`: a test of names, or the error in the pattern. */
 export function compile(pattern) {
   const source = pattern.trim();
   return { source, ...compiled(source) };
@@ -32,6 +32,6 @@ function regular(source, flags) {
 }
 
 function reason(problem, source) {
-  // Browsers repeat the expression before they say what is wrong.
+  // Browsers repeat the expression before the error.
   return problem.message.split(`${source}/: `).at(-1).split(": ").at(-1);
 }

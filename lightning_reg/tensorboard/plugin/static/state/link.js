@@ -2,7 +2,7 @@
 
 const PREFIX = "reg.";
 
-/** Return TensorBoard's window, or this one where the page stands alone or the parent is of another origin. */
+/** Return TensorBoard's window, or this one if the page stands alone or the parent has another origin. */
 function host() {
   try {
     void window.parent.location.hash;
@@ -21,7 +21,7 @@ function tab() {
   return new URL(document.baseURI).pathname.split("/").at(-2);
 }
 
-/** Return what the link says about this page. */
+/** Return the entries of the link for this page. */
 export function read() {
   const entries = {};
   for (const part of parts()) {
@@ -39,7 +39,7 @@ function safelyDecoded(text) {
   }
 }
 
-/** Write the entries into the address, beside what TensorBoard and its other tabs keep there. */
+/** Write the entries into the address, beside the entries of TensorBoard and its other tabs. */
 export function write(entries) {
   const kept = parts().filter((part) => !part.startsWith(PREFIX));
   // An address without a tab opens the first one.
@@ -52,7 +52,7 @@ export function write(entries) {
 /** Call `listener` when the user enters another link. */
 export function follow(listener) {
   const page = host();
-  // A change of TensorBoard's tab is one of the address, too, but no news for this page.
+  // A change of TensorBoard's tab also changes the address, but does not matter for this page.
   const changed = () => (page === window || parts().includes(tab())) && listener();
   page.addEventListener("hashchange", changed);
   window.addEventListener("pagehide", () => page.removeEventListener("hashchange", changed));
@@ -65,7 +65,7 @@ export async function copy() {
     await navigator.clipboard.writeText(text);
     return true;
   } catch {
-    // Over plain HTTP from another machine there is no clipboard, but this.
+    // Over plain HTTP from another machine there is no clipboard, but this works.
     const field = document.createElement("textarea");
     field.value = text;
     field.className = "unseen";

@@ -1,16 +1,16 @@
-// What the user has chosen. All of it is in the link; everything else follows from it and from the server's answers.
+// The user's choices. All of them are in the link; everything else follows from them and the server's answers.
 
 export const DEFAULTS = Object.freeze({
-  metric: "", // empty: the most telling one there is
+  metric: "", // empty: the most informative one
   scale: "linear", // or "log"
   range: "shared", // or "run"
   mode: "value", // of `MODES`
-  baseline: "", // the run that others are compared with; empty: the first one
+  baseline: "", // the run to compare others with; empty: the first one
   axis: "step", // or "relative", to each run's length
-  validation: "", // the metric that tells how good a run is; empty: the likeliest
+  validation: "", // the metric that measures how good a run is; empty: the likeliest
   by: "", // the setting in which runs are compared
   better: "", // "low" or "high"; empty: as the metric's name says
-  columns: null, // names of columns of the table; null: those in which runs differ
+  columns: null, // names of columns of the table; null: the columns in which runs differ
   filter: "",
   folded: null, // paths of modules whose layers are one row
   runs: null, // an array of names; null: as many as fit
@@ -37,7 +37,7 @@ export function toEntries(state) {
   return entries;
 }
 
-/** Return the state that a link describes. Links are typed and cut off: what makes no sense is left at its default. */
+/** Return the state that a link describes. Links are typed and cut off, so invalid entries keep their defaults. */
 export function fromEntries(entries) {
   const state = { ...DEFAULTS };
   for (const name of Object.keys(DEFAULTS)) {
@@ -58,7 +58,7 @@ function namesIn(text) {
   }
 }
 
-/** Make a state that tells its listeners of each change. */
+/** Make a state that notifies its listeners of each change. */
 export function store(initial) {
   let state = initial;
   const listeners = [];

@@ -1,11 +1,11 @@
-// What is shown, as a function of what the user chose and of the runs there are.
+// The content of the page, as a function of the user's choices and the existing runs.
 
 import { titlesOf } from "../names/titles.js";
 
 const TELLING = ["spectral_norm", "weight_norm", "sparsity"];
 const FIRST_RUNS = 12;
 
-/** Return the metric, the metrics to choose from, the runs that are shown, and those of them that have the metric. */
+/** Return the metric, the metrics to choose from, the runs that are shown, and the shown runs with the metric. */
 export function viewOf(state, catalogue) {
   const found = new Set(catalogue.flatMap((run) => run.metrics));
   const metrics = [...TELLING.filter((name) => found.delete(name)), ...[...found].sort()];

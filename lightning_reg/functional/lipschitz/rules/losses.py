@@ -1,0 +1,283 @@
+r"""Rules of losses with a constant target, as functions of the prediction.
+
+A loss that sums over entries, :math:`\sum_i l_i(x_i)` with slopes of at most :math:`m_i`, has a gradient of norm at
+most :math:`\|m\|_2`; the vector of all :math:`l_i` has the bound :math:`\max m_i`. A mean divides the sum.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lightning_reg.functional.lipschitz.rounding import UPWARDS, precise, times
+from lightning_reg.functional.lipschitz.rules.arithmetic import common_shape, spread
+from lightning_reg.functional.lipschitz.rules.registry import Rule, for_function, without_bound
+from lightning_reg.functional.lipschitz.value import (
+    Bound,
+    NoBoundError,
+    Operation,
+    Traced,
+    constant,
+    largest,
+    traced_in,
+)
+
+
+def _reduced(slopes: Tensor, reduction: str, count: float) -> float:
+    """Return the factor of a loss with these slopes, in the shape of its entries, whose mean divides by `count`."""
+    if reduction == "none":
+        return largest(slopes)
+    norm = float(torch.linalg.vector_norm(precise(slopes))) * UPWARDS
+    if not math.isfinite(norm):
+        return math.nan
+    return norm if reduction == "sum" else norm / count if count > 0 else math.nan
+
+
+def _old(*settings: Any) -> None:
+    if any(each is not None for each in settings):
+        msg = "no rule for it with `size_average` or `reduce`, which are deprecated: use `reduction`"
+        raise NoBoundError(msg)
+
+
+def _difference(op: Operation, input: Any, target: Any, slope: float, weight: Any, reduction: str) -> Bound:
+    """Return the bound of a function of the difference with a largest slope."""
+    shape = common_shape(input, target)
+    factor = torch.ones((), dtype=torch.float64) if weight is None else precise(constant(weight)).abs()
+    reduced = _reduced(slope * factor.expand(shape), reduction, shape.numel())
+    broadcast = Operation(torch.empty(shape, device="meta"), op.apply)
+    return Bound(sum(times(spread(broadcast, each), reduced) for each in traced_in([input, target])))
+
+
+def _l1(
+    op: Operation,
+    input: Any,
+    target: Any,
+    size_average: Any = None,
+    reduce: Any = None,
+    reduction: str = "mean",
+    weight: Any = None,
+) -> Bound:
+    _old(size_average, reduce)
+    return _difference(op, input, target, 1.0, weight, reduction)
+
+
+def _smooth_l1(
+    op: Operation,
+    input: Any,
+    target: Any,
+    size_average: Any = None,
+    reduce: Any = None,
+    reduction: str = "mean",
+    beta: float = 1.0,
+) -> Bound:
+    _old(size_average, reduce)
+    return _difference(op, input, target, 1.0, None, reduction)
+
+
+def _huber(
+    op: Operation, input: Any, target: Any, reduction: str = "mean", delta: float = 1.0, weight: Any = None
+) -> Bound:
+    return _difference(op, input, target, abs(delta), weight, reduction)
+
+
+def _kl_div(
+    op: Operation,
+    input: Any,
+    target: Any,
+    size_average: Any = None,
+    reduce: Any = None,
+    reduction: str = "mean",
+    log_target: bool = False,
+) -> float:
+    _old(size_average, reduce)
+    shares = precise(constant(target))
+    shares = shares.exp() if log_target else shares
+    shape = common_shape(input, shares)
+    # Linear in the logarithms: the gradient is the target itself.
+    slopes = shares.abs().expand(shape).square().sum_to_size(input.value.shape).sqrt()
+    count = shape[0] if reduction == "batchmean" and shape else shape.numel()
+    return _reduced(slopes, reduction, count)
+
+
+def _bce_with_logits(
+    op: Operation,
+    input: Any,
+    target: Any,
+    weight: Any = None,
+    size_average: Any = None,
+    reduce: Any = None,
+    reduction: str = "mean",
+    pos_weight: Any = None,
+) -> float:
+    r"""Return the factor: the slope :math:`w (1 - y) \sigma - w p y (1 - \sigma)` is linear in the share sigma."""
+    _old(size_average, reduce)
+    constant([target, weight, pos_weight])
+    shares = precise(target)
+    ones = torch.ones((), dtype=torch.float64, device=shares.device)
+    positive = shares * (ones if pos_weight is None else precise(pos_weight))
+    slopes = torch.maximum(positive.abs(), (1 - shares).abs()) * (ones if weight is None else precise(weight).abs())
+    return _reduced(slopes.expand(input.value.shape), reduction, input.value.numel())
+
+
+def _soft_margin(
+    op: Operation, input: Any, target: Any, size_average: Any = None, reduce: Any = None, reduction: str = "mean"
+) -> float:
+    _old(size_average, reduce)
+    return _reduced(precise(constant(target)).abs().expand(input.value.shape), reduction, input.value.numel())
+
+
+def _hinge_embedding(
+    op: Operation,
+    input: Any,
+    target: Any,
+    margin: float = 1.0,
+    size_average: Any = None,
+    reduce: Any = None,
+    reduction: str = "mean",
+) -> float:
+    _old(size_average, reduce)
+    constant(target)
+    return _reduced(torch.ones(input.value.shape), reduction, input.value.numel())
+
+
+def _margin_ranking(
+    op: Operation,
+    input1: Any,
+    input2: Any,
+    target: Any,
+    margin: float = 0,
+    size_average: Any = None,
+    reduce: Any = None,
+    reduction: str = "mean",
+) -> Bound:
+    _old(size_average, reduce)
+    return _difference(op, input1, input2, largest(constant(target)), None, reduction)
+
+
+def _nll(
+    op: Operation,
+    input: Any,
+    target: Any,
+    weight: Any = None,
+    size_average: Any = None,
+    ignore_index: int = -100,
+    reduce: Any = None,
+    reduction: str = "mean",
+) -> float:
+    _old(size_average, reduce)
+    constant([target, weight])
+    weights = _class_weights(input.value, weight)
+    counted = target != ignore_index
+    slopes = weights[target.where(counted, 0)] * counted
+    return _reduced(slopes.abs(), reduction, float(slopes.sum()))
+
+
+def _cross_entropy(
+    op: Operation,
+    input: Any,
+    target: Any,
+    weight: Any = None,
+    size_average: Any = None,
+    ignore_index: int = -100,
+    reduce: Any = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> float:
+    r"""Return the factor: with weighted targets q the gradient of :math:`-\sum_c q_c \log p_c` is :math:`s p - q`.
+
+    There :math:`s = \sum_c q_c`. Its norm is convex in p, hence largest for one class of probability 1:
+    :math:`\|q\|^2 + s^2 - 2 s q_c`. One class and weight 1 make it :math:`\sqrt 2`.
+    """
+    _old(size_average, reduce)
+    constant([target, weight])
+    weights = _class_weights(input.value, weight)
+    classes = len(weights)
+    if target.is_floating_point():
+        shares = precise(target).movedim(1 if target.ndim > 1 else 0, -1)
+        shares = (1 - label_smoothing) * shares + label_smoothing / classes
+        count = shares.numel() / classes
+    else:
+        counted = target != ignore_index
+        indices = target.where(counted, 0)
+        units = functional.one_hot(indices.long(), classes).double()
+        shares = ((1 - label_smoothing) * units + label_smoothing / classes) * counted[..., None]
+        count = float((weights[indices] * counted).sum())
+    parts = shares * weights
+    total = parts.sum(-1)
+    squares = parts.square().sum(-1) + total.square() + (-2 * total[..., None] * parts).amax(-1)
+    return _reduced(squares.clamp(min=0).sqrt(), reduction, count)
+
+
+def _class_weights(input: Tensor, weight: Tensor | None) -> Tensor:
+    classes = input.shape[1 if input.ndim > 1 else 0]
+    return torch.ones(classes, dtype=torch.float64, device=input.device) if weight is None else precise(weight)
+
+
+def _multilabel_soft_margin(
+    op: Operation,
+    input: Any,
+    target: Any,
+    weight: Any = None,
+    size_average: Any = None,
+    reduce: Any = None,
+    reduction: str = "mean",
+) -> float:
+    _old(size_average, reduce)
+    constant([target, weight])
+    labels = precise(target)
+    slopes = torch.maximum(labels.abs(), (1 - labels).abs()) * (1 if weight is None else precise(weight).abs())
+    # Each sample is a mean over classes.
+    samples = torch.linalg.vector_norm(slopes.expand(input.value.shape), dim=-1) / input.value.shape[-1]
+    return _reduced(samples, reduction, samples.numel())
+
+
+def _triplet_margin(
+    op: Operation,
+    anchor: Any,
+    positive: Any,
+    negative: Any,
+    margin: float = 1.0,
+    p: float = 2,
+    eps: float = 1e-6,
+    swap: bool = False,
+    size_average: Any = None,
+    reduce: Any = None,
+    reduction: str = "mean",
+) -> Bound:
+    """Return the bound for two of the three distances; an argument appears in one or both."""
+    _old(size_average, reduce)
+    shape = common_shape(anchor, positive, negative)
+    broadcast = Operation(torch.empty(shape, device="meta"), op.apply)
+    factor = max(1.0, shape[-1] ** (1 / p - 1 / 2)) if p >= 1 else math.inf
+    samples = torch.ones(shape[:-1])
+    reduced = _reduced(samples, reduction, samples.numel()) * factor
+    # Without a swap, the anchor appears in both.
+    twice = [(anchor, 2.0), (positive, 2.0 if swap else 1.0), (negative, 2.0 if swap else 1.0)]
+    return Bound(
+        sum(times(spread(broadcast, each), reduced * slope) for each, slope in twice if isinstance(each, Traced))
+    )
+
+
+_RULES: dict[Callable[..., Any], Rule] = {
+    functional.l1_loss: _l1,
+    functional.smooth_l1_loss: _smooth_l1,
+    functional.huber_loss: _huber,
+    functional.kl_div: _kl_div,
+    functional.binary_cross_entropy_with_logits: _bce_with_logits,
+    functional.soft_margin_loss: _soft_margin,
+    functional.hinge_embedding_loss: _hinge_embedding,
+    functional.margin_ranking_loss: _margin_ranking,
+    functional.nll_loss: _nll,
+    functional.cross_entropy: _cross_entropy,
+    functional.multilabel_soft_margin_loss: _multilabel_soft_margin,
+    functional.triplet_margin_loss: _triplet_margin,
+}
+for _function, _rule in _RULES.items():
+    for_function(_function, _rule)
+for _function in (functional.mse_loss, functional.gaussian_nll_loss):
+    for_function(_function, without_bound("the slope of a square has no bound"))
+for _function in (functional.binary_cross_entropy, functional.poisson_nll_loss, functional.cosine_embedding_loss):
+    for_function(_function, without_bound("its slope has no bound"))

@@ -1,0 +1,88 @@
+r"""Rules of recurrent layers of a fixed length.
+
+With :math:`h_t = \phi(W x_t + U h_{t-1} + b)` and slopes in [0, 1] (tanh, ReLU), differences of the states are
+
+.. math:: \|\delta h_t\| \le \sum_{s \le t} \|U\|^{t-s} \|W\| \|\delta x_s\| + \|U\|^{t+1} \|\delta h_{-1}\|.
+
+So the vector of their norms is at most :math:`\|W\| K` times the vector of input norms, with the lower triangular
+matrix K of entries :math:`\|U\|^{t-s}`, and the norm of the layer is at most :math:`\|W\| \|K\|`. Stacked layers
+multiply; both directions of one layer count by the root of the sum of squares.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_reg.functional.lipschitz.budget import norm_in_time
+from lightning_reg.functional.lipschitz.rounding import UPWARDS, norm_upwards, times
+from lightning_reg.functional.lipschitz.rules.registry import for_modules, without_bound
+from lightning_reg.functional.lipschitz.value import Bound, NoBoundError, Operation, Traced, larger, together
+
+# For more steps than this, the norm of K is bounded by the sum of its first column.
+_STEPS = 1024
+
+
+def _repeated(norm: float, steps: int) -> tuple[float, float, float]:
+    """Return bounds of the norms of K and of its last row, and the remaining share of the initial state."""
+    powers = torch.tensor(norm, dtype=torch.float64).pow(torch.arange(steps, dtype=torch.float64))
+    if not bool(powers.isfinite().all()):
+        return (math.nan if math.isnan(norm) else math.inf,) * 3
+    left = float(powers[-1]) * norm * UPWARDS
+    last = float(torch.linalg.vector_norm(powers)) * UPWARDS
+    if steps > _STEPS:
+        return float(powers.sum()) * UPWARDS, last, left
+    # The diagonal of an entry determines its power.
+    places = torch.arange(steps)
+    lags = places[:, None] - places
+    return norm_upwards(powers[lags.clamp(min=0)] * (lags >= 0)), last, left
+
+
+@for_modules(nn.RNN)
+def _recurrent_layer(op: Operation, input: Any, hx: Any = None) -> Bound:
+    bound = _states(op.module, input, input.bound.value if isinstance(input, Traced) else 0.0, hx)
+    alone = _states(op.module, input, 1.0, None)
+    return Bound(bound, own=alone)
+
+
+def _states(module: nn.RNN, input: Any, bound: float, hx: Any) -> float:
+    """Return the bound of all outputs, and of the last states of all layers together."""
+    value = input.value if isinstance(input, Traced) else input
+    if not isinstance(value, Tensor):
+        msg = "no rule for packed sequences"
+        raise NoBoundError(msg)
+    # `forward` uses this list, not the attributes.
+    weights: dict[str, Any] = dict(zip(module._flat_weights_names, module._flat_weights, strict=True))  # noqa: SLF001  # no public name
+    is_batch = value.ndim == 3  # noqa: PLR2004  # a sequence alone has two
+    steps = value.shape[1 if is_batch and module.batch_first else 0]
+    # The initial states of all layers and directions are stacked; each is one part.
+    start = hx.bound.value if isinstance(hx, Traced) else 0.0
+    finals = []
+    for layer in range(module.num_layers):
+        outputs = []
+        for suffix in ("", "_reverse") if module.bidirectional else ("",):
+            inner, again = (norm_in_time(weights[f"weight_{kind}_l{layer}{suffix}"]) for kind in ("ih", "hh"))
+            whole, last, left = _repeated(again, steps)
+            entered = times(bound, inner)
+            outputs.append(times(entered, whole) + times(start, times(again, last)))
+            finals.append(times(entered, last) + times(start, left))
+        bound = together(outputs)
+    return larger(bound, together(finals))
+
+
+@for_modules(nn.RNNCell)
+def _recurrent_cell(op: Operation, input: Any, hx: Any = None) -> Bound:
+    weights = op.module.weight_ih, op.module.weight_hh
+    terms = [
+        (each.bound.value, weight)
+        for each, weight in zip((input, hx), weights, strict=True)
+        if isinstance(each, Traced)
+    ]
+    own = norm_in_time(torch.cat([weight for _, weight in terms], dim=1))
+    return Bound(times(together(value for value, _ in terms), own), own=own)
+
+
+for_modules(nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell)(
+    without_bound("gates multiply values that depend on the input: the slope of a product has no bound")
+)
