@@ -11,7 +11,7 @@ from torch import nn
 import lightning_reg
 from lightning_reg import ensemble, functional, metrics, schedules, tensorboard
 from lightning_reg.callbacks.trainer.settings import settings_of
-from lightning_reg.ensemble import EnsemblePrediction
+from lightning_reg.ensemble import EnsemblePrediction, StabilitySelection
 from lightning_reg.functional import LipschitzReport
 from lightning_reg.schedules import Schedule
 from tests.documented import EXPORTED, documented
@@ -152,6 +152,21 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Argument]]] = {
             "scope": good("layer"),
             "floor": good(0.1),
             "schedule": SCHEDULE,
+        },
+    ),
+    "RegularizationPath": (
+        lightning_reg.RegularizationPath,
+        {
+            "penalty": good(proximal()),
+            "strengths": good(5),
+            "smallest": good(0.01),
+            "epochs": good(2),
+            "tolerance": good(1e-3, "None", "1e39"),
+            "monitor": Argument("val_loss"),
+            "monitor_mode": good("max"),
+            "rule": good("one_se"),
+            "direction": good("up"),
+            "restore": boolean(True),
         },
     ),
     "Constraint": (OwnConstraint, {"select": SELECT}),
@@ -380,10 +395,22 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Argument]]] = {
         ensemble.summarize_predictions,
         {"predictions": PREDICTIONS, **AVERAGED},
     ),
+    "stability_selection": (
+        ensemble.stability_selection,
+        {
+            "fit": good(lambda rows: torch.ones(1, 2, dtype=torch.bool)),
+            "num_samples": good(10),
+            "num_halves": good(2),
+            "threshold": good(0.6),
+            "strengths": good([0.1], "None"),
+            "names": good(["a", "b"], "None"),
+            "seed": good(0),
+        },
+    ),
     "layout": (tensorboard.layout, {"prefix": good("run", "'False'")}),
 }
 # Types that functions return, and classes for subclassing.
-NOT_CALLED = {EnsemblePrediction, LipschitzReport, Schedule}
+NOT_CALLED = {EnsemblePrediction, LipschitzReport, Schedule, StabilitySelection}
 PUBLIC = {
     name: item
     for module in (lightning_reg, ensemble, functional, metrics, schedules, tensorboard)

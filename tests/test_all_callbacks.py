@@ -33,6 +33,7 @@ from lightning_reg import (
     NuclearNormPenalty,
     Piecewise,
     RegularizationMonitor,
+    RegularizationPath,
     Select,
     SpectralConstraint,
     SpectralNormalization,
@@ -56,6 +57,7 @@ CALLBACKS = [
     GroupLassoPenalty(0.1, mode="proximal"),
     NuclearNormPenalty(0.1, mode="proximal"),
     TargetSparsity(L1Penalty(0.01, mode="proximal"), 0.5, schedule=Cosine(0.0, 1.0, 0.5)),
+    RegularizationPath(L1Penalty(0.0, mode="proximal"), strengths=[0.2], epochs=1, direction="up"),
     ActivityPenalty(0.1, select=["network.encoder", "network.conv"], norm="l2", schedule=Cosine(1.0, 0.0, 0.5)),
     RegularizationMonitor(),
     RegularizationMonitor(select="*.encoder.*", per_layer=["*.encoder.*"], histograms=True, layout=False),
@@ -173,6 +175,7 @@ def test_one_run_with_every_callback_at_once(fit, logger, tmp_path):
         # Each of the others changes weights by itself after a step, so each has its own.
         TargetSparsity(L1Penalty(0.0, mode="proximal", **head), 0.5),
         GroupLassoPenalty(0.01, mode="proximal", **head),
+        RegularizationPath(L1Penalty(0.0, mode="proximal", **head), strengths=[0.02, 0.01], epochs=1),
         SpectralNormalization(2.0, select="*.encoder.*"),
         SpectralConstraint(0.5, select="*.conv.*"),
         SpectralNormPenalty(0.01, mode="grad", **head),

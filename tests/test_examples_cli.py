@@ -87,6 +87,9 @@ OUTCOMES = {
     ),
     "group_lasso": lambda cli, path: 0 < zero_units(cli) < 1 and "reg/zero_units" in logged(cli, path),
     "target_sparsity": lambda cli, path: math.isclose(Sparsity()(weights(cli)).item(), 0.9, abs_tol=0.002),
+    "path": lambda cli, path: (
+        0 < (left := list(scalars(path)["reg/path/nonzero"].values()))[0] < left[3] and cli.trainer.global_step < 80
+    ),
     "keep_zeros": lambda cli, path: (
         0.5 < sparsity(path)[19] <= sparsity(path)[39] < 0.9 and (cli.model.head.weight != 0).all()
     ),

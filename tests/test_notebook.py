@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pytest
 from matplotlib import pyplot
 from PIL import Image
@@ -49,11 +50,13 @@ def test_the_tour_shows_a_plan_numbers_a_heatmap_and_a_path(tmp_path, monkeypatc
     assert "Regularization plan" in caplog.text
     (numbers,) = (value for value in values if isinstance(value, dict))
     assert {"reg/penalty/elastic_net", "reg/weight_norm", "val/accuracy"} <= numbers.keys()
-    (heatmap,) = (value for value in values if isinstance(value, Image.Image))
-    with heatmap:
-        assert min(heatmap.size) > 10
-    (line, *_) = given["axes"].get_lines()
-    assert len(line.get_xdata()) > 2
+    for picture in (pictures := [value for value in values if isinstance(value, Image.Image)]):
+        with picture:
+            assert min(picture.size) > 10
+    assert len(pictures) == 2
+    result = given["path"].result
+    assert len(result.strengths) == len(result.scores) == 5
+    np.testing.assert_allclose(given["axes"].images[0].get_array()[0, 0], given["pixels"][0, 0])
 
 
 def test_what_the_tour_shows_is_stored_with_it_without_errors():
@@ -61,5 +64,5 @@ def test_what_the_tour_shows_is_stored_with_it_without_errors():
 
     assert not [output for output in outputs if output["output_type"] == "error"]
     assert "Regularization plan" in "".join("".join(output.get("text", "")) for output in outputs)
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
-    assert NOTEBOOK.stat().st_size < 200_000
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
+    assert NOTEBOOK.stat().st_size < 300_000

@@ -18,6 +18,7 @@ from lightning_reg.callbacks.dropout.monte_carlo import MonteCarloDropout as Mon
 from lightning_reg.callbacks.dropout.scheduler import DropoutScheduler as DropoutScheduler
 from lightning_reg.callbacks.monitors.lipschitz import LipschitzMonitor as LipschitzMonitor
 from lightning_reg.callbacks.monitors.regularization import RegularizationMonitor as RegularizationMonitor
+from lightning_reg.callbacks.path.regularization_path import RegularizationPath as RegularizationPath
 from lightning_reg.callbacks.penalties.activity import ActivityPenalty as ActivityPenalty
 from lightning_reg.callbacks.penalties.anchor import AnchorPenalty as AnchorPenalty
 from lightning_reg.callbacks.penalties.base import Penalty as Penalty
