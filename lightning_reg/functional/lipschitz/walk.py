@@ -28,18 +28,19 @@ class Findings(NamedTuple):
     """Of an output that a matrix makes: its weight, and the bound before it."""
 
 
-def walk(module: nn.Module, inputs: Sequence[Any], *, fold: bool) -> Findings:
+def walk(module: nn.Module, inputs: Sequence[Any], *, fold: bool, reach: float = math.inf) -> Findings:
     """Return the findings for `module` at `inputs`.
 
     Args:
         module: The module, which does not change.
         inputs: Its arguments; it may change their tensors.
         fold: Whether batch normalization is folded into the layer before it.
+        reach: The largest distance of other inputs from these.
 
     """
     tensors = list(found(inputs, Tensor))
     has_floats = any(map(_has_floats, tensors))
-    judge = Judge(has_floats=has_floats, fold=fold)
+    judge = Judge(has_floats=has_floats, fold=fold, reach=reach)
     devices = devices_of(tensors)
     tracer = Tracer(judge, own_functions(), devices)
     arguments = replaced(list(inputs), Tensor, Tensor.clone)
