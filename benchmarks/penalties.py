@@ -152,23 +152,38 @@ class SmallLayers(nn.Module):
         return state.square().mean()
 
 
+def resnet18() -> Iterator[tuple[int, ...]]:
+    """Yield the shapes of the parameters of a ResNet-18."""
+    yield from _convolution(64, 3, 7)
+    channels = 64
+    for width in (64, 128, 256, 512):
+        for _ in range(2):
+            yield from _convolution(width, channels, 3)
+            yield from _convolution(width, width, 3)
+            if channels != width:
+                yield from _convolution(width, channels, 1)
+            channels = width
+    yield from [(1000, 512), (1000,)]
+
+
 def resnet50() -> Iterator[tuple[int, ...]]:
     """Yield the shapes of the parameters of a ResNet-50."""
-
-    def convolution(filters: int, channels: int, size: int) -> Iterator[tuple[int, ...]]:
-        yield from [(filters, channels, size, size), (filters,), (filters,)]
-
-    yield from convolution(64, 3, 7)
+    yield from _convolution(64, 3, 7)
     channels = 64
     for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
         for block in range(blocks):
-            yield from convolution(width, channels, 1)
-            yield from convolution(width, width, 3)
-            yield from convolution(4 * width, width, 1)
+            yield from _convolution(width, channels, 1)
+            yield from _convolution(width, width, 3)
+            yield from _convolution(4 * width, width, 1)
             if block == 0:
-                yield from convolution(4 * width, channels, 1)
+                yield from _convolution(4 * width, channels, 1)
             channels = 4 * width
     yield from [(1000, 2048), (1000,)]
+
+
+def _convolution(filters: int, channels: int, size: int) -> Iterator[tuple[int, ...]]:
+    """Yield the shapes of a kernel, and of the normalization behind it."""
+    yield from [(filters, channels, size, size), (filters,), (filters,)]
 
 
 def transformer() -> Iterator[tuple[int, ...]]:

@@ -1,8 +1,10 @@
 """The cost of the proximal step: its time as a share of the optimizer's own step, and of the obvious loop's.
 
 `python -m benchmarks.proximal` prints one table; `--quick` takes fewer rounds. All variants run in turns, in a
-new order each round, on weights of the shapes of a ResNet-50; each figure is a median with quartiles. On a CPU
-torch's Adam processes the weights one by one, unless it is fused.
+new order each round, on weights of the shapes of a ResNet-18; each figure is a median with quartiles, on a CPU of
+the CPU time of one thread. On a CPU torch's AdamW processes the weights one by one, unless it is fused.
+
+Where torchao is installed, "torchao PAT, L1" is what its `PruneOptimizer` adds to the step of the optimizer in it.
 """
 
 import random
@@ -15,13 +17,18 @@ from torch import Tensor, nn
 
 from benchmarks._rotation import Spread
 from benchmarks._table import print_table
-from benchmarks.penalties import resnet50
+from benchmarks.penalties import resnet18
 from lightning_reg import ElasticNetPenalty, GroupLassoPenalty, L1Penalty, Penalty
 from lightning_reg.callbacks.penalties.proximal_step import shrink
 
+try:
+    from torchao.prototype.pat import PruneOptimizer
+except ImportError:
+    PruneOptimizer = None
+
 STRENGTH = 1e-6
 TARGET = 0.5
-"""The largest share of the step of Adam, for L1 on a CPU."""
+"""The largest share of the step of AdamW, for L1 on a CPU."""
 
 PENALTIES: Mapping[str, Penalty] = {
     "L1": L1Penalty(STRENGTH, mode="proximal"),
@@ -29,8 +36,8 @@ PENALTIES: Mapping[str, Penalty] = {
     "group lasso": GroupLassoPenalty(STRENGTH, mode="proximal"),
 }
 OPTIMIZERS: Mapping[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
-    "Adam": lambda weights: torch.optim.Adam(weights, lr=1e-6),
-    "Adam fused": lambda weights: torch.optim.Adam(weights, lr=1e-6, fused=True),
+    "AdamW": lambda weights: torch.optim.AdamW(weights, lr=1e-6),
+    "AdamW fused": lambda weights: torch.optim.AdamW(weights, lr=1e-6, fused=True),
     "SGD momentum": lambda weights: torch.optim.SGD(weights, lr=1e-6, momentum=0.9),
 }
 
@@ -52,23 +59,29 @@ def obvious_loop(optimizer: torch.optim.Optimizer, weights: list[nn.Parameter]) 
 def milliseconds(actions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """Return the time of each action in each round."""
     rng, names = random.Random(0), list(actions)
+    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
     times: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds + 2):
         for name in rng.sample(names, len(names)):
             _synchronize()
-            start = time.perf_counter()
+            start = clock()
             actions[name]()
             _synchronize()
             if number >= 2:  # until memory and caches are warm
-                times[name].append(1e3 * (time.perf_counter() - start))
+                times[name].append(1e3 * (clock() - start))
     return times
 
 
-def rows(name: str, rounds: int) -> list[list[str]]:
+def weights_like_a_resnet18() -> list[nn.Parameter]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    parameters = [nn.Parameter(torch.randn(shape, device=device)) for shape in resnet50()]
+    parameters = [nn.Parameter(torch.randn(shape, device=device)) for shape in resnet18()]
     for parameter in parameters:
         parameter.grad = 1e-3 * torch.randn_like(parameter)
+    return parameters
+
+
+def rows(name: str, rounds: int) -> list[list[str]]:
+    parameters = weights_like_a_resnet18()
     optimizer = OPTIMIZERS[name](parameters)
     optimizer.step()  # makes its state
     weights = [parameter for parameter in parameters if parameter.ndim > 1]
@@ -77,10 +90,14 @@ def rows(name: str, rounds: int) -> list[list[str]]:
         return lambda: shrink(penalty.proximal, optimizer, weights, penalty.strength, elementwise=penalty.elementwise)
 
     actions: dict[str, Callable[[], object]] = {label: proximal(penalty) for label, penalty in PENALTIES.items()}
+    if PruneOptimizer is not None:
+        actions["torchao PAT, L1"] = pruning_step(name)
     times = milliseconds(
         {"step": optimizer.step, "L1 loop": lambda: obvious_loop(optimizer, weights), **actions}, rounds
     )
     step, loop = times.pop("step"), times["L1 loop"]
+    if "torchao PAT, L1" in times:
+        times["torchao PAT, L1"] = [both - own for both, own in zip(times["torchao PAT, L1"], step, strict=True)]
     return [
         [
             name,
@@ -88,11 +105,23 @@ def rows(name: str, rounds: int) -> list[list[str]]:
             label,
             str(Spread.of(own)),
             f"{Spread.of([mine / theirs for mine, theirs in zip(own, step, strict=True)]).median:.2f}",
-            f"{TARGET:.2f}" if (name, label) == ("Adam", "L1") else "",
+            f"{TARGET:.2f}" if (name, label) == ("AdamW", "L1") else "",
             f"{Spread.of([mine / theirs for mine, theirs in zip(own, loop, strict=True)]).median:.2f}",
         ]
         for label, own in times.items()
     ]
+
+
+def pruning_step(name: str) -> Callable[[], object]:
+    """Return a step of torchao's optimizer for L1, around an optimizer and weights of its own."""
+    parameters = weights_like_a_resnet18()
+    optimizer = OPTIMIZERS[name](parameters)
+    (group,) = optimizer.param_groups
+    group["params"] = [parameter for parameter in parameters if parameter.ndim == 1]
+    chosen = [parameter for parameter in parameters if parameter.ndim > 1]
+    optimizer.add_param_group({"params": chosen, "prox_type": "ProxLasso", "group_type": "ElemGrouper"})
+    step: Callable[[], object] = PruneOptimizer(optimizer, reg_lambda=STRENGTH).step
+    return step
 
 
 def _synchronize() -> None:

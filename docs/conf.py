@@ -1,7 +1,7 @@
 """How Sphinx builds the pages: `make docs`."""
 
 import sys
-from importlib import metadata
+import tomllib
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -9,14 +9,15 @@ sys.path.insert(0, str(Path(__file__).parent))
 project = "lightning_reg"
 author = "The lightning-reg authors"
 copyright = author
-release = metadata.version("lightning-reg")
+release = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]["version"]
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon", "families"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "families", "formulas"]
 exclude_patterns = ["_build"]
 
 # Pages
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
+html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = f"lightning_reg {release}"
 html_copy_source = False

@@ -33,15 +33,24 @@ def public_names(room: str) -> Iterator[tuple[str, bool]]:
 
 
 class Family(SphinxDirective):
-    """`.. family:: lightning_reg.callbacks.penalties`."""
+    """`.. family:: lightning_reg.callbacks.penalties`.
+
+    A line `Penalty: penalty, remember` below it lists the members of a class to show, also inherited ones: what those
+    who subclass it may define. Of other classes, all members are shown that they define themselves.
+    """
 
     required_arguments: ClassVar[int] = 1
+    has_content: ClassVar[bool] = True
 
     @override
     def run(self) -> list[nodes.Node]:
+        told = dict(line.split(":", 1) for line in self.content if line)
         lines = []
         for name, is_class in public_names(self.arguments[0]):
-            lines += [f".. auto{'class' if is_class else 'function'}:: {name}", "   :members:" if is_class else "", ""]
+            members = f"   :members:{told.pop(name.rpartition('.')[2], '')}" if is_class else ""
+            lines += [f".. auto{'class' if is_class else 'function'}:: {name}", members, ""]
+        if told:
+            raise self.error(f"no class of {self.arguments[0]} is called {', '.join(told)}")
         if not lines:
             raise self.error(f"no public name comes from {self.arguments[0]}")
         within = nodes.section()

@@ -1,12 +1,12 @@
-"""Learning one task after the other: what a network forgets, and what elastic weight consolidation keeps.
+"""Learn one task after the other: elastic weight consolidation against forgetting.
 
 A network learns the digits 0 to 4, and then 5 to 9, with the same five outputs. The second task moves weights that the
-first one needs, so the first is forgotten. Elastic weight consolidation holds each weight where the first task has left
-it, the more firmly, the more that task's predictions depend on it (its Fisher information). Beside it an
-`AnchorPenalty`, which holds all weights alike. Both strengths are about the best for the mean over both tasks.
+first one needs, so the first is forgotten. Elastic weight consolidation keeps each weight near its value after the
+first task, the more firmly, the more that task's predictions depend on it (its Fisher information). An `AnchorPenalty`,
+which treats all weights alike, is the comparison. Both strengths are about the best for the mean over both tasks.
 
-The penalty is a subclass of `Penalty` with a memory. What its `remember` returns is saved in checkpoints, moved and
-sharded as the weights are, restored when a run is resumed, and passed to `penalty` in the order of the weights.
+The penalty is a subclass of `Penalty` with a memory. The result of its `remember` is saved in checkpoints, moved and
+sharded like the weights, restored when a run is resumed, and passed to `penalty` in the order of the weights.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_reg import AnchorPenalty, Penalty, Select
 
 FIRST, SECOND = range(5), range(5, 10)
-WEIGHTS = Select(min_ndim=1)  # biases, too
+WEIGHTS = Select(min_ndim=1)  # biases as well
 
 
 class ElasticWeightConsolidation(Penalty):
@@ -42,7 +42,7 @@ class ElasticWeightConsolidation(Penalty):
         self.importance = importance
 
     def remember(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return where each weight starts, and how important it is there."""
+        """Return the initial value of each weight, and its importance."""
         return {name: torch.stack([weight, self.importance[name]]) for name, weight in weights.items()}
 
     def penalty(self, weights: Sequence[Tensor], memory: Sequence[Tensor]) -> Tensor:
@@ -65,7 +65,7 @@ class Classifier(LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
-        # Where predictions are certain, none of them depends on any weight.
+        # If predictions are certain, they do not depend on any weight.
         return nn.functional.cross_entropy(self(images), labels, label_smoothing=0.1)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -83,7 +83,7 @@ def data(digits: range) -> tuple[TensorDataset, TensorDataset]:
 
 
 def fisher_information(module: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """Return the mean square of the gradients of log p(label), over images and over labels as the module sees them."""
+    """Return the mean square of the gradients of log p(label), over images and the module's probabilities of labels."""
     weights = {name: weight.detach() for name, weight in module.named_parameters()}
     with torch.no_grad():
         probabilities = module(images).softmax(1)
@@ -101,7 +101,7 @@ def fisher_information(module: nn.Module, images: Tensor) -> dict[str, Tensor]:
 
 
 class Accuracies(Callback):
-    """Keeps the accuracy on the test images of both tasks, from before the first epoch on."""
+    """Records the accuracy on the test images of both tasks, starting before the first epoch."""
 
     def __init__(self) -> None:
         self.tests = [data(digits)[1].tensors for digits in (FIRST, SECOND)]

@@ -1,4 +1,4 @@
-"""What is installed: `python -m lightning_reg` prints what a report of a bug should hold."""
+"""Print the installed versions for a bug report: `python -m lightning_reg`."""
 
 import platform
 import re
@@ -11,7 +11,7 @@ _FOR_DEVELOPERS = {"dev", "docs", "packages"}
 
 
 def _requirements() -> Iterator[tuple[str, str]]:
-    """Yield the extra, or an empty text, and the name of each package that users need or may want."""
+    """Yield the extra, or "", and the name of each required or optional package."""
     for line in metadata.requires(_PACKAGE) or []:
         requirement, _, marker = line.partition(";")
         extra = re.search(r"extra == ['\"]([\w-]+)['\"]", marker)
@@ -35,11 +35,11 @@ def _devices() -> str:
 
 
 def main() -> None:
-    """Print the versions of this package and of what it uses."""
+    """Print the versions of this package and of its dependencies."""
     try:
         requirements = list(_requirements())
     except metadata.PackageNotFoundError:
-        sys.exit("lightning_reg is not installed here, only its code is. Run `pip install -e .` in its folder.")
+        sys.exit("lightning_reg is not installed, only its source code is here. Run `pip install -e .` in its folder.")
     rows = [("lightning_reg", _version(_PACKAGE))]
     rows += [("python", platform.python_version()), ("system", platform.platform())]
     rows += [(name, _version(name)) for extra, name in requirements if not extra]

@@ -11,7 +11,7 @@ from torch import nn
 import lightning_reg
 from lightning_reg import ensemble, functional, metrics, schedules, tensorboard
 from lightning_reg.callbacks.trainer.settings import settings_of
-from lightning_reg.ensemble import EnsemblePrediction
+from lightning_reg.ensemble import EnsemblePrediction, StabilitySelection
 from lightning_reg.functional import LipschitzReport
 from lightning_reg.schedules import Schedule
 from tests.documented import EXPORTED, documented
@@ -127,6 +127,8 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Argument]]] = {
         {"alpha": strength(0.1), "l1_ratio": good(0.5)} | {n: a for n, a in PENALTY.items() if n != "strength"},
     ),
     "GroupLassoPenalty": (lightning_reg.GroupLassoPenalty, {**PENALTY, "dim": good(0, "-1", "10**400")}),
+    "NuclearNormPenalty": (lightning_reg.NuclearNormPenalty, PENALTY),
+    "OrthogonalPenalty": (lightning_reg.OrthogonalPenalty, {**PENALTY, "dim": good(1, "-1", "10**400")}),
     "AnchorPenalty": (
         lightning_reg.AnchorPenalty,
         {**PENALTY, "anchor": Argument("start"), "norm": good("l1"), "offload": boolean(False)},
@@ -150,6 +152,21 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Argument]]] = {
             "scope": good("layer"),
             "floor": good(0.1),
             "schedule": SCHEDULE,
+        },
+    ),
+    "RegularizationPath": (
+        lightning_reg.RegularizationPath,
+        {
+            "penalty": good(proximal()),
+            "strengths": good(5),
+            "smallest": good(0.01),
+            "epochs": good(2),
+            "tolerance": good(1e-3, "None", "1e39"),
+            "monitor": Argument("val_loss"),
+            "monitor_mode": good("max"),
+            "rule": good("one_se"),
+            "direction": good("up"),
+            "restore": boolean(True),
         },
     ),
     "Constraint": (OwnConstraint, {"select": SELECT}),
@@ -307,6 +324,10 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Argument]]] = {
             "grid": good(16),
         },
     ),
+    "factorize": (
+        functional.factorize,
+        {"module": good(nn.Linear(2, 2), "module"), "tolerance": good(None, "None")},
+    ),
     "operator_norm_estimate": (
         functional.operator_norm_estimate,
         {
@@ -376,10 +397,22 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Argument]]] = {
         ensemble.summarize_predictions,
         {"predictions": PREDICTIONS, **AVERAGED},
     ),
+    "stability_selection": (
+        ensemble.stability_selection,
+        {
+            "fit": good(lambda rows: torch.ones(1, 2, dtype=torch.bool)),
+            "num_samples": good(10),
+            "num_halves": good(2),
+            "threshold": good(0.6),
+            "strengths": good([0.1], "None"),
+            "names": good(["a", "b"], "None"),
+            "seed": good(0),
+        },
+    ),
     "layout": (tensorboard.layout, {"prefix": good("run", "'False'")}),
 }
 # Types that functions return, and classes for subclassing.
-NOT_CALLED = {EnsemblePrediction, LipschitzReport, Schedule}
+NOT_CALLED = {EnsemblePrediction, LipschitzReport, Schedule, StabilitySelection}
 PUBLIC = {
     name: item
     for module in (lightning_reg, ensemble, functional, metrics, schedules, tensorboard)

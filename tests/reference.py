@@ -8,10 +8,29 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_reg import ElasticNetPenalty, GroupLassoPenalty, L1Penalty, L2Penalty, MCPPenalty
+from lightning_reg import (
+    ElasticNetPenalty,
+    GroupLassoPenalty,
+    L1Penalty,
+    L2Penalty,
+    MCPPenalty,
+    NuclearNormPenalty,
+    OrthogonalPenalty,
+)
 from tests.models import Regressor
 
 Term = Callable[[Sequence[Tensor]], Tensor]
+
+
+def matrix_of(weight: Tensor) -> Tensor:
+    """Return a kernel as the matrix with a row for each of its slices along the first dimension."""
+    return (weight.float() if weight.itemsize < 4 else weight).flatten(1)  # torch has no LAPACK in half precision
+
+
+def distance_from_orthonormal(matrix: Tensor) -> Tensor:
+    """Return how far the products of any two rows, or columns if they are fewer, are from those of unit vectors."""
+    rows = matrix if len(matrix) <= len(matrix.mT) else matrix.mT
+    return (rows @ rows.mT - torch.eye(len(rows)).to(rows)).square().sum()
 
 
 @dataclass(frozen=True)
@@ -52,6 +71,14 @@ PENALTIES: dict[str, tuple[Callable[..., Any], Term]] = {
     "group_lasso": (
         lambda **kwargs: GroupLassoPenalty(0.01, **kwargs),
         lambda weights: 0.01 * sum(w[0].numel() ** 0.5 * w.flatten(1).norm(dim=1).sum() for w in weights),
+    ),
+    "nuclear_norm": (
+        lambda **kwargs: NuclearNormPenalty(0.02, **kwargs),
+        lambda weights: 0.02 * sum(torch.linalg.svdvals(matrix_of(w)).sum() for w in weights),
+    ),
+    "orthogonal": (
+        lambda **kwargs: OrthogonalPenalty(0.01, **kwargs),
+        lambda weights: 0.01 * sum(distance_from_orthonormal(matrix_of(w)) for w in weights),
     ),
 }
 

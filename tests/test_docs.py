@@ -84,7 +84,7 @@ def test_every_test_that_the_documentation_names_exists():
 
 
 def test_every_page_is_in_the_table_of_contents():
-    listed = re.findall(r"^((?:\w+/)?\w+)$", text("docs/index.md"), flags=re.MULTILINE)
+    listed = re.findall(r"^(?:\w+ <)?((?:\w+/)?\w+)>?$", text("docs/index.md"), flags=re.MULTILINE)
 
     assert {f"docs/{name}.md" for name in listed} == {str(page) for page in PAGES} - {"README.md", "docs/index.md"}
 

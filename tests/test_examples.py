@@ -99,6 +99,28 @@ def test_the_gan_shows_its_samples_and_normalizes_its_critic(tmp_path, monkeypat
     assert_picture(tmp_path / "picture.png")
 
 
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_the_path_leaves_ever_fewer_pixels_and_the_most_useful_ones(tmp_path, monkeypatch, capsys):
+    arguments = ["--max-epochs", "4", "--strengths", "4", "--weakest", "0.01", "--strongest", "0.3"]
+    arguments += ["--pixels", "30", "--refit-epochs", "8", "--logdir", str(tmp_path / "logs")]
+    arguments += ["--picture", str(tmp_path / "picture.png")]
+    monkeypatch.setattr(sys, "argv", ["path.py", *arguments])
+
+    runpy.run_path(str(ROOT / "examples" / "path.py"), run_name="__main__")
+
+    *_, table = capsys.readouterr().out.partition("strength  pixels  accuracy")
+    rows = [line.split() for line in table.splitlines()[1:5]]
+    counts = [int(row[1]) for row in rows]
+    assert counts[0] > counts[2] > counts[3]
+    assert sum("choice" in line for line in table.splitlines()[1:5]) == 1
+    (again,) = re.findall(r"^ +(\d+) +([\d.]+)%$", table, re.MULTILINE)
+    assert 0 < int(again[0]) <= 30
+    assert float(again[1]) > 80
+    assert_picture(tmp_path / "picture.png")
+    figures = [value for _, value in values_in(tmp_path / "logs" / "version_0") if value.tag == "reg/path"]
+    assert [value.metadata.plugin_data.plugin_name for value in figures] == ["images"]
+
+
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
 def test_every_example_explains_itself(example, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [example.name, "--help"])
@@ -178,6 +200,22 @@ def test_gradients_grow_against_weights_but_not_with_corrected_decay(tmp_path, m
     assert end["corrected"] < middle["corrected"]
     # In balance, the middle corresponds to half the rate.
     assert middle["decoupled"] == pytest.approx((2 * 0.05 / 0.25) ** 0.5, rel=0.2)
+    assert_picture(tmp_path / "picture.png")
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_low_ranks_become_a_smaller_network_with_the_same_outputs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["low_rank.py", "--max-epochs", "8", "--picture", str(tmp_path / "picture.png")])
+
+    runpy.run_path(str(ROOT / "examples" / "low_rank.py"), run_name="__main__")
+
+    *_, table = capsys.readouterr().out.partition("strength     ranks")
+    rows = [line.split() for line in table.splitlines()[1:]]
+    sizes = [int(row[3]) for row in rows]
+    assert rows[0][1] == "64-64-10"
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] == 17226 > 2 * sizes[-1]
+    assert all(float(row[-1]) <= 1e-5 for row in rows)
     assert_picture(tmp_path / "picture.png")
 
 

@@ -87,6 +87,9 @@ OUTCOMES = {
     ),
     "group_lasso": lambda cli, path: 0 < zero_units(cli) < 1 and "reg/zero_units" in logged(cli, path),
     "target_sparsity": lambda cli, path: math.isclose(Sparsity()(weights(cli)).item(), 0.9, abs_tol=0.002),
+    "path": lambda cli, path: (
+        0 < (left := list(scalars(path)["reg/path/nonzero"].values()))[0] < left[3] and cli.trainer.global_step < 80
+    ),
     "keep_zeros": lambda cli, path: (
         0.5 < sparsity(path)[19] <= sparsity(path)[39] < 0.9 and (cli.model.head.weight != 0).all()
     ),
@@ -97,6 +100,8 @@ OUTCOMES = {
         and torch.allclose(lengths(cli)[2], torch.ones(10))
     ),
     "non_negative": lambda cli, path: all(w.min() == 0 for w in weights(cli)[:2]) and cli.model.head.weight.min() < 0,
+    "nuclear_norm": lambda cli, path: all(torch.linalg.matrix_rank(w) < min(w.shape) for w in weights(cli)[:2]),
+    "orthogonal": lambda cli, path: all(torch.linalg.svdvals(w)[-1] > 0.5 for w in weights(cli)[:2]),  # 0.2
     "spectral_penalty": lambda cli, path: logged(cli, path)["reg/penalty/spectral_norm"] > 0,
     "spectral_normalization": lambda cli, path: math.isclose(largest_norm(cli), 2, rel_tol=0.4),
     "spectral_constraint": lambda cli, path: 1.9 < largest_norm(cli) < 2.001,

@@ -38,11 +38,11 @@ def test_both_packages_of_lightning_are_tested_in_one_version(constraints):
     assert pinned["pytorch-lightning"] == pinned["lightning"]
 
 
-def test_the_changelog_has_a_section_for_the_next_version():
-    changelog = (ROOT / "CHANGELOG.md").read_text()
+def test_the_changelog_has_a_section_for_this_version_and_for_the_next():
+    sections = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
 
-    assert PROJECT["version"].endswith(".dev0")
-    assert "## [Unreleased]" in changelog
+    assert sections[0] == "[Unreleased]"
+    assert re.fullmatch(rf"\[{re.escape(PROJECT['version'])}\] - \d{{4}}-\d\d-\d\d", sections[1])
 
 
 def test_types_are_shipped():
@@ -65,5 +65,5 @@ def test_a_workflow_runs_nothing_but_targets_of_the_makefile(workflow):
 def test_one_version_everywhere():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
 
-    assert PROJECT["version"].removesuffix(".dev0") == citation["version"]
+    assert PROJECT["version"] == citation["version"]
     assert PROJECT["license"] == citation["license"]

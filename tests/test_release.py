@@ -88,7 +88,7 @@ def test_code_that_is_not_installed_says_so(monkeypatch):
 
     monkeypatch.setattr(metadata, "requires", missing)
 
-    with pytest.raises(SystemExit, match=r"not installed here.*pip install -e \."):
+    with pytest.raises(SystemExit, match=r"not installed.*pip install -e \."):
         runpy.run_module("lightning_reg", run_name="__main__")
 
 

@@ -7,7 +7,7 @@ Each YAML file beside this one is a recipe for one callback of lightning_reg. Th
 can be saved as a file for `--config`.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -26,14 +26,21 @@ class Digits(LightningModule):
     Args:
         width: Units of the first hidden layer; the second one has half as many.
         dropout: Dropout rate after each hidden layer, in [0, 1).
-        learning_rate: Learning rate of Adam.
+        learning_rate: Learning rate of the optimizer.
+        optimizer: Adam, or SGD with a momentum of 0.9.
 
     """
 
-    def __init__(self, width: int = 96, dropout: float = 0.0, learning_rate: float = 3e-3) -> None:
+    def __init__(
+        self,
+        width: int = 96,
+        dropout: float = 0.0,
+        learning_rate: float = 3e-3,
+        optimizer: Literal["Adam", "SGD"] = "Adam",
+    ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.learning_rate = learning_rate
+        self.learning_rate, self.optimizer = learning_rate, optimizer
         self.encoder = nn.Sequential(
             nn.Linear(64, width),
             nn.ReLU(),
@@ -70,6 +77,8 @@ class Digits(LightningModule):
         return logits
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
+        if self.optimizer == "SGD":
+            return torch.optim.SGD(self.parameters(), lr=self.learning_rate, momentum=0.9)
         return torch.optim.Adam(self.parameters(), lr=self.learning_rate)
 
 

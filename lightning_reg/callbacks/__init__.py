@@ -18,6 +18,7 @@ from lightning_reg.callbacks.dropout.monte_carlo import MonteCarloDropout as Mon
 from lightning_reg.callbacks.dropout.scheduler import DropoutScheduler as DropoutScheduler
 from lightning_reg.callbacks.monitors.lipschitz import LipschitzMonitor as LipschitzMonitor
 from lightning_reg.callbacks.monitors.regularization import RegularizationMonitor as RegularizationMonitor
+from lightning_reg.callbacks.path.regularization_path import RegularizationPath as RegularizationPath
 from lightning_reg.callbacks.penalties.activity import ActivityPenalty as ActivityPenalty
 from lightning_reg.callbacks.penalties.anchor import AnchorPenalty as AnchorPenalty
 from lightning_reg.callbacks.penalties.base import Penalty as Penalty
@@ -29,6 +30,8 @@ from lightning_reg.callbacks.penalties.group_lasso import GroupLassoPenalty as G
 from lightning_reg.callbacks.penalties.target_sparsity import TargetSparsity as TargetSparsity
 from lightning_reg.callbacks.spectral.constraint import SpectralConstraint as SpectralConstraint
 from lightning_reg.callbacks.spectral.normalization import SpectralNormalization as SpectralNormalization
+from lightning_reg.callbacks.spectral.nuclear_norm import NuclearNormPenalty as NuclearNormPenalty
+from lightning_reg.callbacks.spectral.orthogonal import OrthogonalPenalty as OrthogonalPenalty
 from lightning_reg.callbacks.spectral.penalty import SpectralNormPenalty as SpectralNormPenalty
 
 if not TYPE_CHECKING:

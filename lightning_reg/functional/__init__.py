@@ -12,6 +12,7 @@ from lightning_reg.functional.penalties.norms import *
 from lightning_reg.functional.proximal.concave import *
 from lightning_reg.functional.proximal.elementwise import *
 from lightning_reg.functional.proximal.groups import *
+from lightning_reg.functional.spectral.low_rank import *
 from lightning_reg.functional.spectral.norms import *
 
 if not TYPE_CHECKING:

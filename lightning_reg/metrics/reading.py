@@ -37,8 +37,9 @@ def read_layers(weights: Iterable[Weight]) -> list[Layer]:
         if name not in layers:
             tensor = _effective(weight)
             # The tensors from which a parametrization computes a weight can have any shape.
-            dims = weight.dims if tensor.ndim == len(weight.shape) else None
-            layers[name] = Layer(name, tensor, weight.modules[0], dims)
+            is_alike = tensor.ndim == len(weight.shape)
+            dims = weight.dims if is_alike else None
+            layers[name] = Layer(name, tensor, weight.modules[0], dims, is_alike and weight.is_stack)
     return list(layers.values())
 
 

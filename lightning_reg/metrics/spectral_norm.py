@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any, Literal, final
 
 import torch
@@ -27,6 +28,7 @@ class SpectralNorm(LayerMetric):
       estimate. A vector counts as one column.
     - Convolutions in a module: an upper bound for images of any size (`functional.conv_norm_bound`); with `iterations`
       a lower estimate of the norm on zero-padded images of `input_size` pixels, or of any size.
+    - Stacked experts (experts x out x in) in a module: the largest norm among their matrices.
     - Tensors of more than two dimensions: the norm of the kernel reshaped to a matrix, because the kernel alone does
       not determine the convolution. It is below the norm of most convolutions.
 
@@ -78,10 +80,11 @@ class SpectralNorm(LayerMetric):
     def _estimated(self, layers: Sequence[Layer], iterations: int) -> list[Tensor]:
         is_followed = [self.input_size == "any" and layer.convolution() is not None for layer in layers]
         convolutions = [layer for layer, followed in zip(layers, is_followed, strict=True) if followed]
-        others = [layer for layer, followed in zip(layers, is_followed, strict=True) if not followed]
+        others = [layer.parts() for layer, followed in zip(layers, is_followed, strict=True) if not followed]
         rounds = max(1, iterations // 2)  # each makes two products with the kernel and two with its adjoint
         norms = iter(found.sigma for found in self._followed.advance(convolutions, rounds))
-        rest = iter(self._estimates.advance(others, iterations))
+        estimates = iter(self._estimates.advance([part for parts in others for part in parts], iterations))
+        rest = (torch.stack(list(islice(estimates, len(parts)))).amax() for parts in others)
         return [next(norms if followed else rest) for followed in is_followed]
 
     @override

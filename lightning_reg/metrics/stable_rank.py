@@ -23,8 +23,9 @@ class StableRank(LayerMetric):
     r"""The least stable rank of the layers, :math:`\min_l \|W_l\|_F^2 / \sigma(W_l)^2`.
 
     It is 1 for a matrix of rank one, and equals the rank if all nonzero singular values are equal. Unlike the rank, it
-    does not jump with small singular values. Kernels are flattened to matrices with one row for each output. The value
-    is 0 for a layer of zeros, and NaN for a layer that is not finite, or before the first update.
+    does not jump with small singular values. Kernels are flattened to matrices with one row for each output. Stacked
+    experts (experts x out x in) have the least of their matrices. The value is 0 for a layer of zeros, and NaN for a
+    layer that is not finite, or before the first update.
 
     Exact up to rounding; with `iterations` an upper estimate, because :math:`\sigma` is then estimated from below.
 
@@ -55,16 +56,18 @@ class StableRank(LayerMetric):
     @override
     @torch.no_grad()
     def statistics(self, layers: Sequence[Layer]) -> Tensor:
-        wholes = [replace(layer, tensor=whole(layer.tensor)) for layer in layers]
-        matrices = [Layer(layer.name, layer.matrix()) for layer in wholes]
+        wholes = [replace(layer, tensor=whole(layer.tensor)).parts() for layer in layers]
+        parts = [part for own in wholes for part in own]
+        matrices = [Layer(part.name, part.matrix()) for part in parts]
         with without_autocast(matrices[0].tensor.device):
             if self.iterations is None:
                 norms = [matrix.norm_bound() for matrix in matrices]
             else:
                 norms = self._estimates.advance(matrices, self.iterations)
-        squares = power_sums(tensors_of(wholes), 2)
+        squares = power_sums(tensors_of(parts), 2)
         ranks = squares / torch.stack([norm.to(squares) for norm in norms]).square()
-        return torch.where(squares == 0, 0, ranks).unsqueeze(-1)
+        found = torch.split(torch.where(squares == 0, 0, ranks), [len(own) for own in wholes])
+        return torch.stack([own.amin(0, keepdim=True) for own in found])
 
     @override
     def value(self, statistics: Tensor) -> Tensor:

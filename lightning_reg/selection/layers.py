@@ -20,6 +20,7 @@ _TORCHS = (
 )
 _NORMS = (nn.LayerNorm, nn.RMSNorm)
 _MATRIX_NDIM = 2
+_STACK_NDIM = 3
 
 # Keys: the type, or its full name if its package must not be imported here; then the name of the parameter.
 _DECLARED: dict[type[nn.Module] | str, dict[str, int | None]] = {"transformers.pytorch_utils.Conv1D": {"weight": 1}}
@@ -33,9 +34,10 @@ def register_layer(module_type: type[nn.Module], *, output_dim: int | None, weig
 
     The layers of torch need no declaration, nor does `Conv1D` of transformers, whose weight has a row for each input.
     In other modules, a parameter is the weight of a layer if its name contains "weight" and its shape is not (C, 1, 1),
-    a factor for each channel. Its output units lie along dimension 0. Every other parameter sits in no layer: class
-    tokens, position tables and layer scales. Penalties shrink these too, unless `select` leaves them out.
-    `SpectralNormalization` and `SpectralConstraint` leave them alone, unless `select` chooses nothing else.
+    a factor for each channel, or if it has three dimensions and the first is the module's `num_experts`. Its output
+    units lie along dimension 0. Every other parameter sits in no layer: class tokens, position tables and layer scales.
+    Penalties shrink these too, unless `select` leaves them out. `SpectralNormalization` and `SpectralConstraint` leave
+    them alone, unless `select` chooses nothing else.
 
     Args:
         module_type: The class of the layer; its subclasses count too. A second declaration replaces the first.
@@ -95,7 +97,7 @@ def output_dim(module: nn.Module, name: str, shape: Sequence[int]) -> int | None
             )
             raise ValueError(msg)
         return None  # the tensors from which a parametrization computes a weight can have any shape
-    if "weight" not in name or isinstance(module, _NORMS):
+    if isinstance(module, _NORMS) or ("weight" not in name and not _holds_experts(module, shape)):
         return None
     if isinstance(module, _TRANSPOSED):
         # If each group of channels has one output, a slice along dimension 1 would be the whole kernel.
@@ -114,6 +116,21 @@ def blocks(module: nn.Module) -> int:
     if not isinstance(module, _TRANSPOSED) or module.in_channels == module.out_channels == module.groups:
         return 1
     return module.groups
+
+
+def is_stack(module: nn.Module, name: str, shape: Sequence[int]) -> bool:
+    """Tell whether a parameter is a stack of matrices, experts x out x in, of which each acts on inputs of its own.
+
+    One of three dimensions in a module that is no layer of torch, and of which nobody has declared where its units lie;
+    a table of shape (1, positions, channels) is none.
+    """
+    return (
+        len(shape) == _STACK_NDIM and min(shape) > 1 and not is_torchs(module) and not _declared(type(module), name)[0]
+    )
+
+
+def _holds_experts(module: nn.Module, shape: Sequence[int]) -> bool:
+    return len(shape) == _STACK_NDIM and getattr(module, "num_experts", None) == shape[0]
 
 
 def is_torchs(module: nn.Module) -> bool:

@@ -16,7 +16,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from typing_extensions import override
 
 from lightning_reg.selection.choice import Choice, Named, Words, choose
-from lightning_reg.selection.layers import blocks, is_torchs, output_dim
+from lightning_reg.selection.layers import blocks, is_stack, is_torchs, output_dim
 from lightning_reg.selection.select import Select
 
 _WORDS = Words("weight", named="parameter", things="parameters", has="has")
@@ -60,6 +60,11 @@ class Weight(Named):
         lists = getattr(module, "parametrizations", {})
         is_normed = leaf in lists and isinstance(lists[leaf][0], parametrizations._WeightNorm)  # noqa: SLF001
         return is_normed and part.endswith("original1")
+
+    @property
+    def is_stack(self) -> bool:
+        """Whether it is a stack of matrices, experts x out x in."""
+        return all(is_stack(module, leaf, self.shape) for module, leaf in zip(self.modules, self.leaves, strict=True))
 
     @property
     def mask(self) -> Tensor | None:

@@ -24,6 +24,7 @@ LIPSCHITZ_LOWER = "reg/lipschitz_lower"
 LIPSCHITZ_UPPER = "reg/lipschitz_upper"
 MC_DROPOUT = "reg/mc_dropout"
 OPTIMALITY = "reg/optimality"
+PATH = "reg/path"
 PENALTY = "reg/penalty"
 PENALTY_RATIO = "reg/penalty_ratio"
 SETUP = "reg/setup"
@@ -43,6 +44,7 @@ TAKEN = (
     "lipschitz_upper",
     "mc_dropout",
     "optimality",
+    "path",
     "penalty",
     "penalty_ratio",
     "setup",

@@ -106,7 +106,7 @@ def save_what_an_attribute_holds(path):
     return [str(warning.message) for warning in caught]
 
 
-def test_tensors_in_attributes_beside_sharded_weights_are_warned_of(pool, tmp_path):
+def test_tensors_in_attributes_with_sharded_weights_warn(pool, tmp_path):
     first, _ = pool.run(save_what_an_attribute_holds, str(tmp_path / "half.ckpt"))
 
     assert any("Lazy keeps tensors in `self.starts`" in message and "`remember`" in message for message in first)

@@ -10,7 +10,14 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
-from lightning_reg import ElasticNetPenalty, GroupLassoPenalty, L1Penalty, MCPPenalty, TargetSparsity
+from lightning_reg import (
+    ElasticNetPenalty,
+    GroupLassoPenalty,
+    L1Penalty,
+    MCPPenalty,
+    NuclearNormPenalty,
+    TargetSparsity,
+)
 from tests.distributed.test_penalty import PATTERN, FSDP1OnCpu, Network
 from tests.models import KeepWeights, Regressor, loader, samples, weights_of
 from tests.reference import assert_same_weights
@@ -33,6 +40,7 @@ PENALTIES = {
     "target filters": lambda: TargetSparsity(GroupLassoPenalty(0.0, mode="proximal", select=PATTERN), 0.4),
     "target inputs": lambda: TargetSparsity(GroupLassoPenalty(0.0, dim=1, mode="proximal", select=PATTERN), 0.4),
 }
+RANKS = {"rank": lambda: NuclearNormPenalty(0.1, mode="proximal", select=PATTERN)}
 OPTIMIZERS = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.9),
     "adam": lambda parameters: torch.optim.Adam(parameters, lr=0.02),
@@ -69,7 +77,7 @@ def train(name, optimizer, strategy):
     """Run on each rank: train on its half of every global batch of four; return weights and logged values."""
     keep = KeepWeights()
     strategy = STRATEGIES[strategy]() if strategy in STRATEGIES else strategy
-    trainer = trainer_of(PENALTIES[name](), keep, devices=2, strategy=strategy)
+    trainer = trainer_of((PENALTIES | RANKS)[name](), keep, devices=2, strategy=strategy)
     data = samples()
     sampler = DistributedSampler(data, num_replicas=2, rank=distributed.get_rank(), shuffle=False)
     trainer.fit(Module(OPTIMIZERS[optimizer]), DataLoader(data, batch_size=2, sampler=sampler))
@@ -92,6 +100,25 @@ def test_two_ranks_end_with_the_weights_and_zeros_of_one_process(pool, name, opt
         assert torch.equal(first[key] == 0, weight == 0), key
     matrices = [weight for weight in expected.values() if weight.ndim > 1]
     assert any((weight == 0).any() for weight in matrices) or "gradient" in name
+    for key, value in logged.items():
+        assert value == pytest.approx(trainer.callback_metrics[key].item(), rel=1e-3), key
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_ranks_end_with_the_weights_and_ranks_of_one_process(pool, strategy):
+    module, trainer = Module(OPTIMIZERS["sgd"]), trainer_of(RANKS["rank"]())
+    trainer.fit(module, loader())
+    expected = weights_of(module)
+
+    (first, logged), (second, _) = pool.run(train, "rank", "sgd", strategy)
+
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    assert_same_weights(first, expected, rtol=1e-4)
+    assert torch.linalg.matrix_rank(first["network.encoder.weight"]) < 5
+    for key, weight in expected.items():
+        if weight.ndim > 1:
+            assert torch.linalg.matrix_rank(first[key]) == torch.linalg.matrix_rank(weight), key
+    assert "reg/optimality/nuclear_norm" in logged
     for key, value in logged.items():
         assert value == pytest.approx(trainer.callback_metrics[key].item(), rel=1e-3), key
 

@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import distributed, nn
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils.data import DataLoader, DistributedSampler
 
@@ -27,6 +28,31 @@ CALLBACKS = {
 }
 
 
+class Experts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 3, 2) * torch.tensor([0.1, 0.3, 1.0, 3.0])[:, None, None])
+
+    def forward(self, inputs):
+        return torch.einsum("eoi,bi->beo", self.weight, inputs.flatten(1)[:, :2]).tanh()
+
+
+class Mixture(Module):
+    """Has stacked experts besides, of which FSDP2 gives two to each rank."""
+
+    def __init__(self):
+        super().__init__()
+        self.network.experts = Experts()
+
+    def configure_model(self):
+        if self.device_mesh is not None:
+            fully_shard(self.network.experts, mesh=self.device_mesh["data_parallel"])
+        super().configure_model()
+
+    def loss(self, batch):
+        return super().loss(batch) + self.network.experts(batch[0]).square().mean()
+
+
 class EachStep(Callback):
     """Keeps the whole weights after each step."""
 
@@ -37,7 +63,7 @@ class EachStep(Callback):
         self.weights.append(weights_of(pl_module))
 
 
-def train(name, strategy, fp16=False):
+def train(name, strategy, fp16=False, module_type=Module):
     """Run on each rank: train on its half of every global batch of four; return the weights after each step."""
     plugins = [MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=1024.0))] if fp16 else []
     steps, keep = EachStep(), KeepWeights()
@@ -56,11 +82,11 @@ def train(name, strategy, fp16=False):
     )
     data = samples()
     sampler = DistributedSampler(data, num_replicas=2, rank=distributed.get_rank(), shuffle=False)
-    trainer.fit(Module(), DataLoader(data, batch_size=2, sampler=sampler), loader())
+    trainer.fit(module_type(), DataLoader(data, batch_size=2, sampler=sampler), loader())
     return [*steps.weights, keep.weights]
 
 
-def alone(name):
+def alone(name, module_type=Module):
     """Train in one process on the global batches."""
     keep = KeepWeights()
     Trainer(
@@ -71,7 +97,7 @@ def alone(name):
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-    ).fit(Module(), loader())
+    ).fit(module_type(), loader())
     return keep.weights
 
 
@@ -84,6 +110,14 @@ def test_two_processes_train_as_one_does_and_stay_equal(name, strategy, pool):
     assert len(first) == 15
     expected = train_normalized(Module(), loader()) if name == "normalization" else alone(name)
     assert_same_weights(first[-1], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["normalization", "constraint", "penalty"])
+def test_stacked_experts_that_are_spread_over_ranks_train_as_in_one_process(name, pool):
+    first, second = pool.run(train, name, "fsdp2", False, Mixture)
+
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    assert_same_weights(first[-1], alone(name, Mixture), rtol=1e-4)
 
 
 def test_fp16_in_two_processes_keeps_them_equal(pool):

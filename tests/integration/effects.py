@@ -21,6 +21,7 @@ from lightning_reg import (
     MinMaxNorm,
     NMSparsity,
     NonNegative,
+    NuclearNormPenalty,
     Piecewise,
     SpectralConstraint,
     SpectralNormalization,
@@ -104,6 +105,12 @@ class Operator(Effect):
     def after_update(self, weights, optimizer, step, share):
         for weight in weights:
             weight.copy_(scaled(self.operator, falling(step))(weight, share * step_size(optimizer, weight)))
+
+
+def soften_singular_values(weight: Tensor, thresholds: Tensor) -> Tensor:
+    """Shrink the singular values of a matrix by one threshold, which all entries of `thresholds` are."""
+    left, values, right = torch.linalg.svd(weight, full_matrices=False)
+    return left @ torch.diag((values - thresholds[0, 0]).clamp(min=0)) @ right
 
 
 @dataclass
@@ -238,6 +245,8 @@ class Kind:
     """Whether it changes weights by itself, so that no other such one may have the same weights."""
     error: float = 0.0
     """By how much its weights may differ in double precision: it estimates what the loop by hand has exactly."""
+    needs_sgd: bool = False
+    """Whether it refuses optimizers whose step size differs within a weight."""
     per_entry: bool = False
     """Whether it works on the flat shards of FSDP1."""
 
@@ -279,6 +288,12 @@ for _mode in ("loss", "grad"):
 KINDS |= {
     "activity": Kind(
         lambda glob: ActivityPenalty(0.1, select=glob.removesuffix(".weight"), schedule=FALLING), lambda: Activity(0.1)
+    ),
+    "nuclear norm proximal": Kind(
+        lambda glob: NuclearNormPenalty(0.05, select=glob, mode="proximal", schedule=FALLING),
+        lambda: Operator(lambda weight, factors: soften_singular_values(weight, 0.05 * factors)),
+        alone=True,
+        needs_sgd=True,
     ),
     "anchor proximal": Kind(
         lambda glob: AnchorPenalty(0.02, norm="l1", select=glob, mode="proximal", schedule=FALLING),

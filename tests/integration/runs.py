@@ -100,11 +100,12 @@ def draw(seed: int) -> Case:
         spectral = [name for name in names if name.startswith("spectral norm")]
         regularized += [(name, part) for name in names if name not in (*by_itself[1:], *spectral[1:])]
     rng.shuffle(regularized)  # the order of callbacks
+    optimizers = ["sgd"] if any(KINDS[name].needs_sgd for name, _ in regularized) else sorted(OPTIMIZERS)
     return Case(
         tuple(regularized),
         drops=rng.random() < 0.5,
         watchers=tuple(name for name in WATCHERS if rng.random() < 0.5),
-        optimizer=rng.choice(sorted(OPTIMIZERS)),
+        optimizer=rng.choice(optimizers),
         precision=rng.choice(sorted(PRECISIONS if strategy != "fsdp2" else PRECISIONS.keys() - {"64-true"})),
         accumulate=rng.choice((1, 1, 2, 3)),
         clipping=rng.choice(sorted(CLIPPING)),

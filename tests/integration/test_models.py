@@ -19,6 +19,7 @@ from lightning_reg import (
     L2Penalty,
     Linear,
     LipschitzMonitor,
+    MCPPenalty,
     MonteCarloDropout,
     RegularizationMonitor,
     SpectralConstraint,
@@ -87,6 +88,7 @@ def test_every_callback_at_once(case, trainer_of, tmp_path):
         SpectralNormalization(BOUND, select=only["normalized"], norm="matrix", power_iterations=10),
         SpectralConstraint(BOUND, select=only["constrained"]),
         ActivityPenalty(1e-3, select=f"model.{case.linear}"),
+        MCPPenalty(1e-3, mode="grad"),
         DropoutScheduler(Linear(0.1, 0.5, STEPS - 1)),
         RegularizationMonitor(per_layer=True),
         LipschitzMonitor(target=f"model.{case.linear}", input_transform=lambda batch: torch.ones(1, 16)),
@@ -110,8 +112,8 @@ def test_every_callback_at_once(case, trainer_of, tmp_path):
     assert chosen(table, "group_lasso 0.001") == [case.grouped]
     assert chosen(table, "l1-1 0") == [case.sparse]
     assert {table[name] for name in table if name not in case.matrices} == {
-        "none: 1 < 2 dimensions (L1Penalty, L2Penalty, ElasticNetPenalty, SpectralNormPenalty, AnchorPenalty);"
-        " matches no pattern of `select` (GroupLassoPenalty, L1Penalty)"
+        "none: 1 < 2 dimensions (L1Penalty, L2Penalty, ElasticNetPenalty, SpectralNormPenalty, MCPPenalty,"
+        " AnchorPenalty); matches no pattern of `select` (GroupLassoPenalty, L1Penalty)"
     }
     table = plan(tmp_path, "reg/setup_spectral")
     assert chosen(table, f"normalized to matrix norm {BOUND}") == [case.normalized]

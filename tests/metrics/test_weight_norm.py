@@ -28,7 +28,7 @@ def test_large_weights_lose_no_digits(p):
 
 @pytest.mark.parametrize("scale", [1e-41, 1e-30, 1e-20, 1e18, 1e30])
 @pytest.mark.parametrize(("shape", "p"), [((30, 40), 2), ((300, 400), 2), ((300, 400), 1), ((30, 40), 8)])
-def test_of_weights_whose_powers_are_out_of_range_it_is_right(shape, p, scale):
+def test_it_is_right_for_weights_whose_powers_are_out_of_range(shape, p, scale):
     weight = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).mul(scale).float()
     metric = WeightNorm(p)
 

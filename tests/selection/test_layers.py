@@ -93,7 +93,7 @@ def test_a_tied_weight_has_the_units_of_the_layer_it_is_a_weight_of():
     assert weight.outside == ""
 
 
-def test_parameters_beside_layers_are_told_from_weights():
+def test_parameters_outside_layers_are_distinguished_from_weights():
     found = {name: weight.outside for name, weight in weights(WithTokens()).items()}
 
     assert found == {**dict.fromkeys(BESIDE_LAYERS, "in no layer"), "encoder.weight": "", "encoder.bias": ""}
@@ -112,6 +112,37 @@ def test_parameters_beside_layers_are_told_from_weights():
 )
 def test_scales_and_biases_of_layers_are_not_matrices(module, name, expected):
     assert weights(module)[name].outside == expected
+
+
+class Stacks(nn.Module):
+    def __init__(self, num_experts):
+        super().__init__()
+        self.num_experts = num_experts
+        self.gate_up_proj = nn.Parameter(torch.ones(4, 6, 5))
+        self.gate_up_proj_bias = nn.Parameter(torch.ones(4, 6))
+        self.weight = nn.Parameter(torch.ones(4, 5, 6))
+        self.table = nn.Parameter(torch.ones(1, 5, 6))
+
+
+def test_stacked_experts_are_found_by_their_number():
+    found = weights(Stacks(4))
+
+    assert {name for name, weight in found.items() if not weight.outside} >= {"gate_up_proj", "weight"}
+    assert found["gate_up_proj_bias"].outside == found["table"].outside == "in no layer"
+    assert weights(Stacks(3))["gate_up_proj"].outside == "in no layer"
+    assert {name for name, weight in found.items() if weight.is_stack} == {"gate_up_proj", "weight"}
+
+
+def test_kernels_of_torch_and_declared_ones_are_no_stacks():
+    class Kernel(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(4, 6, 5))
+
+    register_layer(Kernel, output_dim=0)
+
+    for module in (nn.Conv1d(4, 6, 5), nn.Bilinear(4, 5, 6), Kernel()):
+        assert not weights(module)["weight"].is_stack
 
 
 class Scale(nn.Module):

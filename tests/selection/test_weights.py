@@ -383,7 +383,7 @@ def flat():
         (Select(exclude="first.*"), "first", r"`Select\(\.\.\., min_ndim=1\)` takes them"),
     ],
 )
-def test_where_every_weight_is_flat_the_error_says_that_these_may_be_the_real_ones(select, shown, remedy):
+def test_if_every_weight_is_flat_the_error_says_that_these_may_be_the_real_ones(select, shown, remedy):
     message = rf"{shown}\.weight: 1 < 2 dim.*No weight of this model has 2 or more.*may be the real weights.*{remedy}"
     with pytest.raises(ValueError, match=message):
         chosen(flat(), select)

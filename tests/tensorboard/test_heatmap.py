@@ -55,7 +55,7 @@ def test_rows_are_layers_and_columns_reach_to_the_next_step(page):
     assert not [entry for entry in page.get_log("browser") if entry["level"] == "SEVERE"]
 
 
-def test_one_outlier_leaves_the_colours_to_the_rest_and_is_told(browser, tmp_path):
+def test_one_outlier_does_not_use_up_the_colours_and_is_reported(browser, tmp_path):
     file = tmp_path / "reg.html"
     values = np.append(np.linspace(1, 2, 99), 1e6).reshape(100, 1)
     file.write_text(heatmap({"weight_norm": values}, list(map(str, range(100))), [0]), "utf-8")

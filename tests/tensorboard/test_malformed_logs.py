@@ -81,7 +81,7 @@ def test_a_malformed_order_of_layers_loses_no_numbers(ask, tmp_path, order):
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"{}", b"[1, 2]", b'"fc"'])
-def test_numbers_without_names_are_told_and_left_out(ask, tmp_path, content):
+def test_numbers_without_names_are_reported_and_left_out(ask, tmp_path, content):
     write(tmp_path, "odd", 0, tensor("reg.layers.01234567/sparsity", content, np.ones(2, np.float32)))
     write(tmp_path, "odd", 1, Summary.Value(tag="reg.weight_norm/fc", simple_value=2.5))
 

@@ -157,7 +157,7 @@ def test_cells_have_the_colours_of_the_numbers_in_the_event_files(page, folder, 
         assert_colours(page, run, layers, low, high)
 
 
-def test_of_two_norms_of_one_convolution_each_says_for_which_images(page):
+def test_both_norms_of_a_convolution_name_their_images(page):
     page.open(metric="spectral_norm")
     assert "images of any size" in page.text(".meaning")
     page.choose("metric", "lipschitz")
@@ -258,7 +258,7 @@ def test_layers_are_filtered_by_a_part_a_glob_or_a_regular_expression(page, patt
     assert page.text('.heatmap[data-run="odd"] .note').startswith(f"{len(left)} of 4 layers")
 
 
-def test_a_bad_pattern_is_told_and_leaves_the_layers_alone(page):
+def test_a_bad_pattern_is_reported_and_changes_no_layers(page):
     page.type("#filter", "/body(/")
 
     assert page.text("#filter-error").startswith("Not a regular expression: ")

@@ -147,7 +147,7 @@ def test_a_heatmap_has_every_number_as_logged_and_its_rows_in_the_order_of_the_n
         }
 
 
-def test_a_curve_has_every_number_as_logged_of_all_runs(server, logs):
+def test_a_curve_has_every_logged_number_of_all_runs(server, logs):
     answer = server.get(f"{PLUGIN}/curve", metric="weight_norm", layer="network.head")
 
     assert (answer["metric"], answer["layer"]) == ("weight_norm", "network.head")
@@ -181,7 +181,7 @@ def test_logs_without_the_order_of_layers_are_shown_by_name(odd_server, odd_logs
     assert heatmap["values"] == [list(logged[f"reg.spectral_norm/{name}"].values()) for name in ("fc1", "fc2", "fc10")]
 
 
-def test_many_steps_become_few_columns_of_which_the_last_is_the_newest(odd_server, odd_logs):
+def test_many_steps_become_few_columns_and_the_last_is_the_newest(odd_server, odd_logs):
     logged = scalars(odd_logs / "old")
     for columns, steps in ((4, [249, 499, 749, 999]), (3, [332, 665, 999]), (1, [999])):
         heatmap = odd_server.get(f"{PLUGIN}/heatmap", run="old", metric="weight_norm", columns=str(columns))

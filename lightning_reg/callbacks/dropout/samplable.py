@@ -47,8 +47,8 @@ def origin_of_zeros(pl_module: LightningModule, sites: Sequence[Site]) -> str:
     hyperparameters = [f"`{name}={value!r}`" for name, value in _zeros(dict(pl_module.hparams))]
     if hyperparameters:
         return (
-            f" by its hyperparameters {', '.join(hyperparameters)}, which a checkpoint also stores: pass the training"
-            " rate to `load_from_checkpoint(path, ...)` under the same names"
+            f", set by its hyperparameters {', '.join(hyperparameters)}, which a checkpoint also stores: pass the"
+            " training rate to `load_from_checkpoint(path, ...)` under the same names"
         )
     configured = [
         f"`{part.name}.{key}.{name}={number!r}`".replace("`.", "`")
@@ -58,7 +58,7 @@ def origin_of_zeros(pl_module: LightningModule, sites: Sequence[Site]) -> str:
         for name, number in _zeros(vars(value))
     ]
     if configured:
-        return f" by {', '.join(configured[:5])}"
+        return f", set by {', '.join(configured[:5])}"
     return f", as {', '.join(repr(site.name) for site in sites[:5])} {'was' if len(sites) == 1 else 'were'} built"
 
 

@@ -85,8 +85,8 @@ class ActivityPenalty(Term[ActivityRun]):
     Compiled code has a graph break at each chosen module, which `fullgraph=True` refuses.
 
     Logged at the trainer's `log_every_n_steps`: `reg/penalty/activity` (the value of the term, in units of the loss),
-    also as a part of `reg/penalty` and `reg/penalty_ratio`, see `Penalty`. With tensor parallelism that leaves
-    each rank some units of an output, it is the mean over ranks.
+    also as a part of `reg/penalty` and `reg/penalty_ratio`, see `Penalty`. If tensor parallelism splits the units of an
+    output over ranks, it is the mean of the ranks' values.
 
     Args:
         strength: :math:`\lambda`, >= 0.

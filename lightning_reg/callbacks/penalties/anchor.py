@@ -123,7 +123,7 @@ class AnchorPenalty(Penalty):
     @override
     def residual(self, weights: list[Tensor], grads: list[Tensor]) -> Tensor:
         l1, l2 = (0.0, 1.0) if self.norm == "l2" else (1.0, 0.0)
-        # The difference first, for it is exact near the anchor.
+        # The difference first, because it is exact near the anchor.
         parts = local_parts(weights)
         distances = torch._foreach_sub(parts, _beside(parts, local_parts(self._anchors(weights))))
         return elementwise_residual(list(distances), grads, l1=l1, l2=l2)
@@ -133,7 +133,7 @@ class AnchorPenalty(Penalty):
 
 
 def _beside(weights: Sequence[Tensor], anchors: Sequence[Tensor]) -> list[Tensor]:
-    """Return anchors on the devices of their weights, without waiting for those that are offloaded."""
+    """Return anchors on the devices of their weights, without waiting for offloaded ones."""
     return [anchor.to(weight.device, non_blocking=True) for weight, anchor in zip(weights, anchors, strict=True)]
 
 

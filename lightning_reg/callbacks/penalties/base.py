@@ -196,7 +196,7 @@ class Penalty(Term[Run], Formula):
     def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._run is None:  # a tuner trains for a moment before `on_fit_start` of the callbacks after it
             return
-        refuse_optimizers(trainer, type(self).__name__, self.mode)
+        self._refuse_optimizers(trainer, self._run)
         refuse_large_strength(type(self).__name__, self.strength, self._run.targets.of(trainer.optimizers))
         if self.mode == "proximal" or self.unit_dim is not None:
             trained = set(self._run.targets.of(trainer.optimizers))
@@ -215,13 +215,17 @@ class Penalty(Term[Run], Formula):
         if self is penalties[-1]:
             begin_together(trainer, penalties)
 
+    def _refuse_optimizers(self, trainer: Trainer, run: Run) -> None:
+        own = [optimizer for optimizer in trainer.optimizers if self.has_one_step_size and run.targets.of([optimizer])]
+        refuse_optimizers(trainer, type(self).__name__, self.mode, own)
+
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         run = self._run
         if run is None:
             return
         if run.unseen.meets(trainer.optimizers):
-            refuse_optimizers(trainer, type(self).__name__, self.mode)
+            self._refuse_optimizers(trainer, run)
             run.unseen.remember(run.targets.of(trainer.optimizers))
             if self.mode == "proximal":
                 follow_steps(trainer, pl_module, _penalties(trainer))

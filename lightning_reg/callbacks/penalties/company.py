@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import combinations
 from typing import Protocol
 
 from torch.optim import Optimizer
@@ -29,7 +30,11 @@ class Member(Protocol):
 
     @property
     def exact_in_any_company(self) -> bool:
-        """Whether its operator, before one other, gives that of the sum."""
+        """Whether its operator, before one other, gives the operator of the sum."""
+
+    @property
+    def mixes_entries(self) -> bool:
+        """Whether its operator, after one other, never gives that of the sum."""
 
     @property
     def overlaps_weight_decay(self) -> bool:
@@ -57,9 +62,9 @@ def begin_together(trainer: Trainer, penalties: Sequence[Member]) -> None:
     proximal = [(penalty, run) for penalty, run in runs if penalty.mode == "proximal"]
     if proximal:
         warn_of_averaging(trainer)
-        refuse_shared_weights(
-            {run.name: run.targets.of(optimizers) for penalty, run in proximal if not penalty.exact_in_any_company}
-        )
+        for (one, run), (other, others_run) in combinations(proximal, 2):
+            if one.mixes_entries or other.mixes_entries or not (one.exact_in_any_company or other.exact_in_any_company):
+                refuse_shared_weights({r.name: r.targets.of(optimizers) for r in (run, others_run)})
 
 
 def follow_steps(trainer: Trainer, pl_module: LightningModule, penalties: Sequence[Member]) -> None:

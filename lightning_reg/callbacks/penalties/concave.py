@@ -9,10 +9,9 @@ from typing_extensions import override
 from lightning_reg import _checks
 from lightning_reg.callbacks.penalties.base import Mode, Penalty
 from lightning_reg.functional import mcp
-from lightning_reg.functional.penalties.concave import add_mcp_gradient_, within
+from lightning_reg.functional.penalties.elementwise import add_elementwise_gradient_
 from lightning_reg.functional.proximal.concave import shrink_to_zero_or_nothing_
 from lightning_reg.functional.proximal.optimality import elementwise_residual
-from lightning_reg.functional.tensors.shards import local_parts
 from lightning_reg.schedules import Schedule
 from lightning_reg.selection import Select
 
@@ -70,7 +69,7 @@ class MCPPenalty(Penalty):
 
     @property
     def _bound(self) -> float:
-        """The least size of weights that are left alone: gamma of the term over the strength."""
+        """The least size of weights that are left alone; it is the gamma of the term divided by the strength."""
         return self.gamma * self.current_strength
 
     @override
@@ -80,7 +79,8 @@ class MCPPenalty(Penalty):
 
     @override
     def add_gradient(self, grads: list[Tensor], weights: list[Tensor], factor: float) -> None:
-        add_mcp_gradient_(grads, weights, factor, self._bound)
+        if self._bound:
+            add_elementwise_gradient_(grads, weights, l1=factor, l2=-factor / (2 * self._bound))
 
     @override
     def proximal(self, weights: list[Tensor], factors: list[float | Tensor]) -> None:
@@ -88,5 +88,4 @@ class MCPPenalty(Penalty):
 
     @override
     def residual(self, weights: list[Tensor], grads: list[Tensor]) -> Tensor:
-        parts = within(weights, self._bound)
-        return elementwise_residual(parts, local_parts(grads), l1=1.0, l2=-1 / (2 * self._bound))
+        return elementwise_residual(weights, grads, l1=1.0, l2=-1 / (2 * self._bound))

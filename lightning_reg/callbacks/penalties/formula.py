@@ -22,6 +22,12 @@ class Formula(ABC):
     keeps_zeros: ClassVar[bool] = False
     """Whether `proximal` keeps zeros and signs, so that constraints may have the same weights."""
 
+    has_one_step_size: ClassVar[bool] = False
+    """Whether `proximal` needs one factor for all entries of a weight: optimizers such as Adam are then refused."""
+
+    mixes_entries: ClassVar[bool] = False
+    """Whether `proximal` mixes entries, as by singular vectors: after the operator of L1 it is not that of the sum."""
+
     @abstractmethod
     def penalty(self, weights: Sequence[Tensor], *args: Any, **kwargs: Any) -> Tensor:
         r"""Return :math:`\Omega(w)`, the term at strength 1.
@@ -137,7 +143,7 @@ class Formula(ABC):
     def exact_in_any_company(self) -> bool:
         """Whether this operator, applied before one other, gives the operator of the sum: then both may share weights.
 
-        True of the 1-norm alone among those here.
+        True of the 1-norm alone among those here, before all others but those with `mixes_entries`.
         """
         return False
 

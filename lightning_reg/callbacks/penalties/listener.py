@@ -14,7 +14,7 @@ from lightning_reg.callbacks.trainer.packages import LightningModule
 
 
 class Heard(IntEnum):
-    """What was recorded of a module so far."""
+    """The state of a module's record."""
 
     NO_CALL = 0
     NO_GRAPH = 1

@@ -83,7 +83,7 @@ class Memory:
                 self._by_weight[weight.parameter] = kept.part if isinstance(kept, Offloaded) else kept
 
     def of(self, weights: Sequence[Tensor]) -> list[Tensor | None]:
-        """Return what is remembered of each weight, spread over ranks as it is; of offloaded ones the parts."""
+        """Return the memory of each weight, sharded like the weight; the parts if it is offloaded."""
         return [self._by_weight.get(weight) for weight in weights]
 
     def end(self) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 
 from torch import Tensor
+from torch.optim import Optimizer
 
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.packages import (
@@ -49,10 +50,11 @@ def refuse_missing_operator(name: str) -> None:
     raise MisconfigurationException(msg)
 
 
-def refuse_optimizers(trainer: Trainer, name: str, mode: str) -> None:
-    """Raise if an optimizer would not minimise the penalty."""
+def refuse_optimizers(trainer: Trainer, name: str, mode: str, need_one_size: Sequence[Optimizer] = ()) -> None:
+    """Raise if an optimizer would not minimise the penalty; of some, that is so unless a weight has one step size."""
     if mode == "proximal":
         _refuse_unknown_step_sizes(trainer, name)
+        _refuse_varied_step_sizes(need_one_size, name)
         return
     groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
     if any(group.get("line_search_fn") for group in groups):
@@ -76,6 +78,17 @@ def _refuse_unknown_step_sizes(trainer: Trainer, name: str) -> None:
                 f" only {', '.join(known_optimizers())}. Register its step sizes with"
                 f" `lightning_reg.register_step_size({type(optimizer).__name__}, function)`,"
                 ' or use another optimizer, or mode="grad".'
+            )
+            raise MisconfigurationException(msg)
+
+
+def _refuse_varied_step_sizes(optimizers: Sequence[Optimizer], name: str) -> None:
+    for optimizer in optimizers:
+        if (rule := find_rule(type(optimizer))) and rule.varies:
+            msg = (
+                f'{name} with mode="proximal" needs one step size for all entries of a weight, but'
+                f" {type(optimizer).__name__} has one for each. Use SGD, or another optimizer whose step size you tell"
+                ' with `lightning_reg.register_step_size`, or mode="grad".'
             )
             raise MisconfigurationException(msg)
 

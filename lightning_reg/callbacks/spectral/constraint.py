@@ -11,7 +11,16 @@ from typing_extensions import override
 
 from lightning_reg import _checks
 from lightning_reg.callbacks.spectral.control import SpectralControl
-from lightning_reg.callbacks.spectral.weights import WeightNorms, is_matrix, layer_of, local, mask_of, outline_of
+from lightning_reg.callbacks.spectral.weights import (
+    WeightNorms,
+    is_matrix,
+    layer_of,
+    local,
+    mask_of,
+    of_entries,
+    outline_of,
+    subject,
+)
 from lightning_reg.callbacks.trainer.sharing import Change
 from lightning_reg.functional.spectral.followed import FollowedNorm
 from lightning_reg.functional.spectral.followed_clipping import are_inside, clip_exactly, clip_followed, clipping_bases
@@ -106,54 +115,59 @@ class Projection:
 
     def _clip(self, weights: Sequence[Weight]) -> None:
         """Clip singular values above the bound: exactly in small matrices, as far as followed in large ones."""
-        alike: dict[tuple[torch.Size, torch.dtype, torch.device], list[Weight]] = defaultdict(list)
+        alike: dict[tuple[torch.Size, bool, torch.dtype, torch.device], list[Weight]] = defaultdict(list)
         for weight in weights:
-            alike[weight.shape, weight.parameter.dtype, weight.parameter.device].append(weight)
-        for (shape, _, device), members in alike.items():
+            alike[weight.shape, weight.is_stack, weight.parameter.dtype, weight.parameter.device].append(weight)
+        for (shape, _, _, device), members in alike.items():
             count = max(1, _STACK_ENTRIES // max(1, shape.numel())) if not has_dtensors([members[0].parameter]) else 1
             with without_autocast(device):
                 for start in range(0, len(members), count):
                     self._clip_together(members[start : start + count])
 
     def _clip_together(self, weights: Sequence[Weight]) -> None:
-        """Clip matrices of one shape."""
+        """Clip matrices of one shape, or stacks of them."""
         layers = [layer_of(weight) for weight in weights]
-        matrices = torch.stack([layer.matrix() for layer in layers]) if len(layers) > 1 else layers[0].matrix()[None]
+        own = [layer.matrices() for layer in layers]
+        matrices, each = torch.cat(own) if len(own) > 1 else own[0], len(own[0])
         is_checked = min(matrices.shape[1:]) <= _SHORT_SIDE and matrices.device.type == "cpu"
         if is_checked:
             doubts = (~are_inside(matrices, self._bound)).tolist()
         else:
             is_tall = matrices.shape[1] > matrices.shape[2]
             wide = matrices.mT if is_tall else matrices
-            start = clipping_bases(wide[:1])[0]
+            start = clipping_bases(wide[:each])
             known = [self._bases.get(weight.name, start) for weight in weights]
-            bases = torch.stack([basis if basis.shape == start.shape else start for basis in known])
+            bases = torch.cat([basis if basis.shape == start.shape else start for basis in known])
             found = clip_followed(wide, self._bound * (1 - _BELOW), bases, _CLIPPING_ROUNDS)
             doubts = _known_at_once(found.is_doubtful)
-            self._bases.update(zip((weight.name for weight in weights), found.bases.unbind(), strict=True))
+            self._bases.update(zip((weight.name for weight in weights), torch.split(found.bases, each), strict=True))
             clipped = found.matrices.mT if is_tall else found.matrices
-            for weight, layer, matrix in zip(weights, layers, clipped.unbind(), strict=True):
-                whole_again = layer.from_matrix(matrix.contiguous())
+            for weight, layer, part in zip(weights, layers, torch.split(clipped, each), strict=True):
+                whole_again = layer.from_matrices(part.contiguous())
                 local(weight).copy_(local_slice(whole_again, weight.parameter))
-        for weight, is_doubtful in zip(weights, doubts, strict=False):
-            if is_doubtful:
+        for index, weight in enumerate(weights):
+            doubtful = doubts[index * each : (index + 1) * each]
+            if any(doubtful):
                 layer = layer_of(weight)
-                exact = clip_exactly(layer.matrix(), self._inside(weight))
-                local(weight).copy_(local_slice(layer.from_matrix(exact), weight.parameter))
+                exact = [
+                    clip_exactly(matrix, self._inside(weight)) if is_doubtful else matrix
+                    for matrix, is_doubtful in zip(layer.matrices(), doubtful, strict=True)
+                ]
+                local(weight).copy_(local_slice(layer.from_matrices(torch.stack(exact)), weight.parameter))
 
     def _rescale(self, weights: Sequence[Weight]) -> None:
         """Shrink weights whose norms may be above the bound, by their followed norms."""
         found = dict(zip(weights, self._norms.advance(weights), strict=True))
         unsettled = list(weights)
         for _ in range(_MORE_STEPS):
-            doubts = [_known_at_once(self._is_doubtful(weight, found[weight])[None]) for weight in unsettled]
+            doubts = [_known_at_once(self._is_doubtful(weight, found[weight]).reshape(-1)) for weight in unsettled]
             unsettled = [weight for weight, doubt in zip(unsettled, doubts, strict=True) if any(doubt)]
             if not unsettled:
                 break
             found.update(zip(unsettled, self._norms.advance(unsettled), strict=True))
         for weight, norm in found.items():
             factor = self._inside(weight) / self._at_most(weight, norm)
-            local(weight).mul_(torch.where(factor < 1, factor, 1))
+            local(weight).mul_(of_entries(torch.where(factor < 1, factor, 1), weight))
 
     def _at_most(self, weight: Weight, norm: FollowedNorm) -> Tensor:
         """Return an upper limit of the norm of a weight, as far as it is followed, or of its certified bound."""
@@ -169,15 +183,20 @@ class Projection:
         """Project a matrix by its decomposition; matrices with NaN do not change. Waits for the device."""
         layer, values = layer_of(weight), local(weight)
         with without_autocast(values.device):
-            norm = matrix_norm(layer.matrix())
-            excess = float(norm) / self._bound
-            if not excess > 1:
+            matrices, inside = layer.matrices(), self._inside(weight)
+            norms = matrix_norm(matrices)
+            excesses = [norm / self._bound for norm in norms.tolist()]
+            if not any(excess > 1 for excess in excesses):
                 return
             if self._is_clipped(weight):
-                clipped = clip_singular_values(layer.matrix(), self._inside(weight), is_far=excess > _FAR)
-                values.copy_(local_slice(layer.from_matrix(clipped), weight.parameter))
+                clipped = [
+                    clip_singular_values(matrix, inside, is_far=excess > _FAR) if excess > 1 else matrix
+                    for matrix, excess in zip(matrices, excesses, strict=True)
+                ]
+                values.copy_(local_slice(layer.from_matrices(torch.stack(clipped)), weight.parameter))
             else:
-                values.copy_(values * (self._inside(weight) / norm))
+                factors = torch.where(norms > self._bound, inside / norms, 1)
+                values.copy_(values * of_entries(factors if weight.is_stack else factors[0], weight))
 
     def _inside(self, weight: Weight) -> float:
         """Return the bound minus a small margin, because rounding may lengthen."""
@@ -185,7 +204,7 @@ class Projection:
 
 
 def _short_side(weight: Weight) -> int:
-    return min(outline_of(weight).matrix().shape)
+    return min(outline_of(weight).matrices().shape[1:])
 
 
 def _known_at_once(doubts: Tensor) -> list[bool]:
@@ -226,7 +245,8 @@ class SpectralConstraint(SpectralControl):
         norm_bound: c, > 0.
         select: Which weights: a glob, a list of globs, or a `Select`. Default: every trainable weight of two or more
             dimensions. Weights that sit in no layer (class tokens, position tables, layer scales; see `register_layer`)
-            are left alone, unless a pattern matches nothing else.
+            are left alone, unless a pattern matches nothing else. Stacked experts (experts x out x in, in a module that
+            is not a layer of torch) are one matrix each.
         method: For matrices: `"clip"` or `"rescale"`. Pruned matrices are rescaled.
 
     Raises:
@@ -263,7 +283,7 @@ class SpectralConstraint(SpectralControl):
     @override
     def action(self, weight: Weight) -> str:
         how = "clipped" if is_matrix(weight) and self.method == "clip" else "rescaled"
-        return f"{how} to norm <= {self.norm_bound:g}"
+        return f"{subject(weight)}{how} to norm <= {self.norm_bound:g}"
 
     @override
     def change(self, weight: Weight) -> Change:

@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from lightning_reg import _checks
 from lightning_reg.callbacks.spectral.control import Run, SpectralControl
-from lightning_reg.callbacks.spectral.weights import WeightNorms, add_gradient, fits, local
+from lightning_reg.callbacks.spectral.weights import WeightNorms, add_gradient, fits, local, of_entries, subject
 from lightning_reg.callbacks.trainer.packages import LightningModule, MisconfigurationException, Trainer, rank_zero_warn
 from lightning_reg.callbacks.trainer.sharing import Change
 from lightning_reg.functional.spectral.followed import FollowedNorm
@@ -175,13 +175,14 @@ class Normalization:
             raise MisconfigurationException(msg)
         grad = _placed_gradient(parameter)
         inverse = 1 / member.scale(self._bound)
-        factor = _inner(grad, parameter.detach()) * (-inverse / self._bound)
-        local_part(grad).mul_(inverse)
+        products = _inners if weight.is_stack else _inner
+        factor = products(grad, parameter.detach()) * (-inverse / self._bound)
+        local_part(grad).mul_(of_entries(inverse, weight))
         add_gradient(grad, weight, norm, factor)
         member.used = Used(grad)
 
     def _denormalize(self, member: Normalized) -> None:
-        values, scale = local(member.weight), member.scale(self._bound)
+        values, scale = local(member.weight), of_entries(member.scale(self._bound), member.weight)
         if member.rest is None:
             values.mul_(scale)
         else:
@@ -189,7 +190,7 @@ class Normalization:
         member.is_raw = True
 
     def _normalize(self, member: Normalized) -> None:
-        values, scale = local(member.weight), member.scale(self._bound)
+        values, scale = local(member.weight), of_entries(member.scale(self._bound), member.weight)
         if values.dtype == scale.dtype:
             values.div_(scale)
         else:
@@ -218,6 +219,12 @@ def _inner(first: Tensor, second: Tensor) -> Tensor:
     parts = (tensor.reshape(-1).to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in (first, second))
     pairs = zip(*(torch.split(part, _DOT_ENTRIES) for part in parts), strict=True)
     return torch.stack([torch.dot(*pair) for pair in pairs]).sum()
+
+
+def _inners(first: Tensor, second: Tensor) -> Tensor:
+    """Return the inner product of each pair of matrices in two stacks, over all ranks, in float32 at least."""
+    dtype = torch.promote_types(first.dtype, torch.float32)
+    return whole((first.to(dtype) * second.to(dtype)).sum((1, 2)))
 
 
 def _state(member: Normalized) -> dict[str, Tensor]:
@@ -260,7 +267,8 @@ class SpectralNormalization(SpectralControl):
         norm_bound: c, > 0: the norm of each layer, and so the largest factor by which it stretches its input.
         select: Which weights: a glob, a list of globs, or a `Select`. Default: every trainable weight of two or more
             dimensions. Weights that sit in no layer (class tokens, position tables, layer scales; see `register_layer`)
-            are left alone, unless a pattern matches nothing else.
+            are left alone, unless a pattern matches nothing else. Stacked experts (experts x out x in, in a module that
+            is not a layer of torch) are one matrix each.
         norm: Of convolutions: `"operator"` is the norm of the map between images of any size, the least upper bound
             with zero padding. `"matrix"` is the norm of the kernel reshaped to a matrix, as in Miyato et al. and torch:
             cheaper, but the convolution stretches its input by up to :math:`\prod \sqrt{\lceil k / s \rceil}` more.
@@ -317,7 +325,7 @@ class SpectralNormalization(SpectralControl):
 
     @override
     def action(self, weight: Weight) -> str:
-        return f"normalized to {self.norm} norm {self.norm_bound:g}"
+        return f"{subject(weight)}normalized to {self.norm} norm {self.norm_bound:g}"
 
     @override
     def change(self, weight: Weight) -> Change:

@@ -64,7 +64,8 @@ class SpectralNormPenalty(Penalty):
     Args:
         strength: :math:`\lambda`, >= 0. The paper's term is :math:`\frac{\lambda'}{2} \sum_l \sigma(W_l)^2`: for its
             coefficient :math:`\lambda'` pass a strength of :math:`\lambda' / 2`.
-        select: Which weights, see `Penalty`.
+        select: Which weights, see `Penalty`. Stacked experts (experts x out x in, in a module that is not a layer of
+            torch) are one matrix each, and have a term each.
         norm: Of convolutions: `"operator"` is the norm of the map between images of any size, the least upper bound
             with zero padding; `"matrix"` is the norm of the kernel reshaped to a matrix.
         mode: `"loss"` or `"grad"`, see `Penalty`.
@@ -113,7 +114,8 @@ class SpectralNormPenalty(Penalty):
     def value(self, weights: list[Tensor]) -> Tensor:
         known, found = self._norms_run.known, self._norms_run.norms_of(weights)
         norms = [value_at(layer_of(known[weight]), norm) for weight, norm in zip(weights, found, strict=True)]
-        return torch.stack([norm.to(norms[0].device) for norm in norms]).square().sum()
+        # Of a stack of matrices there is a norm for each.
+        return torch.cat([norm.reshape(-1).to(norms[0].device) for norm in norms]).square().sum()
 
     @override
     def add_gradient(self, grads: list[Tensor], weights: list[Tensor], factor: float) -> None:
@@ -179,4 +181,4 @@ class SpectralNormPenalty(Penalty):
 def _is_unsettled(norm: FollowedNorm) -> bool:
     """Tell whether more rounds would turn the vectors of a matrix; never on a GPU, where this would wait."""
     is_matrix = norm.right.shape[-2] == 1
-    return is_matrix and norm.gain.device.type == "cpu" and norm.gain[None].tolist()[0] > _SETTLED
+    return is_matrix and norm.gain.device.type == "cpu" and max(norm.gain.reshape(-1).tolist()) > _SETTLED

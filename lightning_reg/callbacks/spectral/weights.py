@@ -41,7 +41,8 @@ def layer_of(weight: Weight) -> Layer:
     A collective call for sharded weights.
     """
     tensor, mask = whole(weight.parameter), mask_of(weight)
-    return Layer(weight.name, tensor if mask is None else tensor * mask, weight.modules[0], weight.dims)
+    effective = tensor if mask is None else tensor * mask
+    return Layer(weight.name, effective, weight.modules[0], weight.dims, weight.is_stack)
 
 
 def is_matrix(weight: Weight) -> bool:
@@ -52,6 +53,16 @@ def is_matrix(weight: Weight) -> bool:
 def local(weight: Weight) -> Tensor:
     """Return this rank's part of a weight, to be changed in place."""
     return local_part(weight.parameter.detach())
+
+
+def of_entries(value: Tensor, weight: Weight) -> Tensor:
+    """Return what there is one of for a weight, or for each matrix of a stack, as it broadcasts to this rank's part."""
+    return value if not value.ndim else local_slice(value[:, None, None].expand(weight.shape), weight.parameter)
+
+
+def subject(weight: Weight) -> str:
+    """Return what of a weight is controlled, for the plan: "" for the weight itself."""
+    return f"each of {weight.shape[0]} matrices " if weight.is_stack else ""
 
 
 def add_gradient(grad: Tensor, weight: Weight, norm: FollowedNorm, factor: Tensor | float) -> None:
@@ -73,7 +84,8 @@ def fits(weight: Weight, norm: FollowedNorm) -> bool:
         norm.left.shape[-2],
         columns,
     )
-    return norm.sigma.ndim == 0 and shapes_fit and all(bool(part.isfinite().all()) for part in numbers)
+    shapes_fit &= norm.sigma.shape == norm.gain.shape == ((groups,) if weight.is_stack else ())
+    return shapes_fit and all(bool(part.isfinite().all()) for part in numbers)
 
 
 class WeightNorms:
@@ -101,4 +113,4 @@ class WeightNorms:
 def outline_of(weight: Weight) -> Layer:
     """Return the layer without its values, for decisions by its shape alone."""
     outline = torch.empty(weight.shape, dtype=weight.parameter.dtype, device="meta")
-    return Layer(weight.name, outline, weight.modules[0], weight.dims)
+    return Layer(weight.name, outline, weight.modules[0], weight.dims, weight.is_stack)

@@ -55,6 +55,7 @@ Kind = Literal[
     "CSVLogger",
     "CometLogger",
     "DeepSpeedStrategy",
+    "EarlyStopping",
     "FSDPStrategy",
     "GradientAccumulationScheduler",
     "LightningModule",
@@ -64,6 +65,7 @@ Kind = Literal[
     "SingleDeviceXLAStrategy",
     "StochasticWeightAveraging",
     "TensorBoardLogger",
+    "Timer",
     "WandbLogger",
     "WeightAveraging",  # not in the oldest Lightning that is supported
     "XLAStrategy",

@@ -216,7 +216,29 @@ def mean_over_ranks(trainer: Trainer, value: Tensor) -> Tensor:
 def largest_over_ranks(trainer: Trainer, value: Tensor) -> Tensor:
     """Return the maximum of `value` over all ranks, NaN if one is; a collective call."""
     # Not a maximum reduction, because it depends on the backend whether that keeps a NaN.
-    return trainer.strategy.all_gather(value).amax() if trainer.world_size > 1 else value
+    return trainer.strategy.all_gather(value).amax(0) if trainer.world_size > 1 else value
+
+
+def sums_over_ranks(trainer: Trainer, values: Tensor) -> Tensor:
+    """Return the sums of `values` over all ranks; a collective call."""
+    total: Tensor = trainer.strategy.reduce(values, reduce_op="sum") if trainer.world_size > 1 else values
+    return total
+
+
+def has_callback(trainer: Trainer, kind: Kind) -> bool:
+    """Tell whether the trainer has a callback of this class of Lightning's."""
+    return bool(_of_lightning(trainer, kind))
+
+
+def logged_sums(trainer: Trainer, name: str) -> tuple[float, float] | None:
+    """Return the sum over samples so far, and their number, of a mean that the running loop logs; `None` if unknown."""
+    for metric in (trainer._results or {}).values():
+        meta = metric.meta
+        index = "" if meta.dataloader_idx is None else f"/dataloader_idx_{meta.dataloader_idx}"
+        names = {f"{meta.name}{fork}{suffix}" for fork in ("", "_epoch") for suffix in ("", index)}
+        if name in names and metric.is_tensor and meta.is_mean_reduction and meta.on_epoch:
+            return float(metric.value), float(metric.cumulated_batch_size)
+    return None
 
 
 def steps_now(trainer: Trainer) -> bool:

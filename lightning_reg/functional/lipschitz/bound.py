@@ -21,7 +21,7 @@ __all__ = ["LipschitzReport", "lipschitz_bound"]
 
 @dataclass(frozen=True)
 class LipschitzReport:
-    """What `lipschitz_bound` found.
+    """The result of `lipschitz_bound`.
 
     Attributes:
         value: The upper bound; infinity if there is none, NaN if a weight is not finite.

@@ -23,7 +23,7 @@ from lightning_reg.functional.lipschitz.value import (
     traced_in,
 )
 
-JUMPS = "whole numbers and comparisons jump: they have no Lipschitz constant"
+JUMPS = "whole numbers and comparisons are discontinuous: they have no Lipschitz constant"
 # Modules that torch writes in Python with operations that have their own rules.
 _LOOKED_INTO = {"torch.nn.modules.container", "torch.nn.modules.loss", "torch.nn.modules.transformer"}
 

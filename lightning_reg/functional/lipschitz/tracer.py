@@ -14,9 +14,10 @@ from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
 from lightning_reg.functional.lipschitz.judge import JUMPS, Judge, Step
+from lightning_reg.functional.lipschitz.memory import has_no_entry_twice, memory, place
 from lightning_reg.functional.lipschitz.nested import closed_in, found, replaced
 from lightning_reg.functional.lipschitz.traced_tensor import TracedTensor, TraceError, called_name, is_reflected
-from lightning_reg.functional.lipschitz.value import Bound, Traced
+from lightning_reg.functional.lipschitz.value import Bound, Traced, together
 from lightning_reg.functional.tensors.random import unchanged_generators
 
 # Attributes and methods of a tensor that do not read its entries.
@@ -28,6 +29,16 @@ _SIZES = (
     "storage_offset stride type _version "
 )
 _TEXT = {"repr", "str", "format"}
+# What makes new tensors, into which something may be written.
+_FACTORIES = {
+    f"{new}{name}{like}"
+    for name in ("zeros", "ones", "empty", "full")
+    for new, like in (("", ""), ("new_", ""), ("", "_like"))
+}
+
+
+class WrittenError(TraceError):
+    """Something that depends on the input is written into a tensor that does not."""
 
 
 @dataclass
@@ -57,11 +68,20 @@ class Tracer(TorchFunctionMode):
         judge: Determines the bounds of operations.
         functions: Python functions that are judged as a whole.
         devices: Devices of the example, whose random generators an operation must not use.
+        follows_new: Whether tensors that `forward` makes are followed as its input is, since it writes into them.
 
     """
 
-    def __init__(self, judge: Judge, functions: Sequence[FunctionType], devices: set[torch.device]) -> None:
+    def __init__(
+        self,
+        judge: Judge,
+        functions: Sequence[FunctionType],
+        devices: set[torch.device],
+        *,
+        follows_new: bool = False,
+    ) -> None:
         super().__init__()
+        self._follows_new = follows_new
         self._judge, self._functions, self._devices = judge, functions, devices
         self._is_running = False
         self._paths = [""]
@@ -166,9 +186,11 @@ class Tracer(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if self._is_running or next(found((args, kwargs), TracedTensor), None) is None:
-            return func(*args, **kwargs)
         name = called_name(func)
+        if self._is_running or next(found((args, kwargs), TracedTensor), None) is None:
+            value = func(*args, **kwargs)
+            is_new = self._follows_new and not self._is_running and name in _FACTORIES
+            return self._known(value, Bound(0.0), Step(name)) if is_new else value
         if name in _TEXT:
             return f"tensor of shape {tuple(args[0].state.value.shape)}"
         step = self._function_step(func, (*args, *kwargs.values()))
@@ -186,19 +208,19 @@ class Tracer(TorchFunctionMode):
         values, keywords = replaced((tuple(args), dict(kwargs)), TracedTensor, lambda tensor: tensor.state.value)
         tensors = list(found((values, keywords), Tensor))
         versions = [tensor._version for tensor in tensors]  # noqa: SLF001  # tells of every change in place
-        places = [_place(tensor) for tensor in tensors]
+        places = [place(tensor) for tensor in tensors]
         # Where the input stays near the example, values count, also those that are about to change in place.
         is_near = math.isfinite(self._judge.reach)
         earlier = {id(state): state.value.clone() if is_near else state.value for state in states}
         with self._running(), unchanged_generators(self._devices):
             value = operation(*values, **keywords)
         if next(found(value, Tensor), None) is None:
-            return self._size(operation, value)
+            return self._number(operation, value, states)
         changed = [t for t, before in zip(tensors, versions, strict=True) if t._version > before]  # noqa: SLF001
         traced = {id(state.value) for state in states}
         constants = [tensor for tensor in tensors if id(tensor) not in traced]
         self._refuse_changed_constants(changed, constants)
-        if places != [_place(tensor) for tensor in tensors]:
+        if places != [place(tensor) for tensor in tensors]:
             bound = self._judge.refuse(step, "it changes the shape of a tensor in place")
         else:
             with self._running():
@@ -208,12 +230,11 @@ class Tracer(TorchFunctionMode):
                     (tuple(args), dict(kwargs)), TracedTensor, lambda t: self._as_known(t.state, fixed, earlier)
                 )
                 bound = self._judge.judge(step, operation, value, *known)
-        memory = {_memory(tensor) for tensor in found(value, Tensor)}
-        self._viewed += [tensor for tensor in constants if _memory(tensor) in memory]
+        where = {memory(tensor) for tensor in found(value, Tensor)}
+        self._viewed += [tensor for tensor in constants if memory(tensor) in where]
         self._note_changes(step, bound, changed, value)
         if isinstance(value, Tensor):
-            # Nothing that depends on the input can be written into whole numbers.
-            return value if _is_whole(value) and bound.value == 0 else self._known(value, bound, step)
+            return self._known(value, bound, step)
         return replaced(value, Tensor, lambda tensor: self._part(tensor, bound, step))
 
     def _as_known(self, state: State, fixed: set[int], earlier: Mapping[int, Tensor]) -> Tensor | Traced:
@@ -233,10 +254,11 @@ class Tracer(TorchFunctionMode):
         positions = Step(step.name, parents=[step])
         return self._known(value, self._judge.refuse(positions, JUMPS), positions)
 
-    def _size(self, operation: Callable[..., Any], value: Any) -> Any:
-        """Return a number read from a tensor, if it does not depend on its entries."""
+    def _number(self, operation: Callable[..., Any], value: Any, states: Sequence[State]) -> Any:
+        """Return a number read from a tensor, if it does not depend on the entries, or these not on the input."""
         name = called_name(operation)
-        if name not in _SIZES.split():
+        is_copy = isinstance(value, bool | int | float | complex | list) and name != "data_ptr"
+        if name not in _SIZES.split() and not (is_copy and all(state.bound.value == 0 for state in states)):
             msg = f"`{name}`: the path through the network depends on the values of its input"
             raise TraceError(msg)
         return value
@@ -252,19 +274,24 @@ class Tracer(TorchFunctionMode):
 
     def _refuse_changed_constants(self, changed: Sequence[Tensor], constants: Sequence[Tensor]) -> None:
         """Raise if values that depend on the input were written into a constant."""
-        fixed = {_memory(tensor) for tensor in (*constants, *self._viewed)}
-        if any(_memory(tensor) in fixed for tensor in changed):
-            msg = "a tensor that `forward` has made is changed in place; `torch.zeros_like(x)` can be followed"
-            raise TraceError(msg)
+        fixed = {memory(tensor) for tensor in (*constants, *self._viewed)}
+        if any(memory(tensor) in fixed for tensor in changed):
+            msg = "a tensor that does not depend on the input is changed in place; a new one can be followed"
+            raise WrittenError(msg)
 
     def _note_changes(self, step: Step, bound: Bound, changed: Sequence[Tensor], value: Any) -> None:
         """Give later uses of a changed tensor the new bound; other views of its memory have no bound."""
-        memory = {_memory(tensor) for tensor in changed}
-        for state in self._states if memory else ():
-            if _memory(state.value) not in memory:
+        where = {memory(tensor) for tensor in changed}
+        is_written = isinstance(value, Tensor) and {place(tensor) for tensor in changed} == {place(value)}
+        for state in self._states if where else ():
+            if memory(state.value) not in where:
                 continue
-            if isinstance(value, Tensor) and _place(state.value) == _place(value):
+            if isinstance(value, Tensor) and place(state.value) == place(value):
                 state.bound, state.step = bound, step
+            elif is_written and has_no_entry_twice(state.value):
+                # Each of its entries is as it was, or one of those that are written.
+                both = Step(step.name, parents=[state.step, step])
+                state.bound, state.step = Bound(together([state.bound.value, bound.value])), both
             else:
                 stale = Step(state.step.name, parents=[state.step])
                 state.bound = self._judge.refuse(stale, "it is changed in place through another view of it")
@@ -273,8 +300,8 @@ class Tracer(TorchFunctionMode):
 
 def _fixed(states: Sequence[State], changed: Sequence[Tensor]) -> set[int]:
     """Return the states, by identity, of what does not depend on the input after all and is not changed in place."""
-    memory = {_memory(tensor) for tensor in changed}
-    return {id(state) for state in states if state.bound.value == 0 and _memory(state.value) not in memory}
+    where = {memory(tensor) for tensor in changed}
+    return {id(state) for state in states if state.bound.value == 0 and memory(state.value) not in where}
 
 
 def _is_whole(value: Tensor) -> bool:
@@ -296,13 +323,3 @@ def _needed(steps: list[Step]) -> set[Step]:
 def _set_item(tensor: Tensor, index: Any, value: Any) -> Tensor:
     tensor[index] = value
     return tensor
-
-
-def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else id(tensor)
-
-
-def _place(tensor: Tensor) -> tuple[Any, ...]:
-    if tensor.layout != torch.strided:
-        return id(tensor), tensor.shape, tensor.dtype
-    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype

@@ -12,10 +12,12 @@ from lightning_reg.functional.lipschitz.nested import found, replaced
 from lightning_reg.functional.lipschitz.rules.applied import RuleError
 from lightning_reg.functional.lipschitz.rules.registry import own_functions
 from lightning_reg.functional.lipschitz.stand_in import stand_in
-from lightning_reg.functional.lipschitz.tracer import Tracer
+from lightning_reg.functional.lipschitz.tracer import Tracer, WrittenError
 from lightning_reg.functional.lipschitz.untraced import layers_alone
 from lightning_reg.functional.lipschitz.value import Bound, together
 from lightning_reg.functional.tensors.random import devices_of, watched_generators
+
+TOO_LARGE = "the product of all that multiplies is too large for a number"
 
 
 class Findings(NamedTuple):
@@ -40,13 +42,17 @@ def walk(module: nn.Module, inputs: Sequence[Any], *, fold: bool, reach: float =
     """
     tensors = list(found(inputs, Tensor))
     has_floats = any(map(_has_floats, tensors))
-    judge = Judge(has_floats=has_floats, fold=fold, reach=reach)
     devices = devices_of(tensors)
-    tracer = Tracer(judge, own_functions(), devices)
     arguments = replaced(list(inputs), Tensor, Tensor.clone)
     try:
         with watched_generators(devices) as has_drawn:
-            output = tracer.trace(stand_in(module), inputs)
+            judge = Judge(has_floats=has_floats, fold=fold, reach=reach)
+            try:
+                output = Tracer(judge, own_functions(), devices).trace(stand_in(module), inputs)
+            except WrittenError:
+                judge = Judge(has_floats=has_floats, fold=fold, reach=reach)
+                tracer = Tracer(judge, own_functions(), devices, follows_new=True)
+                output = tracer.trace(stand_in(module), replaced(arguments, Tensor, Tensor.clone))
             drawn = has_drawn()
     except RuleError as error:
         raise error.__cause__ or error from None
@@ -60,9 +66,10 @@ def walk(module: nn.Module, inputs: Sequence[Any], *, fold: bool, reach: float =
         return Findings(math.inf, judge.per_layer(), (("trace", reason),))
     value = together(bound.value for bound in output.bounds)
     last = output.bounds[0].last if isinstance(output.value, Tensor) and output.bounds else None
-    reasons = judge.reasons_among(output.steps)
-    if math.isinf(value) and not (reasons or has_floats):
-        reasons = (("input", JUMPS),)
+    # A factor of 0 makes even what has no bound 0.
+    reasons = () if math.isfinite(value) else judge.reasons_among(output.steps)
+    if math.isinf(value) and not reasons:
+        reasons = (("output", TOO_LARGE) if has_floats else ("input", JUMPS),)
     return Findings(value, judge.per_layer(), reasons, last)
 
 

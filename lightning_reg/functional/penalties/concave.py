@@ -2,13 +2,10 @@
 
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor
 
 from lightning_reg import _checks
-from lightning_reg.functional.penalties.elementwise import add_elementwise_gradient_, elementwise_penalty
-from lightning_reg.functional.tensors.chunks import chunk_size, chunks
-from lightning_reg.functional.tensors.shards import local_parts, sum_over_shards
+from lightning_reg.functional.penalties.elementwise import elementwise_penalty
 from lightning_reg.functional.tensors.weights import check_fits, real_weights
 
 __all__ = ["mcp"]
@@ -33,7 +30,7 @@ def mcp(weights: Tensor | Iterable[Tensor], strength: float = 1.0, gamma: float 
         The penalty, shape (), differentiable.
 
     Raises:
-        TypeError: If `weights` holds anything but such tensors, or `strength` or `gamma` is no number.
+        TypeError: If `weights` holds anything but such tensors, or `strength` or `gamma` is not a number.
         ValueError: If `strength` or `gamma` is out of range, or `strength` infinite in the precision of a weight.
 
     Example:
@@ -48,22 +45,4 @@ def mcp(weights: Tensor | Iterable[Tensor], strength: float = 1.0, gamma: float 
     strength, gamma = _checks.non_negative("strength", strength), _checks.positive("gamma", gamma)
     tensors = real_weights(weights)
     check_fits("strength", strength, tensors)
-    # An entry beyond the bound counts like one at the bound.
-    return sum_over_shards(
-        lambda parts: elementwise_penalty(within(parts, gamma * strength), l1=strength, l2=-1 / (2 * gamma)), tensors
-    )
-
-
-def within(weights: list[Tensor], bound: float) -> list[Tensor]:
-    """Return this rank's parts of `weights`, with larger entries set to `bound`."""
-    return list(torch._foreach_clamp_max(torch._foreach_clamp_min(local_parts(weights), -bound), bound))
-
-
-@torch.no_grad()
-def add_mcp_gradient_(grads: list[Tensor], weights: list[Tensor], factor: float, bound: float) -> None:
-    r"""Add `factor` times the gradient of `mcp` of strength 1 to `grads`, with :math:`\gamma` = `bound`, in place."""
-    if not (weights and bound):
-        return
-    local_grads, local_weights = local_parts(grads), local_parts(weights)
-    for some_grads, some_weights in chunks(local_grads, local_weights, size=chunk_size(local_weights)):
-        add_elementwise_gradient_(some_grads, within(some_weights, bound), l1=factor, l2=-factor / (2 * bound))
+    return elementwise_penalty(tensors, l1=strength, l2=-1 / (2 * gamma) if strength else 0.0)

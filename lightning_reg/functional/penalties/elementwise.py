@@ -1,9 +1,10 @@
-r"""The kernels behind L1, L2 and the elastic net: :math:`a \sum |w| + b \sum w^2` over the entries of many tensors.
+r"""The kernels behind L1, L2, the elastic net and MCP: :math:`a \sum |w| + b \sum w^2` over the entries of tensors.
 
 One autograd node serves many weights, and an in-place gradient needs no graph. torch's own 1-norm is not accurate
 enough: on a CPU `torch.linalg.vector_norm(w, 1)` adds float32 numbers one by one, and is 5 % too low for 25 million.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from lightning_reg.functional.tensors.shards import local_parts, sum_over_shards
 def elementwise_penalty(weights: Iterable[Tensor], *, l1: float = 0.0, l2: float = 0.0) -> Tensor:
     """Return `l1` * sum abs(w) + `l2` * sum w^2, shape (), in float32 at least.
 
+    With factors of opposite signs, the term of an entry is constant from where its slope is 0, -`l1` / (2 * `l2`).
     Sharded weights count once: the value is the same on all ranks, and each rank gets the gradient of its local shards.
     """
     return sum_over_shards(lambda parts: _term(parts, l1, l2), weights)
@@ -49,7 +51,19 @@ def add_elementwise_gradient_(grads: list[Tensor], weights: list[Tensor], *, l1:
     for some_grads, some_weights in chunks(grads, weights, size=size):
         torch._foreach_add_(some_grads, _signs(some_weights, scratch), alpha=l1)
         if l2:
-            torch._foreach_add_(some_grads, some_weights, alpha=2 * l2)
+            torch._foreach_add_(some_grads, within(some_weights, end_of(l1, l2)), alpha=2 * l2)
+
+
+def end_of(l1: float, l2: float) -> float:
+    """Return the size from which on the term of an entry is constant; infinity for none."""
+    return -l1 / (2 * l2) if l1 * l2 < 0 else math.inf
+
+
+def within(weights: Sequence[Tensor], end: float) -> list[Tensor]:
+    """Return `weights`, with entries larger than `end` brought to it."""
+    if end == math.inf:
+        return list(weights)
+    return list(torch._foreach_clamp_max(torch._foreach_clamp_min(list(weights), -end), end))
 
 
 # Entries of one sum of moduli, so that its scratch memory stays in the cache.
@@ -100,7 +114,8 @@ class _ElementwisePenalty(torch.autograd.Function):
         weights = list(ctx.saved_tensors)
         if torch.is_grad_enabled():
             # For second derivatives: plain operations, which autograd can differentiate.
-            return (None, None, *(grad_output * (ctx.l1 * w.sgn() + 2 * ctx.l2 * w) for w in weights))
+            ended = within(weights, end_of(ctx.l1, ctx.l2))
+            return (None, None, *(grad_output * (ctx.l1 * w.sgn() + 2 * ctx.l2 * w) for w in ended))
         return (None, None, *_gradients(weights, ctx.l1, ctx.l2, grad_output))
 
     @staticmethod
@@ -115,6 +130,7 @@ def _value(weights: list[Tensor], l1: float, l2: float) -> Tensor:
     dtype = torch.float64 if any(weight.dtype == torch.float64 for weight in weights) else torch.float32
     if weights[0].device.type == "cpu":
         return _value_on_cpu(weights, l1, l2, dtype)
+    weights = within(weights, end_of(l1, l2))
     norms = (factor * _sum_by_foreach(weights, power, dtype) for factor, power in ((l1, 1), (l2, 2)) if factor)
     return sum(norms, start=torch.zeros((), dtype=dtype, device=weights[0].device))
 
@@ -125,9 +141,14 @@ def _sum_by_foreach(weights: list[Tensor], power: int, dtype: torch.dtype) -> Te
 
 def _value_on_cpu(weights: list[Tensor], l1: float, l2: float, dtype: torch.dtype) -> Tensor:
     moduli, squares = ([weights[0].new_zeros((), dtype=dtype)] for _ in range(2))
-    scratch = _scratch(weights[0], _ABS_ENTRIES if l1 else 0, dtype)
-    for part in _flat_parts(weights, _ABS_ENTRIES if l1 else chunk_size(weights)):
+    end = end_of(l1, l2)
+    size = _ABS_ENTRIES if l1 else chunk_size(weights)
+    scratch = _scratch(weights[0], size if l1 else 0, dtype)
+    inner = _scratch(weights[0], size if end < math.inf else 0, dtype)
+    for part in _flat_parts(weights, size):
         flat = part.to(dtype)
+        if end < math.inf:
+            flat = torch.clamp(flat, -end, end, out=inner[: flat.numel()])
         if l1:
             moduli.append(torch.abs(flat, out=scratch[: flat.numel()]).sum())
         if l2:
@@ -156,7 +177,7 @@ def _gradients(weights: list[Tensor], l1: float, l2: float, scale: Tensor) -> Se
     gradients = _signs(weights)
     if l2:
         torch._foreach_mul_(gradients, l1)
-        torch._foreach_add_(gradients, weights, alpha=2 * l2)
+        torch._foreach_add_(gradients, within(weights, end_of(l1, l2)), alpha=2 * l2)
     torch._foreach_mul_(gradients, scale if l2 else l1 * scale)
     return gradients
 
@@ -186,4 +207,6 @@ def _formula(weights: list[Tensor], l1: float, l2: float) -> Tensor:
     moduli = [
         weight.abs().float() if weight.dtype.itemsize < torch.float32.itemsize else weight.abs() for weight in weights
     ]
+    if end_of(l1, l2) < math.inf:
+        moduli = [modulus.clamp(max=end_of(l1, l2)) for modulus in moduli]
     return torch.stack([(l1 * modulus + l2 * modulus.square()).sum() for modulus in moduli]).sum()

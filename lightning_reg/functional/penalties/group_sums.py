@@ -1,11 +1,14 @@
 """Sums over groups of entries, the slices along one dimension, on all ranks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from lightning_reg.functional.tensors.shards import sum_over_split_groups
+
+# Entries of whole groups that are worked on at once, so that what is computed on the way stays in a cache on a CPU.
+_BLOCK_ENTRIES = 1 << 17
 
 
 def group_sums(weights: Sequence[Tensor], parts: Sequence[Tensor], dim: int) -> list[Tensor]:
@@ -41,3 +44,11 @@ def other_dims(weight: Tensor, dim: int) -> tuple[int, ...]:
 def group_entries(weight: Tensor, dim: int) -> int:
     """Return the number of entries in a group over all ranks."""
     return weight.numel() // weight.shape[dim] if weight.numel() else 0
+
+
+def group_blocks(*tensors: Tensor, dim: int) -> Iterator[tuple[Tensor, ...]]:
+    """Yield views of some whole groups of plain tensors of one shape, which has entries, at a time."""
+    first = tensors[0]
+    count = first.shape[dim]
+    size = max(1, _BLOCK_ENTRIES * count // first.numel()) if first.device.type == "cpu" else count
+    yield from zip(*(torch.split(tensor, size, dim) for tensor in tensors), strict=True)

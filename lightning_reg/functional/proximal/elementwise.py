@@ -112,7 +112,9 @@ def elastic_net_prox(
     if l1_ratio:
         _soften_(parts, [alpha * l1_ratio for alpha in alphas])
     if l1_ratio < 1 and parts:
-        torch._foreach_div_(parts, alike([1 + alpha * (1 - l1_ratio) for alpha in alphas]))
+        divisors = [alpha * (1 - l1_ratio) for alpha in alphas]
+        divisors = [divisor.add_(1) if isinstance(divisor, Tensor) else divisor + 1 for divisor in divisors]
+        torch._foreach_div_(parts, alike(divisors))
     return results[0] if isinstance(weights, Tensor) else results
 
 
@@ -129,14 +131,21 @@ def _soften_(weights: list[Tensor], thresholds: list[NumberOrTensor]) -> None:
     if not weights:
         return
     upper = alike(thresholds)
-    lower = [-threshold for threshold in upper]
-    if isinstance(upper[0], Tensor) and weights[0].device.type == "cpu":
-        # On this device foreach kernels are loops anyway, and this is one loop instead of two.
-        inner: Any = [torch.clamp(*bounds) for bounds in zip(weights, lower, upper, strict=True)]
-    else:
-        inner = torch._foreach_clamp_min(weights, lower)
+    if weights[0].device.type != "cpu":
+        inner: Any = torch._foreach_clamp_min(weights, [-threshold for threshold in upper])
         torch._foreach_clamp_max_(inner, upper)
+    # There the kernels for lists are loops anyway, and this is one pass instead of two, into memory that is warm.
+    else:
+        inner = [_clamp(weight, threshold) for weight, threshold in zip(weights, upper, strict=True)]
     torch._foreach_sub_(weights, inner)
+
+
+def _clamp(weight: Tensor, threshold: NumberOrTensor) -> Tensor:
+    if not isinstance(threshold, Tensor):
+        return torch.clamp(weight, -threshold, threshold)
+    lower = -threshold
+    is_like_weight = lower.shape == weight.shape and lower.dtype == weight.dtype
+    return torch.clamp(weight, lower, threshold, out=lower if is_like_weight else None)
 
 
 def outputs(weights: Tensor | Iterable[Tensor], *, inplace: bool) -> list[Tensor]:

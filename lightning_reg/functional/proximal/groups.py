@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_reg import _checks
 from lightning_reg.functional.penalties.counts import check_dim
-from lightning_reg.functional.penalties.group_sums import group_entries, group_sum, group_sums
+from lightning_reg.functional.penalties.group_sums import group_blocks, group_entries, group_sum, group_sums
 from lightning_reg.functional.proximal.elementwise import Factors, factors, outputs
 from lightning_reg.functional.tensors.chunks import NumberOrTensor, chunk_size, chunks
 from lightning_reg.functional.tensors.shards import local_part, local_parts, shard_groups, sum_over_split_groups
@@ -69,12 +69,8 @@ def group_soft_threshold(
     check_dim(results, _checks.integer("dim", dim))
     index = 0
     for (some,) in chunks(results, size=chunk_size(results), split=False) if results else ():
-        norms = [
-            tau * group_entries(weight, dim) ** 0.5
-            for weight, tau in zip(some, thresholds[index : index + len(some)], strict=True)
-        ]
+        _shrink_groups_(some, thresholds[index : index + len(some)], dim)
         index += len(some)
-        shrink_groups_(some, norms, dim)
     return results[0] if isinstance(weights, Tensor) else results
 
 
@@ -92,19 +88,17 @@ def group_thresholds(weights: list[Tensor], step_sizes: Sequence[NumberOrTensor]
 
 
 # Newton's steps until float32 and float64 are exact to rounding, also in groups near the edge of zero whose thresholds
-# differ by many orders of magnitude. A check whether fewer are enough would wait for the device.
+# differ by many orders of magnitude. A check whether fewer are enough would wait for the device, except on a CPU.
 _NEWTON_STEPS, _NEWTON_STEPS_IN_DOUBLE = 7, 10
-# Entries of whole groups processed at once, so that intermediate results stay in the cache on a CPU.
-_BLOCK_ENTRIES = 1 << 16
 
 
-def shrink_groups_(weights: Sequence[Tensor], thresholds: Sequence[NumberOrTensor], dim: int) -> None:
-    """Shrink each group of each weight by the threshold for its norm, in place; a collective call for split groups.
+def _shrink_groups_(weights: Sequence[Tensor], thresholds: Sequence[NumberOrTensor], dim: int) -> None:
+    """Shrink each group of each weight, in place; a collective call for split groups.
 
     Args:
         weights: Plain tensors and DTensors.
         thresholds: For each weight a number, a tensor of one entry, or a tensor with one threshold for each entry of
-            this rank's part.
+            this rank's part; without the root of the number of entries in a group.
         dim: The dimension along which groups lie.
 
     """
@@ -112,7 +106,7 @@ def shrink_groups_(weights: Sequence[Tensor], thresholds: Sequence[NumberOrTenso
     split: list[tuple[Tensor, NumberOrTensor]] = []
     for weight, threshold in zip(weights, thresholds, strict=True):
         if is_scalar(threshold):
-            uniform.append((weight, threshold))
+            uniform.append((weight, threshold * group_entries(weight, dim) ** 0.5))
         elif shard_groups(weight, lambda sharded, own=dim % weight.ndim: sharded != own):  # type: ignore[misc]
             split.append((weight, threshold))
         else:
@@ -140,14 +134,11 @@ def _shrink_blocks_(weight: Tensor, thresholds: Tensor, dim: int) -> None:
     (part,) = local_parts([weight])
     if not part.numel():
         return
-    count = part.shape[dim]
-    size = max(1, _BLOCK_ENTRIES * count // part.numel()) if part.device.type == "cpu" else count
-    blocks = (torch.split(tensor, size, dim) for tensor in (part, thresholds.expand(part.shape)))
-    for block, bounds in zip(*blocks, strict=True):
-        _shrink_varied_([block], [bounds], dim)
+    for block, bounds in group_blocks(part, thresholds.expand(part.shape), dim=dim):
+        _shrink_varied_([block], [bounds], dim, looks=part.device.type == "cpu")
 
 
-def _shrink_varied_(weights: list[Tensor], thresholds: list[NumberOrTensor], dim: int) -> None:
+def _shrink_varied_(weights: list[Tensor], thresholds: list[NumberOrTensor], dim: int, *, looks: bool = False) -> None:
     r"""Solve :math:`\sum w^2 / (r + d)^2 = 1` for the norm r of each group with thresholds d, then shrink.
 
     Newton's method on the root of the sum's reciprocal, which is concave in r: from the left it never overshoots. It
@@ -155,14 +146,19 @@ def _shrink_varied_(weights: list[Tensor], thresholds: list[NumberOrTensor], dim
 
     Args:
         weights: The weights; all take the same steps, with one collective call in each.
-        thresholds: Thresholds of the entries of this rank's parts, times the root of the number of entries in a group.
+        thresholds: Thresholds of the entries of this rank's parts, without the root of the number of entries in a
+            group.
         dim: The dimension along which groups lie.
+        looks: Whether to end as soon as all norms are exact; else all steps are taken, whatever they are worth.
 
     """
     parts = local_parts(weights)
     dtypes = [torch.promote_types(part.dtype, torch.float32) for part in parts]
     wide = [part.to(dtype) for part, dtype in zip(parts, dtypes, strict=True)]
-    shifts = [torch.as_tensor(shift).to(dtype) for shift, dtype in zip(thresholds, dtypes, strict=True)]
+    shifts = [
+        torch.as_tensor(threshold).to(dtype) * group_entries(weight, dim) ** 0.5
+        for weight, threshold, dtype in zip(weights, thresholds, dtypes, strict=True)
+    ]
 
     def sums(terms: Callable[[int], tuple[Tensor, ...]]) -> list[Tensor]:
         """Return the sums over each group of the terms of each weight, side by side along a new first dimension."""
@@ -175,16 +171,33 @@ def _shrink_varied_(weights: list[Tensor], thresholds: list[NumberOrTensor], dim
         return squares, squares * shifts[index], (wide[index] / shifts[index]).nan_to_num_(0.0, torch.inf).square_()
 
     def newton(index: int) -> tuple[Tensor, ...]:
-        divisors = roots[index] + shifts[index]
-        seconds = (wide[index] / divisors).square_()
-        return seconds, seconds / divisors
+        reciprocals = (roots[index] + shifts[index]).reciprocal_()
+        seconds = (wide[index] * reciprocals).square_()
+        return seconds, reciprocals.mul_(seconds)
 
     roots, is_zero = _start(sums(moments))
     for _ in range(_NEWTON_STEPS_IN_DOUBLE if torch.float64 in dtypes else _NEWTON_STEPS):
-        for root, (seconds, thirds) in zip(roots, sums(newton), strict=True):
-            root.add_(((seconds.pow(1.5) - seconds) / thirds).clamp_(min=0))
+        steps = [((seconds.pow(1.5) - seconds) / thirds).clamp_(min=0) for seconds, thirds in sums(newton)]
+        torch._foreach_add_(roots, steps)
+        if looks and _are_small(steps, roots):
+            break
     for part, root, zero, shift in zip(parts, roots, is_zero, shifts, strict=True):
-        part.addcmul_(part, torch.where(zero, 1.0, shift / (root + shift)), value=-1)
+        # shift / (root + shift), of an infinite one as well.
+        share = (root.masked_fill_(zero, 1.0) / shift).add_(1).reciprocal_()
+        # A group that goes is multiplied by 0; the difference makes +0.0 of -0.0.
+        part.mul_(zero.logical_not()).addcmul_(part, share, value=-1)
+
+
+def _are_small(steps: list[Tensor], roots: list[Tensor]) -> bool:
+    r"""Tell whether Newton's steps were so small that no further one would change anything; of tensors on the CPU.
+
+    For :math:`\sum w^2 / (r + d)^2`, a step that begins at a distance of :math:`\epsilon r` ends nearer than
+    :math:`1.5\, \epsilon^2 r`: the weighted variance of :math:`1 / (r + d)` is at most its mean over r.
+    """
+    tolerances = [0.5 * torch.finfo(root.dtype).eps ** 0.5 for root in roots]
+    large = [(step > tolerance * root).any() for step, tolerance, root in zip(steps, tolerances, roots, strict=True)]
+    # Python's own numbers come from memory, where nothing waits. A NaN is not larger, and moves nothing.
+    return not any(one.tolist() for one in large)
 
 
 def _start(moments: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_reg.functional.penalties.group_sums import group_entries, group_sums
-from lightning_reg.functional.tensors.shards import local_parts
+from lightning_reg.functional.penalties.elementwise import end_of, within
+from lightning_reg.functional.penalties.group_sums import group_blocks, group_entries, group_sums
+from lightning_reg.functional.tensors.shards import has_dtensors, local_parts
 
 
 @torch.no_grad()
@@ -14,13 +15,17 @@ def elementwise_residual(weights: Sequence[Tensor], grads: Sequence[Tensor], *, 
     r"""Return the largest distance of any :math:`-g_i` from the subdifferential of :math:`l_1 |w_i| + l_2 w_i^2`.
 
     An entry that is not 0 has one subgradient, :math:`l_1 \operatorname{sign}(w) + 2 l_2 w`; an entry of 0 has all
-    of :math:`[-l_1, l_1]`. Shape (); 0 without entries; only over the entries of this rank.
+    of :math:`[-l_1, l_1]`. With factors of opposite signs, see `elementwise_penalty`.
+    Shape (); 0 without entries; only over the entries of this rank.
     """
     worst = []
-    for weight, grad in zip(local_parts(list(weights)), local_parts(list(grads)), strict=True):
+    ended = within(local_parts(list(weights)), end_of(l1, l2))
+    for weight, grad in zip(ended, local_parts(list(grads)), strict=True):
         if weight.numel():
-            slope = grad.add(weight, alpha=2 * l2).add_(weight.sgn(), alpha=l1).abs()
-            worst.append(slope.sub_((weight == 0).to(slope.dtype), alpha=l1).clamp_(min=0).amax().float())
+            slope = grad.add(weight.sgn(), alpha=l1)
+            if l2:
+                slope.add_(weight, alpha=2 * l2)
+            worst.append(slope.abs_().sub_((weight == 0).to(slope.dtype), alpha=l1).amax().clamp_(min=0).float())
     return _largest(worst, weights)
 
 
@@ -32,18 +37,27 @@ def group_residual(weights: Sequence[Tensor], grads: Sequence[Tensor], *, dim: i
     at most :math:`\sqrt{n}`. Shape (); 0 without groups; only over the groups of which this rank has a part. A
     collective call if groups are spread over ranks.
     """
-    parts, slopes = local_parts(list(weights)), local_parts(list(grads))
-    roots = [group_entries(weight, dim) ** 0.5 for weight in weights]
-    lengths = [squares.sqrt() for squares in group_sums(weights, parts, dim)]
-    errors = []
-    for part, slope, length, root in zip(parts, slopes, lengths, roots, strict=True):
-        direction = torch.where(length > 0, root / length, 0.0)
-        errors.append(slope + part * direction)
-    worst = []
-    for squares, length, root in zip(group_sums(weights, errors, dim), lengths, roots, strict=True):
-        if squares.numel():
-            worst.append((squares.sqrt() - torch.where(length > 0, 0.0, root)).clamp_(min=0).amax().float())
-    return _largest(worst, weights)
+    values: list[Tensor] = []
+    for weight, grad in zip(weights, grads, strict=True):
+        if has_dtensors([weight]) or not weight.numel():
+            values += _group_residuals(weight, grad, dim)
+        else:
+            for block, slope in group_blocks(weight, grad, dim=dim):
+                values += _group_residuals(block, slope, dim)
+    return _largest(values, weights)
+
+
+def _group_residuals(weight: Tensor, grad: Tensor, dim: int) -> list[Tensor]:
+    """Return the largest residual of groups of one weight, if there are any."""
+    (part,), (slope,) = local_parts([weight]), local_parts([grad])
+    root = group_entries(weight, dim) ** 0.5
+    (squares,) = group_sums([weight], [part], dim)
+    lengths = squares.sqrt()
+    errors = slope.addcmul(part, torch.where(lengths > 0, root / lengths, 0.0))
+    (squares,) = group_sums([weight], [errors], dim)
+    if not squares.numel():
+        return []
+    return [(squares.sqrt() - torch.where(lengths > 0, 0.0, root)).amax().clamp_(min=0).float()]
 
 
 def _largest(values: list[Tensor], weights: Sequence[Tensor]) -> Tensor:

@@ -30,6 +30,8 @@ class Rule:
     elementwise: bool
     proportional_to_lr: bool = False
     """Whether step sizes are proportional to the `lr` of the group: scaling then costs nothing."""
+    varies: bool = False
+    """Whether the entries of a weight are known to have step sizes of their own."""
 
     def scaled(
         self, weights: Sequence[Tensor], states: States, group: Mapping[str, Any], scale: NumberOrTensor
@@ -171,11 +173,23 @@ def _rmsprop(weights: Sequence[Tensor], states: States, group: Mapping[str, Any]
     return _over_roots(squares, [rate] * len(states), [group["eps"]] * len(states))
 
 
+# Numbers that neither overflow nor vanish as factors of roots.
+_HUGE = 1e18
+_WIDE = (torch.float32, torch.float64)
+
+
 def _over_roots(
     squares: list[Tensor], numerators: Sequence[NumberOrTensor], summands: Sequence[NumberOrTensor]
 ) -> tuple[Tensor, ...]:
     """Return each numerator / (square root + summand)."""
     roots = torch._foreach_sqrt(squares)
+    factors = [number for number in numerators if not isinstance(number, Tensor) and 1 / _HUGE < number < _HUGE]
+    if len(factors) == len(roots) and all(root.device.type == "cpu" and root.dtype in _WIDE for root in roots):
+        # One pass less, for 1 / (summand / numerator + root / numerator).
+        for root, factor, summand in zip(roots, factors, summands, strict=True):
+            torch.add(torch.as_tensor(summand / factor, dtype=root.dtype), root, alpha=1 / factor, out=root)
+        torch._foreach_reciprocal_(roots)
+        return roots
     torch._foreach_add_(roots, alike(summands))
     torch._foreach_reciprocal_(roots)
     return _divided(numerators, roots)
@@ -213,4 +227,6 @@ for _optimizer_type, _step_sizes in {
     Adagrad: _adagrad,
     RMSprop: _rmsprop,
 }.items():
-    _RULES[_optimizer_type] = Rule(_step_sizes, elementwise=True, proportional_to_lr=True)
+    _RULES[_optimizer_type] = Rule(
+        _step_sizes, elementwise=True, proportional_to_lr=True, varies=_optimizer_type is not SGD
+    )

@@ -28,13 +28,19 @@ class FollowedNorm(NamedTuple):
     """An estimate of the norm of a layer from below, with its gradient in factors."""
 
     sigma: Tensor
-    """Shape (); the sum of <left_r, W right_r> over the groups and r, with W as `kernels_of` gives it."""
+    """Shape (); the sum of <left_r, W right_r> over the groups and r, with W as `kernels_of` gives it.
+
+    Of a stack of matrices shape (groups,): the sum over r alone.
+    """
     left: Tensor
-    """Shape (groups, 1 or 2, rows): the left singular vector, or its real and imaginary part; 0 for other groups."""
+    """Shape (groups, 1 or 2, rows): the left singular vector, or its real and imaginary part; 0 for other groups.
+
+    Not so of a stack, in which each matrix has its own.
+    """
     right: Tensor
     """Shape (groups, 1 or 2, columns). The gradient of sigma is the sum of left_r right_r^T."""
     gain: Tensor
-    """Shape (): the relative gain of sigma in the last round, about as large as the remaining error."""
+    """In the shape of sigma: its relative gain in the last round, about as large as the remaining error."""
     as_matrix: bool
     """Whether the layer counts as a matrix."""
 
@@ -46,6 +52,7 @@ class _Kind(NamedTuple):
     taps: Taps | None
     dtype: torch.dtype
     device: torch.device
+    is_stack: bool
     is_known: bool
 
 
@@ -63,8 +70,8 @@ class FollowedNorms:
     """Estimates from below of the norms of layers, followed by the layers' names.
 
     For a matrix it is the largest singular value. For a convolution it is the norm over images of any size with zero
-    padding, whatever the layer's padding, and the largest over groups. Nothing waits for the device.
-    The state is a few vectors a layer.
+    padding, whatever the layer's padding, and the largest over groups. For a stack of matrices it is one for each.
+    Nothing waits for the device. The state is a few vectors a layer.
 
     Args:
         as_matrices: Whether convolutions count as matrices, their kernels reshaped.
@@ -118,7 +125,7 @@ class FollowedNorms:
         for layer in layers:
             kernels = kernels_of(layer, as_matrix=self._as_matrices)
             taps = None if self._as_matrices else taps_of(layer)
-            kind = _Kind(tuple(kernels.shape), taps, kernels.dtype, kernels.device, is_known=False)
+            kind = _Kind(tuple(kernels.shape), taps, kernels.dtype, kernels.device, layer.is_stack, is_known=False)
             kind = kind._replace(is_known=self._is_known(layer.name, kind))
             alike[kind].append(_Member(layer.name, kernels))
         for kind, members in alike.items():
@@ -139,7 +146,8 @@ class FollowedNorms:
         if not math.prod(kind.shape):
             for name, kernels in members:
                 left, right = kernels.new_zeros(groups, 1, rows), kernels.new_zeros(groups, 1, columns)
-                yield name, FollowedNorm(kernels.new_zeros(()), left, right, kernels.new_zeros(()), self._as_matrices)
+                nothing = kernels.new_zeros(groups if kind.is_stack else ())
+                yield name, FollowedNorm(nothing, left, right, nothing, self._as_matrices)
             return
         kernels = members[0].kernels if len(members) == 1 else torch.cat([member.kernels for member in members])
         bases, turns = self._start(kind, names)
@@ -170,7 +178,9 @@ class FollowedNorms:
         by_layer = (torch.unflatten(part, 0, (len(members), groups)) for part in (sigma, left, right, gain, bases))
         for name, turn, *parts in zip(names, turns.unbind(), *by_layer, strict=True):
             self._states[name] = _State(parts.pop(), turn + 1)
-            yield name, _largest(*parts, as_matrix=self._as_matrices)
+            sigmas, lefts, rights, gains = parts
+            of_each = FollowedNorm(sigmas, lefts, rights, gains, self._as_matrices)
+            yield name, of_each if kind.is_stack else _largest(of_each)
 
     def _start(self, kind: _Kind, names: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Return the bases and turns from which to continue."""
@@ -192,8 +202,9 @@ def _follow_matrices(matrices: Tensor, bases: Tensor, rounds: int) -> tuple[Tens
     return sigma, left[:, None], right[:, None], gain, bases
 
 
-def _largest(sigma: Tensor, left: Tensor, right: Tensor, gain: Tensor, *, as_matrix: bool) -> FollowedNorm:
+def _largest(of_each: FollowedNorm) -> FollowedNorm:
     """Return the norm of the group with the largest norm."""
+    sigma, left, right, gain, as_matrix = of_each
     if len(sigma) > 1:
         best = sigma.argmax(keepdim=True)
         is_best = torch.zeros_like(sigma).scatter(0, best, 1)
@@ -213,12 +224,14 @@ def _basis_shape(kind: _Kind) -> tuple[int, int, int]:
 def kernels_of(layer: Layer, *, as_matrix: bool = False) -> Tensor:
     """Return the weight as matrices whose rows are outputs, one for each group, shape (groups, rows, columns).
 
+    The matrices of a stack are groups.
+
     Differentiable, and a view where its type allows. Columns of a kernel are inputs and, within each, taps. A
     transposed convolution has the matrix of its adjoint, which has the same norm.
     """
     convolution = None if as_matrix else layer.convolution()
     if convolution is None:
-        return layer.matrix()[None]
+        return layer.matrices()
     weight = layer.tensor.to(reported(layer.tensor))
     rows = weight.shape[0] // convolution.groups
     return weight.reshape(convolution.groups, rows, math.prod(weight.shape[1:]))

@@ -26,6 +26,8 @@ class Layer:
     """The module in which it sits, if known."""
     dims: tuple[int, ...] | None = None
     """The dimensions of the tensor, beginning with the dimension of the outputs; `None` if they are in this order."""
+    is_stack: bool = False
+    """Whether the tensor is a stack of matrices, experts x out x in, each with inputs of its own."""
 
     def convolution(self) -> Convolution | None:
         """Return the convolution whose kernel the weight is, if it is one."""
@@ -43,10 +45,21 @@ class Layer:
         if weight.ndim < _MATRIX_NDIM:
             weight = weight.reshape(-1, 1)
         matrix = weight.permute(self._rows_first()).flatten(1) if weight.ndim > _MATRIX_NDIM else weight
-        if matrix.is_complex():
-            rows = torch.cat([matrix.real, -matrix.imag], 1), torch.cat([matrix.imag, matrix.real], 1)
-            matrix = torch.cat(rows)
-        return matrix.to(reported(matrix))
+        return _as_real(matrix)
+
+    def matrices(self) -> Tensor:
+        """Return `matrix()` as the only one, or the matrices of a stack, shape (matrices, rows, columns)."""
+        return _as_real(self.tensor) if self.is_stack else self.matrix()[None]
+
+    def from_matrices(self, matrices: Tensor) -> Tensor:
+        """Return matrices like `matrices()`, but for their dtype, in the shape of the weight."""
+        return matrices.view(self.tensor.shape) if self.is_stack else self.from_matrix(matrices[0])
+
+    def parts(self) -> list["Layer"]:
+        """Return the matrices of a stack as layers, or the layer itself."""
+        if not self.is_stack:
+            return [self]
+        return [Layer(f"{self.name}[{index}]", matrix) for index, matrix in enumerate(self.tensor)]
 
     def from_matrix(self, matrix: Tensor) -> Tensor:
         """Return a matrix like `matrix()`, but for its dtype, in the shape of the weight."""
@@ -59,7 +72,7 @@ class Layer:
     @property
     def is_reordered(self) -> bool:
         """Whether `matrix()` is not a view of the weight: its rows lie along a dimension other than the first."""
-        return self.tensor.ndim > _MATRIX_NDIM and self._rows_first()[0] != 0
+        return not self.is_stack and self.tensor.ndim > _MATRIX_NDIM and self._rows_first()[0] != 0
 
     def _rows_first(self) -> tuple[int, ...]:
         """Return the dimensions of the tensor, beginning with the dimension of the rows of its matrix."""
@@ -69,11 +82,22 @@ class Layer:
         return self.dims or order
 
     def norm_bound(self, input_size: Sizes | None = None) -> Tensor:
-        """Return the norm of a matrix (exact), or `conv_norm_bound` of a convolution, shape ()."""
+        """Return the norm of a matrix, the largest of a stack, or `conv_norm_bound` of a convolution, shape ()."""
         convolution = self.convolution()
         if convolution is None:
-            return matrix_norm(self.matrix())
+            return matrix_norm(self.matrices()).amax()
         return certified_bound(self.tensor, convolution, input_size, _GRID)
+
+
+def _as_real(matrices: Tensor) -> Tensor:
+    """Return matrices, in the last two dimensions, in float32 at least; complex ones as real ones of the same norm."""
+    if matrices.is_complex():
+        rows = (
+            torch.cat([matrices.real, -matrices.imag], -1),
+            torch.cat([matrices.imag, matrices.real], -1),
+        )
+        matrices = torch.cat(rows, -2)
+    return matrices.to(reported(matrices))
 
 
 class LinearMaps(NamedTuple):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_reg.functional.tensors.precision import wide
 
-# Of the exponents of a type: where squares come near to its limits, and how far scales may go.
+# Shares of the exponents of a dtype: where squares come near its limits, and how far scales may go.
 _FAR, _FARTHEST = 0.4, 0.8
 
 
@@ -103,19 +103,39 @@ def clip_singular_values(matrix: Tensor, bound: float, *, is_far: bool = False) 
     if not core.numel():
         return matrix
     precise = core.double() if is_far else wide(core)
-    factors = _singular_factors(precise)
-    if factors is None:
-        precise = precise.double()
-        factors = _singular_factors(precise)
-    if factors is None:
-        msg = f"LAPACK finds no singular value decomposition of a matrix of shape {tuple(core.shape)}."
-        raise RuntimeError(msg)
-    u, s, vh = factors
-    # What lies in the directions of smaller singular values is not touched.
+    u, s, vh = singular_factors(precise)
+    # The directions of smaller singular values are not touched.
     clipped = precise - (u * (s - bound).clamp(min=0)) @ vh
     result = torch.zeros_like(matrix)
     result[rows.nonzero(), columns.nonzero()[:, 0]] = clipped.to(matrix.dtype)
     return result
+
+
+def singular_factors(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the thin U, s and V^H of a matrix, NaN if it is not finite; in its dtype, also where float64 had to help.
+
+    LAPACK itself waits for the device.
+    """
+    finite = matrix.isfinite().all()
+    safe = torch.where(finite, matrix, 0)  # torch.linalg raises for NaN
+    factors = _singular_factors(safe)
+    if factors is None:
+        factors = _singular_factors(safe.to(torch.complex128 if safe.is_complex() else torch.float64))
+    if factors is None:
+        msg = f"LAPACK finds no singular value decomposition of a matrix of shape {tuple(matrix.shape)}."
+        raise RuntimeError(msg)
+    u, s, vh = (torch.where(finite, factor, torch.nan) for factor in factors)
+    return u.to(matrix.dtype), s.to(matrix.real.dtype), vh.to(matrix.dtype)
+
+
+def rank_tolerance(matrix: Tensor, dtype: torch.dtype) -> float:
+    """Return the share of the largest singular value up to which others are rounding, in a weight of type `dtype`.
+
+    That of NumPy's `matrix_rank`; of half precision, one rounding: entries are rounded far more coarsely than the
+    numbers that they were computed from.
+    """
+    eps = torch.finfo(dtype).eps
+    return eps if dtype.itemsize <= 2 else eps * max(matrix.shape)  # noqa: PLR2004  # bytes: half precision
 
 
 def _singular_factors(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -125,4 +145,4 @@ def _singular_factors(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # torch does not list it
         return None
     failed = u.isnan().any() | s.isnan().any() | vh.isnan().any()
-    return None if failed else (u, s, vh)
+    return None if failed[None].tolist()[0] else (u, s, vh)

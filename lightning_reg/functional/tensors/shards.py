@@ -35,7 +35,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 class Offloaded:
-    """A tensor of which the part of this rank is on the CPU, in pinned memory if it was on a GPU.
+    """A tensor whose part on this rank is stored on the CPU, in pinned memory if it was on a GPU.
 
     Args:
         tensor: The tensor, a `DTensor` or plain.
@@ -46,7 +46,7 @@ class Offloaded:
     def __init__(self, tensor: Tensor, device: torch.device) -> None:
         part = local_part(tensor).to("cpu", copy=True)
         self.part = part.pin_memory() if device.type == "cuda" else part
-        """Of this rank. From pinned memory `part.to(device, non_blocking=True)` waits for nothing."""
+        """This rank's part. From pinned memory, `part.to(device, non_blocking=True)` does not wait."""
         self._device = device
         self._spread: dict[str, Any] | None = None
         if has_dtensors([tensor]):

@@ -55,7 +55,7 @@ def test_a_constraint_of_ones_own_acts_once_after_each_step(fit):
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_a_step_that_the_scaler_skips_is_none(fit, fused):
+def test_a_step_that_the_scaler_skips_does_not_count(fit, fused):
     module = Overflowing(lambda parameters: torch.optim.Adam(parameters, lr=0.01, fused=fused))
     before = weights_of(module)
     plugin = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=1024.0))
@@ -229,7 +229,7 @@ def test_the_action_on_each_weight_is_printed_before_training(fit, caplog):
     assert re.search(r"network\.norm\.weight +7 +none: ", plan)
 
 
-def test_an_average_that_need_not_keep_the_rule_is_warned_of(fit):
+def test_an_average_that_need_not_keep_the_rule_warns(fit):
     averaging = pytest.importorskip("lightning.pytorch.callbacks")
     if not hasattr(averaging, "EMAWeightAveraging"):
         pytest.skip("since Lightning 2.6")

@@ -20,6 +20,7 @@ from lightning_reg import (
     L1Penalty,
     L2Penalty,
     MaxNorm,
+    MCPPenalty,
     MinMaxNorm,
     NMSparsity,
     NonNegative,
@@ -89,6 +90,7 @@ MEMBERS = {
     "elastic net proximal": Member(
         lambda: ElasticNetPenalty(0.4, mode="proximal"), "ElasticNetPenalty", lambda w: (w == 0).sum() > 6
     ),
+    "MCP proximal": Member(lambda: MCPPenalty(0.1, mode="proximal"), "MCPPenalty", lambda w: (w == 0).sum() > 6),
     "group lasso proximal": Member(
         lambda: GroupLassoPenalty(0.3, dim=1, mode="proximal"),
         "GroupLassoPenalty",

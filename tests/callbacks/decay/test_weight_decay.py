@@ -467,7 +467,7 @@ def test_update_and_weight_settle_where_theory_has_them(trainer_of, tmp_path):
     assert sum(by_gradient) / len(by_gradient) == pytest.approx(math.sqrt(2 * decay / rate), rel=0.05)
 
 
-def test_steps_that_go_past_it_are_refused(fit):
+def test_steps_that_bypass_it_are_refused(fit):
     class Sam(torch.optim.SGD):
         def first_step(self):
             with torch.no_grad():

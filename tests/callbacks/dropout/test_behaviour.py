@@ -89,7 +89,7 @@ class Skips(nn.Module):
         return inputs
 
 
-def test_layers_that_are_skipped_at_random_are_told_of(trainer_of):
+def test_layers_that_are_skipped_at_random_are_named(trainer_of):
     with pytest.warns(UserWarning, match=r"'body\.part' \(Skips\) is random .*`attribute='layerdrop'`"):
         trainer_of(DropoutScheduler(Constant(0.3)), max_epochs=1).fit(Module(Skips(0.5)), ticks(1))
 

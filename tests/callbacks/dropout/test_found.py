@@ -297,7 +297,7 @@ def test_scripted_dropout_is_out_of_reach_of_a_schedule_but_not_of_sampling(trai
     assert not module.body.part[0].training
 
 
-def test_a_rate_among_hyperparameters_is_told_of(trainer_of):
+def test_a_rate_among_hyperparameters_is_named(trainer_of):
     class Hyper(Module):
         def __init__(self, rate=0.3):
             super().__init__(nn.Dropout(0.1))

@@ -166,7 +166,7 @@ def test_every_kind_of_module_is_active_at_its_rate(trainer_of, kind):
 
 
 @pytest.mark.filterwarnings("ignore:enable_nested_tensor is True")
-def test_the_fast_path_of_transformers_does_not_go_past_dropout(predict):
+def test_the_fast_path_of_transformers_does_not_bypass_dropout(predict):
     class Transformer(Model):
         def __init__(self):
             super().__init__(rate=0.0)
@@ -391,7 +391,7 @@ def test_in_test_outputs_keep_their_form_too(trainer_of):
     trainer_of(MonteCarloDropout(3, seed=0)).test(Named(), data(), verbose=False)
 
 
-def test_a_test_step_that_goes_past_forward_is_refused(trainer_of):
+def test_a_test_step_that_bypasses_forward_is_refused(trainer_of):
     class Past(Model):
         def test_step(self, batch, batch_idx):
             self.linear(self.dropout(batch[0]))
@@ -442,7 +442,7 @@ def test_validation_measures_the_ensemble_as_testing_does(trainer_of, predict, s
     assert "forward" not in vars(model)
 
 
-def test_validation_during_training_is_as_ever(trainer_of):
+def test_validation_during_training_does_not_change(trainer_of):
     class Trains(Model):
         def training_step(self, batch, batch_idx):
             return self(batch[0]).sum()
@@ -457,7 +457,7 @@ def test_validation_during_training_is_as_ever(trainer_of):
     trainer_of(MonteCarloDropout(3, seed=0), max_epochs=1).fit(Trains(), data(), data())
 
 
-def test_a_validation_step_that_goes_past_forward_is_refused(trainer_of):
+def test_a_validation_step_that_bypasses_forward_is_refused(trainer_of):
     class Past(Model):
         def validation_step(self, batch, batch_idx):
             self.linear(self.dropout(batch[0]))
@@ -479,7 +479,7 @@ def test_masks_that_let_everything_through_are_allowed(predict):
     assert all(any((prediction.std > 0).any() for prediction in predictions) for predictions in runs)
 
 
-def test_a_head_that_is_zero_is_told_of_at_the_end_and_not_refused(trainer_of):
+def test_a_head_of_zeros_warns_at_the_end_and_is_not_refused(trainer_of):
     model = Model()
     nn.init.zeros_(model.linear.weight)
 
@@ -521,7 +521,7 @@ def test_the_message_says_that_hyperparameters_set_a_rate_to_0(trainer_of, tmp_p
 
     with pytest.raises(
         MisconfigurationException,
-        match=r"all rates are 0 by its hyperparameters `drop=0\.0`, `net\.attn_dropout=0`.*load_from_checkpoint",
+        match=r"all rates are 0, set by its hyperparameters `drop=0\.0`, `net\.attn_dropout=0`.*load_from_checkpoint",
     ):
         trainer_of(MonteCarloDropout(3)).predict(Saves.load_from_checkpoint(tmp_path / "model.ckpt"), data())
 
@@ -530,7 +530,9 @@ def test_the_message_says_that_a_configuration_sets_a_rate_to_0(predict):
     model = Model(rate=0.0)
     model.linear.config = SimpleNamespace(hidden_dropout=0.0, width=0)
 
-    with pytest.raises(MisconfigurationException, match=r"all rates are 0 by `linear\.config\.hidden_dropout=0\.0`\. "):
+    with pytest.raises(
+        MisconfigurationException, match=r"all rates are 0, set by `linear\.config\.hidden_dropout=0\.0`\. "
+    ):
         predict(MonteCarloDropout(3), model)
 
 

@@ -174,7 +174,7 @@ def test_a_forward_of_the_instance_stays_in_use_and_is_given_back(trainer_of):
     assert vars(module.layers.first)["forward"] is mine
 
 
-def test_evaluation_is_as_ever(trainer_of):
+def test_evaluation_does_not_change(trainer_of):
     class Evaluated(Module):
         def validation_step(self, batch, batch_idx):
             inputs = torch.ones(3, 2)

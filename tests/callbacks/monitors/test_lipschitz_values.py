@@ -348,7 +348,7 @@ def test_weights_that_are_not_finite_are_logged_as_nan_and_training_goes_on(fit,
         assert math.isnan(logged[tag][6]), tag
 
 
-def test_bounds_beyond_the_range_of_float32_are_told_by_their_logarithm(fit, tmp_path):
+def test_bounds_beyond_the_range_of_float32_show_in_their_logarithm(fit, tmp_path):
     class Huge(nn.Module):
         def __init__(self):
             super().__init__()

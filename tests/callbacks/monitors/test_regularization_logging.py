@@ -353,7 +353,7 @@ class Reading(Callback):
     ],
     ids=["nobody", "of another value", "a callback", "a file name"],
 )
-def test_numbers_that_nobody_reads_are_not_computed(fit, tmp_path, make, looks):
+def test_numbers_that_nothing_reads_are_not_computed(fit, tmp_path, make, looks):
     reader = make(tmp_path)
     Counting.calls = 0
 

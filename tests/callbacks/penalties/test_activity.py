@@ -196,7 +196,7 @@ def test_every_floating_tensor_that_is_returned_counts_wherever_it_is(fit):
     assert_same_weights(actual, train_once_by_hand(loss_of))
 
 
-def test_each_call_counts_also_one_whose_result_nobody_uses_but_none_without_a_gradient(fit):
+def test_each_call_with_a_gradient_counts_even_if_its_result_is_unused(fit):
     class Twice(Once):
         def loss(self, batch):
             with torch.no_grad():
@@ -312,7 +312,7 @@ def test_compiled_models_train_to_the_same_weights(trainer_of, part):
     assert_same_weights(actual, expected)
 
 
-def test_a_graph_that_was_compiled_before_is_warned_of(fit):
+def test_a_graph_that_was_compiled_before_warns(fit):
     torch._dynamo.reset()
     module = Silent()
     module.network.compile(backend="aot_eager")
@@ -324,14 +324,14 @@ def test_a_graph_that_was_compiled_before_is_warned_of(fit):
         fit(ActivityPenalty(0.1, select="network.conv"), module=module)
 
 
-def test_a_module_that_is_never_called_is_warned_of_once_by_its_name(fit):
+def test_a_module_that_is_never_called_warns_once_with_its_name(fit):
     with pytest.warns(UserWarning, match="adds nothing for 'network.dropout', which was not called") as caught:
         fit(ActivityPenalty(0.1, select=["network.dropout", "network.conv"]))
 
     assert [("adds nothing" in str(warning.message)) for warning in caught].count(True) == 1
 
 
-def test_a_module_that_is_called_without_a_graph_is_warned_of(fit):
+def test_a_module_that_is_called_without_a_graph_warns(fit):
     class Checkpointed(Silent):
         def loss(self, batch):
             hidden = batch[0].requires_grad_()
@@ -341,7 +341,7 @@ def test_a_module_that_is_called_without_a_graph_is_warned_of(fit):
         fit(ActivityPenalty(0.1, select="network.conv"), module=Checkpointed())
 
 
-def test_a_module_that_is_frozen_to_the_end_is_warned_of(fit):
+def test_a_module_that_is_frozen_to_the_end_warns(fit):
     module = Silent()
     module.network.encoder.requires_grad_(False)
 
@@ -349,8 +349,13 @@ def test_a_module_that_is_frozen_to_the_end_is_warned_of(fit):
         fit(ActivityPenalty(0.1, select="network.encoder"), module=module)
 
 
-def test_a_second_training_begins_anew(fit):
-    module, penalty = Regressor(), ActivityPenalty(0.1, select=NETWORK)
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_a_second_training_begins_anew(fit, compiled):
+    module, penalty = Silent(), ActivityPenalty(0.1, select=NETWORK)
+    if compiled:
+        torch._dynamo.reset()
+        module.network.compile(backend="aot_eager")
     for _ in range(2):
         actual = fit(penalty, module=module, max_epochs=1)
 
@@ -375,6 +380,6 @@ def test_a_pattern_that_matches_nothing_is_refused_with_the_nearest_names(fit):
         fit(ActivityPenalty(0.1, select="network.encodr"))
 
 
-def test_it_must_be_said_which_modules():
+def test_modules_must_be_chosen():
     with pytest.raises(TypeError, match="`select` must choose modules"):
         ActivityPenalty(0.1, select=None)

@@ -87,7 +87,7 @@ def test_two_manual_optimizers_log_one_value_a_batch(fit, tmp_path):
 
 
 @both_modes
-def test_of_many_evaluations_in_one_step_the_last_is_logged_as_for_the_loss(fit, tmp_path, mode):
+def test_the_last_of_many_evaluations_in_one_step_is_logged_as_for_the_loss(fit, tmp_path, mode):
     module = Regressor(lambda parameters: torch.optim.LBFGS(parameters, lr=0.1, max_iter=5))
 
     fit(L1Penalty(0.1, mode=mode), module=module, logger=TensorBoardLogger(tmp_path), max_epochs=1)
@@ -148,7 +148,7 @@ def test_checkpoints_and_early_stopping_can_monitor_a_penalty_from_the_first_epo
     assert 0 < stopping.best_score < 1e3
 
 
-def test_a_penalty_that_nobody_reads_is_not_computed(fit):
+def test_a_penalty_that_nothing_reads_is_not_computed(fit):
     class Counting(Penalty):
         calls = 0
 
@@ -188,7 +188,7 @@ class L1(Penalty):
 
 
 @pytest.mark.parametrize("modes", [("loss", "grad"), ("grad", "loss")])
-def test_two_classes_of_one_name_are_told_apart_and_both_count(fit, tmp_path, modes):
+def test_two_classes_of_one_name_have_separate_tags_and_both_count(fit, tmp_path, modes):
     recorder = Recorder()
     penalties = L1Penalty(0.1, mode=modes[0]), L1(0.03, mode=modes[1])
 

@@ -61,7 +61,7 @@ def test_every_optimizer_ends_at_the_minimum_with_its_zeros_and_large_weights_as
 
 
 @pytest.mark.parametrize("mode", ["loss", "grad"])
-def test_gradients_end_there_too_but_for_the_zeros(trainer_of, mode):
+def test_gradients_also_end_there_except_for_the_zeros(trainer_of, mode):
     found, logged = solve(trainer_of, Diagonal(OPTIMIZERS["SGD"]), MCPPenalty(STRENGTH, GAMMA, mode=mode))
 
     inner = SOLUTION != 0

@@ -179,7 +179,7 @@ def test_two_penalties_of_one_class_have_a_memory_each_in_a_checkpoint_of_tensor
     assert_same_weights(weights_of(resumed), weights_of(expected), rtol=0)
 
 
-def test_a_checkpoint_without_the_memory_is_warned_of_and_the_run_starts_from_its_weights(trainer_of, tmp_path):
+def test_a_checkpoint_without_the_memory_warns_and_the_run_starts_from_its_weights(trainer_of, tmp_path):
     half = checkpoint_of(trainer_of, tmp_path)
     # Without momentum and at a high strength, weights stay near where the resumed run starts.
     starts = torch.load(half, weights_only=True)["state_dict"]

@@ -5,6 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins import MixedPrecision
 from torch import optim
 
@@ -151,6 +152,33 @@ def test_with_two_optimizers_it_is_the_larger(trainer_of):
     assert trainer.callback_metrics["reg/optimality/l1"].item() == pytest.approx(distances.max() / 0.1)
 
 
+@pytest.mark.parametrize(
+    "penalty", [L1Penalty(0.1, mode="proximal"), GroupLassoPenalty(0.1, mode="proximal")], ids=repr
+)
+def test_of_a_weight_that_is_worked_on_in_parts_no_entry_is_forgotten(trainer_of, penalty):
+    class Large(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(400, 3000, bias=False)
+            self.layer.weight.data.zero_()
+
+        def training_step(self, batch, batch_idx):
+            return 3.0 * self.layer.weight[-1, -1]
+
+        def configure_optimizers(self):
+            return optim.SGD(self.parameters(), lr=0.1)
+
+        def train_dataloader(self):
+            return range(1)
+
+    trainer = trainer_of(penalty, max_epochs=1)
+    trainer.fit(Large())
+
+    threshold = 1.0 if isinstance(penalty, L1Penalty) else 400**0.5
+    found = trainer.callback_metrics[f"reg/optimality/{'l1' if threshold == 1 else 'group_lasso'}"]
+    assert found.item() == pytest.approx(30 - threshold)
+
+
 class OwnPenalty(Penalty):
     elementwise = True
 
@@ -173,7 +201,7 @@ class OwnPenalty(Penalty):
     ],
     ids=repr,
 )
-def test_without_a_strength_or_a_subdifferential_there_is_none(trainer_of, silent):
+def test_without_a_strength_or_a_subdifferential_there_is_no_residual(trainer_of, silent):
     trainer = trainer_of(silent, max_epochs=1)
     trainer.fit(Regressor(), loader())
 

@@ -92,7 +92,7 @@ def test_a_long_plan_is_cut_on_the_console_only(fit, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("penalty", [L2Penalty(0.1), ElasticNetPenalty(0.1)])
-def test_l2_beside_weight_decay_is_warned_of_once(fit, penalty):
+def test_l2_with_weight_decay_warns_once(fit, penalty):
     module = Regressor(lambda parameters: torch.optim.SGD(parameters, lr=0.01, weight_decay=0.25))
 
     expected = "weight_decay=0.25 both shrink the same weights"
@@ -119,7 +119,7 @@ def test_several_penalties_beside_weight_decay_are_one_warning(fit, penalties, n
     assert sum("both shrink the same weights" in str(warning.message) for warning in warnings) == 1
 
 
-def test_of_different_weight_decays_the_largest_is_named(fit):
+def test_the_largest_of_different_weight_decays_is_named(fit):
     class TwoGroups(Regressor):
         def configure_optimizers(self):
             groups = [(self.network.head, 0.0), (self.network.encoder, 0.25), (self.network.conv, 0.125)]

@@ -118,7 +118,7 @@ def test_a_bad_argument_of_the_group_lasso_is_refused(arguments, error, message)
 
 
 @pytest.mark.twin
-def test_weight_averaging_is_warned_of_with_a_remedy(trainer_of):
+def test_weight_averaging_warns_with_a_remedy(trainer_of):
     trainer = trainer_of(
         L1Penalty(0.1, mode="proximal"), StochasticWeightAveraging(swa_lrs=0.01, swa_epoch_start=1), max_epochs=2
     )
@@ -128,7 +128,7 @@ def test_weight_averaging_is_warned_of_with_a_remedy(trainer_of):
 
 
 @pytest.mark.twin
-def test_moving_averages_are_warned_of_as_well(trainer_of):
+def test_moving_averages_also_warn(trainer_of):
     callbacks = pytest.importorskip("lightning.pytorch.callbacks.weight_averaging")
 
     with pytest.warns(UserWarning, match="EMAWeightAveraging averages weights"):

@@ -43,7 +43,7 @@ both_dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], 
 
 
 @both_dtypes
-def test_a_step_below_half_a_unit_is_warned_of_with_the_remedy(fit, dtype):
+def test_a_step_below_half_a_unit_warns_with_the_remedy(fit, dtype):
     strength = 0.9 * half_a_unit(dtype) / RATE
     name = str(dtype).removeprefix("torch.")
 
@@ -68,7 +68,7 @@ def test_operators_that_shrink_by_a_share_are_looked_at_as_well(fit, penalty):
         fit_in(fit, torch.bfloat16, penalty)
 
 
-def test_of_a_schedule_the_strongest_step_counts(fit):
+def test_the_strongest_step_of_a_schedule_counts(fit):
     strength = 20 * half_a_unit(torch.bfloat16) / RATE
 
     fit_in(fit, torch.bfloat16, L1Penalty(strength, mode="proximal", schedule=Linear(0.0, 1.0)))
@@ -77,7 +77,7 @@ def test_of_a_schedule_the_strongest_step_counts(fit):
         fit_in(fit, torch.bfloat16, L1Penalty(strength, mode="proximal", schedule=Constant(0.04)))
 
 
-def test_it_is_said_once(fit):
+def test_it_warns_once(fit):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         fit_in(fit, torch.bfloat16, L1Penalty(1e-3, mode="proximal"), max_epochs=4)

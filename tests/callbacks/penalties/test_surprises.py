@@ -89,7 +89,7 @@ def test_an_optimizer_whose_parameters_change_in_place(fit, mode):
 
 
 @both_modes
-def test_a_parameter_that_joins_during_training_is_warned_of(fit, mode):
+def test_a_parameter_that_joins_during_training_warns(fit, mode):
     class Growing(Regressor):
         def on_train_epoch_start(self):
             if self.current_epoch == 1:

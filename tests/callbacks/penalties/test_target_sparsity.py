@@ -126,7 +126,7 @@ def test_accumulation_and_fp16_do_not_matter(trainer_of):
     assert zero_share(matrices(module)) == pytest.approx(0.5)
 
 
-def test_of_many_weights_a_sample_is_enough(trainer_of, monkeypatch):
+def test_a_sample_of_many_weights_is_enough(trainer_of, monkeypatch):
     monkeypatch.setattr(quota, "_SAMPLE", 1 << 10)
     training, _ = digits()
     module = Digits()

@@ -266,7 +266,7 @@ def test_nan_weights_are_left_alone(trainer_of):
     assert network.second.weight.isnan().all()
 
 
-def test_where_nothing_exceeds_no_decomposition_is_computed(trainer_of, monkeypatch):
+def test_no_decomposition_is_computed_if_nothing_exceeds_the_bound(trainer_of, monkeypatch):
     decompositions = []
     eigvalsh, svd = torch.linalg.eigvalsh, torch.linalg.svd
     monkeypatch.setattr(

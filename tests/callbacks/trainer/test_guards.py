@@ -115,7 +115,7 @@ class HalfSeen(Gan):
 
 
 @every_callback
-def test_one_optimizer_of_two_that_goes_past_is_refused_by_name(fit, make):
+def test_one_of_two_optimizers_that_bypasses_it_is_refused_by_name(fit, make):
     with pytest.raises(MisconfigurationException, match="has seen no step of Sharpness"):
         fit(make(), module=HalfSeen())
 
@@ -182,7 +182,7 @@ def test_proximal_steps_follow_plain_ones_with_the_share_of_a_short_window(fit, 
 
 
 @pytest.mark.parametrize("kind", [RawSteps, RawManualSteps])
-def test_where_gradients_come_too_late_steps_of_the_plain_optimizer_are_refused(fit, kind):
+def test_steps_of_the_plain_optimizer_are_refused_if_gradients_come_too_late(fit, kind):
     with pytest.raises(MisconfigurationException, match="has seen no optimizer step"):
         fit(L1Penalty(0.05, mode="grad"), module=kind(sgd))
 
@@ -252,7 +252,7 @@ TREATMENTS = {
 
 
 @pytest.mark.parametrize(("make", "treatment"), TREATMENTS.values(), ids=TREATMENTS)
-def test_layers_that_join_in_mid_run_are_warned_of(fit, make, treatment):
+def test_layers_that_join_in_mid_run_warn(fit, make, treatment):
     with pytest.warns(UserWarning, match=f"join an optimizer after training has begun are not {treatment}. Create"):
         fit(make(), module=Growing())
 

@@ -93,7 +93,7 @@ def fit_to_own_data(trainer_of, callback, module, **settings):
 
 
 @every_callback
-def test_data_that_grow_are_warned_of(trainer_of, make):
+def test_growing_data_warn(trainer_of, make):
     with pytest.warns(UserWarning, match=r"14 batches now and had 7 before.*shares of a run of 14 ticks.*not of 28\."):
         fit_to_own_data(trainer_of, make(SHARE), Growing(sgd), **GROWS)
 
@@ -125,9 +125,9 @@ def test_shares_keep_the_length_at_the_start(trainer_of):
     ],
     ids=["ticks", "pieces", "callable", "steps", "batches"],
 )
-def test_nothing_is_warned_of_where_growing_data_change_nothing(trainer_of, make, schedule, settings):
+def test_growing_data_without_effect_do_not_warn(trainer_of, make, schedule, settings):
     fit_to_own_data(trainer_of, make(schedule), Growing(sgd), **GROWS, **settings)  # warnings are errors
 
 
-def test_nothing_is_warned_of_where_a_tick_is_an_epoch(trainer_of):
+def test_growing_data_do_not_warn_if_a_tick_is_an_epoch(trainer_of):
     fit_to_own_data(trainer_of, DropoutScheduler(SHARE, interval="epoch"), Growing(sgd), **GROWS)

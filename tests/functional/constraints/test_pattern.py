@@ -31,7 +31,7 @@ def test_the_largest_of_each_group_stay(keep, m, dim, monkeypatch):
         np.testing.assert_array_equal(weight.numpy(), values)
 
 
-def test_of_equal_magnitudes_the_first_stay():
+def test_the_first_of_equal_magnitudes_stay():
     weight, of_many = torch.tensor([[1.0, -1.0, 1.0, 1.0, 0.0, 0.0, 2.0, -2.0]]), torch.ones(1, 12)
 
     keep_largest_([weight], 2, 4, dim=1)

@@ -105,7 +105,7 @@ class FourierOperator(nn.Module):
 
     def forward(self, x):
         spectrum = torch.fft.rfft2(x, norm="ortho")
-        mixed = torch.zeros_like(spectrum)
+        mixed = torch.zeros(spectrum.shape, dtype=spectrum.dtype, device=spectrum.device)
         mixed[:, :, :2, :2] = torch.einsum("bixy,ioxy->boxy", spectrum[:, :, :2, :2], self.weight.to(spectrum.dtype))
         return F.gelu(torch.fft.irfft2(mixed, s=x.shape[2:], norm="ortho") + self.skip(x))
 

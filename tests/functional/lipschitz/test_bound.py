@@ -341,7 +341,7 @@ class Attention(nn.Module):
         (nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), (2, 3, 4), "self_attn", "attention"),
         (nn.Sequential(nn.Linear(3, 4), nn.GLU()), (2, 3), "1", "product"),
         (nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, track_running_stats=False)), (2, 3), "1", "batch"),
-        (nn.Sequential(nn.Hardshrink()), (2, 3), "0", "jumps"),
+        (nn.Sequential(nn.Hardshrink()), (2, 3), "0", "discontinuous"),
         (nn.Sequential(nn.Softplus(threshold=2)), (2, 3), "0", "threshold"),
         (nn.Sequential(nn.LocalResponseNorm(2)), (2, 3, 4), "0", "no rule for LocalResponseNorm"),
         (nn.Sequential(nn.CELU(-1.0)), (2, 3), "0", "negative"),

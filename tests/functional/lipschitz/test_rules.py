@@ -195,14 +195,14 @@ UNBOUNDED = {
     "quotient": (lambda x: 1 / (1 + x.abs()), "truediv", "division"),
     "matmul": (lambda x: x @ x.T, "matmul", "product"),
     "exp": (lambda x: x.exp(), "exp", "no bound"),
-    "mask": (lambda x: x * (x > 0), "gt", "jump"),
-    "where": (lambda x: torch.where(x > 0, x, 0.0), "gt", "jump"),
-    "positions": (lambda x: x[:, x.argmax(1)], "argmax", "jump"),
-    "rounded": (lambda x: x.round(), "round", "jumps"),
+    "mask": (lambda x: x * (x > 0), "gt", "discontinuous"),
+    "where": (lambda x: torch.where(x > 0, x, 0.0), "gt", "discontinuous"),
+    "positions": (lambda x: x[:, x.argmax(1)], "argmax", "discontinuous"),
+    "rounded": (lambda x: x.round(), "round", "discontinuous"),
     "unknown": (lambda x: torch.linalg.inv(x), "linalg_inv", "no rule"),
     "variance": (lambda x: x.var(1), "var", "square"),
-    "view of a change": (lambda x: _change_a_view(x), None, "in place"),
-    "change of a new tensor": (lambda x: _fill(x), "trace", "`torch.zeros_like(x)` can be followed"),
+    "view of a change": (lambda x: _change_expanded(x), None, "in place"),
+    "change of a constant": (lambda x: _fill(x), "trace", "does not depend on the input is changed in place"),
     "transposed in place": (lambda x: torch.relu((x @ constant(3, 3).float()).t_()), "t_", "shape"),
     "enlarged windows": (lambda x: F.lp_pool1d(x, 2, 2, ceil_mode=True), "lp_pool1d", "ceil_mode"),
     "random": (lambda x: x + torch.randn(3), "forward", "random"),
@@ -211,16 +211,19 @@ UNBOUNDED = {
 }
 
 
-def _change_a_view(x):
+def _change_expanded(x):
     y = 1 * x
-    y[:, 0].mul_(100)
-    return y
+    z = y[:, :1].expand(-1, 100)
+    y.mul_(100)
+    return z
+
+
+TABLE = torch.zeros(3, 3)
 
 
 def _fill(x):
-    y = torch.zeros(3, 3)
-    y[:, :2].copy_(x[:, :2])
-    return y
+    TABLE[:, :2].copy_(x[:, :2])
+    return TABLE
 
 
 @pytest.mark.parametrize("name", UNBOUNDED)

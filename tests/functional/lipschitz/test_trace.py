@@ -183,8 +183,9 @@ def test_a_dictionary_and_labels_beside_it_are_inputs():
 
 
 def test_a_view_of_a_constant_that_is_overwritten_has_no_bound():
+    constant = torch.zeros(2, 4)
+
     def function(x):
-        constant = torch.zeros(2, 4)
         view, _ = torch.broadcast_tensors(constant, x)
         view.add_(x)
         return constant + 0
@@ -218,6 +219,8 @@ WEIGHT = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
         (lambda x: x[:, torch.ones_like(x[0], dtype=torch.long) - 1], math.sqrt(2)),
         (lambda x: torch.where(torch.zeros_like(x) > 0, x, 2 * x), math.sqrt(5)),
         (lambda x: torch.linalg.inv(WEIGHT.type_as(x)) @ x, 1),
+        (lambda x: x * torch.ones_like(x).sum().item() if torch.ones_like(x).any() else x, 4),
+        (lambda x: x * float(np.sum(torch.ones_like(x).numpy())), math.inf),
         (lambda x: x + torch.zeros_like(x).add_(1).mul_(x), math.inf),
         (lambda x: x * torch.zeros_like(x).copy_(x), math.inf),
         (lambda x: x * torch.ones_like(x)[:, :1].mul_(x[:, :1]), math.inf),
@@ -225,3 +228,57 @@ WEIGHT = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
 )
 def test_what_has_only_the_shape_or_type_of_the_input_is_a_constant_until_it_is_written_into(function, expected):
     assert lipschitz_bound(Calls(function), torch.rand(2, 2)).value == pytest.approx(expected, rel=1e-4)
+
+
+def _written(make, write):
+    """Return a function that writes into something new."""
+
+    def function(x):
+        y = make(x)
+        write(y, x)
+        return y
+
+    return function
+
+
+@pytest.mark.parametrize(
+    ("make", "write", "expected"),
+    [
+        (lambda x: torch.zeros(2, 3), lambda y, x: y[:, :2].copy_(3 * x), 3),
+        (lambda x: torch.ones(2, 2), lambda y, x: y.index_add_(0, torch.tensor([0, 0]), 2 * x), 8**0.5),
+        (lambda x: torch.empty(2, 2), lambda y, x: y.fill_(1.0).T.mul_(2).add_(x), 1),
+        (lambda x: 1 * x, lambda y, x: y[:, 0].mul_(7), 50**0.5),
+        (lambda x: 1 * x, lambda y, x: y.view(-1)[::2].mul_(0), 1),
+        (lambda x: torch.zeros(2, 2), lambda y, x: y.expand(3, 2, 2)[0].copy_(x), 1),
+        (lambda x: torch.zeros(2, 2), lambda y, x: torch.broadcast_tensors(y, x)[0].add_(x), 2),
+        (lambda x: torch.ones(2, 2), lambda y, x: y.mul_(x).mul_(y), math.inf),
+    ],
+)
+def test_what_is_written_into_a_view_counts_for_the_whole(make, write, expected):
+    report = lipschitz_bound(Calls(_written(make, write)), torch.rand(2, 2))
+
+    assert report.value == pytest.approx(expected, rel=1e-4)
+    assert (report.unbounded == ()) == math.isfinite(expected)
+
+
+def test_nothing_is_left_of_the_trace_in_what_forward_makes():
+    made = []
+
+    def function(x):
+        y = torch.zeros(2)
+        made.append(y)
+        y[:1] = x
+        return y * torch.ones(2)
+
+    assert lipschitz_bound(Calls(function), torch.rand(1)).value == pytest.approx(1, rel=1e-4)
+    made.clear()
+    assert torch.equal(function(torch.ones(1)), torch.tensor([1.0, 0.0]))
+    assert type(made[0]) is torch.Tensor
+
+
+def test_a_bound_that_is_no_number_any_more_says_so_and_a_factor_of_zero_leaves_no_reason():
+    report = lipschitz_bound(Calls(lambda x: 1e200 * (1e200 * x)), torch.zeros(1, dtype=torch.float64))
+    assert report.value == math.inf
+    assert "too large" in report.unbounded[0][1]
+    report = lipschitz_bound(Calls(lambda x: x + 0 * x.exp()), torch.zeros(1, dtype=torch.float64))
+    assert (report.value, report.unbounded) == (1, ())

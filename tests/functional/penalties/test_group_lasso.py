@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import minimize
+from scipy.optimize import brentq, minimize
 
 from lightning_reg.functional import group_lasso, group_soft_threshold, soft_threshold
 from lightning_reg.functional.penalties.group_lasso import add_group_gradient_
@@ -128,6 +128,31 @@ def test_with_a_threshold_per_entry_the_operator_agrees_with_scipy(shape, dim, s
             assert np.abs(gradient).max() <= 1e-10 * np.abs(start / tau).max()
     assert any(is_zero) or spread > 1
     assert not all(is_zero)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("dim", [0, 1])
+def test_hard_groups_are_as_exact_as_the_easy_ones_beside_them(dtype, tolerance, dim):
+    weight, threshold = random(40, 30, seed=2), torch.full((40, 30), 1e-4, dtype=torch.float64)
+    # The last groups are nearly zero, with thresholds over eight orders of magnitude; of one, nothing is known.
+    threshold[30:] = 10 ** (8 * torch.rand(10, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) - 6)
+    weight[30:] *= (
+        (1 + 10.0 ** (-torch.arange(10) / 2)[:, None]) * 30**0.5 / (weight[30:] / threshold[30:]).norm(dim=1)[:, None]
+    )
+    weight[5] = torch.nan
+    weight, threshold = weight.to(dtype), threshold.to(dtype)
+
+    result = group_soft_threshold(weight.movedim(0, dim), threshold.movedim(0, dim), dim=dim).movedim(dim, 0)
+
+    for index, (start, tau, found) in enumerate(
+        zip(*(t.double().numpy() for t in (weight, threshold, result)), strict=True)
+    ):
+        if index == 5:
+            assert np.isnan(found).all()
+            continue
+        shift = tau * 30**0.5
+        norm = brentq(lambda r, w=start, d=shift: ((w / (r + d)) ** 2).sum() - 1, 1e-200, 1e3, xtol=1e-300, rtol=1e-15)
+        assert (abs(found - start * norm / (norm + shift)) <= tolerance * abs(start)).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -99,6 +99,16 @@ def test_each_weight_may_have_its_own_threshold_of_its_own_kind():
     )
 
 
+def test_thresholds_may_broadcast_or_be_of_another_precision():
+    weight = torch.tensor([[1 + 1e-12, -3.0], [0.5, 2.0]], dtype=torch.float64)
+
+    for threshold in (torch.tensor([[0.5], [1.0]]), torch.tensor([[0.5, 0.5], [1.0, 1.0]])):
+        result = soft_threshold(weight, threshold)
+
+        assert result.tolist() == [[weight[0, 0].item() - 0.5, -2.5], [0.0, 1.0]]
+        assert threshold[:, 0].tolist() == [0.5, 1.0]
+
+
 def test_with_an_identity_as_data_it_solves_scikit_learns_elastic_net():
     targets = random().flatten().numpy()
     model = ElasticNet(alpha=0.1, l1_ratio=0.4, fit_intercept=False, tol=1e-14)

@@ -41,5 +41,5 @@ def test_an_estimate_that_is_too_low_gives_no_bound(monkeypatch):
     assert certified_norm(torch.randn(40, 50, generator=torch.Generator().manual_seed(0)).double()) is None
 
 
-def test_of_zeros_it_is_0():
+def test_it_is_0_for_zeros():
     assert certified_norm(torch.zeros(4, 3, dtype=torch.float64))[0] == 0

@@ -1,4 +1,4 @@
-"""Who knows the bound of which operation: each file below registers the rules of one kind in `registry`.
+"""The rules that bound operations: each file below registers the rules of one kind in `registry`.
 
 `applied` makes a bound of a rule's answer.
 """

@@ -60,7 +60,7 @@ for_functions(
     " atanh erfinv lgamma digamma"
 )(without_bound("its slope has no bound"))
 for_functions("sign round floor ceil trunc frac heaviside remainder fmod floor_divide floordiv sgn mod")(
-    without_bound("it jumps")
+    without_bound("it is discontinuous")
 )
 
 
@@ -165,7 +165,7 @@ def _celu_layer(op: Operation, input: Traced) -> Slopes:
 @for_functions("softplus")
 def _softplus(op: Operation, input: Traced, beta: float = 1.0, threshold: float = 20.0) -> Slopes:
     if threshold < _SMOOTH_THRESHOLD:
-        msg = f"it jumps at a `threshold` below {_SMOOTH_THRESHOLD:g}"
+        msg = f"it is discontinuous with a `threshold` below {_SMOOTH_THRESHOLD:g}"
         raise NoBoundError(msg)
     return _MONOTONE
 
@@ -178,7 +178,7 @@ def _softplus_layer(op: Operation, input: Traced) -> Slopes:
 @for_functions("threshold")
 def _threshold(op: Operation, input: Traced, threshold: float, value: float, inplace: bool = False) -> Slopes:
     if threshold != value:
-        msg = "it jumps, unless `value` is `threshold`"
+        msg = "it is discontinuous, unless `value` is `threshold`"
         raise NoBoundError(msg)
     return _MONOTONE
 
@@ -191,7 +191,7 @@ def _threshold_layer(op: Operation, input: Traced) -> Slopes:
 @for_functions("hardshrink")
 def _hardshrink(op: Operation, input: Traced, lambd: float = 0.5) -> Slopes:
     if lambd:
-        msg = "it jumps, unless `lambd` is 0"
+        msg = "it is discontinuous, unless `lambd` is 0"
         raise NoBoundError(msg)
     return _MONOTONE
 

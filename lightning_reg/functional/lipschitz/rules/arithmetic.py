@@ -1,4 +1,4 @@
-"""Rules of sums, products with constants, and of what puts values together or moves them around."""
+"""Rules of sums, products with constants, and operations that join or move values."""
 
 import math
 from typing import Any
@@ -25,7 +25,7 @@ _POWER = "the slope of a power has no bound"
 
 
 def spread(op: Operation, argument: Traced) -> float:
-    """Return the bound of an argument of an operation that broadcasts, after which it may be there several times."""
+    """Return the bound of an argument of an operation that broadcasts, and may repeat it."""
     before, after = argument.value.numel(), op.output.numel()
     return argument.bound.value if before == after else times(argument.bound.value, math.sqrt(after / max(before, 1)))
 
@@ -66,7 +66,7 @@ def product(op: Operation, input: Any, other: Any) -> Bound:
         size = size if math.isfinite(size) else math.nan
         chain = argument.bound.chain and argument.bound.chain.scaled(size)
         return Bound(times(argument.bound.value, size), chain)
-    # Each entry of the argument meets several of the factor.
+    # Each entry of the argument meets several entries of the factor.
     squares = factor.abs().expand(op.output.shape).square().sum_to_size(argument.value.shape)
     return argument.bound.after(largest(squares.sqrt()))
 
@@ -77,7 +77,7 @@ def _div(op: Operation, input: Any, other: Any, *, rounding_mode: str | None = N
         msg = "a division by a value that depends on the input has no bound"
         raise NoBoundError(msg)
     if rounding_mode is not None:
-        msg = "it jumps"
+        msg = "it is discontinuous"
         raise NoBoundError(msg)
     return product(op, input, as_tensor(other, input.value).reciprocal())
 
@@ -143,7 +143,7 @@ def _masked(op: Operation, input: Traced, mask: Any, value: Any = None) -> Bound
 
 def _fixed(condition: Any) -> None:
     if next(traced_in(condition), None) is not None:
-        msg = "it jumps where its condition, which depends on the input, changes"
+        msg = "it is discontinuous where its condition, which depends on the input, changes"
         raise NoBoundError(msg)
 
 
@@ -161,6 +161,6 @@ for_functions("prod cumprod renorm cosine_similarity")(
 )
 for_functions("var var_mean")(without_bound("the slope of a square has no bound"))
 for_functions("argmax argmin eq ne lt gt le ge isnan isfinite isinf bool long int nonzero argsort logical_not any all")(
-    without_bound("whole numbers and comparisons jump: they have no Lipschitz constant")
+    without_bound("whole numbers and comparisons are discontinuous: they have no Lipschitz constant")
 )
 for_modules(nn.CosineSimilarity)(without_bound("no rule for it: products of values that depend on the input"))

@@ -1,11 +1,11 @@
-r"""Rules of products of tensors summed over some of their dimensions, as einsum has them, with one that is no constant.
+r"""Rules of products of tensors summed over some of their dimensions, as in einsum, with one that is not constant.
 
 .. math:: y_{bro} = \sum_{k} C_{brk} \sum_s x_{bkso}
 
-where the constants are multiplied to one tensor C first. Of the dimensions of x, those that C and y have, too, (b) make
-it a block diagonal matrix; those that C has and y has not (k) are the columns of its blocks; those that nobody else
-has (s) are sums; those that y alone has (o) repeat the same. Of C's own, those of y (r) are the rows. Hence the norm is
-:math:`\max_b \|C_b\| \sqrt{|s|}`, exactly.
+where the constants are first multiplied to one tensor C. As a map of x, this is a block diagonal matrix with a block
+for each index b, in the dimensions shared by x, C and y. Its columns are the dimensions k of x and C only, its rows the
+dimensions r of C and y only. Dimensions s of x only are summed, and dimensions o of x and y only repeat the same map.
+Hence the norm is :math:`\max_b \|C_b\| \sqrt{|s|}`, exactly.
 """
 
 import math
@@ -25,7 +25,7 @@ from lightning_reg.functional.lipschitz.value import Bound, Extent, NoBoundError
 
 # Numbers that name dimensions.
 Labels = Sequence[int]
-# torch's own limit of how many names there are.
+# torch's limit on the number of names.
 _NAMES = 52
 # Sparse matrices of more entries, zeros included, are bounded by sums.
 _DENSE = 1 << 22
@@ -44,7 +44,7 @@ def contracted(operands: Sequence[tuple[Any, Labels]], output: Labels) -> Bound:
         if each is not argument
     ]
     sizes = _sizes([(argument.value, mine), *others])
-    # A dimension of one entry broadcasts: it is none at all.
+    # A dimension of one entry broadcasts, so it does not count.
     columns = {label for label, size in zip(mine, argument.value.shape, strict=True) if size == sizes[label] != 1}
     product, labels = _product(others, columns | {label for label in output if sizes[label] != 1})
     batch = [label for label in labels if label in columns and label in output]
@@ -144,7 +144,7 @@ def _largest_norm(matrices: Tensor) -> float:
     if not matrices.numel():
         return 0.0
     if 1 in matrices.shape[1:]:
-        # Vectors, of which there may be many.
+        # There may be many vectors.
         return largest(torch.linalg.vector_norm(precise(matrices), dim=(1, 2)))
     norms = [norm_in_time(matrix) for matrix in matrices]
     return math.nan if any(map(math.isnan, norms)) else max(norms)
@@ -292,7 +292,7 @@ def _cross(op: Operation, input: Any, other: Any, dim: int | None = None, out: A
     factor = precise(constant(factor))
     if dim is None:
         dim = argument.value.shape.index(3)
-    # The product with c in three dimensions is c's length times a rotation of what is orthogonal to c.
+    # In three dimensions, the product with c rotates the part orthogonal to c, and multiplies it by the length of c.
     squares = factor.abs().square().sum(dim, keepdim=True).movedim(dim, 0)
     shape = op.output.movedim(dim, 0).shape[1:]
     met = squares.expand(1, *shape).sum_to_size(1, *argument.value.movedim(dim, 0).shape[1:])

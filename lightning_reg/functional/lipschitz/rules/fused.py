@@ -29,7 +29,7 @@ _EQUATIONS = {
 def _added(
     op: Operation, input: Any, beta: Any, alpha: Any, make: Callable[[], Bound], factors: tuple[Any, ...]
 ) -> Bound:
-    """Return the bound of beta * input + alpha * what is made of factors."""
+    """Return the bound of beta * input + alpha * product of factors."""
     made = make() if next(traced_in(factors), None) else None
     if made is None:
         return Bound(times(spread(op, input), abs(beta)))
@@ -41,7 +41,7 @@ def _added(
 def _register(name: str, equation: str) -> None:
     @for_functions(name)
     def rule(op: Operation, input: Any, *factors: Any, beta: Any = 1, alpha: Any = 1, **named: Any) -> Bound:
-        # By their names they are in alphabetical order: `mat1` and `mat2`, `mat` and `vec`.
+        # The names of the factors are in alphabetical order: `mat1` and `mat2`, `mat` and `vec`.
         factors = (*factors, *(named[each] for each in sorted(named)))
         return _added(op, input, beta, alpha, lambda: by_equation(equation, *factors), factors)
 

@@ -58,7 +58,7 @@ def dense(bound: Bound, weight: Tensor) -> Bound:
 
 
 def convolved(bound: Bound, weight: Tensor, layer: Convolution, size: Sizes | None) -> Bound:
-    """Return the bound after a convolution of images of `size`; None: of any."""
+    """Return the bound after a convolution of images of `size`; None for any size."""
     norm = float(reshaped_bound(weight, layer, size) if is_too_late() else certified_bound(weight, layer, size, _GRID))
 
     def scaled(scale: Tensor) -> Bound:
@@ -94,7 +94,7 @@ def _image_size(input: Traced, weight: Tensor) -> Sizes:
 def _convolutional_layer(op: Operation, input: Traced, output_size: Any = None) -> Bound:
     weight = _real(op.module.weight)
     layer = cast(Convolution, convolution_of(op.module, weight))
-    # A size of the output that is asked for takes the place of the layer's output padding.
+    # A requested output size replaces the layer's output padding.
     return convolved(input.bound, weight, layer, None if output_size else _image_size(input, weight))
 
 
@@ -247,7 +247,7 @@ def _rms_norm_layer(op: Operation, input: Traced) -> Bound:
 
 
 def _normalized(input: Traced, weight: Tensor | None, eps: float) -> Bound:
-    """Return the bound after a division by the deviation: inputs without deviation attain it."""
+    """Return the bound after a division by the deviation; inputs without deviation attain it."""
     scale = 1.0 if weight is None else largest(weight)
     factor = scale / math.sqrt(eps) * UPWARDS if eps > 0 else math.inf
     return Bound(input.bound.after(factor).value, own=factor)

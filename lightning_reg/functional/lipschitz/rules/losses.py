@@ -1,7 +1,7 @@
 r"""Rules of losses with a constant target, as functions of the prediction.
 
-Of a loss that sums over entries, :math:`\sum_i l_i(x_i)` with slopes of :math:`m_i` at most, the gradient has the norm
-:math:`\|m\|_2` at most; of the vector of all :math:`l_i` it is :math:`\max m_i`. A mean divides the sum.
+A loss that sums over entries, :math:`\sum_i l_i(x_i)` with slopes of at most :math:`m_i`, has a gradient of norm at
+most :math:`\|m\|_2`; the vector of all :math:`l_i` has the bound :math:`\max m_i`. A mean divides the sum.
 """
 
 import math
@@ -27,7 +27,7 @@ from lightning_reg.functional.lipschitz.value import (
 
 
 def _reduced(slopes: Tensor, reduction: str, count: float) -> float:
-    """Return the factor of a loss with such slopes, shape of its entries, whose mean divides by `count`."""
+    """Return the factor of a loss with these slopes, in the shape of its entries, whose mean divides by `count`."""
     if reduction == "none":
         return largest(slopes)
     norm = float(torch.linalg.vector_norm(precise(slopes))) * UPWARDS
@@ -38,7 +38,7 @@ def _reduced(slopes: Tensor, reduction: str, count: float) -> float:
 
 def _old(*settings: Any) -> None:
     if any(each is not None for each in settings):
-        msg = "no rule for it with `size_average` or `reduce`, which are deprecated: `reduction` says it"
+        msg = "no rule for it with `size_average` or `reduce`, which are deprecated: use `reduction`"
         raise NoBoundError(msg)
 
 
@@ -247,14 +247,14 @@ def _triplet_margin(
     reduce: Any = None,
     reduction: str = "mean",
 ) -> Bound:
-    """Return the bound: two distances of three, in which an argument is once or twice."""
+    """Return the bound for two of the three distances; an argument appears in one or both."""
     _old(size_average, reduce)
     shape = common_shape(anchor, positive, negative)
     broadcast = Operation(torch.empty(shape, device="meta"), op.apply)
     factor = max(1.0, shape[-1] ** (1 / p - 1 / 2)) if p >= 1 else math.inf
     samples = torch.ones(shape[:-1])
     reduced = _reduced(samples, reduction, samples.numel()) * factor
-    # Without a swap it is the anchor that is in both.
+    # Without a swap, the anchor appears in both.
     twice = [(anchor, 2.0), (positive, 2.0 if swap else 1.0), (negative, 2.0 if swap else 1.0)]
     return Bound(
         sum(times(spread(broadcast, each), reduced * slope) for each, slope in twice if isinstance(each, Traced))

@@ -1,4 +1,4 @@
-"""Rules of further functions that are linear in one argument: by their matrix, column by column, if that is small."""
+"""Rules of further functions that are linear in one argument, by their matrix, column by column, if it is small."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,12 +11,12 @@ from lightning_reg.functional.lipschitz.budget import norm_in_time
 from lightning_reg.functional.lipschitz.rules.registry import for_function, for_functions, plain
 from lightning_reg.functional.lipschitz.value import PRODUCT, NoBoundError, Operation, Traced, traced_in
 
-# Of entries, and of columns: each is one call of the function.
+# The most entries, and the most columns: each column is one call of the function.
 _ENTRIES, _COLUMNS = 1 << 22, 2048
 
 
 def _by_matrix(place: int, name: str) -> Callable[..., float]:
-    """Return the rule of a function that is linear in one argument, by its place and name, but for a constant."""
+    """Return the rule of a function that is linear, up to a constant, in one argument, given by position and name."""
 
     def rule(op: Operation, *args: Any, **named: Any) -> float:
         argument = args[place] if len(args) > place else named.get(name)

@@ -1,4 +1,4 @@
-"""Rules of what moves entries around, leaves some out, or copies them."""
+"""Rules of operations that move entries, leave some out, or copy them."""
 
 import math
 from typing import Any
@@ -17,7 +17,7 @@ from lightning_reg.functional.lipschitz.value import (
 )
 
 _FIRST = 1 << 50
-# Rows stay rows where the last dimension keeps its size.
+# Rows stay rows if the last dimension keeps its size.
 _RESHAPING = (
     "reshape view flatten unflatten ravel contiguous clone detach deepcopy squeeze unsqueeze view_as reshape_as"
 )
@@ -31,19 +31,19 @@ _MOVING = (
 
 
 def _fixed_places(values: Any) -> None:
-    """Raise if a whole number depends on the input; of other tensors only the shape or the type is asked."""
+    """Raise if a whole number depends on the input; only the shape or the dtype of other tensors matters."""
     if any(not (each.value.is_floating_point() or each.value.is_complex()) for each in traced_in(values)):
-        msg = "positions that depend on the input jump"
+        msg = "indexing by positions that depend on the input is discontinuous"
         raise NoBoundError(msg)
 
 
 def _reshaped(op: Operation, input: Any, *rest: Any, **named: Any) -> Bound:
     _fixed_places([rest, named])
-    if not isinstance(input, Traced):  # it gets the shape of what does
+    if not isinstance(input, Traced):  # it gets the shape of a tensor that depends on the input
         return Bound(0.0)
     before, after = input.value.shape, op.output.shape
     if op.output.dtype != input.value.dtype:
-        msg = "the same bits as another type jump"
+        msg = "reinterpreting bits as another type is discontinuous"
         raise NoBoundError(msg)
     if before == after:
         return input.bound
@@ -55,7 +55,7 @@ for_all((nn.Flatten, nn.Unflatten), _RESHAPING, _reshaped)
 
 def _moved(op: Operation, input: Any, *rest: Any, **named: Any) -> Bound:
     _fixed_places([rest, named])
-    if not isinstance(input, Traced):  # it gets the type of what does
+    if not isinstance(input, Traced):  # it gets the dtype of a tensor that depends on the input
         return Bound(0.0)
     return input.bound if op.output is input.value else Bound(input.bound.value)
 
@@ -64,13 +64,13 @@ for_all((nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle), _MOVING, _moved
 
 
 def copied(op: Operation, input: Any, *rest: Any, **named: Any) -> float:
-    """Return the factor of what copies entries: the root of how often it copies the one that it copies most often."""
+    """Return the factor of an operation that copies entries: the root of the largest number of copies of an entry."""
     constant([rest, named])
     if not isinstance(input, Traced):
-        msg = "positions that depend on the input jump"
+        msg = "indexing by positions that depend on the input is discontinuous"
         raise NoBoundError(msg)
     count = input.value.numel()
-    # Float64 holds whole numbers up to 2^53, and padding works in it. Numbers so large that no padding has them.
+    # Float64 holds whole numbers up to 2^53, and padding works in it. No padding value is as large as these numbers.
     numbers = torch.arange(count, dtype=torch.float64, device=input.value.device).view(input.value.shape) + _FIRST
     found = op.apply(numbers, *rest, **named).flatten() - _FIRST
     found = found[(found >= 0) & (found < count) & (found == found.round())].long()
@@ -107,6 +107,6 @@ def _getitem(op: Operation, input: Any, index: Any) -> Bound:
         constant(index)
         return Bound(input.bound.value)
     if not isinstance(input, Traced):
-        msg = "positions that depend on the input jump"
+        msg = "indexing by positions that depend on the input is discontinuous"
         raise NoBoundError(msg)
     return input.bound.after(copied(op, input, index))

@@ -18,7 +18,7 @@ def positive(op: Operation, input: Any, *rest: Any, **named: Any) -> float:
     """Return the factor of a linear map with entries of one sign: the root of its largest row sum times column sum."""
     constant([rest, named])
     if not isinstance(input, Traced):
-        msg = "no rule for it, if an argument but the first depends on the input"
+        msg = "no rule for it, if an argument other than the first depends on the input"
         raise NoBoundError(msg)
     return _by_sums(lambda ones: op.apply(ones, *rest, **named), input.value)
 
@@ -47,13 +47,13 @@ def _each(value: Any, dims: int) -> Sequence[int]:
 
 
 def _most_windows(windows: Iterable[Iterable[int]], size: int) -> int:
-    """Return how many windows hold the pixel that most of them hold."""
+    """Return the largest number of windows that share a pixel."""
     counts = Counter(pixel for pixel in itertools.chain.from_iterable(windows) if 0 <= pixel < size)
     return max(counts.values(), default=0)
 
 
 def _pooled(op: Operation, input: Traced, dims: int, settings: Sequence[Any]) -> float:
-    """Return the factor of a norm of each window: each pixel counts as often as windows hold it."""
+    """Return the factor of a norm of each window: each pixel counts once for each window with it."""
     output = op.output[0] if isinstance(op.output, tuple) else op.output
     kernel, stride, padding, dilation = settings
     counts = []

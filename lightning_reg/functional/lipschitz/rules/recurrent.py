@@ -4,9 +4,9 @@ With :math:`h_t = \phi(W x_t + U h_{t-1} + b)` and slopes in [0, 1] (tanh, ReLU)
 
 .. math:: \|\delta h_t\| \le \sum_{s \le t} \|U\|^{t-s} \|W\| \|\delta x_s\| + \|U\|^{t+1} \|\delta h_{-1}\|.
 
-So the vector of their norms is at most :math:`\|W\| K` times that of the inputs, with the lower triangular matrix K of
-entries :math:`\|U\|^{t-s}`, and the norm of the layer is :math:`\|W\| \|K\|` at most. A stacked layer follows on that;
-both directions of one layer count by the root of the sum of squares.
+So the vector of their norms is at most :math:`\|W\| K` times the vector of input norms, with the lower triangular
+matrix K of entries :math:`\|U\|^{t-s}`, and the norm of the layer is at most :math:`\|W\| \|K\|`. Stacked layers
+multiply; both directions of one layer count by the root of the sum of squares.
 """
 
 import math
@@ -20,12 +20,12 @@ from lightning_reg.functional.lipschitz.rounding import UPWARDS, norm_upwards, t
 from lightning_reg.functional.lipschitz.rules.registry import for_modules, without_bound
 from lightning_reg.functional.lipschitz.value import Bound, NoBoundError, Operation, Traced, larger, together
 
-# Of more steps than these the norm of K is bounded by the sum of its first column.
+# For more steps than this, the norm of K is bounded by the sum of its first column.
 _STEPS = 1024
 
 
 def _repeated(norm: float, steps: int) -> tuple[float, float, float]:
-    """Return bounds of the norms of K and of its last row, and how much is left of the state at the start."""
+    """Return bounds of the norms of K and of its last row, and the remaining share of the initial state."""
     powers = torch.tensor(norm, dtype=torch.float64).pow(torch.arange(steps, dtype=torch.float64))
     if not bool(powers.isfinite().all()):
         return (math.nan if math.isnan(norm) else math.inf,) * 3
@@ -33,7 +33,7 @@ def _repeated(norm: float, steps: int) -> tuple[float, float, float]:
     last = float(torch.linalg.vector_norm(powers)) * UPWARDS
     if steps > _STEPS:
         return float(powers.sum()) * UPWARDS, last, left
-    # The diagonal that an entry is on says its power.
+    # The diagonal of an entry determines its power.
     places = torch.arange(steps)
     lags = places[:, None] - places
     return norm_upwards(powers[lags.clamp(min=0)] * (lags >= 0)), last, left
@@ -56,7 +56,7 @@ def _states(module: nn.RNN, input: Any, bound: float, hx: Any) -> float:
     weights: dict[str, Any] = dict(zip(module._flat_weights_names, module._flat_weights, strict=True))  # noqa: SLF001  # no public name
     is_batch = value.ndim == 3  # noqa: PLR2004  # a sequence alone has two
     steps = value.shape[1 if is_batch and module.batch_first else 0]
-    # The states at the start are stacked, those of all layers and directions: each is one part of them.
+    # The initial states of all layers and directions are stacked; each is one part.
     start = hx.bound.value if isinstance(hx, Traced) else 0.0
     finals = []
     for layer in range(module.num_layers):

@@ -1,4 +1,4 @@
-"""Rules of what makes one number of several: sums, extremes, norms, deviations and distances."""
+"""Rules of functions that reduce several numbers to one: sums, extremes, norms, deviations and distances."""
 
 import math
 from typing import Any
@@ -14,7 +14,7 @@ from lightning_reg.functional.lipschitz.value import Bound, NoBoundError, Operat
 
 @for_functions("maximum minimum fmax fmin max min logaddexp logaddexp2 hypot")
 def _extremes(op: Operation, input: Any, *others: Any, **named: Any) -> float | Bound:
-    # The gradient of each entry by both arguments has norm 1 at most: a unit vector, shares, or what hypot has.
+    # The gradient of each entry by both arguments has norm at most 1: a unit vector, shares, or the gradient of hypot.
     other = next((each for each in (*others, *named.values()) if isinstance(each, Traced | Tensor)), None)
     if other is None:
         return 1.0
@@ -23,7 +23,7 @@ def _extremes(op: Operation, input: Any, *others: Any, **named: Any) -> float | 
 
 @for_functions("amax amin sort msort topk kthvalue median nanmedian aminmax")
 def _order(op: Operation, input: Traced, *_: Any, **__: Any) -> float:
-    # Order statistics of a set move no more than its members do. `aminmax` gives one entry twice if there is one only.
+    # Order statistics of a set move no more than its members. `aminmax` returns a single entry twice.
     return math.sqrt(2) if isinstance(op.output, tuple) and hasattr(op.output, "max") else 1.0
 
 
@@ -60,7 +60,7 @@ def _deviation(
     if count <= removed:
         msg = f"a deviation of {count:g} numbers with the correction {removed:g} divides by zero"
         raise NoBoundError(msg)
-    # The mean itself has one over the root of their count.
+    # The mean has the factor one over the root of the count.
     return 1 / math.sqrt(count - max(removed, 0.0) if isinstance(op.output, tuple) else count - removed)
 
 
@@ -101,12 +101,12 @@ def _normalize(
 
 
 def _distances(op: Operation, first: Any, second: Any, p: float, count: int, entries: int) -> Bound:
-    """Return the bound of norms of `count` differences each, `entries` of them in all."""
+    """Return the bound of `entries` norms of `count` differences each."""
     if p < 1:
         msg = f"no rule for the norm {p!r}"
         raise NoBoundError(msg)
     factor = max(1.0, count ** (1 / p - 1 / 2)) * UPWARDS
-    # Where it broadcasts, an argument is there several times.
+    # If an argument broadcasts, it appears several times.
     copies = [(each, math.sqrt(entries / max(each.value.numel(), 1))) for each in traced_in([first, second])]
     return Bound(sum(times(each.bound.value, factor * times_there) for each, times_there in copies))
 

@@ -1,7 +1,7 @@
 r"""Rules of interpolation: each mode works along one dimension after the other, by a matrix for each.
 
-The norm of :math:`A_1 \otimes A_2 \otimes \dots` is :math:`\prod \|A_i\|`, exactly. The matrices are what torch makes
-of unit vectors, in the dtype of the input, so that rounding of positions counts as it does there.
+The norm of :math:`A_1 \otimes A_2 \otimes \dots` is :math:`\prod \|A_i\|`, exactly. The matrices are torch's results
+for unit vectors, in the dtype of the input, so that positions are rounded in the same way.
 """
 
 import math
@@ -102,5 +102,5 @@ def _grid_sample(
     if mode == "bicubic":
         msg = "no rule for bicubic samples"
         raise NoBoundError(msg)
-    # Weights are shares.
+    # The weights are shares that sum to 1.
     return positive(op, input, grid.double(), mode=mode, padding_mode=padding_mode, align_corners=align_corners)

@@ -11,15 +11,15 @@ from lightning_reg.functional.lipschitz.rules.registry import for_function, for_
 from lightning_reg.functional.lipschitz.value import Bound, Operation, Traced, constant, together, traced_in
 
 _INVERSE = {"ifft", "irfft", "ihfft"}
-# From numbers x_0, ..., x_m of which all but the first and, perhaps, the last stand for a conjugate pair.
+# Maps numbers x_0, ..., x_m, each for a conjugate pair except the first and possibly the last.
 _FROM_HALVES = {"irfft", "hfft"}
 
 
 def _fourier(kind: str, dims: int | None) -> Any:
     """Return the rule of a transform over one, two, or any number of dimensions.
 
-    The matrix F of N points has F^H F = N. A real argument changes nothing: the constant vector attains sqrt(N). Where
-    a number stands for itself and its conjugate, it counts for both: sqrt(2 N).
+    The matrix F of N points has F^H F = N. A real argument changes nothing: the constant vector attains sqrt(N). A
+    number that stands for itself and its conjugate counts for both: sqrt(2 N).
     """
 
     def rule(op: Operation, input: Any, s: Any = None, dim: Any = None, norm: str | None = None, **named: Any) -> float:
@@ -31,7 +31,7 @@ def _fourier(kind: str, dims: int | None) -> Any:
             counts[-1] = input.value.shape[places[-1]] if last in {None, -1} else last
         points = math.prod(counts)
         inverse = "forward" if kind in _INVERSE else "backward"
-        # By `norm` all is divided by N in the one direction, by its root in both, or by N in the other.
+        # Depending on `norm`, one direction is divided by N, or both by its root, or the other by N.
         scale = 1 / math.sqrt(points) if norm == "ortho" else 1.0 if (norm or "backward") == inverse else 1 / points
         pairs = math.sqrt(2) if kind in _FROM_HALVES and counts[-1] > 2 else 1.0  # noqa: PLR2004  # more than the ends
         return math.sqrt(points) * scale * pairs * UPWARDS
@@ -77,7 +77,7 @@ def _cumsum(op: Operation, input: Any, dim: Any, *_: Any, **__: Any) -> float:
 
 @for_functions("logcumsumexp cummax cummin")
 def _cumulative(op: Operation, input: Any, dim: Any, *_: Any, **__: Any) -> float:
-    """Return the root of the count: each result is a mean of entries, and all may be the same entry."""
+    """Return the root of the count: each result changes by a weighted mean of changes, at worst of the same entry."""
     constant(dim)
     return math.sqrt(input.value.shape[dim]) if input.value.ndim else 1.0
 

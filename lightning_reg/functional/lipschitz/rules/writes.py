@@ -1,8 +1,8 @@
-"""Rules of what writes or adds values at constant places of a tensor.
+"""Rules of operations that write or add values at constant places of a tensor.
 
-Each value goes to one place. Where it takes the place of what was there, the result has the one or the other, and the
-bounds of both count as one, by the root of the sum of squares. Where it is added, they add up, and the norm of the
-adding is the root of the largest number of values that meet at one place.
+Each value goes to one place. If it replaces the old value, the result has one of the two, and both bounds combine by
+the root of the sum of squares. If it is added, the bounds add up, and the norm of the addition is the root of the
+largest number of values at one place.
 """
 
 import math
@@ -23,7 +23,7 @@ def _before(input: Any) -> float:
 
 def _fixed_places(places: Any) -> None:
     if next(traced_in(places), None) is not None:
-        msg = "positions that depend on the input jump"
+        msg = "indexing by positions that depend on the input is discontinuous"
         raise NoBoundError(msg)
 
 
@@ -39,12 +39,12 @@ def _added(input: Any, source: Any, meeting: float, factor: float = 1.0, copies:
 
 
 def _most(index: Tensor) -> int:
-    """Return how often the index has the place that it has most often."""
+    """Return the largest number of occurrences of a place in the index."""
     return int(torch.unique(index, return_counts=True)[1].amax()) if index.numel() else 0
 
 
 def _meeting(index: Tensor, dim: int, size: int) -> int:
-    """Return how many values meet at one place, along `dim` at most, if an index of the shape of values says where."""
+    """Return the largest number of values at one place along `dim`, for an index in the shape of the values."""
     counts = torch.zeros_like(index.movedim(dim, 0)[:1].expand(size, *index.movedim(dim, 0).shape[1:]))
     places = index.movedim(dim, 0) % max(size, 1)
     return int(counts.contiguous().scatter_add_(0, places, torch.ones_like(places)).amax()) if index.numel() else 0
@@ -79,7 +79,7 @@ def _scatter_reduce(
     _fixed_places(index)
     if reduce == "sum":
         return _scatter_add(op, input, dim, index, src)
-    # A mean of values moves no further than they do together, and so does the largest of them.
+    # A mean of values moves no further than the values together, nor does the largest of them.
     if reduce in {"amax", "amin", "mean"}:
         return _replaced(input, src)
     msg = f"no rule for `reduce={reduce!r}`"
@@ -132,7 +132,7 @@ def _one_each(op: Operation, input: Any, *rest: Any, **named: Any) -> Bound:
     if any(not each.value.is_floating_point() and not each.value.is_complex() for each in sources):
         _fixed_places(sources)
     written = [each.bound.value for each in sources]
-    # A mask may repeat what it leaves.
+    # A mask may broadcast and repeat the remaining values.
     return Bound(together([spread(op, input) if isinstance(input, Traced) else 0.0, *written]))
 
 

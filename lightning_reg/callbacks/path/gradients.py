@@ -1,0 +1,77 @@
+"""The mean gradient of the loss over an epoch."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_reg.functional.tensors.shards import as_placed, has_dtensors, spread_like, whole
+
+
+class MeanGradient:
+    """The gradients of some weights, summed over optimizer steps, each with its share of a full step."""
+
+    def __init__(self) -> None:
+        self._sums: dict[Tensor, Tensor] = {}
+        self._shares: dict[Tensor, Tensor | float] = {}
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self._sums, self._shares = {}, {}
+
+    @torch.no_grad()
+    def add(self, weights: Sequence[Tensor], share: float, scale: Tensor | None, *, may_skip: bool) -> None:
+        """Add the gradients of one step, which still carry the factor `scale` if not None.
+
+        Args:
+            weights: The weights of one optimizer.
+            share: The share of a full accumulation window in them.
+            scale: The factor of fp16, if it is still in the gradients.
+            may_skip: Whether gradients may be infinite, and the step does not happen then.
+
+        """
+        grads = {weight: _dense(weight) for weight in weights if weight.grad is not None}
+        counts: Tensor | float = share
+        if may_skip and grads:
+            parts = [grad.to_local() if has_dtensors([grad]) else grad for grad in grads.values()]  # type: ignore[attr-defined]
+            finite = torch.stack([part.isfinite().all() for part in parts]).all()
+            grads = {weight: torch.where(finite, grad, 0.0) for weight, grad in grads.items()}
+            counts = share * finite
+        for weight, grad in grads.items():
+            grad = grad if scale is None else grad / scale
+            self._sums[weight] = self._sums[weight].add_(grad) if weight in self._sums else grad.clone()
+        # Also of weights that the loss did not reach: their gradient of this step is 0.
+        for weight in weights:
+            self._shares[weight] = self._shares.get(weight, 0.0) + counts
+
+    def of(self, weight: Tensor) -> Tensor:
+        """Return the mean gradient of a weight over a full step; zero if it had none."""
+        return self._sums[weight] / self._shares[weight] if weight in self._sums else torch.zeros_like(weight)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no step had a gradient."""
+        return not self._sums
+
+    def state(self, names: dict[Tensor, str]) -> dict[str, object]:
+        """Return the sums for a checkpoint; a collective call where they are sharded."""
+        sums = {names[weight]: whole(total).to("cpu", copy=True) for weight, total in self._sums.items()}
+        return {"sums": sums, "shares": {names[weight]: float(share) for weight, share in self._shares.items()}}
+
+    def load(self, state: dict[str, dict[str, Any]], weights: dict[str, Tensor]) -> None:
+        """Load the sums of a checkpoint."""
+        self._sums = {
+            weights[name]: spread_like(total.to(weights[name].device, copy=True), weights[name])
+            for name, total in state["sums"].items()
+            if name in weights
+        }
+        self._shares = {weights[name]: share for name, share in state["shares"].items() if name in weights}
+
+
+def _dense(weight: Tensor) -> Tensor:
+    """Return the gradient of a weight, in float32 at least, placed as the weight."""
+    assert weight.grad is not None  # the caller has looked
+    grad = weight.grad.to_dense() if weight.grad.is_sparse else weight.grad
+    placed = as_placed(grad, weight) if has_dtensors([grad]) else grad
+    return placed.to(torch.promote_types(placed.dtype, torch.float32))

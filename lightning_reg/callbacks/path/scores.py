@@ -1,0 +1,83 @@
+"""The monitored value of each strength, and its standard error over validation batches."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+
+from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer.packages import MisconfigurationException, Trainer
+
+
+@dataclass
+class Scores:
+    """Reads the monitor of a path."""
+
+    monitor: str
+    with_error: bool
+    """Whether the standard error is needed."""
+    value: float | None = None
+    """Of the last validation in this epoch; None if the monitor is not one of validation."""
+    error: float = math.nan
+    _sums: tuple[float, float] = (0.0, 0.0)
+    _batches: list[float] = field(default_factory=list)
+
+    def begin_epoch(self) -> None:
+        """Forget the epoch before."""
+        self.value, self.error = None, math.nan
+
+    def begin_validation(self) -> None:
+        """Forget the batches before."""
+        self._sums, self._batches = (0.0, 0.0), []
+
+    def end_batch(self, trainer: Trainer) -> None:
+        """Take in the value of one batch."""
+        if not self.with_error:
+            return
+        sums = state.logged_sums(trainer, self.monitor)
+        if sums is not None:
+            total, count = sums[0] - self._sums[0], sums[1] - self._sums[1]
+            self._sums = sums
+            if count > 0:
+                self._batches.append(total / count)
+
+    def end_validation(self, trainer: Trainer) -> None:
+        """Take in the value of one validation."""
+        found = trainer.callback_metrics.get(self.monitor)
+        if found is None:
+            return
+        self.value = float(state.mean_over_ranks(trainer, found.detach().float()))
+        if self.with_error:
+            self.error = self._error(trainer)
+
+    def end_epoch(self, trainer: Trainer) -> tuple[float, float]:
+        """Return the score at the end of an epoch, and its standard error."""
+        if self.value is None:
+            found = trainer.callback_metrics.get(self.monitor)
+            if found is None:
+                known = ", ".join(sorted(map(str, trainer.callback_metrics))) or "none"
+                msg = (
+                    f"`monitor` must be a value that the module logs in every epoch, got {self.monitor!r}; logged are:"
+                    f" {known}. Log it with `self.log` in `validation_step`, and validate in every epoch."
+                )
+                raise MisconfigurationException(msg)
+            self.value = float(state.mean_over_ranks(trainer, found.detach().float()))
+        if self.with_error and math.isnan(self.error) and not math.isnan(self.value):
+            msg = (
+                f"`rule='one_se'` must know the monitor of each validation batch, and at least two of them, but"
+                f" {self.monitor!r} has none. Log a mean over samples in `validation_step`, as in"
+                f" `self.log({self.monitor!r}, loss)`, or use `rule='best'`."
+            )
+            raise MisconfigurationException(msg)
+        return self.value, self.error
+
+    def _error(self, trainer: Trainer) -> float:
+        """Return the standard error of the mean over the batches of all ranks; NaN of fewer than two."""
+        values = torch.tensor(self._batches, dtype=torch.float64)
+        count, total, squares = state.sums_over_ranks(
+            trainer, torch.stack([torch.tensor(len(values)).double(), values.sum(), values.square().sum()])
+        ).tolist()
+        if count < 2:  # noqa: PLR2004  # one value has no spread
+            return math.nan
+        variance = max(squares - total**2 / count, 0.0) / (count - 1)
+        return math.sqrt(variance / count)

@@ -1,0 +1,38 @@
+"""All parameters and buffers of a module at one time, on the CPU."""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from lightning_reg.functional.tensors.shards import Offloaded, has_dtensors, local_part, spread_like
+
+
+class Snapshot:
+    """The parameters and buffers of a module; of sharded ones the parts of this rank."""
+
+    def __init__(self, module: nn.Module, saved: Mapping[str, Tensor] | None = None) -> None:
+        self._kept = {
+            name: Offloaded(
+                tensor if saved is None else spread_like(saved[name].to(tensor.device), tensor), tensor.device
+            )
+            for name, tensor in _tensors(module)
+            if saved is None or name in saved
+        }
+
+    @torch.no_grad()
+    def restore(self, module: nn.Module) -> None:
+        """Give the module its parameters and buffers back."""
+        for name, tensor in _tensors(module):
+            if name in self._kept:
+                part = local_part(tensor) if has_dtensors([tensor]) else tensor
+                part.copy_(self._kept[name].part)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return whole tensors for a checkpoint; a collective call where they are sharded."""
+        return {name: kept.whole().to("cpu", copy=True) for name, kept in self._kept.items()}
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()

@@ -1,0 +1,58 @@
+"""Penalties on the matrix of each layer: its kernel with one dimension in front and the others flattened."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_reg.callbacks.penalties.base import Penalty
+from lightning_reg.callbacks.penalties.run import Run
+from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
+from lightning_reg.functional.penalties.counts import check_dim
+from lightning_reg.functional.spectral.matrix_terms import add_gradient_of_terms_, sum_of_terms
+
+_MATRIX_NDIM = 2
+
+
+class MatrixPenalty(Penalty):
+    """A sum over layers of a function of each layer's matrix; sharded weights are gathered a layer at a time."""
+
+    dim: int = 0
+    """The dimension along which the rows lie, counted from that of the output units, whatever the layout."""
+
+    @abstractmethod
+    def term(self, matrix: Tensor, dtype: torch.dtype) -> tuple[Tensor, Callable[[], Tensor]]:
+        """Return the value for the matrix of a weight of type `dtype`, shape (), and what returns the gradient."""
+
+    @override
+    def penalty(self, weights: Sequence[Tensor]) -> Tensor:
+        return sum_of_terms(self.term, weights, self.dims_of(weights))
+
+    @override
+    def value(self, weights: list[Tensor]) -> Tensor:
+        return self.penalty(weights)
+
+    @override
+    def add_gradient(self, grads: list[Tensor], weights: list[Tensor], factor: float) -> None:
+        add_gradient_of_terms_(self.term, grads, weights, factor, self.dims_of(weights))
+
+    def dims_of(self, weights: Sequence[Tensor]) -> list[int]:
+        """Return for each weight the dimension along which rows lie; outside of a fit, nothing is known of layers."""
+        return [self.dim if self._run is None else self._run.unit_dims[weight] for weight in weights]
+
+    @override
+    def make_run(self, trainer: Trainer, pl_module: LightningModule) -> Run:
+        run = super().make_run(trainer, pl_module)
+        for weight in run.selection.chosen:
+            if len(weight.shape) < _MATRIX_NDIM:
+                msg = (
+                    f"{type(self).__name__} acts on matrices and kernels, weights of two dimensions or more, but"
+                    f" {weight.name!r} has shape {tuple(weight.shape)}. Leave it out:"
+                    f" `select=Select(exclude={weight.name!r})`."
+                )
+                raise ValueError(msg)
+        check_dim((weight.parameter for weight in run.selection.chosen), self.dim)
+        run.unit_dims = {weight.parameter: weight.dims[self.dim] for weight in run.selection.chosen}
+        return run

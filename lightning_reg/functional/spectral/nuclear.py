@@ -1,0 +1,73 @@
+"""The nuclear norm, the sum of singular values: its gradient, proximal operator, and distance from a minimum."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lightning_reg.functional.spectral.matrices import rank_tolerance, singular_factors
+from lightning_reg.functional.spectral.matrix_terms import as_matrix, from_matrix
+from lightning_reg.functional.tensors.chunks import NumberOrTensor
+from lightning_reg.functional.tensors.precision import reported, without_autocast
+from lightning_reg.functional.tensors.shards import local_part, local_slice, whole
+
+
+def nuclear_norm(matrix: Tensor, dtype: torch.dtype) -> tuple[Tensor, Callable[[], Tensor]]:
+    r"""Return :math:`\|W\|_*`, and what returns its gradient :math:`U V^H`, over the singular values that are not zero.
+
+    That is the subgradient of least norm: 0 at a zero matrix, and well-defined where singular values are repeated.
+    """
+    u, s, vh = singular_factors(matrix)
+    return s.sum(), lambda: _signs(u, s, rank_tolerance(matrix, dtype)) @ vh
+
+
+@torch.no_grad()
+def soften_singular_values_(weight: Tensor, threshold: NumberOrTensor, dim: int) -> None:
+    r"""Replace a weight by :math:`U \max(S - \tau, 0) V^T`, the proximal operator of the nuclear norm.
+
+    Singular values up to the threshold are exactly gone; a threshold of 0 changes nothing. A collective call for a
+    `DTensor`.
+
+    Args:
+        weight: Real or complex, with a dimension `dim`.
+        threshold: :math:`\tau \ge 0`, one for all entries.
+        dim: The dimension along which the rows of the matrix lie.
+
+    """
+    tensor = whole(weight)
+    with without_autocast(tensor.device):
+        matrix = as_matrix(tensor, dim)
+        u, s, vh = singular_factors(matrix)
+        softened = (u * (s - threshold).clamp(min=0)) @ vh
+        if isinstance(threshold, Tensor):  # of a step that the scaler of fp16 may have skipped
+            softened = torch.where(threshold == 0, matrix, softened)
+    if isinstance(threshold, Tensor) or threshold:
+        local_part(weight).copy_(local_slice(from_matrix(softened, tensor, dim), weight))
+
+
+@torch.no_grad()
+def nuclear_residual(weight: Tensor, grad: Tensor, dim: int) -> Tensor:
+    r"""Return the distance, in the Frobenius norm, of :math:`-g` from the subdifferential of the nuclear norm.
+
+    Subgradients at :math:`W = U S V^T` are all :math:`U V^T + P` with :math:`U^T P = 0`, :math:`P V = 0` and no
+    singular value of P above 1. What of :math:`-g - U V^T` lies in the rows or columns of W counts as a whole, of the
+    rest what its singular values have above 1. Shape (); a collective call for `DTensor`s.
+    """
+    tensor, slope = whole(weight), whole(grad)
+    with without_autocast(tensor.device):
+        matrix, target = as_matrix(tensor, dim), -as_matrix(slope, dim)
+        u, s, vh = singular_factors(matrix)
+        tolerance = rank_tolerance(matrix, tensor.dtype)
+        signs = _signs(u, s, tolerance)
+        left, right = signs @ signs.mH, vh.mH @ _signs(vh.mH, s, tolerance).mH
+        beyond = target - left @ target
+        beyond = beyond - beyond @ right
+        excess = (singular_factors(beyond)[1] - 1).clamp(min=0)
+        inside = target - signs @ vh - beyond
+        squares = inside.abs().square().sum() + excess.square().sum()
+    return squares.sqrt().to(reported(tensor))
+
+
+def _signs(vectors: Tensor, values: Tensor, tolerance: float) -> Tensor:
+    """Return the singular vectors, zero where the singular value is."""
+    return vectors * (values > tolerance * values[:1])
