@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from lightning_reg.functional import lipschitz_bound
+from tests.functional.lipschitz.calls import Calls
 from tests.functional.lipschitz.jacobians import flat_function, jacobian_norm_at
 
 ACTIVATIONS = [
@@ -86,6 +87,31 @@ def test_slopes_of_sigmoids_are_these_of_the_interval_that_each_unit_may_reach()
     chain = norm * math.sqrt(np.linalg.norm(slopes[:, None] * shape * slopes, 2))
     expected = min(norm * slopes.max(), chain)
     assert lipschitz_bound(network, center, radius=radius).value == pytest.approx(expected, rel=1e-6)
+
+
+def test_units_that_stay_on_or_off_are_linear_in_the_chain():
+    network, center, _ = drawn(nn.Sequential(nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 3)), seed=6)
+    weight, last = (network[place].weight.detach().numpy() for place in (0, 2))
+    with torch.no_grad():
+        network[0].bias.copy_(torch.tensor([20.0, 20, -20, 0, 0]) - center[0] @ network[0].weight.mT)
+    norm = np.linalg.norm(weight, 2)
+    shape = weight @ weight.T / norm**2
+    fixed, free = slice(0, 3), slice(3, 5)
+    # What is known of the last two units, if the differences of the first three are.
+    inverse = np.linalg.inv(shape[fixed, fixed])
+    given = shape[free, fixed] @ inverse
+    rest = shape[free, free] - given @ shape[fixed, free]
+    after = np.linalg.inv(np.block([[inverse, -given.T], [-given, 2 * np.eye(2) - rest]]))
+    through = last * [1, 1, 0, 1, 1]
+    expected = norm * math.sqrt(np.linalg.norm(through @ after @ through.T, 2))
+    assert expected < norm * np.linalg.norm(last, 2)
+    assert lipschitz_bound(network, center, radius=0.2).value == pytest.approx(expected, rel=1e-6)
+
+
+def test_functions_in_place_have_the_slope_of_what_was_there_before():
+    center = torch.zeros(1, 2, dtype=torch.float64)  # where a sigmoid is steepest; its values there are 1/2
+    value = lipschitz_bound(Calls(lambda x: (1 * x).sigmoid_()), center, radius=1e-3).value
+    assert value == pytest.approx(0.25)
 
 
 def test_in_a_ball_products_have_a_bound_and_post_norm_attention_too():
