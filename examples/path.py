@@ -165,13 +165,13 @@ def main() -> None:
     for index, (strength, count, score) in enumerate(zip(result.strengths, counts, result.scores, strict=True)):
         print(f"{strength:8.1e}  {count:6}  {score:8.1%}{'  the choice' if index == result.best else ''}")
     print(f"the choice on test images: {accuracy(module, *testing.tensors):.1%}\n\npixels  trained anew")
-    again = {}
+    again: dict[int, float] = {}
     for most in arguments.pixels:
         # The weakest strength with so few pixels.
-        index = next((index for index, count in enumerate(counts) if 0 < count <= most), None)
-        if index is not None and counts[index] not in again:
-            again[counts[index]] = refit(reads[index], arguments.refit_epochs, training, testing)
-            print(f"{counts[index]:6}  {again[counts[index]]:12.1%}")
+        first = next((position for position, count in enumerate(counts) if 0 < count <= most), None)
+        if first is not None and counts[first] not in again:
+            again[counts[first]] = refit(reads[first], arguments.refit_epochs, training, testing)
+            print(f"{counts[first]:6}  {again[counts[first]]:12.1%}")
     if arguments.picture:
         draw(path, reads, again).savefig(arguments.picture, dpi=100)
     print(f"\ntensorboard --logdir {shlex.quote(str(arguments.logdir))}")

@@ -57,7 +57,7 @@ CALLBACKS = [
     GroupLassoPenalty(0.1, mode="proximal"),
     NuclearNormPenalty(0.1, mode="proximal"),
     TargetSparsity(L1Penalty(0.01, mode="proximal"), 0.5, schedule=Cosine(0.0, 1.0, 0.5)),
-    RegularizationPath(L1Penalty(0.0, mode="proximal"), strengths=[0.2, 0.1], epochs=1, direction="up"),
+    RegularizationPath(L1Penalty(0.0, mode="proximal"), strengths=[0.2], epochs=1, direction="up"),
     ActivityPenalty(0.1, select=["network.encoder", "network.conv"], norm="l2", schedule=Cosine(1.0, 0.0, 0.5)),
     RegularizationMonitor(),
     RegularizationMonitor(select="*.encoder.*", per_layer=["*.encoder.*"], histograms=True, layout=False),

@@ -44,6 +44,16 @@ def refuse_cuts(trainer: Trainer, strengths: int, epochs: int, *, is_searched: b
             raise MisconfigurationException(msg)
 
 
+def refuse_rare_validation(trainer: Trainer) -> None:
+    """Raise if there are epochs without validation: a strength would have the score of another."""
+    if trainer.enable_validation and trainer.check_val_every_n_epoch != 1:
+        msg = (
+            "`check_val_every_n_epoch` must be 1 for a path with a `monitor`, read at the end of each strength,"
+            f" got {trainer.check_val_every_n_epoch}."
+        )
+        raise MisconfigurationException(msg)
+
+
 def warn_of_schedulers(trainer: Trainer) -> None:
     """Warn if learning rates change along the path."""
     if trainer.lr_scheduler_configs:

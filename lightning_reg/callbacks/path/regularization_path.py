@@ -10,7 +10,13 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_reg import _checks
-from lightning_reg.callbacks.path.refusals import refuse_cuts, warn_of_cut, warn_of_schedulers, warn_of_unsettled
+from lightning_reg.callbacks.path.refusals import (
+    refuse_cuts,
+    refuse_rare_validation,
+    warn_of_cut,
+    warn_of_schedulers,
+    warn_of_unsettled,
+)
 from lightning_reg.callbacks.path.result import PathResult, Point, Rule, choice
 from lightning_reg.callbacks.path.run import PathRun
 from lightning_reg.callbacks.path.scores import Scores
@@ -55,20 +61,24 @@ class _Behind(Callback):
 class RegularizationPath(DuringFit[PathRun]):
     r"""Train through a series of strengths in one fit, and keep the best: the regularization path.
 
-    Each strength starts from the weights and the optimizer state of the one before, which is close, so that all of them
-    together take little longer than one. The fit ends itself; then the module has the weights of the choice.
+    The strengths are :math:`\lambda_k = \lambda_{\max}\, q^{k / (n - 1)}`, with :math:`q` the `smallest`. Each starts
+    from the weights and the optimizer state of the one before, which are close. The fit ends itself; then the module
+    has the weights of the choice.
 
-    The largest strength is the least at which all chosen weights vanish, of the mean loss over an epoch, with all other
-    parameters at their optimum: for a linear model, such as `Lasso`, scikit-learn's largest `alpha`. The first epochs
-    find it: they hold the chosen weights at zero and train the others until the estimate settles. `direction="down"`
-    goes on from there. It is the default, since where the loss is convex each strength takes a few steps. Where all
-    layers of a deep network are chosen, zero is a resting place, which no gradient leaves: this is refused, and
-    `direction="up"` starts with the dense network, at the weakest strength. Its largest strength is then that at which
-    all chosen weights would vanish by the gradient of the first step.
+    :math:`\lambda_{\max}` is the least strength at which all chosen weights vanish, of the mean loss over an epoch,
+    with all other parameters at their optimum: for a linear model, such as `Lasso`, scikit-learn's largest `alpha`. The
+    first epochs find it: they hold the chosen weights at zero and train the others until the estimate settles, for
+    10000 batches or a third of the path at most. `direction="down"` goes on from there. It is the default, since where
+    the loss is convex each strength takes a few steps. Where all layers of a deep network are chosen, zero is a resting
+    place, which no gradient leaves: this is refused, and `direction="up"` starts with the dense network, at the weakest
+    strength. Its largest strength is then the least at which all chosen weights would vanish by the gradient of the
+    first step. A dense network keeps weights far beyond :math:`\lambda_{\max}`, since the layers that are not penalized
+    grow as these shrink: for a sparse one, pass `strengths` that go further.
 
     Logged, for the loggers once for each strength and for callbacks at the end of each epoch: `reg/path/strength`, also
     in the progress bar, and `reg/path/nonzero`, the number of entries that are not zero. At the end TensorBoard has
-    `result.plot()` as the image `reg/path`.
+    `result.plot()` as the image `reg/path`. Checkpoints hold the chosen weights of every strength so far, and what is
+    needed to go on: a resumed path equals the uninterrupted one.
 
     Args:
         penalty: A penalty with `mode="proximal"` and no schedule, not in the trainer's callbacks itself. Its own
@@ -194,6 +204,8 @@ class RegularizationPath(DuringFit[PathRun]):
             return
         is_searched = isinstance(self.strengths, int)
         refuse_cuts(trainer, self._count, self.epochs, is_searched=is_searched)
+        if run.scores:
+            refuse_rare_validation(trainer)
         warn_of_schedulers(trainer)
         weights = set(of_penalty.targets.of(trainer.optimizers))
         run.names = {

@@ -135,6 +135,19 @@ def test_a_trainer_that_would_cut_the_path_is_refused(trainer_of, settings, call
         trainer.fit(Untrainable(), loader())
 
 
+@pytest.mark.parametrize("epochs", [2, None])
+def test_epochs_without_validation_are_refused_with_a_monitor(trainer_of, epochs):
+    trainer = trainer_of(
+        path_of(monitor="val/loss"),
+        max_epochs=-1,
+        check_val_every_n_epoch=epochs,
+        val_check_interval=1.0 if epochs else 3,
+    )
+
+    with pytest.raises(MisconfigurationException, match="`check_val_every_n_epoch` must be 1"):
+        trainer.fit(Untrainable(), loader(), loader(count=12))
+
+
 def test_the_penalty_of_a_path_is_not_in_the_trainer_too(trainer_of):
     penalty = L1Penalty(0.1, mode="proximal")
 
