@@ -353,6 +353,8 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Argument]]] = {
                 torch.ones(1, 2), *EVERY_TENSOR, "scalar tensor", "[tensor]", "[[tensor]]", "{'a': tensor}"
             ),
             "fold_batch_norm": boolean(True),
+            "center": good(None, "None", *EVERY_TENSOR, "scalar tensor", "[tensor]", "[[tensor]]", "{'a': tensor}"),
+            "radius": good(0.5, "inf", "1e39"),
         },
     ),
     "margin_bounds": (

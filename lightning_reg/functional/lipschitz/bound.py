@@ -1,5 +1,6 @@
 """A certified upper bound of the Lipschitz constant of a network."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,7 +41,12 @@ class LipschitzReport:
 
 
 def lipschitz_bound(
-    module: nn.Module, example_input: Tensor | Sequence[Any] | dict[Any, Any], *, fold_batch_norm: bool = True
+    module: nn.Module,
+    example_input: Tensor | Sequence[Any] | dict[Any, Any],
+    *,
+    fold_batch_norm: bool = True,
+    center: Tensor | Sequence[Any] | dict[Any, Any] | None = None,
+    radius: float = math.inf,
 ) -> LipschitzReport:
     r"""Return an upper bound of a module's Lipschitz constant, :math:`\max_{x, y} \|f(x) - f(y)\|_2 / \|x - y\|_2`.
 
@@ -84,6 +90,11 @@ def lipschitz_bound(
             beside them are held fixed.
         fold_batch_norm: Whether batch normalization is folded into the linear layer or convolution before it, if that
             gives less. Default True.
+        center: Of a ball of inputs. The bound then holds for any two of them, and is smaller: activations have the
+            slopes that they have there, of a ReLU that stays off 0, and values the size that they have there. An input
+            like `example_input`, and by default that; its values count. Where `forward` keeps samples apart, the bound
+            holds for each of them in a ball of its own.
+        radius: Of the ball, in the 2-norm, > 0. Default infinity: the bound for all inputs.
 
     Returns:
         The report. Several output tensors (in a tuple, a dict, a dataclass) count as one, like inputs. The value is NaN
@@ -91,7 +102,9 @@ def lipschitz_bound(
         layers that the example reaches and the reason under the name "trace". A collective call for sharded weights.
 
     Raises:
-        TypeError: If `module` is not a module, `example_input` holds no tensor, or `fold_batch_norm` is not a bool.
+        TypeError: If `module` is not a module, `example_input` or `center` holds no tensor, or another argument is of
+            the wrong kind.
+        ValueError: If `radius` is not > 0.
 
     Example:
         >>> import torch
@@ -111,14 +124,34 @@ def lipschitz_bound(
     """
     check_module(module)
     _checks.boolean("fold_batch_norm", fold_batch_norm)
-    findings, rounding = findings_at(module, as_inputs(example_input), fold=fold_batch_norm)
+    reach = _distance(radius)
+    inputs = as_inputs(example_input)
+    if center is not None:
+        inputs = as_inputs(center, "center")
+    findings, rounding = findings_at(module, inputs, fold=fold_batch_norm)
+    if math.isfinite(reach):
+        near, _ = findings_at(module, inputs, fold=fold_batch_norm, reach=reach)
+        # What is certain everywhere is so in the ball.
+        if not near.value > findings.value:
+            findings = near
     return LipschitzReport(findings.value * rounding, findings.per_layer, findings.unbounded)
 
 
-def findings_at(module: nn.Module, inputs: tuple[Any, ...], *, fold: bool = True) -> tuple[Findings, float]:
+def _distance(radius: object) -> float:
+    is_infinite = isinstance(radius, float) and radius == math.inf
+    distance = math.inf if is_infinite else _checks.number("radius", radius)
+    if distance <= 0:
+        msg = f"`radius` must be a number > 0, got {radius!r}; infinity stands for all inputs."
+        raise ValueError(msg)
+    return distance
+
+
+def findings_at(
+    module: nn.Module, inputs: tuple[Any, ...], *, fold: bool = True, reach: float = math.inf
+) -> tuple[Findings, float]:
     """Return the findings of the walk, and the factor that compensates the rounding of the forward pass."""
     with torch.inference_mode(False), torch.no_grad(), without_autocast(device_of(inputs)):  # noqa: FBT003  # torch's
-        findings = walk(module, [widened(value) for value in inputs], fold=fold)
+        findings = walk(module, [widened(value) for value in inputs], fold=fold, reach=reach)
     in_double = all(tensor.dtype == torch.float64 for tensor in found(inputs, Tensor) if tensor.is_floating_point())
     return findings, 1.0 if in_double else FAR_UPWARDS
 
@@ -172,11 +205,11 @@ def register_lipschitz_rule(target: type[nn.Module] | Callable[..., Any], rule: 
     register(target, UserRule(rule))
 
 
-def as_inputs(example_input: Any) -> tuple[Any, ...]:
+def as_inputs(example_input: Any, name: str = "example_input") -> tuple[Any, ...]:
     """Return the arguments of `forward`."""
     inputs = (example_input,) if isinstance(example_input, Tensor | dict) else example_input
     if not isinstance(inputs, tuple | list) or next(found(inputs, Tensor), None) is None:
         kind = type(example_input).__name__
-        msg = f"`example_input` must be a tensor or a tuple of the inputs of `forward`, or its one dict, got a {kind}."
+        msg = f"`{name}` must be a tensor or a tuple of the inputs of `forward`, or its one dict, got a {kind}."
         raise TypeError(msg)
     return tuple(inputs)

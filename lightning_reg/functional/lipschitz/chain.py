@@ -65,6 +65,25 @@ class Chain:
         factor = torch.linalg.cholesky(2 * identity - self.shape)
         return Chain(times(self.gain, slope), torch.cholesky_inverse(factor))
 
+    def activated_between(self, low: Tensor, high: Tensor) -> "Chain":
+        r"""Return what is known after an activation whose slopes >= 0 are bounded for each feature, shape (features,).
+
+        Features F of one slope are linear. Of the others, U, the multiplier is that of `activated`. The least form over
+        what enters U has the inverse with the blocks :math:`(2 - R_{UU})^{-1} =: N`, :math:`R_{FU} N` and
+        :math:`R_{FF} + R_{FU} N R_{UF}`; then each feature is multiplied by its largest slope.
+        """
+        identity = torch.eye(len(high), dtype=torch.float64, device=high.device)
+        shape = identity if self.shape is None else self.shape
+        free = high > low
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(2 * identity[free][:, free] - shape[free][:, free]))
+        across = shape[:, free] @ inverse
+        after = shape + across @ shape[free]
+        after[:, free], after[free] = across, across.mT
+        after[free.nonzero(), free.nonzero().mT] = inverse
+        after = after * high[:, None] * high
+        square = float(matrix_norm(after)) * UPWARDS
+        return Chain(times(self.gain, math.sqrt(square)), after / square if square else after)
+
     def scaled(self, factor: float) -> "Chain":
         """Return the bound after a product with a number."""
         return Chain(times(self.gain, factor), self.shape)

@@ -5,12 +5,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 import lightning_reg.functional.lipschitz.rules  # noqa: F401  # each file there registers its rules
 from lightning_reg.functional.lipschitz.rules.applied import apply_rule
-from lightning_reg.functional.lipschitz.rules.registry import EXTENTS, Rule, UserRule, function_rule, module_rule
-from lightning_reg.functional.lipschitz.value import Bound, Extent, NoBoundError, Operation, larger, traced_in
+from lightning_reg.functional.lipschitz.rules.registry import EXTENTS, TURNS, Rule, UserRule, function_rule, module_rule
+from lightning_reg.functional.lipschitz.value import (
+    Bound,
+    Extent,
+    NoBoundError,
+    Operation,
+    Traced,
+    larger,
+    largest,
+    smaller,
+    traced_in,
+)
 
 JUMPS = "whole numbers and comparisons are discontinuous: they have no Lipschitz constant"
 # Modules that torch writes in Python with operations that have their own rules.
@@ -33,6 +44,8 @@ class Step:
     """The steps on which it depends."""
     extent: Rule | None = None
     """The rule of how large its result gets."""
+    turns: tuple[float, ...] | None = None
+    """Where the slope of a function of each entry stops to rise or to fall."""
 
 
 class Judge:
@@ -41,11 +54,12 @@ class Judge:
     Args:
         has_floats: Whether the network has an input of floating-point numbers.
         fold: Whether batch normalization is folded into the layer before it.
+        reach: How far the network's input may be from the example.
 
     """
 
-    def __init__(self, *, has_floats: bool, fold: bool) -> None:
-        self._has_floats, self._fold = has_floats, fold
+    def __init__(self, *, has_floats: bool, fold: bool, reach: float) -> None:
+        self._has_floats, self._fold, self.reach = has_floats, fold, reach
         self._reasons: dict[Step, tuple[str, str]] = {}
         self._layers: list[tuple[str, float]] = []
 
@@ -63,7 +77,7 @@ class Judge:
     def of_input(self, value: Tensor) -> Bound | None:
         """Return the bound of an argument of the network; None if it is held fixed."""
         if value.is_floating_point() or value.is_complex():
-            return Bound(1.0)
+            return self._near(value, Bound(1.0))
         # Whole numbers are held fixed. If there are no other inputs, the operations on them give the reason.
         return None if self._has_floats else Bound(math.inf)
 
@@ -77,7 +91,7 @@ class Judge:
         if step.rule is None:
             return self.refuse(step, f"no rule for {step.kind}; `register_lipschitz_rule` adds one")
         is_whole = isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex())
-        done = Operation(value, operation, step.module)
+        done = Operation(value, operation, step.module, step.turns)
         try:
             bound, own = apply_rule(step.rule, done, args, kwargs)
         except NoBoundError as error:
@@ -87,7 +101,24 @@ class Judge:
         if own is not None:
             self._note_layer(step, own)
         extent = step.extent(done, bound, *args, **kwargs) if step.extent else bound.extent
-        return replace(bound, scaled=bound.scaled if self._fold else None, extent=extent or Extent())
+        bound = replace(bound, scaled=bound.scaled if self._fold else None, extent=extent or Extent())
+        return self._near(value, bound) if isinstance(value, Tensor) else bound
+
+    def _near(self, value: Tensor, bound: Bound) -> Bound:
+        """Return the bound with how large a value gets, if the input stays near."""
+        interval = Traced(value, bound, self.reach).interval()
+        if interval is None or not value.numel():
+            return bound
+        low, high = interval
+        entries = torch.maximum(low.abs(), high.abs())
+        extent, dim = bound.extent, bound.extent.dim if value.ndim else -1
+        radius = largest(torch.linalg.vector_norm(entries, dim=dim) if value.ndim else entries)
+        return replace(
+            bound,
+            extent=replace(
+                extent, entries=smaller(extent.entries, largest(entries)), radius=smaller(extent.radius, radius)
+            ),
+        )
 
     def refuse(self, step: Step, reason: str) -> Bound:
         """Return an infinite bound, and keep the reason."""
@@ -104,12 +135,22 @@ class Judge:
 
     def rule_of(self, called: nn.Module | Callable[..., Any], name: str = "") -> Rule | UserRule | None:
         """Return the rule of a module, or of a function called `name`, if there is one."""
-        return module_rule(called) if isinstance(called, nn.Module) else function_rule(called, name)
+        found: Rule | UserRule | None = (
+            module_rule(called) if isinstance(called, nn.Module) else function_rule(called, name)
+        )
+        return found
 
     def extent_of(self, called: nn.Module | Callable[..., Any], name: str = "") -> Rule | None:
         """Return the rule of how large a result gets, if there is one."""
         found = module_rule(called, EXTENTS) if isinstance(called, nn.Module) else function_rule(called, name, EXTENTS)
         return None if isinstance(found, UserRule) else found
+
+    def turns_of(self, called: nn.Module | Callable[..., Any], name: str = "") -> tuple[float, ...] | None:
+        """Return where the slope of a function of each entry stops to rise or to fall, if that is known."""
+        found: tuple[float, ...] | None = (
+            module_rule(called, TURNS) if isinstance(called, nn.Module) else function_rule(called, name, TURNS)
+        )
+        return found
 
     def _note_layer(self, step: Step, own: float) -> None:
         """Record the constant of a layer with weights: a module, or a function of parameters."""

@@ -1,6 +1,7 @@
 """Follows a module through every operation of torch on an example, and asks the judge for the bound of each result."""
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -119,14 +120,14 @@ class Tracer(TorchFunctionMode):
         for path, part in module.named_modules():
             forward = part.forward
             if self._judge.is_leaf(part):
-                rules = self._judge.rule_of(part), self._judge.extent_of(part)
+                rules = self._judge.rule_of(part), self._judge.extent_of(part), self._judge.turns_of(part)
                 step = functools.partial(self._module_step, path, part, *rules)
                 vars(part)["forward"] = self._whole(forward, step)
             else:
                 vars(part)["forward"] = self._inside(forward, path)
 
-    def _module_step(self, path: str, module: nn.Module, rule: Any, extent: Any, *_: Any) -> Step:
-        return Step(path or type(module).__name__, rule, type(module).__name__, module, extent=extent)
+    def _module_step(self, path: str, module: nn.Module, rule: Any, extent: Any, turns: Any, *_: Any) -> Step:
+        return Step(path or type(module).__name__, rule, type(module).__name__, module, extent=extent, turns=turns)
 
     def _whole(self, function: Callable[..., Any], step: Callable[..., Step]) -> Callable[..., Any]:
         """Return `function` with its calls judged as one operation."""
@@ -177,6 +178,7 @@ class Tracer(TorchFunctionMode):
             f"`{shown}`",
             weight=self._weights[id(weights[0])] if weights else None,
             extent=self._judge.extent_of(function, shown),
+            turns=self._judge.turns_of(function, shown),
         )
 
     @override
@@ -207,6 +209,9 @@ class Tracer(TorchFunctionMode):
         tensors = list(found((values, keywords), Tensor))
         versions = [tensor._version for tensor in tensors]  # noqa: SLF001  # tells of every change in place
         places = [place(tensor) for tensor in tensors]
+        # Where the input stays near the example, values count, also those that are about to change in place.
+        is_near = math.isfinite(self._judge.reach)
+        earlier = {id(state): state.value.clone() if is_near else state.value for state in states}
         with self._running(), unchanged_generators(self._devices):
             value = operation(*values, **keywords)
         if next(found(value, Tensor), None) is None:
@@ -221,7 +226,9 @@ class Tracer(TorchFunctionMode):
             with self._running():
                 # With what was known before: a change in place counts once the bound is known.
                 fixed = _fixed(states, changed) if step.module is None or any(s.bound.value for s in states) else set()
-                known = replaced((tuple(args), dict(kwargs)), TracedTensor, lambda t: _as_known(t.state, fixed))
+                known = replaced(
+                    (tuple(args), dict(kwargs)), TracedTensor, lambda t: self._as_known(t.state, fixed, earlier)
+                )
                 bound = self._judge.judge(step, operation, value, *known)
         where = {memory(tensor) for tensor in found(value, Tensor)}
         self._viewed += [tensor for tensor in constants if memory(tensor) in where]
@@ -229,6 +236,11 @@ class Tracer(TorchFunctionMode):
         if isinstance(value, Tensor):
             return self._known(value, bound, step)
         return replaced(value, Tensor, lambda tensor: self._part(tensor, bound, step))
+
+    def _as_known(self, state: State, fixed: set[int], earlier: Mapping[int, Tensor]) -> Tensor | Traced:
+        if id(state) in fixed:
+            return state.value
+        return Traced(earlier[id(state)], state.bound, self._judge.reach)
 
     def _known(self, value: Tensor, bound: Bound, step: Step) -> TracedTensor:
         state = State(value, bound, step)
@@ -290,10 +302,6 @@ def _fixed(states: Sequence[State], changed: Sequence[Tensor]) -> set[int]:
     """Return the states, by identity, of what does not depend on the input after all and is not changed in place."""
     where = {memory(tensor) for tensor in changed}
     return {id(state) for state in states if state.bound.value == 0 and memory(state.value) not in where}
-
-
-def _as_known(state: State, fixed: set[int]) -> Tensor | Traced:
-    return state.value if id(state) in fixed else Traced(state.value, state.bound)
 
 
 def _is_whole(value: Tensor) -> bool:

@@ -12,6 +12,7 @@ from lightning_reg.functional.lipschitz.chain import Chain
 from lightning_reg.functional.lipschitz.nested import found
 from lightning_reg.functional.lipschitz.rounding import UPWARDS, precise, times
 
+_ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-12}
 PRODUCT = "the slope of a product of values that depend on the input has no bound"
 
 
@@ -70,11 +71,32 @@ class Bound:
     """For a product with a matrix plus constants: the weight, and the bound before it."""
     extent: Extent = field(default_factory=Extent)
     """How large it gets."""
+    entries: "Callable[[], Tensor] | None" = None
+    """Of a convolution: the bounds of single entries, which broadcast."""
 
     def after(self, factor: float, slopes: Slopes | None = None) -> "Bound":
         """Return the bound after a function with this constant, or these slopes."""
         chain = self.chain.activated(factor) if self.chain and slopes and slopes.low >= 0 else None
         return Bound(times(self.value, factor), chain)
+
+    def between(self, low: Tensor, high: Tensor) -> "Bound":
+        """Return the bound after a function with such slopes of each entry, of its shape."""
+        factor = largest(torch.maximum(low.abs(), high.abs()))
+        value = times(self.value, factor)
+        if self.chain is None or not bool((low >= 0).all()):
+            return Bound(value)
+        rows = low.flatten(0, -2).amin(0), high.flatten(0, -2).amax(0)
+        chain = self.chain.activated_between(*rows)
+        return Bound(smaller(value, chain.gain), chain)
+
+    def of_entries(self) -> Tensor | float:
+        """Return the bounds of single entries, which broadcast."""
+        if self.entries is not None:
+            return self.entries()
+        if self.chain is None or self.chain.shape is None:
+            return self.value
+        # |d^T x| is g sqrt(d^T R d) at most.
+        return (self.chain.shape.diagonal().clamp_min(0).sqrt() * self.chain.gain * UPWARDS).clamp_max(self.value)
 
 
 @dataclass(frozen=True)
@@ -87,6 +109,8 @@ class Operation:
     """Computes it again, from other arguments."""
     module: Any = None
     """The layer, if it is one: a stand-in in eval mode with plain weights."""
+    turns: tuple[float, ...] | None = None
+    """Of a function of each entry: where its slope stops to rise or to fall, if that is known."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +120,18 @@ class Traced:
     value: Tensor
     """At the example input."""
     bound: Bound
+    reach: float = math.inf
+    """How far the network's input may be from the example."""
+
+    def interval(self) -> tuple[Tensor, Tensor] | None:
+        """Return the least and the largest value of each entry, float64, if the input stays near."""
+        if math.isinf(self.reach) or self.value.is_complex():
+            return None
+        value = precise(self.value)
+        # The value itself is rounded.
+        rounding = _ROUNDING[self.value.dtype] * (1 + largest(value))
+        deviation = torch.as_tensor(self.bound.of_entries(), dtype=value.dtype, device=value.device) * self.reach
+        return value - deviation - rounding, value + deviation + rounding
 
     def radius(self, dim: int = -1) -> float:
         """Return the largest length that a vector along `dim` has for any input."""

@@ -30,13 +30,14 @@ class Findings(NamedTuple):
     """Of an output that a matrix makes: its weight, and the bound before it."""
 
 
-def walk(module: nn.Module, inputs: Sequence[Any], *, fold: bool) -> Findings:
+def walk(module: nn.Module, inputs: Sequence[Any], *, fold: bool, reach: float = math.inf) -> Findings:
     """Return the findings for `module` at `inputs`.
 
     Args:
         module: The module, which does not change.
         inputs: Its arguments; it may change their tensors.
         fold: Whether batch normalization is folded into the layer before it.
+        reach: The largest distance of other inputs from these.
 
     """
     tensors = list(found(inputs, Tensor))
@@ -45,11 +46,11 @@ def walk(module: nn.Module, inputs: Sequence[Any], *, fold: bool) -> Findings:
     arguments = replaced(list(inputs), Tensor, Tensor.clone)
     try:
         with watched_generators(devices) as has_drawn:
-            judge = Judge(has_floats=has_floats, fold=fold)
+            judge = Judge(has_floats=has_floats, fold=fold, reach=reach)
             try:
                 output = Tracer(judge, own_functions(), devices).trace(stand_in(module), inputs)
             except WrittenError:
-                judge = Judge(has_floats=has_floats, fold=fold)
+                judge = Judge(has_floats=has_floats, fold=fold, reach=reach)
                 tracer = Tracer(judge, own_functions(), devices, follows_new=True)
                 output = tracer.trace(stand_in(module), replaced(arguments, Tensor, Tensor.clone))
             drawn = has_drawn()

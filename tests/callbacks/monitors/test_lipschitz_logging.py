@@ -231,6 +231,24 @@ def test_operations_without_a_bound_are_named_once_with_the_remedies(fit, tmp_pa
     assert all(map(math.isfinite, logged["reg.lipschitz/network.embed"].values()))
 
 
+def pre_norm():
+    block = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True, norm_first=True)
+    return nn.Sequential(nn.Linear(5, 8), nn.Unflatten(1, (1, 8)), block, nn.Flatten(), nn.Linear(8, 2))
+
+
+def test_a_pre_norm_transformer_has_a_bound_with_its_logarithm_and_layers(fit, tmp_path):
+    fit(LipschitzMonitor(every_n_steps=1), module=Passing(pre_norm), logger=TensorBoardLogger(tmp_path))
+
+    logged = scalars(tmp_path)
+    upper, logarithm = logged["reg/lipschitz_upper"], logged["reg/lipschitz_log10"]
+    assert {step: 10**value for step, value in logarithm.items()} == pytest.approx(upper, rel=1e-4)
+    assert all(1 < value < math.inf for value in upper.values())
+    layers = {tag.partition("/")[2] for tag in logged if tag.startswith("reg.lipschitz/")}
+    inside = ("norm1", "self_attn", "norm2", "linear1", "linear2")
+    assert layers == {"network.0", "network.4", *(f"network.2.{name}" for name in inside)}
+    assert all(math.isfinite(value) for name in layers for value in logged[f"reg.lipschitz/{name}"].values())
+
+
 def test_no_logger_is_an_error_before_training(fit):
     with pytest.raises(MisconfigurationException, match="LipschitzMonitor needs a logger to write to"):
         fit(LipschitzMonitor(), module=Untrainable())

@@ -290,8 +290,9 @@ BY_RANK = {
         "squeeze and excitation": fixed(lambda x: x * x.mean((2, 3), keepdim=True).sigmoid()),
     },
 }
-# Parts without a bound.
+# Parts without a bound, unless one before them bounds how large their input gets.
 WITHOUT = {"product", "square", "gru", "squeeze and excitation", "gMLP unit"}
+BOUNDED = {"clamp", "tanh", "sigmoid", "softmax", "layer norm", "rms norm", "group norm", "mixer"}
 SCALES = (1e-3, 0.1, 1.0, 1.0, 3.0, 10.0)
 SHAPES = [(2, 6), (3, 4), (2, 3, 4), (1, 5, 3), (1, 2, 4, 4), (2, 1, 3, 5)]
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from lightning_reg.functional.lipschitz.rounding import precise
 from lightning_reg.functional.lipschitz.rules.registry import (
     EXTENTS,
+    TURNS,
     for_all,
     for_functions,
     for_modules,
@@ -71,6 +72,23 @@ def _gelu(op: Operation, input: Traced, approximate: str = "none") -> Slopes:
 @for_modules(nn.GELU)
 def _gelu_layer(op: Operation, input: Traced) -> Slopes:
     return _gelu(op, input, op.module.approximate)
+
+
+# Beside a kink or a jump of the slope, and where a smooth slope is largest or least.
+_BESIDE = 1e-9
+_TURNS: tuple[tuple[tuple[type[nn.Module], ...], str, tuple[float, ...]], ...] = (
+    ((nn.ReLU, nn.LeakyReLU, nn.Softplus, nn.LogSigmoid), "relu leaky_relu softplus logsigmoid", ()),
+    ((nn.Tanh, nn.Sigmoid, nn.Softsign, nn.Tanhshrink), "tanh sigmoid expit softsign tanhshrink", (0.0,)),
+    ((nn.Hardsigmoid, nn.ReLU6), "hardsigmoid relu6", (0.0, 3.0)),
+    ((), "arctan atan asinh arcsinh erf", (0.0,)),
+    ((nn.ELU, nn.SELU), "elu selu", (-_BESIDE, _BESIDE)),
+    ((nn.GELU,), "gelu", (-1.4185040087908285, -math.sqrt(2), math.sqrt(2), 1.4185040087908285)),
+    ((nn.SiLU,), "silu", (-2.399357280515468, 2.399357280515468)),
+    ((nn.Mish,), "mish", (-2.2563763963607935, 1.4905711794854284)),
+    ((nn.Hardswish,), "hardswish", (-3 - _BESIDE, -3 + _BESIDE, 3 - _BESIDE, 3 + _BESIDE)),
+)
+for _types, _names, _places in _TURNS:
+    for_all(_types, _names, _places, TURNS)
 
 
 def _leaky(slope: float) -> Slopes:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_reg.functional.lipschitz.nested import replaced
-from lightning_reg.functional.lipschitz.rounding import times
+from lightning_reg.functional.lipschitz.rounding import UPWARDS, times
 from lightning_reg.functional.lipschitz.rules.registry import Rule, UserRule, plain
 from lightning_reg.functional.lipschitz.value import (
     Bound,
@@ -61,10 +61,10 @@ def apply_rule(
 
     def at(points: Tensor) -> Tensor:
         changed: Any = replaced((args, kwargs), Traced, lambda _: points)
-        with torch.no_grad():
-            return operation.apply(*changed[0], **changed[1])  # type: ignore[no-any-return]  # a tensor
+        return operation.apply(*changed[0], **changed[1])  # type: ignore[no-any-return]  # a tensor
 
     bound, own = _entry_by_entry(operation, traced[0].value, traced[0].bound, result)
+    bound = _nearby(at, operation, traced[0], result) or bound
     return replace(bound, extent=_extent(at, traced[0], result, own)), own
 
 
@@ -83,6 +83,28 @@ def _extent(at: Callable[[Tensor], Tensor], argument: Traced, slopes: Slopes, sl
     length = argument.value.shape[before.dim] if argument.value.ndim else 1
     radius = times(before.radius, slope) + start * math.sqrt(length)
     return Extent(min(times(before.entries, slope) + start, ends), radius, before.dim, scores)
+
+
+def _nearby(at: Callable[[Tensor], Tensor], operation: Operation, argument: Traced, slopes: Slopes) -> Bound | None:
+    """Return the bound by the slopes that a function has where its argument may be, if that is known."""
+    interval = argument.interval()
+    if operation.turns is None or interval is None or not argument.value.ndim:
+        return None
+    low, high = interval
+    places = torch.stack([low, high, *(torch.full_like(low, turn).clamp(low, high) for turn in operation.turns)])
+    with torch.enable_grad():
+        places.requires_grad_()
+        found = torch.stack([at(each.clone()) for each in places])
+        (steepness,) = torch.autograd.grad(found.sum(), places)
+    if not bool(steepness.isfinite().all()):
+        return None
+    least, most = steepness.amin(0), steepness.amax(0)
+    # Where the slope is not the same everywhere, it is rounded.
+    varies = most > least
+    return argument.bound.between(
+        torch.where(varies, (least - UPWARDS + 1).clamp_min(slopes.low), least),
+        torch.where(varies, (most + UPWARDS - 1).clamp_max(slopes.high), most),
+    )
 
 
 def _entry_by_entry(operation: Operation, value: Tensor, bound: Bound, slopes: Slopes) -> tuple[Bound, float]:

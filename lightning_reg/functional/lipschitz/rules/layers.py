@@ -68,7 +68,22 @@ def convolved(bound: Bound, weight: Tensor, layer: Convolution, size: Sizes | No
             return convolved(bound, (groups * rows).flatten(0, 1), layer, size)
         return convolved(bound, weight * scale.to(weight).view(-1, 1, *(1,) * len(layer.kernel)), layer, size)
 
-    return Bound(times(bound.value, norm), None, scaled, channels=-1 - len(layer.kernel), own=norm)
+    return Bound(
+        times(bound.value, norm),
+        None,
+        scaled,
+        channels=-1 - len(layer.kernel),
+        own=norm,
+        entries=(lambda: _filters(weight, layer) * bound.value) if layer.padding_mode == "zeros" else None,
+    )
+
+
+def _filters(weight: Tensor, layer: Convolution) -> Tensor:
+    """Return the norm of each filter, shape (channels, 1, ...): an entry is a product with a part of it."""
+    if layer.transposed:
+        weight = weight.view(layer.groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1)
+    norms: Tensor = torch.linalg.vector_norm(precise(weight).flatten(1), dim=1) * UPWARDS
+    return norms.view(-1, *(1,) * len(layer.kernel))
 
 
 def _image_size(input: Traced, weight: Tensor) -> Sizes:
@@ -164,7 +179,8 @@ def _scaled_channels(input: Traced, scale: Tensor) -> Bound:
     if before.scaled is None or before.channels + input.value.ndim != 1:
         return Bound(plain.value, own=factor)
     folded = before.scaled(scale)
-    return Bound(smaller(plain.value, folded.value), folded.chain, folded.scaled, folded.channels, own=factor)
+    value = smaller(plain.value, folded.value)
+    return Bound(value, folded.chain, folded.scaled, folded.channels, own=factor, entries=folded.entries)
 
 
 @for_modules(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)

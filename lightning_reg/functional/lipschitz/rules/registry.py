@@ -16,7 +16,7 @@ from lightning_reg.functional.lipschitz.value import NoBoundError, Traced
 # Maps `Operation` and its arguments to the bound of the result, to the slopes of a function that works entry by entry,
 # or to a factor for the only argument that depends on the input. Arguments that depend on the input are `Traced`.
 Rule = Callable[..., Any]
-AnyRule = TypeVar("AnyRule", bound=Rule)
+AnyRule = TypeVar("AnyRule")
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class Book(NamedTuple):
 BOUNDS = Book({}, {}, {})
 # How large it gets; the rules get the bound of the result as their second argument.
 EXTENTS = Book({}, {}, {})
+# Not rules: where the slope of a function of each entry stops to rise or to fall.
+TURNS = Book({}, {}, {})
 _NAMESPACES = (torch, functional, torch.special)
 
 
@@ -63,7 +65,7 @@ def for_functions(names: str, book: Book = BOUNDS) -> Callable[[AnyRule], AnyRul
     return register
 
 
-def add_function(name: str, rule: Rule | UserRule, book: Book = BOUNDS) -> None:
+def add_function(name: str, rule: Any, book: Book = BOUNDS) -> None:
     """Make `rule` the rule of every function of torch, operator, attribute and method called `name`."""
     for space in _NAMESPACES:
         function = getattr(space, name, None)
@@ -85,7 +87,7 @@ def register(target: type[nn.Module] | Callable[..., Any], rule: UserRule) -> No
         BOUNDS.methods[name] = rule
 
 
-def module_rule(module: nn.Module, book: Book = BOUNDS) -> Rule | UserRule | None:
+def module_rule(module: nn.Module, book: Book = BOUNDS) -> Any:
     """Return the rule of the nearest ancestor that computes the same."""
     for ancestor in type(module).__mro__:
         if ancestor in book.modules:
@@ -103,9 +105,9 @@ def _has_forward_of(ancestor: type[nn.Module], module: nn.Module) -> bool:
     )
 
 
-def function_rule(function: Callable[..., Any], name: str, book: Book = BOUNDS) -> Rule | UserRule | None:
+def function_rule(function: Callable[..., Any], name: str, book: Book = BOUNDS) -> Any:
     """Return the rule of a function; methods and attributes of tensors are found by name."""
-    return book.functions.get(function) or (book.methods.get(name) if is_method(function) else None)
+    return book.functions.get(function, book.methods.get(name) if is_method(function) else None)
 
 
 def own_functions() -> list[FunctionType]:
@@ -122,7 +124,7 @@ def without_bound(reason: str) -> Rule:
     return rule
 
 
-def for_all(types: Iterable[type[nn.Module]], names: str, rule: Rule, book: Book = BOUNDS) -> None:
+def for_all(types: Iterable[type[nn.Module]], names: str, rule: Any, book: Book = BOUNDS) -> None:
     """Make `rule` the rule of modules and of functions."""
     for_modules(*types, book=book)(rule)
     for_functions(names, book=book)(rule)

@@ -1,0 +1,136 @@
+"""The bound over a ball around a sample: below the bound for all inputs, and above every Jacobian in the ball."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lightning_reg.functional import lipschitz_bound
+from tests.functional.lipschitz.calls import Calls
+from tests.functional.lipschitz.jacobians import flat_function, jacobian_norm_at
+
+ACTIVATIONS = [
+    *(
+        nn.ReLU(inplace=True),
+        nn.Tanh(),
+        nn.Sigmoid(),
+        nn.GELU(),
+        nn.GELU("tanh"),
+        nn.SiLU(),
+        nn.Softplus(),
+        nn.ELU(1.5),
+    ),
+    *(nn.LeakyReLU(0.1), nn.Hardswish(), nn.Mish(), nn.SELU(), nn.ReLU6(), nn.Hardsigmoid(), nn.Softsign(), nn.PReLU()),
+]
+
+
+def mlp(activation):
+    return nn.Sequential(nn.Linear(5, 8), activation, nn.Linear(8, 8), activation, nn.Linear(8, 3))
+
+
+def convolutions(activation):
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 5)),
+        nn.Conv1d(1, 3, 3, padding=1),
+        nn.BatchNorm1d(3),
+        activation,
+        nn.ConvTranspose1d(3, 2, 2, stride=2),
+        activation,
+        nn.Flatten(),
+        nn.Linear(20, 3),
+    )
+
+
+def drawn(network, seed):
+    generator = torch.Generator().manual_seed(seed)
+    network = network.double().eval()
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.copy_(torch.randn(weight.shape, generator=generator))
+    return network, torch.randn(1, 5, generator=generator, dtype=torch.float64), generator
+
+
+@pytest.mark.parametrize("make", [mlp, convolutions])
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=repr)
+def test_no_jacobian_in_the_ball_is_above_the_bound_and_the_bound_grows_to_that_of_all_inputs(make, activation):
+    network, center, generator = drawn(make(activation), seed=len(repr(activation)))
+    function, vector = flat_function(network, [center])
+    everywhere = lipschitz_bound(network, center).value
+    for radius in (0.05, 0.5, 50.0):
+        bound = lipschitz_bound(network, center, radius=radius).value
+        for _ in range(4):
+            step = torch.randn(5, generator=generator, dtype=torch.float64)
+            truth = jacobian_norm_at(function, vector + 0.999 * radius * step / step.norm())
+            assert truth <= bound * (1 + 1e-9)
+        assert bound <= everywhere
+
+
+def test_in_a_tiny_ball_a_chain_of_relus_has_the_norm_of_its_jacobian():
+    network, center, _ = drawn(mlp(nn.ReLU()), seed=3)
+    truth = jacobian_norm_at(*flat_function(network, [center]))
+    assert truth > 0
+    assert lipschitz_bound(network, torch.zeros_like(center), center=center, radius=1e-7).value == pytest.approx(truth)
+
+
+def test_slopes_of_sigmoids_are_these_of_the_interval_that_each_unit_may_reach():
+    network, center, _ = drawn(nn.Sequential(nn.Linear(5, 4), nn.Sigmoid()), seed=4)
+    weight, bias = (parameter.detach().numpy() for parameter in network.parameters())
+    radius = 0.2
+    before = weight @ center.numpy()[0] + bias
+    reach = radius * np.linalg.norm(weight, axis=1)
+    steepest = np.clip(0, before - reach, before + reach)
+    slopes = np.exp(-steepest) / (1 + np.exp(-steepest)) ** 2
+    norm = np.linalg.norm(weight, 2)
+    shape = np.linalg.inv(2 * np.eye(4) - weight @ weight.T / norm**2)
+    chain = norm * math.sqrt(np.linalg.norm(slopes[:, None] * shape * slopes, 2))
+    expected = min(norm * slopes.max(), chain)
+    assert lipschitz_bound(network, center, radius=radius).value == pytest.approx(expected, rel=1e-6)
+
+
+def test_units_that_stay_on_or_off_are_linear_in_the_chain():
+    network, center, _ = drawn(nn.Sequential(nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 3)), seed=6)
+    weight, last = (network[place].weight.detach().numpy() for place in (0, 2))
+    with torch.no_grad():
+        network[0].bias.copy_(torch.tensor([20.0, 20, -20, 0, 0]) - center[0] @ network[0].weight.mT)
+    norm = np.linalg.norm(weight, 2)
+    shape = weight @ weight.T / norm**2
+    fixed, free = slice(0, 3), slice(3, 5)
+    # What is known of the last two units, if the differences of the first three are.
+    inverse = np.linalg.inv(shape[fixed, fixed])
+    given = shape[free, fixed] @ inverse
+    rest = shape[free, free] - given @ shape[fixed, free]
+    after = np.linalg.inv(np.block([[inverse, -given.T], [-given, 2 * np.eye(2) - rest]]))
+    through = last * [1, 1, 0, 1, 1]
+    expected = norm * math.sqrt(np.linalg.norm(through @ after @ through.T, 2))
+    assert expected < norm * np.linalg.norm(last, 2)
+    assert lipschitz_bound(network, center, radius=0.2).value == pytest.approx(expected, rel=1e-6)
+
+
+def test_functions_in_place_have_the_slope_of_what_was_there_before():
+    center = torch.zeros(1, 2, dtype=torch.float64)  # where a sigmoid is steepest; its values there are 1/2
+    value = lipschitz_bound(Calls(lambda x: (1 * x).sigmoid_()), center, radius=1e-3).value
+    assert value == pytest.approx(0.25)
+
+
+def test_in_a_ball_products_have_a_bound_and_post_norm_attention_too():
+    layer = nn.TransformerEncoderLayer(4, 2, 6, batch_first=True, layer_norm_eps=0.1).double().eval()
+    center = torch.randn(1, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert lipschitz_bound(layer, center).value == math.inf
+    report = lipschitz_bound(layer, center, radius=0.1)
+    assert report.unbounded == ()
+    assert jacobian_norm_at(*flat_function(layer, [center])) <= report.value < math.inf
+
+
+def test_an_infinite_radius_is_the_bound_for_all_inputs():
+    network, center, _ = drawn(mlp(nn.Tanh()), seed=1)
+    assert lipschitz_bound(network, center, radius=math.inf) == lipschitz_bound(network, center)
+
+
+@pytest.mark.parametrize(
+    ("radius", "error"), [(0.0, ValueError), (-1, ValueError), (math.nan, ValueError), ("1", TypeError)]
+)
+def test_a_radius_that_is_none_is_refused(radius, error):
+    with pytest.raises(error, match="`radius` must be"):
+        lipschitz_bound(nn.Linear(2, 2), torch.zeros(1, 2), radius=radius)
