@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+MIN := .venv-min$(TORCH)
 BENCHMARKS := $(filter-out benchmarks/_%, $(sort $(wildcard benchmarks/*.py)))
 
 # One worker for each core, one thread for each worker. `make test SEED=7` draws the cases of that seed again.
@@ -58,9 +59,9 @@ bench: .venv/installed ## print the benchmark tables
 	@set -e; for file in $(BENCHMARKS); do \
 		echo "== $$file"; $(BIN)/python -m benchmarks.$$(basename $$file .py); done
 
-min: .venv-min/installed ## run the tests with the oldest supported dependencies
-	.venv-min/bin/python $(SUITE) -m "not gpu"
-	$(TWIN) .venv-min/bin/python $(SUITE) -m "not gpu"
+min: $(MIN)/installed ## run the tests with the oldest supported dependencies; `TORCH=2.6.0` for the oldest torch, too
+	$(MIN)/bin/python $(SUITE) -m "not gpu"
+	$(TWIN) $(MIN)/bin/python $(SUITE) -m "not gpu"
 
 packages: .venv-packages/installed ## run the tests with models of other packages
 	OMP_NUM_THREADS=1 .venv-packages/bin/python -m pytest tests/integration/test_packages.py
@@ -74,7 +75,7 @@ release-check: .venv/installed ## build wheel and sources, install the wheel alo
 	.venv-release/bin/python -m lightning_reg
 
 clean: ## remove the environments, caches and results
-	rm -rf .venv .venv-min .venv-packages .venv-release .coverage .coverage.* htmlcov build dist docs/_build lightning_logs
+	rm -rf .venv .venv-min* .venv-packages .venv-release .coverage .coverage.* htmlcov build dist docs/_build lightning_logs
 	rm -rf test-results
 	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 
@@ -84,9 +85,10 @@ clean: ## remove the environments, caches and results
 	$(BIN)/pip install --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-.venv-min/installed: pyproject.toml constraints-min.txt
-	$(PYTHON) -m venv .venv-min
-	.venv-min/bin/pip install --constraint constraints-min.txt --editable '.[dev]'
+$(MIN)/installed: pyproject.toml constraints-min.txt
+	$(PYTHON) -m venv $(MIN)
+	sed '$(if $(TORCH),s/^torch==.*/torch==$(TORCH)/)' constraints-min.txt > $(MIN)/constraints.txt
+	$(MIN)/bin/pip install --constraint $(MIN)/constraints.txt --editable '.[dev]'
 	touch $@
 
 .venv-packages/installed: pyproject.toml constraints.txt

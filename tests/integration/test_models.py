@@ -113,7 +113,8 @@ def test_every_callback_at_once(case, trainer_of, tmp_path):
     assert chosen(table, "l1-1 0") == [case.sparse]
     assert {table[name] for name in table if name not in case.matrices} == {
         "none: 1 < 2 dimensions (L1Penalty, L2Penalty, ElasticNetPenalty, SpectralNormPenalty, MCPPenalty,"
-        " AnchorPenalty); matches no pattern of `select` (GroupLassoPenalty, L1Penalty)"
+        " AnchorPenalty, NuclearNormPenalty, OrthogonalPenalty); matches no pattern of `select` (GroupLassoPenalty,"
+        " L1Penalty)"
     }
     table = plan(tmp_path, "reg/setup_spectral")
     assert chosen(table, f"normalized to matrix norm {BOUND}") == [case.normalized]

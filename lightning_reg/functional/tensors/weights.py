@@ -16,7 +16,8 @@ def as_weights(weights: object, *, kinds: str = "a tensor or an iterable of tens
     """
     if isinstance(weights, Tensor):
         tensors = [weights]
-    elif isinstance(weights, Iterable) and not isinstance(weights, str | bytes | Mapping | nn.Module):
+    # A tuple of classes, not a union: the compiler of torch 2.6 does not know unions.
+    elif isinstance(weights, Iterable) and not isinstance(weights, (str, bytes, Mapping, nn.Module)):
         tensors = list(weights)
     else:
         remedies = {Mapping: " Pass its `.values()`.", nn.Module: " Pass its `.parameters()`."}

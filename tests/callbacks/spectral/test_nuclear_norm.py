@@ -232,8 +232,8 @@ def test_the_proximal_step_is_that_of_the_loop(fit, accumulate):
 
 
 def step(weight, factors):
-    u, s, vh = torch.linalg.svd(weight.flatten(1), full_matrices=False)
-    return (u @ torch.diag((s - 0.1 * factors.flatten()[0]).clamp(min=0)) @ vh).view(weight.shape)
+    u, s, vh = torch.linalg.svd(weight.flatten(1).double(), full_matrices=False)
+    return (u @ torch.diag((s - 0.1 * factors.flatten()[0]).clamp(min=0)) @ vh).view(weight.shape).to(weight.dtype)
 
 
 class Overflowing(Regressor):

@@ -268,7 +268,7 @@ def test_a_chain_with_einsum_is_as_tight_as_with_linear_layers():
         (lambda x: torch.lerp(x, 2 * x, x), "lerp", "product"),
         (lambda x: x.scatter(1, x.argsort(1), 2 * x), "scatter", "discontinuous"),
         (lambda x: x.scatter_reduce(1, torch.zeros(3, 3).long(), x, "prod"), "scatter_reduce", "prod"),
-        (lambda x: x.roll(x.argmax(), 0), "roll", "discontinuous"),
+        (lambda x: x.roll((x.argmax(),), 0), "roll", "discontinuous"),
         (lambda x: x[:2].narrow(0, x.argmin() // 9, 1), "narrow", "discontinuous"),
         (lambda x: x[:1].std(0), "std", "divides by zero"),
         (

@@ -208,7 +208,8 @@ def test_a_weight_given_twice_gets_both_gradients(function, plain):
 def test_the_graph_of_many_small_weights_is_one_node(function, plain):
     weights = [random(3).requires_grad_() for _ in range(50)]
 
-    node = function(weights).grad_fn
+    value = function(weights)  # owns its node
+    node = value.grad_fn
 
     while len(node.next_functions) == 1:  # a factor or a sum of one term
         ((node, _),) = node.next_functions
