@@ -103,6 +103,29 @@ def test_no_true_norm_is_ever_above_the_bound(method, bound, lr, trainer_of):
         assert min(result[1] for result in norms.results) > 0.45
 
 
+@pytest.mark.parametrize("rate", [1e-4, 1e-3, 1e-2])
+@pytest.mark.parametrize("is_tall", [False, True])
+def test_hundreds_of_singular_values_at_the_bound_stay_below_it(rate, is_tall, trainer_of):
+    # As many as following from step to step cannot tell apart.
+    class Pushed(Plain):
+        def training_step(self, batch, batch_idx):
+            weight, generator = self.network.weight, torch.Generator().manual_seed(batch_idx % 2)
+            return (weight * torch.randn(weight.shape, generator=generator)).sum()
+
+        def configure_optimizers(self):
+            return torch.optim.Adam(self.network.parameters(), lr=rate)
+
+    layer = nn.Linear(270, 400, bias=False) if is_tall else nn.Linear(400, 270, bias=False)
+    nn.init.normal_(layer.weight)
+    norms = EachStep(lambda module: spectral(module.network.weight))
+
+    trainer_of(SpectralConstraint(1.0), norms, max_epochs=1).fit(Pushed(layer))
+
+    assert max(norms.results) <= 1 + 1e-4
+    assert min(norms.results) > 0.9
+    assert torch.linalg.svdvals(layer.weight.detach())[200] > 0.8  # rescaling would shrink all
+
+
 @pytest.mark.parametrize("lr", [0.1, 0.01])
 def test_convolutions_of_many_channels_stay_below_the_bound_at_every_step(lr, trainer_of):
     # So many that no certified bound is computed as long as the estimate is well below.
@@ -273,6 +296,8 @@ def test_no_decomposition_is_computed_if_nothing_exceeds_the_bound(trainer_of, m
         torch.linalg, "eigvalsh", lambda matrix: decompositions.append(matrix.shape) or eigvalsh(matrix)
     )
     monkeypatch.setattr(torch.linalg, "svd", lambda *args, **kwargs: decompositions.append(0) or svd(*args, **kwargs))
+    eigh = torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", lambda *args, **kwargs: decompositions.append(0) or eigh(*args, **kwargs))
 
     class Network(nn.Sequential):
         def __init__(self):
