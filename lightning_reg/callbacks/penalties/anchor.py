@@ -15,7 +15,7 @@ from lightning_reg.functional import l1_norm, squared_l2_norm
 from lightning_reg.functional.penalties.elementwise import add_elementwise_gradient_
 from lightning_reg.functional.proximal.optimality import elementwise_residual
 from lightning_reg.functional.tensors.chunks import chunk_size, chunks
-from lightning_reg.functional.tensors.shards import local_parts
+from lightning_reg.functional.tensors.shards import local_part, local_parts
 from lightning_reg.schedules import Schedule
 from lightning_reg.selection import Select
 from lightning_reg.selection.weights import clean_name
@@ -91,7 +91,14 @@ class AnchorPenalty(Penalty):
     def remember(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         if self.anchor == "start":
             return weights
-        given = self.anchor if isinstance(self.anchor, Mapping) else _read(self.anchor)
+        if isinstance(self.anchor, Mapping):
+            # The state dict of the module itself shares its memory: a second fit would find the trained weights there.
+            places = {_place(weight) for weight in weights.values()}
+            shared = {name: tensor.clone() for name, tensor in self.anchor.items() if _place(tensor) in places}
+            self.anchor = _Tensors({**self.anchor, **shared})
+            given: Mapping[str, Tensor] = self.anchor
+        else:
+            given = _read(self.anchor)
         anchors = {clean_name(name): tensor for name, tensor in given.items()}
         return {name: _fitting(anchors, name, weight) for name, weight in weights.items()}
 
@@ -143,6 +150,11 @@ class _Tensors(dict[str, Tensor]):
     @override
     def __repr__(self) -> str:
         return f"<{len(self)} tensors>"
+
+
+def _place(tensor: Tensor) -> int:
+    """Return where the memory of this rank's part of a tensor begins."""
+    return local_part(tensor.detach()).untyped_storage().data_ptr()
 
 
 def _checked(tensors: Mapping[Any, Any]) -> Mapping[str, Tensor]:

@@ -115,6 +115,17 @@ def test_the_anchor_may_be_a_mapping_or_a_file(fit, trainer_of, tmp_path, source
     assert_same_weights(fit(AnchorPenalty(0.5, anchor, mode="grad")), weights_of(truth))
 
 
+def test_the_state_dict_of_the_module_itself_stays_the_anchor_of_a_second_fit(trainer_of):
+    def trained(anchor_of):
+        module = Regressor()
+        callback = AnchorPenalty(0.5, anchor_of(module), mode="grad")
+        for _ in range(2):
+            trainer_of(callback, max_epochs=1).fit(module, loader())
+        return weights_of(module)
+
+    assert_same_weights(trained(lambda module: module.state_dict()), trained(weights_of), rtol=0)
+
+
 @every_mode
 def test_a_resumed_run_equals_the_uninterrupted_one_whatever_its_anchor(fit, trainer_of, tmp_path, mode):
     trainer, file = trainer_of(AnchorPenalty(0.5, mode=mode), max_epochs=1), tmp_path / "half.ckpt"
