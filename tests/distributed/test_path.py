@@ -33,7 +33,7 @@ def path_of(name):
 
 
 def sgd(parameters):
-    return torch.optim.SGD(parameters, lr=0.05)
+    return torch.optim.SGD(parameters, lr=0.2)
 
 
 def told(path, trainer):
