@@ -59,7 +59,7 @@ bench: .venv/installed ## print the benchmark tables
 	@set -e; for file in $(BENCHMARKS); do \
 		echo "== $$file"; $(BIN)/python -m benchmarks.$$(basename $$file .py); done
 
-min: $(MIN)/installed ## run the tests with the oldest supported dependencies; `TORCH=2.6.0` for the oldest torch, too
+min: $(MIN)/installed ## run the tests with the oldest supported dependencies; `TORCH=2.9.0` for the oldest torch, too
 	$(MIN)/bin/python $(SUITE) -m "not gpu"
 	$(TWIN) $(MIN)/bin/python $(SUITE) -m "not gpu"
 

@@ -16,7 +16,7 @@ def as_weights(weights: object, *, kinds: str = "a tensor or an iterable of tens
     """
     if isinstance(weights, Tensor):
         tensors = [weights]
-    # A tuple of classes, not a union: the compiler of torch 2.6 does not know unions.
+    # A tuple of classes, not a union, which the compiler of torch 2.9 does not know.
     elif isinstance(weights, Iterable) and not isinstance(weights, (str, bytes, Mapping, nn.Module)):
         tensors = list(weights)
     else:

@@ -165,7 +165,6 @@ class Linears(Regressor):
             nn.init.normal_(weight)
 
 
-@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="came with torch 2.9")
 def test_muon(fit):
     actual = fit(
         WeightDecay(DECAY), module=Linears(lambda parameters: torch.optim.Muon(parameters, lr=0.02, weight_decay=0.0))
