@@ -1,6 +1,6 @@
 """The optimality residual `reg/optimality/<name>`: how far a step's gradient is from a minimum."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -10,8 +10,6 @@ from torch.optim import Optimizer
 from lightning_reg.callbacks.penalties.run import Run
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
-from lightning_reg.functional.tensors.chunks import chunk_size, chunks
-from lightning_reg.functional.tensors.shards import local_parts
 
 
 class Member(Protocol):
@@ -19,10 +17,6 @@ class Member(Protocol):
 
     strength: float
     mode: str
-
-    @property
-    def elementwise(self) -> bool:
-        """Whether its term is a sum over single entries."""
 
     @property
     def run(self) -> Run | None:
@@ -50,12 +44,8 @@ def residuals(
         strength = run.strength_at(penalty.strength, tick) * run.share
         if not strength:
             continue
-        # One weight at a time, or less, so that there is no second copy of all gradients.
-        each = [
-            penalty.residual([part], [_over_strength(grad, strength, scale)])
-            for weight in run.targets.of([optimizer])
-            for part, grad in _parts(weight, split=penalty.elementwise)
-        ]
+        # One weight at a time, so that there is no second copy of all gradients.
+        each = [penalty.residual([w], [_gradient(w, strength, scale)]) for w in run.targets.of([optimizer])]
         values = [value for value in each if value is not None]
         if values:
             worst = torch.stack([value.to(values[0].device) for value in values]).amax()
@@ -63,20 +53,10 @@ def residuals(
     return found
 
 
-def _parts(weight: Tensor, *, split: bool) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield a weight with its gradient, or flat parts of what this rank has of both, for the cache, if `split`."""
-    grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
-    if grad.is_sparse:
-        grad = grad.to_dense()
-    if not split:
-        yield weight, grad
-        return
-    own = local_parts([weight, grad])
-    for (part,), (slope,) in chunks(own[:1], own[1:], size=chunk_size(own)):
-        yield part, slope
-
-
-def _over_strength(grad: Tensor, strength: float, scale: Tensor | None) -> Tensor:
+def _gradient(weight: Tensor, strength: float, scale: Tensor | None) -> Tensor:
     """Return the gradient of the data loss over `strength`, in float32 at least."""
+    if weight.grad is None:
+        return torch.zeros_like(weight)
+    grad = weight.grad.to_dense() if weight.grad.is_sparse else weight.grad
     wide = grad.to(torch.promote_types(grad.dtype, torch.float32)) / strength
     return wide if scale is None else wide / scale

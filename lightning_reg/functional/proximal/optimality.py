@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lightning_reg.functional.penalties.elementwise import end_of, within
 from lightning_reg.functional.penalties.group_sums import group_blocks, group_entries, group_sums
+from lightning_reg.functional.tensors.chunks import chunk_size, chunks
 from lightning_reg.functional.tensors.shards import has_dtensors, local_parts
 
 
@@ -19,9 +20,12 @@ def elementwise_residual(weights: Sequence[Tensor], grads: Sequence[Tensor], *, 
     Shape (); 0 without entries; only over the entries of this rank.
     """
     worst = []
-    ended = within(local_parts(list(weights)), end_of(l1, l2))
-    for weight, grad in zip(ended, local_parts(list(grads)), strict=True):
-        if weight.numel():
+    own, slopes = local_parts(list(weights)), local_parts(list(grads))
+    for position in range(len(own)):
+        # In parts that stay in the cache.
+        pair = own[position : position + 1], slopes[position : position + 1]
+        for some, some_grads in chunks(*pair, size=chunk_size(pair[0])) if pair[0][0].numel() else ():
+            (weight,), (grad,) = within(some, end_of(l1, l2)), some_grads
             slope = grad.add(weight.sgn(), alpha=l1)
             if l2:
                 slope.add_(weight, alpha=2 * l2)
