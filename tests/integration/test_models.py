@@ -22,6 +22,7 @@ from lightning_reg import (
     MCPPenalty,
     MonteCarloDropout,
     RegularizationMonitor,
+    RegularizationPath,
     SpectralConstraint,
     SpectralNormalization,
     SpectralNormPenalty,
@@ -94,8 +95,9 @@ def test_every_callback_at_once(case, trainer_of, tmp_path):
         LipschitzMonitor(target=f"model.{case.linear}", input_transform=lambda batch: torch.ones(1, 16)),
         MonteCarloDropout(5, softmax=True, dim=-1, seed=0),
     ]
-    # Constraints share no weights with some of these: tests/callbacks/constraints has the pairs.
-    others = [kind for kind in EXPORTED if kind not in map(type, callbacks) and not issubclass(kind, Constraint)]
+    # Constraints share no weights with some of these: tests/callbacks/constraints has the pairs. A path ends the fit.
+    apart = (Constraint, RegularizationPath)
+    others = [kind for kind in EXPORTED if kind not in map(type, callbacks) and not issubclass(kind, apart)]
     callbacks += [documented(kind, select=None) for kind in others]
     watch = Watch(case.dropouts)
     module = Classifier(case)

@@ -29,7 +29,8 @@ def elementwise_residual(weights: Sequence[Tensor], grads: Sequence[Tensor], *, 
             slope = grad.add(weight.sgn(), alpha=l1)
             if l2:
                 slope.add_(weight, alpha=2 * l2)
-            worst.append(slope.abs_().sub_((weight == 0).to(slope.dtype), alpha=l1).amax().clamp_(min=0).float())
+            size = slope.abs()
+            worst.append(size.sub_((weight == 0).to(size.dtype), alpha=l1).amax().clamp_(min=0).float())
     return _largest(worst, weights)
 
 
