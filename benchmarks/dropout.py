@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Sequence
 
 import torch
-from lightning import LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch import Callback
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split

@@ -21,7 +21,7 @@ from functools import wraps
 from typing import Any
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from sklearn.datasets import load_digits
 from torch import Tensor, nn

@@ -15,7 +15,7 @@ from functools import wraps
 from typing import Any
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from typing_extensions import override
