@@ -16,8 +16,7 @@ import warnings
 from collections.abc import Callable, Sequence
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule, Trainer
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
