@@ -1,13 +1,14 @@
 """Certified accuracy: the share of the validation set classified correctly under any change within a radius."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_reg.callbacks.monitors.lipschitz_target import InputTransform, Target
-from lightning_reg.callbacks.trainer.packages import MisconfigurationException
+from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer.packages import MisconfigurationException, Trainer
 from lightning_reg.functional.lipschitz.certificates import margin_bounds
 from lightning_reg.functional.lipschitz.nested import found
 from lightning_reg.functional.lipschitz.stand_in import stand_in, widened
@@ -28,13 +29,21 @@ class Certificate:
 
     def __init__(self, target: Target, radii: Sequence[float]) -> None:
         self._target = target
-        # Bounds of the weights in this pass: a callback may have averaged them.
-        self._network = stand_in(target.module)
         self._metric = CertifiedAccuracy(radii)
+        self._network: nn.Module | None = None
         self._bounds: Tensor | None = None
 
-    def add(self, batch: Any, inputs: InputTransform | None, labels: InputTransform | None) -> None:
-        """Add the samples of a batch."""
+    def add(
+        self,
+        batch: Any,
+        inputs: InputTransform | None,
+        labels: InputTransform | None,
+        count: Callable[[int], int],
+    ) -> None:
+        """Add the samples of a batch: of so many rows as many as `count` says."""
+        if self._network is None:
+            # Not before: callbacks put averaged weights in place for this pass when its epoch starts.
+            self._network = stand_in(self._target.module)
         samples = widened(self._target.samples(batch, None, inputs))
         arguments = samples if isinstance(samples, tuple) else (samples,)
         tensors = list(found(arguments, Tensor))
@@ -49,16 +58,19 @@ class Certificate:
             torch.compiler.set_stance("force_eager"),
         ):
             logits = self._network(*arguments)
-            self._metric.to(device).update(logits, labels(batch) if labels else _labels(batch), self._bounds)
+            classes = labels(batch) if labels else _labels(batch)
+            rows = count(len(logits))
+            self._metric.to(device).update(logits[:rows], classes[:rows], self._bounds)
 
-    def accuracy(self, suffix: str) -> Mapping[str, float]:
+    def accuracy(self, trainer: Trainer, suffix: str) -> Mapping[str, float]:
         """Return the certified accuracy for each radius, by tag; a collective call."""
-        if not self._metric.update_called:
-            return {}
-        shares = self._metric.compute().tolist()
+        # Not `compute`, which warns on ranks that have no batch.
+        sums = torch.cat([self._metric.certified, self._metric.count[None]]).to(trainer.strategy.root_device)
+        *certified, count = state.sums_over_ranks(trainer, sums).tolist()
         return {
-            f"{tags.CERTIFIED_ACCURACY}@{radius:g}{suffix}": share
-            for radius, share in zip(self._metric.radii, shares, strict=True)
+            f"{tags.CERTIFIED_ACCURACY}@{radius:g}{suffix}": number / count
+            for radius, number in zip(self._metric.radii, certified, strict=True)
+            if count
         }
 
 

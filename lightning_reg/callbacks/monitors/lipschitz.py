@@ -1,6 +1,7 @@
 """Bounds of the network's Lipschitz constant from both sides."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Self, final
 
 from typing_extensions import override
@@ -35,7 +36,8 @@ class LipschitzMonitor(Monitor[Run]):
       size, which `RegularizationMonitor` estimates from below, can be larger.
     - `reg/certified_accuracy@<radius>` for each radius in `certify`, at the end of each validation: the share of the
       validation set that is classified correctly under any change of a sample within that radius
-      (`metrics.CertifiedAccuracy`); zero without a known upper bound.
+      (`metrics.CertifiedAccuracy`), with the weights that validation uses, averaged ones too; each sample counts once, on
+      whatever rank. It is zero without a known upper bound.
 
     With several monitors the tags contain the target: `reg/lipschitz_lower/<target>`.
 
@@ -157,25 +159,31 @@ class LipschitzMonitor(Monitor[Run]):
             _write(trainer, found, step)
 
     @override
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        run = self._run
+        if run is not None and self.certify is not None and not trainer.sanity_checking:
+            run.certificate = Certificate(run.target, self.certify)
+
+    @override
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         run = self._run
-        if run is None or self.certify is None or trainer.sanity_checking:
-            return
-        if batch_idx == dataloader_idx == 0:
-            run.certificate = Certificate(run.target, self.certify)
-        if run.certificate is not None:
-            run.certificate.add(batch, self.input_transform, self.label_transform)
+        if run is not None and run.certificate is not None:
+            count = partial(state.rows_not_repeated, trainer, batch_idx, dataloader_idx)
+            run.certificate.add(batch, self.input_transform, self.label_transform, count)
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         run = self._run
         if run is None or run.certificate is None:
             return
-        shares = dict(run.certificate.accuracy(run.suffix))
+        shares = dict(run.certificate.accuracy(trainer, run.suffix))
         run.certificate = None
-        pl_module.log_dict(shares, on_step=False, on_epoch=True, logger=False, batch_size=1)
+        # All ranks have the same numbers; Lightning warns of values that are not reduced.
+        pl_module.log_dict(
+            shares, on_step=False, on_epoch=True, logger=False, batch_size=1, sync_dist=True, reduce_fx="max"
+        )
         write_scalars(trainer, shares, state.log_step(trainer))
 
     @override
