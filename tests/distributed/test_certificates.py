@@ -2,19 +2,18 @@
 
 import warnings
 
-import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
-from scipy.spatial.distance import cdist
 from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_reg import LipschitzMonitor
 from lightning_reg.metrics import CertifiedAccuracy
+from tests.callbacks.monitors.lipschitz import certified_by_planes
 from tests.distributed.test_penalty import STRATEGIES
 from tests.event_files import scalars
 from tests.models import KeepWeights
@@ -51,18 +50,6 @@ def data(count):
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(count, 5, generator=generator)
     return TensorDataset(inputs, (inputs[:, :3] + torch.randn(count, 3, generator=generator)).argmax(1))
-
-
-def certified_by_hand(weights, samples):
-    """Return the share of samples that are farther from each plane between two classes than each radius."""
-    weight, bias = (weights[f"network.0.{name}"].double().numpy() for name in ("weight", "bias"))
-    inputs, labels = (tensor.numpy() for tensor in samples.tensors)
-    logits = inputs @ weight.T + bias
-    margins = np.take_along_axis(logits, labels[:, None], 1) - logits
-    with np.errstate(invalid="ignore"):
-        distances = margins / cdist(weight, weight)[labels]
-    distances[np.arange(len(labels)), labels] = np.inf
-    return [np.mean(distances.min(1) > radius) for radius in RADII]
 
 
 class Streamed(IterableDataset):
@@ -130,7 +117,7 @@ def test_two_ranks_certify_the_whole_validation_set(pool, tmp_path, strategy, to
 
     logged = scalars(tmp_path)
     for seen, weights in ranks:
-        shares = certified_by_hand(weights, data(total))
+        shares = certified_by_planes(weights["network.0.weight"], weights["network.0.bias"], data(total), RADII)
         assert len(set(shares)) == len(RADII)
         for radius, share in zip(RADII, shares, strict=True):
             tag = f"reg/certified_accuracy@{radius:g}"

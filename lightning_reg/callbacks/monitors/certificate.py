@@ -1,7 +1,7 @@
 """Certified accuracy: the share of the validation set classified correctly under any change within a radius."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,12 @@ from lightning_reg.functional.lipschitz.stand_in import stand_in, widened
 from lightning_reg.functional.tensors.precision import without_autocast
 from lightning_reg.functional.tensors.random import unchanged_generators
 from lightning_reg.metrics.certified_accuracy import CertifiedAccuracy
-from lightning_reg.tensorboard import tags
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Of the curve.
+_STEPS = 100
 
 
 class Certificate:
@@ -29,7 +34,8 @@ class Certificate:
 
     def __init__(self, target: Target, radii: Sequence[float]) -> None:
         self._target = target
-        self._metric = CertifiedAccuracy(radii)
+        curve = (max(radii) * step / _STEPS for step in range(_STEPS))
+        self._metric = CertifiedAccuracy(sorted({*radii, *curve}))
         self._network: nn.Module | None = None
         self._bounds: Tensor | None = None
 
@@ -62,16 +68,17 @@ class Certificate:
             rows = count(len(logits))
             self._metric.to(device).update(logits[:rows], classes[:rows], self._bounds)
 
-    def accuracy(self, trainer: Trainer, suffix: str) -> Mapping[str, float]:
-        """Return the certified accuracy for each radius, by tag; a collective call."""
+    def shares(self, trainer: Trainer) -> dict[float, float]:
+        """Return the certified accuracy by radius, of `radii` and of a curve up to the largest; a collective call."""
         # Not `compute`, which warns on ranks that have no batch.
         sums = torch.cat([self._metric.certified, self._metric.count[None]]).to(trainer.strategy.root_device)
         *certified, count = state.sums_over_ranks(trainer, sums).tolist()
-        return {
-            f"{tags.CERTIFIED_ACCURACY}@{radius:g}{suffix}": number / count
-            for radius, number in zip(self._metric.radii, certified, strict=True)
-            if count
-        }
+        return {radius: number / count for radius, number in zip(self._metric.radii, certified, strict=True) if count}
+
+    def plot(self, shares: Mapping[float, float]) -> "Figure":
+        """Return a figure of certified accuracy against the radius."""
+        figure, _ = self._metric.plot(torch.tensor(list(shares.values())))
+        return figure
 
 
 def _labels(batch: Any) -> Any:

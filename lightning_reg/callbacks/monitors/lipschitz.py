@@ -12,7 +12,12 @@ from lightning_reg.callbacks.monitors.certificate import Certificate
 from lightning_reg.callbacks.monitors.lipschitz_run import Found, Run
 from lightning_reg.callbacks.monitors.lipschitz_target import InputTransform, find_target
 from lightning_reg.callbacks.trainer import state
-from lightning_reg.callbacks.trainer.loggers import log_for_callbacks, write_layers_and_few_scalars, write_scalars
+from lightning_reg.callbacks.trainer.loggers import (
+    log_for_callbacks,
+    write_figure,
+    write_layers_and_few_scalars,
+    write_scalars,
+)
 from lightning_reg.callbacks.trainer.packages import LightningModule, MisconfigurationException, Trainer
 from lightning_reg.metrics.certified_accuracy import check_radii
 from lightning_reg.tensorboard import tags
@@ -36,8 +41,9 @@ class LipschitzMonitor(Monitor[Run]):
       size, which `RegularizationMonitor` estimates from below, can be larger.
     - `reg/certified_accuracy@<radius>` for each radius in `certify`, at the end of each validation: the share of the
       validation set that is classified correctly under any change of a sample within that radius
-      (`metrics.CertifiedAccuracy`), with the weights that validation uses, averaged ones too; each sample counts once, on
-      whatever rank. It is zero without a known upper bound.
+      (`metrics.CertifiedAccuracy`), with the weights that validation uses, averaged ones too, and each sample once on
+      any number of ranks. It is zero without a known upper bound. With matplotlib, TensorBoard has it as a curve up to
+      the largest radius, in the image `reg/certified_accuracy`.
 
     With several monitors the tags contain the target: `reg/lipschitz_lower/<target>`.
 
@@ -176,15 +182,20 @@ class LipschitzMonitor(Monitor[Run]):
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         run = self._run
-        if run is None or run.certificate is None:
+        if run is None or run.certificate is None or self.certify is None:
             return
-        shares = dict(run.certificate.accuracy(trainer, run.suffix))
-        run.certificate = None
+        certificate, run.certificate = run.certificate, None
+        shares = certificate.shares(trainer)
+        if not shares:
+            return
+        numbers = {f"{tags.CERTIFIED_ACCURACY}@{radius:g}{run.suffix}": shares[radius] for radius in self.certify}
         # All ranks have the same numbers; Lightning warns of values that are not reduced.
         pl_module.log_dict(
-            shares, on_step=False, on_epoch=True, logger=False, batch_size=1, sync_dist=True, reduce_fx="max"
+            numbers, on_step=False, on_epoch=True, logger=False, batch_size=1, sync_dist=True, reduce_fx="max"
         )
-        write_scalars(trainer, shares, state.log_step(trainer))
+        step = state.log_step(trainer)
+        write_scalars(trainer, numbers, step)
+        write_figure(trainer, f"{tags.CERTIFIED_ACCURACY}{run.suffix}", partial(certificate.plot, shares), step)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
