@@ -26,7 +26,7 @@ from lightning_reg.callbacks.penalties.base import Penalty
 from lightning_reg.callbacks.penalties.formula import Formula
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
-from lightning_reg.callbacks.trainer.loggers import log_for_callbacks, prefixed, tensorboard_writers, write_scalars
+from lightning_reg.callbacks.trainer.loggers import log_for_callbacks, write_figure, write_scalars
 from lightning_reg.callbacks.trainer.packages import (
     Callback,
     LightningModule,
@@ -391,8 +391,8 @@ class RegularizationPath(DuringFit[PathRun]):
             warn_of_cut(run.position, run.strengths)
         if run.best in run.snapshots:
             run.snapshots[run.best].restore(pl_module)
-        if self._result is not None and trainer.is_global_zero:
-            _show(trainer, self._result)
+        if self._result is not None:
+            write_figure(trainer, tags.PATH, self._result.plot, state.log_step(trainer))
 
     @override
     def end_run(self, trainer: Trainer, run: PathRun | None) -> None:
@@ -495,16 +495,3 @@ def _checked_strengths(strengths: object) -> int | list[float]:
 def _nonzero(weights: Sequence[Tensor] | dict[Tensor, str]) -> int:
     """Return how many entries are not zero, over all ranks."""
     return sum(int(whole(weight.detach()).count_nonzero()) for weight in weights)
-
-
-def _show(trainer: Trainer, result: PathResult) -> None:
-    """Give TensorBoard the figure, if matplotlib is installed."""
-    writers = list(tensorboard_writers(trainer))
-    if not writers:
-        return
-    try:
-        figure = result.plot()
-    except ImportError:
-        return
-    for logger, writer in writers:
-        writer.add_figure(prefixed(logger, tags.PATH), figure, state.log_step(trainer), close=False)
