@@ -1,6 +1,7 @@
 """Rules of sums, products with constants, and operations that join or move values."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from lightning_reg.functional.lipschitz.value import (
     NoBoundError,
     Operation,
     Traced,
+    as_one,
     as_tensor,
     constant,
     largest,
@@ -65,7 +67,7 @@ def product(op: Operation, input: Any, other: Any) -> Bound:
         size = abs(factor.item())
         size = size if math.isfinite(size) else math.nan
         chain = argument.bound.chain and argument.bound.chain.scaled(size)
-        return Bound(times(argument.bound.value, size), chain)
+        return replace(argument.bound.after(size), chain=chain)
     # Each entry of the argument meets several entries of the factor.
     squares = factor.abs().expand(op.output.shape).square().sum_to_size(argument.value.shape)
     return argument.bound.after(largest(squares.sqrt()))
@@ -100,7 +102,7 @@ def _square(op: Operation, input: Traced) -> Bound:
 
 @for_functions("cat concat concatenate stack hstack vstack dstack row_stack column_stack")
 def _cat(op: Operation, tensors: Any, *_: Any, **__: Any) -> Bound:
-    return Bound(together(argument.bound.value for argument in traced_in(tensors)))
+    return Bound(as_one(argument.bound for argument in traced_in(tensors)))
 
 
 @for_functions("complex")
