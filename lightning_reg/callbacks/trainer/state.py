@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, ShardingStrategy
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.data import DistributedSampler
@@ -57,6 +57,17 @@ def has_whole_weights(trainer: Trainer, pl_module: LightningModule) -> bool:
     model = getattr(trainer.strategy.model, "_orig_mod", trainer.strategy.model)
     is_plain = model is pl_module or isinstance(model, DistributedDataParallel)
     return is_plain and not has_dtensors(pl_module.parameters())
+
+
+def shard_again(pl_module: LightningModule) -> None:
+    """Have FSDP2 hold the parameters as the optimizers do.
+
+    After a forward pass without backward, as in validation, the outermost module has whole copies in their places: what
+    is written there is lost.
+    """
+    for part in pl_module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
 
 
 def original_shapes(trainer: Trainer) -> Mapping[nn.Parameter, torch.Size]:

@@ -239,7 +239,9 @@ def test_a_transformer_works_afterwards():
 
 @pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
 def test_wrappers_are_refused_with_the_remedy(wrap):
-    with pytest.raises(ValueError, match=r"`module` must be the plain network, got \w+. Pass the network in its `\.\w+`"):
+    with pytest.raises(
+        ValueError, match=r"`module` must be the plain network, got \w+. Pass the network in its `\.\w+`"
+    ):
         factorize(wrap(nn.Linear(20, 20)))
 
 
