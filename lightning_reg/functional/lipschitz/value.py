@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_reg.functional.lipschitz.chain import Chain
+from lightning_reg.functional.lipschitz.forms import Form
 from lightning_reg.functional.lipschitz.nested import found
 from lightning_reg.functional.lipschitz.rounding import UPWARDS, precise, times
 
@@ -73,6 +74,10 @@ class Bound:
     """How large it gets."""
     entries: "Callable[[], Tensor] | None" = None
     """Of a convolution: the bounds of single entries, which broadcast."""
+    form: Form = field(default_factory=Form)
+    """What it is, as a formula."""
+    forms: tuple[Form | None, ...] = ()
+    """Of several tensors together, what each is."""
 
     def after(self, factor: float, slopes: Slopes | None = None) -> "Bound":
         """Return the bound after a function with this constant, or these slopes."""
