@@ -1,7 +1,8 @@
 """Write to the trainer's loggers without `self.log`."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from torch import Tensor
@@ -10,6 +11,9 @@ from torch.utils.tensorboard import SummaryWriter
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.packages import LightningModule, Logger, Trainer, get_filesystem, is_a
 from lightning_reg.tensorboard import events, tags
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _FEW_LAYERS = 16
 """The most layers whose numbers also become scalars without an argument that asks for them."""
@@ -90,6 +94,19 @@ def flush(trainer: Trainer) -> None:
     values, pending.values = pending.values, {}
     for logger in other_loggers(trainer):
         logger.log_metrics(dict(values), step=pending.step)
+
+
+def write_figure(trainer: Trainer, tag: str, draw: Callable[[], "Figure"], step: int) -> None:
+    """Give TensorBoard the figure that `draw` returns, if matplotlib is installed; on rank 0."""
+    writers = list(tensorboard_writers(trainer))
+    if not writers:
+        return
+    try:
+        figure = draw()
+    except ImportError:
+        return
+    for logger, writer in writers:
+        writer.add_figure(prefixed(logger, tag), figure, step, close=False)
 
 
 def write_layers(trainer: Trainer, metric: str, values: Mapping[str, float], step: int) -> None:

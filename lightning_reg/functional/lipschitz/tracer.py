@@ -18,7 +18,7 @@ from lightning_reg.functional.lipschitz.judge import JUMPS, Judge, Step
 from lightning_reg.functional.lipschitz.memory import has_no_entry_twice, memory, place
 from lightning_reg.functional.lipschitz.nested import closed_in, found, replaced
 from lightning_reg.functional.lipschitz.traced_tensor import TracedTensor, TraceError, called_name, is_reflected
-from lightning_reg.functional.lipschitz.value import Bound, Traced, together
+from lightning_reg.functional.lipschitz.value import Bound, Traced, together, with_parts
 from lightning_reg.functional.tensors.random import unchanged_generators
 
 # Attributes and methods of a tensor that do not read its entries.
@@ -252,7 +252,7 @@ class Tracer(TorchFunctionMode):
         return Traced(earlier[id(state)], state.bound, self._judge.reach)
 
     def _known(self, value: Tensor, bound: Bound, step: Step) -> TracedTensor:
-        state = State(value, bound, step)
+        state = State(value, with_parts(bound, value), step)
         self._states.append(state)
         return TracedTensor(value, state)
 

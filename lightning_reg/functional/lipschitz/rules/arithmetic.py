@@ -1,6 +1,7 @@
 """Rules of sums, products with constants, and operations that join or move values."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from lightning_reg.functional.lipschitz.value import (
     NoBoundError,
     Operation,
     Traced,
+    as_one,
     as_tensor,
     constant,
     largest,
@@ -42,7 +44,7 @@ def common_shape(*tensors: Any) -> torch.Size:
 def _add(op: Operation, input: Any, other: Any, *, alpha: float = 1) -> Bound:
     terms = [(argument, factor) for argument, factor in ((input, 1), (other, alpha)) if isinstance(argument, Traced)]
     if len(terms) == 1 and abs(terms[0][1]) == 1 and terms[0][0].value.shape == op.output.shape:
-        return terms[0][0].bound  # a constant shifts it
+        return terms[0][0].bound.shifted()
     return Bound(sum(times(spread(op, argument), abs(factor)) for argument, factor in terms))
 
 
@@ -69,7 +71,7 @@ def product(op: Operation, input: Any, other: Any) -> Bound:
         size = abs(factor.item())
         size = size if math.isfinite(size) else math.nan
         chain = argument.bound.chain and argument.bound.chain.scaled(size)
-        return Bound(times(argument.bound.value, size), chain)
+        return replace(argument.bound.after(size), chain=chain)
     # Each entry of the argument meets several entries of the factor.
     squares = factor.abs().expand(op.output.shape).square().sum_to_size(argument.value.shape)
     return argument.bound.after(largest(squares.sqrt()))
@@ -107,7 +109,7 @@ def _square(op: Operation, input: Traced) -> Bound:
 
 @for_functions("cat concat concatenate stack hstack vstack dstack row_stack column_stack")
 def _cat(op: Operation, tensors: Any, *_: Any, **__: Any) -> Bound:
-    return Bound(together(argument.bound.value for argument in traced_in(tensors)))
+    return Bound(as_one(argument.bound for argument in traced_in(tensors)))
 
 
 @for_functions("complex")
