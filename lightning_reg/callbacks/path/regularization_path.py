@@ -2,48 +2,47 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, final, get_args
+from typing import Any, final, get_args
 
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_reg import _checks
-from lightning_reg.callbacks.path.refusals import (
-    refuse_cuts,
-    refuse_rare_validation,
-    warn_of_cut,
-    warn_of_schedulers,
-    warn_of_unsettled,
-)
-from lightning_reg.callbacks.path.result import PathResult, Point, Rule, choice
+from lightning_reg.callbacks.path import checkpoint
+from lightning_reg.callbacks.path.largest import look, vanishing
+from lightning_reg.callbacks.path.points import add_point, count_nonzero, result_of
+from lightning_reg.callbacks.path.refusals import refuse_cuts, refuse_rare_validation, warn_of_cut, warn_of_schedulers
+from lightning_reg.callbacks.path.result import PathResult, Rule
 from lightning_reg.callbacks.path.run import PathRun
 from lightning_reg.callbacks.path.scores import Scores
 from lightning_reg.callbacks.path.search import Search
+from lightning_reg.callbacks.path.settings import (
+    Direction,
+    MonitorMode,
+    check_limit,
+    check_penalty,
+    checked_strengths,
+    count_of,
+)
 from lightning_reg.callbacks.path.snapshots import Snapshot
+from lightning_reg.callbacks.path.solved import is_solved
 from lightning_reg.callbacks.penalties.base import Penalty
-from lightning_reg.callbacks.penalties.formula import Formula
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
-from lightning_reg.callbacks.trainer.loggers import log_for_callbacks, prefixed, tensorboard_writers, write_scalars
+from lightning_reg.callbacks.trainer.loggers import log_for_callbacks, write_figure
 from lightning_reg.callbacks.trainer.packages import (
     Callback,
     LightningModule,
     MisconfigurationException,
     Trainer,
 )
-from lightning_reg.functional.tensors.shards import whole
 from lightning_reg.tensorboard import tags
-
-Direction = Literal["down", "up"]
-MonitorMode = Literal["min", "max"]
 
 # Holds all weights at zero, whatever their gradients; or the largest number of the weights' precision, if that is less.
 _HOLDS_AT_ZERO = 1e12
 # The search for the largest strength may take this many batches, or a third of the epochs of the path if that is more.
 _SEARCH = 10_000
-_ROUND_UP = 5e-7
 
 
 class _Behind(Callback):
@@ -133,19 +132,11 @@ class RegularizationPath(DuringFit[PathRun]):
         restore: bool = True,
     ) -> None:
         super().__init__()
-        if not isinstance(penalty, Penalty):
-            msg = f"`penalty` must be a penalty with mode='proximal', got {penalty!r}."
-            raise TypeError(msg)
-        if penalty.mode != "proximal" or penalty.schedule is not None:
-            msg = (
-                f"`penalty` must have mode='proximal', the one that makes zeros, and no schedule, got {penalty!r}."
-                " The path itself changes the strength."
-            )
-            raise ValueError(msg)
+        check_penalty(penalty)
         self.penalty = penalty
         self.direction: Direction = direction
         _checks.one_of("direction", direction, get_args(Direction))
-        self.strengths = _checked_strengths(strengths)
+        self.strengths = checked_strengths(strengths)
         self.smallest = _checks.in_range("smallest", smallest, 0, 1)
         if self.smallest in (0, 1):
             msg = f"`smallest` must be in (0, 1), without 0 and 1, got {smallest}."
@@ -164,7 +155,7 @@ class RegularizationPath(DuringFit[PathRun]):
             msg = "`rule='one_se'` needs a `monitor`, whose values over validation batches have a standard error."
             raise ValueError(msg)
         self.restore = _checks.boolean("restore", restore)
-        self._check_limit()
+        check_limit(self.strengths, penalty)
         self._result: PathResult | None = None
         self._strength_before = penalty.strength
         self._behind = _Behind(self)
@@ -202,8 +193,7 @@ class RegularizationPath(DuringFit[PathRun]):
         run, of_penalty = self._run, self.penalty.run
         if run is None or of_penalty is None:  # a tuner trains for a moment before `on_fit_start`
             return
-        is_searched = isinstance(self.strengths, int)
-        refuse_cuts(trainer, self._count, self.epochs, is_searched=is_searched)
+        refuse_cuts(trainer, count_of(self.strengths), self.epochs, is_searched=isinstance(self.strengths, int))
         if run.scores:
             refuse_rare_validation(trainer)
         warn_of_schedulers(trainer)
@@ -212,12 +202,15 @@ class RegularizationPath(DuringFit[PathRun]):
             weight.parameter: weight.name for weight in of_penalty.selection.chosen if weight.parameter in weights
         }
         if self._loaded:
-            self._continue(run, pl_module)
-        elif is_searched:
-            limit = max(math.ceil(_SEARCH / trainer.num_training_batches), self._count * self.epochs // 3)
+            kept, self._loaded = self._loaded, {}
+            checkpoint.load(run, kept, pl_module)
+            if run.points:
+                self._result = result_of(self, run)
+        elif isinstance(self.strengths, int):
+            limit = max(math.ceil(_SEARCH / trainer.num_training_batches), self.strengths * self.epochs // 3)
             run.search, run.start = Search(limit), Snapshot(pl_module)
         else:
-            run.strengths = sorted(self.strengths, reverse=self.direction == "down")  # type: ignore[arg-type]
+            run.strengths = sorted(self.strengths, reverse=self.direction == "down")
         self._set_strength(run)
         trainer.should_stop = trainer.should_stop or run.is_over
 
@@ -247,7 +240,7 @@ class RegularizationPath(DuringFit[PathRun]):
         run.mean.add(weights, share, scale, may_skip=state.may_skip_steps(trainer))
         if run.search is not None and (dense := [w for w in weights if run.names[w] not in run.search.begun]):
             # The first step of this optimizer: from now on its weights are zero, and the coming epochs count.
-            run.search.begun |= self._vanishing(trainer, run, dense)
+            run.search.begun |= vanishing(self.penalty, trainer, run, dense)
             with torch.no_grad():
                 for weight in dense:
                     weight.zero_()
@@ -266,7 +259,7 @@ class RegularizationPath(DuringFit[PathRun]):
         if run.is_new or state.ends_epoch(trainer):
             run.is_new = False
             log_for_callbacks(pl_module, {f"{tags.PATH}/strength": run.strengths[run.position]}, prog_bar=True)
-            log_for_callbacks(pl_module, {f"{tags.PATH}/nonzero": float(_nonzero(run.names))})
+            log_for_callbacks(pl_module, {f"{tags.PATH}/nonzero": float(count_nonzero(run.names))})
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -301,86 +294,19 @@ class RegularizationPath(DuringFit[PathRun]):
         run.owes_end = False
         run.epochs += 1
         if run.search is not None:
-            self._look(trainer, pl_module, run, run.search)
+            look(self, trainer, pl_module, run, run.search)
         else:
             # Twice in a row: weights that swing past a minimum and back may look solved once.
-            was_solved, run.is_solved = run.is_solved, self._is_solved(trainer, run)
+            was_solved, run.is_solved = run.is_solved, is_solved(self, trainer, run)
             if run.epochs >= self.epochs or (was_solved and run.is_solved):
                 if has_score:
-                    self._end_strength(trainer, pl_module, run)
+                    add_point(self, trainer, pl_module, run)
+                    self._result = result_of(self, run)
+                    run.position, run.epochs, run.is_solved = run.position + 1, 0, False
+                    trainer.should_stop = trainer.should_stop or run.is_over
                 else:
                     run.epochs -= 1
         run.mean.clear()
-
-    def _look(self, trainer: Trainer, pl_module: LightningModule, run: PathRun, search: Search) -> None:
-        """Estimate the largest strength after an epoch, and begin the path if it is known."""
-        if run.epochs == 1 or run.mean.is_empty:  # its first step was of the dense network
-            return
-        each = self._vanishing(trainer, run, list(run.names))
-        search.estimates.append(max(each.values()))
-        at_rest = search.is_at_rest(each)
-        settles = search.settles(min((w.dtype for w in run.names), key=lambda kind: torch.finfo(kind).bits))
-        if not (at_rest or settles or len(search.estimates) >= search.limit):
-            return
-        if not (at_rest or settles):
-            warn_of_unsettled(search.limit, search.estimates[-1])
-        start, run.search, run.start, run.epochs = run.start, None, None, 0
-        largest = search.estimates[-1]
-        if self.direction == "up" or at_rest:
-            assert start is not None  # made with the search
-            start.restore(pl_module)
-            for optimizer in trainer.optimizers:
-                optimizer.state.clear()
-        if at_rest:
-            if self.direction == "down":
-                msg = (
-                    "Zero is a resting place of the chosen weights: with all of them at zero, no gradient reaches some,"
-                    " so a path down from zero would never leave it. Start dense, with `direction='up'`, or choose the"
-                    " weights of one layer by the penalty's `select`."
-                )
-                raise MisconfigurationException(msg)
-            largest = max(search.begun.values())
-        # Rounded up, past the error of the search, so that at the largest strength all weights are zero.
-        largest *= 1 + max(_ROUND_UP, 4 * torch.finfo(next(iter(run.names)).dtype).eps)
-        steps = self._count - 1
-        grid = [largest * self.smallest ** (index / steps) for index in range(self._count)]
-        run.strengths = grid if self.direction == "down" else grid[::-1]
-
-    def _is_solved(self, trainer: Trainer, run: PathRun) -> bool:
-        """Tell whether the weights are near enough to the minimum at this strength."""
-        if self.tolerance is None or run.mean.is_empty:
-            return False
-        strength = run.strengths[run.position]
-        with torch.no_grad():
-            found = [self.penalty.residual([weight], [run.mean.of(weight) / strength]) for weight in run.names]
-        values = [value for value in found if value is not None]
-        if not values:
-            msg = (
-                f"`tolerance` needs a penalty that defines `residual`, the distance from a minimum, got"
-                f" {self.penalty!r}. Define it, or leave `tolerance` out."
-            )
-            raise MisconfigurationException(msg)
-        worst = torch.stack([value.to(values[0].device) for value in values]).amax()
-        return bool(state.largest_over_ranks(trainer, worst) <= self.tolerance)
-
-    def _end_strength(self, trainer: Trainer, pl_module: LightningModule, run: PathRun) -> None:
-        """Note what the current strength has led to, and go on to the next."""
-        strength, nonzero = run.strengths[run.position], _nonzero(run.names)
-        score, error = run.scores.end_epoch(trainer) if run.scores else (math.nan, math.nan)
-        weights = {name: whole(weight.detach()).to("cpu", copy=True) for weight, name in run.names.items()}
-        run.points.append(Point(strength, nonzero, score, error, weights))
-        run.best = choice(
-            run.points, self.rule, lower_is_better=self.monitor_mode == "min", has_scores=run.scores is not None
-        )
-        if self.restore and (self.rule == "one_se" or run.best == run.position):
-            if self.rule == "best":
-                run.snapshots.clear()
-            run.snapshots[run.position] = Snapshot(pl_module)
-        self._result = self._make_result(run)
-        step = state.log_step(trainer) - 1
-        write_scalars(trainer, {f"{tags.PATH}/strength": strength, f"{tags.PATH}/nonzero": float(nonzero)}, step)
-        run.position, run.epochs, run.is_solved = run.position + 1, 0, False
-        trainer.should_stop = trainer.should_stop or run.is_over
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -391,8 +317,8 @@ class RegularizationPath(DuringFit[PathRun]):
             warn_of_cut(run.position, run.strengths)
         if run.best in run.snapshots:
             run.snapshots[run.best].restore(pl_module)
-        if self._result is not None and trainer.is_global_zero:
-            _show(trainer, self._result)
+        if self._result is not None:
+            write_figure(trainer, tags.PATH, self._result.plot, state.log_step(trainer))
 
     @override
     def end_run(self, trainer: Trainer, run: PathRun | None) -> None:
@@ -404,107 +330,14 @@ class RegularizationPath(DuringFit[PathRun]):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        run = self._run
-        if run is None:
-            return {}
-        return {
-            "strengths": list(run.strengths),
-            "position": run.position,
-            "epochs": run.epochs,
-            "is_solved": run.is_solved,
-            "owes_end": run.owes_end,
-            "mean": run.mean.state(run.names),
-            "points": [(p.strength, p.nonzero, p.score, p.error, dict(p.weights)) for p in run.points],
-            "score": None if run.scores is None else (run.scores.value, run.scores.error),
-            "search": None if run.search is None else dict(vars(run.search)),
-            "start": None if run.start is None else run.start.state(),
-            "snapshots": {index: snapshot.state() for index, snapshot in run.snapshots.items()},
-            "best": run.best,
-        }
+        return {} if self._run is None else checkpoint.save(self._run)
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._loaded = state_dict
-
-    def _continue(self, run: PathRun, pl_module: LightningModule) -> None:
-        """Go on where a checkpoint was made."""
-        kept, self._loaded = self._loaded, {}
-        run.strengths, run.position, run.epochs = kept["strengths"], kept["position"], kept["epochs"]
-        run.is_solved, run.owes_end = kept["is_solved"], kept["owes_end"]
-        run.mean.load(kept["mean"], {name: weight for weight, name in run.names.items()})
-        run.points, run.best = [Point(*point) for point in kept["points"]], kept["best"]
-        if run.scores is not None and kept["score"] is not None:
-            run.scores.value, run.scores.error = kept["score"]
-        run.search = None if kept["search"] is None else Search(**kept["search"])
-        run.start = None if kept["start"] is None else Snapshot(pl_module, kept["start"])
-        run.snapshots = {index: Snapshot(pl_module, saved) for index, saved in kept["snapshots"].items()}
-        if run.points:
-            self._result = self._make_result(run)
-
-    def _make_result(self, run: PathRun) -> PathResult:
-        dims = self.penalty.unit_dims(list(run.names))
-        return PathResult(
-            run.points, run.best, self.monitor, None if dims is None else {run.names[w]: d for w, d in dims.items()}
-        )
 
     def _set_strength(self, run: PathRun) -> None:
         if run.strengths:
             self.penalty.strength = run.strengths[min(run.position, len(run.strengths) - 1)]
         else:
             self.penalty.strength = min(_HOLDS_AT_ZERO, *(torch.finfo(weight.dtype).max for weight in run.names))
-
-    @torch.no_grad()
-    def _vanishing(self, trainer: Trainer, run: PathRun, weights: list[Tensor]) -> dict[str, float]:
-        """Return for each weight, by name, the least strength at which it stays zero under the mean gradient."""
-        kept = [weight.detach().clone() for weight in weights]
-        for weight in weights:  # layers of units are known by their weights
-            weight.copy_(-run.mean.of(weight))
-        found = self.penalty.vanishing_strengths(weights, [1.0] * len(weights))
-        for weight, before in zip(weights, kept, strict=True):
-            weight.copy_(before)
-        largest = [each.amax() if each.numel() else each.new_zeros(()) for each in found]
-        whole_run = state.largest_over_ranks(trainer, torch.stack([each.to(largest[0].device) for each in largest]))
-        return dict(zip((run.names[weight] for weight in weights), whole_run.tolist(), strict=True))
-
-    @property
-    def _count(self) -> int:
-        return self.strengths if isinstance(self.strengths, int) else len(self.strengths)
-
-    def _check_limit(self) -> None:
-        """Raise if the largest strength is not given, and cannot be computed."""
-        penalty = self.penalty
-        is_known = type(penalty).vanishing_strengths is not Formula.vanishing_strengths
-        if isinstance(self.strengths, int) and (not is_known or getattr(penalty, "l1_ratio", 1.0) == 0):
-            msg = (
-                "`strengths` must be a list of strengths for a penalty that does not know at which strength weights"
-                f" vanish (`vanishing_strengths`), got {self.strengths} for {penalty!r}."
-            )
-            raise ValueError(msg)
-
-
-def _checked_strengths(strengths: object) -> int | list[float]:
-    if not _checks.is_list(strengths):
-        return _checks.count("strengths", strengths, 2)
-    values = [_checks.positive("strengths", value) for value in strengths]
-    if not values or len(set(values)) < len(values):
-        msg = f"`strengths` must be at least 2, or a list of different strengths > 0, got {strengths!r}."
-        raise ValueError(msg)
-    return values
-
-
-def _nonzero(weights: Sequence[Tensor] | dict[Tensor, str]) -> int:
-    """Return how many entries are not zero, over all ranks."""
-    return sum(int(whole(weight.detach()).count_nonzero()) for weight in weights)
-
-
-def _show(trainer: Trainer, result: PathResult) -> None:
-    """Give TensorBoard the figure, if matplotlib is installed."""
-    writers = list(tensorboard_writers(trainer))
-    if not writers:
-        return
-    try:
-        figure = result.plot()
-    except ImportError:
-        return
-    for logger, writer in writers:
-        writer.add_figure(prefixed(logger, tags.PATH), figure, state.log_step(trainer), close=False)

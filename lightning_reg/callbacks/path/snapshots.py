@@ -3,15 +3,17 @@
 from collections.abc import Iterator, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer.packages import LightningModule
 from lightning_reg.functional.tensors.shards import Offloaded, has_dtensors, local_part, spread_like
 
 
 class Snapshot:
     """The parameters and buffers of a module; of sharded ones the parts of this rank."""
 
-    def __init__(self, module: nn.Module, saved: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(self, module: LightningModule, saved: Mapping[str, Tensor] | None = None) -> None:
         self._kept = {
             name: Offloaded(
                 tensor if saved is None else spread_like(saved[name].to(tensor.device), tensor), tensor.device
@@ -21,7 +23,7 @@ class Snapshot:
         }
 
     @torch.no_grad()
-    def restore(self, module: nn.Module) -> None:
+    def restore(self, module: LightningModule) -> None:
         """Give the module its parameters and buffers back."""
         for name, tensor in _tensors(module):
             if name in self._kept:
@@ -33,6 +35,7 @@ class Snapshot:
         return {name: kept.whole().to("cpu", copy=True) for name, kept in self._kept.items()}
 
 
-def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def _tensors(module: LightningModule) -> Iterator[tuple[str, Tensor]]:
+    state.shard_again(module)
     yield from module.named_parameters()
     yield from module.named_buffers()
