@@ -55,7 +55,9 @@ def lipschitz_bound(
     and by orders of magnitude for deep ones. It comes from a walk over the torch operations that `forward` calls:
     successive operations multiply, sums add, concatenation takes the root of the sum of squares, and a module used
     twice counts twice. In chains of linear layers and monotone activations, the bound is the smaller of the product and
-    ECLipsE-Fast (about half of the product at initialization), and exact without activations.
+    ECLipsE-Fast (about half of the product at initialization), and exact without activations. In chains of up to 128
+    units, with any activations of known slopes, it is the bound of LipSDP, up to 0.05 %: no multipliers of single units
+    give less. That takes about 0.2 s for 128 units.
 
     - Layers: the exact norm of matrices (with more than 1024 rows and columns a certified bound that is 0.5 % above it
       at most), `conv_norm_bound` of convolutions at the size of the image that they get.
@@ -120,7 +122,8 @@ def lipschitz_bound(
     Reference:
         Gouk et al., Regularisation of Neural Networks by Enforcing Lipschitz Continuity, 2021, arXiv:1804.04368;
         Xu & Sivaranjani, ECLipsE: Efficient Compositional Lipschitz Constant Estimation for Deep Neural Networks, 2024,
-        arXiv:2404.04375, for chains.
+        arXiv:2404.04375, for chains; Fazlyab et al., Efficient and Accurate Estimation of Lipschitz Constants for Deep
+        Neural Networks, 2019, arXiv:1906.04893, for small ones.
 
     """
     check_module(module)

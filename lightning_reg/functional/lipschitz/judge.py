@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import lightning_reg.functional.lipschitz.rules  # noqa: F401  # each file there registers its rules
 from lightning_reg.functional.lipschitz.forms import Form
+from lightning_reg.functional.lipschitz.rounding import smaller
 from lightning_reg.functional.lipschitz.rules.applied import apply_rule
 from lightning_reg.functional.lipschitz.rules.registry import (
     EXTENTS,
@@ -28,7 +29,6 @@ from lightning_reg.functional.lipschitz.value import (
     Traced,
     larger,
     largest,
-    smaller,
     traced_in,
 )
 
