@@ -1,6 +1,9 @@
 """Settings of the trainer that would cut a path: refused before training, with the remedy."""
 
 import math
+from collections.abc import Collection
+
+from torch import Tensor
 
 from lightning_reg.callbacks.path.run import PathRun
 from lightning_reg.callbacks.trainer import state
@@ -49,6 +52,13 @@ def refuse_cuts(
         if state.has_callback(trainer, kind):
             msg = f"{argument} might cut the path. {_WHY} Leave it out; `tolerance` ends a strength early."
             raise MisconfigurationException(msg)
+
+
+def refuse_untrained(penalty: str, weights: Collection[Tensor]) -> None:
+    """Raise if no chosen weight is trained: there is no path."""
+    if not weights:
+        msg = f"RegularizationPath needs weights that are trained, but no optimizer trains any that {penalty} selects."
+        raise MisconfigurationException(msg)
 
 
 def refuse_averages(trainer: Trainer) -> None:

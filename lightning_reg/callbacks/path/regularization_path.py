@@ -16,6 +16,7 @@ from lightning_reg.callbacks.path.refusals import (
     refuse_averages,
     refuse_cuts,
     refuse_rare_validation,
+    refuse_untrained,
     warn_of_cut,
     warn_of_schedulers,
 )
@@ -229,6 +230,7 @@ class RegularizationPath(DuringFit[PathRun]):
         run.names = {
             weight.parameter: weight.name for weight in of_penalty.selection.chosen if weight.parameter in weights
         }
+        refuse_untrained(repr(self.penalty), run.names)
         if self._loaded:
             kept, self._loaded = self._loaded, {}
             checkpoint.load(run, kept, pl_module)
@@ -270,8 +272,8 @@ class RegularizationPath(DuringFit[PathRun]):
         run.mean.add(weights, share, scale, may_skip=state.may_skip_steps(trainer))
         if run.search is not None and (dense := [w for w in weights if run.names[w] not in run.search.begun]):
             begun = vanishing(self.penalty, trainer, run, dense)
-            if any(math.isnan(strength) for strength in begun.values()):  # fp16 skips the step: it has no gradient
-                return
+            if state.may_skip_steps(trainer) and any(math.isnan(strength) for strength in begun.values()):
+                return  # fp16 skips the step, which has no gradient
             # The first step of this optimizer: from now on its weights are zero, and the coming epochs count.
             run.search.begun |= begun
             with torch.no_grad():

@@ -174,6 +174,16 @@ def test_a_stream_has_no_number_of_steps(trainer_of):
         trainer.fit(Untrainable(), torch.utils.data.DataLoader(Stream(), batch_size=None))
 
 
+@pytest.mark.parametrize("strengths", [[0.1], 5])
+def test_frozen_weights_have_no_path(trainer_of, strengths):
+    module = Untrainable()
+    module.network.encoder.requires_grad_(requires_grad=False)
+    penalty = L1Penalty(0.1, select="network.encoder.weight", mode="proximal")
+
+    with pytest.raises(MisconfigurationException, match="no optimizer trains any that L1Penalty"):
+        trainer_of(path_of(penalty, strengths=strengths), max_epochs=-1).fit(module, loader())
+
+
 @pytest.mark.parametrize("average", [lambda: EMAWeightAveraging(), lambda: StochasticWeightAveraging(0.1)])
 def test_an_average_over_all_strengths_is_refused(trainer_of, average):
     with pytest.raises(MisconfigurationException, match="would average the weights of all strengths"):
