@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
-from lightning_reg import L2Penalty, Linear, Piecewise
+from lightning_reg import L2Penalty, Linear, Penalty, Piecewise
 from tests.models import KeepWeights, Quartic, Regressor, loader, samples, weights_of
 from tests.reference import PENALTIES, assert_same_weights, both_modes, train_by_hand
 
@@ -60,9 +60,32 @@ class Module(Regressor):
         fully_shard(self.network, mesh=mesh)
 
 
+class Expanded(Penalty):
+    """Its gradient is one number, expanded to the shape of the weight."""
+
+    elementwise = True
+
+    def penalty(self, weights):
+        return sum(weight.sum() for weight in weights)
+
+
+class Transposed(Penalty):
+    """Its gradient lies in memory as the transposed weight does."""
+
+    def penalty(self, weights):
+        return sum((weight.T.contiguous() ** 3).sum() for weight in weights)
+
+
 MAKERS = {name: make for name, (make, _) in PENALTIES.items()} | {"own": lambda **kwargs: Quartic(0.1, **kwargs)}
 TERMS = {name: term for name, (_, term) in PENALTIES.items()} | {
     "own": lambda weights: 0.1 * sum(weight.pow(4).sum() for weight in weights)
+}
+LAYOUTS = {
+    "expanded": (lambda **kwargs: Expanded(0.1, **kwargs), lambda weights: 0.1 * sum(map(torch.sum, weights))),
+    "transposed": (
+        lambda **kwargs: Transposed(0.1, **kwargs),
+        lambda weights: 0.1 * sum(weight.pow(3).sum() for weight in weights),
+    ),
 }
 
 
@@ -89,11 +112,12 @@ def train(name, mode, strategy, settings):
         settings["plugins"] = [MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=1024.0))]
     schedule = settings.pop("schedule", Linear(1.0, 0.5, 1.0))
     keep = KeepWeights()
+    maker = MAKERS[name] if name in MAKERS else LAYOUTS[name][0]
     trainer = Trainer(
         accelerator="cpu",
         devices=2,
         strategy=STRATEGIES[strategy]() if strategy in STRATEGIES else strategy,
-        callbacks=[MAKERS[name](mode=mode, select=PATTERN, schedule=schedule), keep],
+        callbacks=[maker(mode=mode, select=PATTERN, schedule=schedule), keep],
         max_epochs=2,
         log_every_n_steps=1,
         logger=False,
@@ -116,7 +140,7 @@ def by_hand(name, *, unused=False, accumulate=1, autocast=None):
         train_by_hand(
             Module(unused=unused),
             loader(),
-            TERMS[name],
+            TERMS[name] if name in TERMS else LAYOUTS[name][1],
             accumulate=lambda epoch: accumulate,
             factor=lambda step: 1 - 0.5 * step / steps,
             autocast=autocast,
@@ -133,6 +157,14 @@ def test_two_ranks_equal_one_process(pool, name, mode, strategy, accumulate):
 
     for weights, _ in ranks:
         assert_same_weights(weights, by_hand(name, accumulate=accumulate))
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_uneven_shards_take_gradients_of_any_layout(pool, name):
+    ranks = pool.run(train, name, "loss", "fsdp2", {})
+
+    for weights, _ in ranks:
+        assert_same_weights(weights, by_hand(name))
 
 
 @pytest.mark.parametrize("name", ["l1", "l2", "elastic_net"])

@@ -1,6 +1,7 @@
 """Bounds of the network's Lipschitz constant from both sides."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Self, final
 
 from typing_extensions import override
@@ -11,7 +12,12 @@ from lightning_reg.callbacks.monitors.certificate import Certificate
 from lightning_reg.callbacks.monitors.lipschitz_run import Found, Run
 from lightning_reg.callbacks.monitors.lipschitz_target import InputTransform, find_target
 from lightning_reg.callbacks.trainer import state
-from lightning_reg.callbacks.trainer.loggers import log_for_callbacks, write_layers_and_few_scalars, write_scalars
+from lightning_reg.callbacks.trainer.loggers import (
+    log_for_callbacks,
+    write_figure,
+    write_layers_and_few_scalars,
+    write_scalars,
+)
 from lightning_reg.callbacks.trainer.packages import LightningModule, MisconfigurationException, Trainer
 from lightning_reg.metrics.certified_accuracy import check_radii
 from lightning_reg.tensorboard import tags
@@ -35,7 +41,9 @@ class LipschitzMonitor(Monitor[Run]):
       size, which `RegularizationMonitor` estimates from below, can be larger.
     - `reg/certified_accuracy@<radius>` for each radius in `certify`, at the end of each validation: the share of the
       validation set that is classified correctly under any change of a sample within that radius
-      (`metrics.CertifiedAccuracy`); zero without a known upper bound.
+      (`metrics.CertifiedAccuracy`), with the weights that validation uses, averaged ones too, and each sample once on
+      any number of ranks. It is zero without a known upper bound. With matplotlib, TensorBoard has it as a curve up to
+      the largest radius, in the image `reg/certified_accuracy`.
 
     With several monitors the tags contain the target: `reg/lipschitz_lower/<target>`.
 
@@ -157,26 +165,37 @@ class LipschitzMonitor(Monitor[Run]):
             _write(trainer, found, step)
 
     @override
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        run = self._run
+        if run is not None and self.certify is not None and not trainer.sanity_checking:
+            run.certificate = Certificate(run.target, self.certify)
+
+    @override
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         run = self._run
-        if run is None or self.certify is None or trainer.sanity_checking:
-            return
-        if batch_idx == dataloader_idx == 0:
-            run.certificate = Certificate(run.target, self.certify)
-        if run.certificate is not None:
-            run.certificate.add(batch, self.input_transform, self.label_transform)
+        if run is not None and run.certificate is not None:
+            count = partial(state.rows_not_repeated, trainer, batch_idx, dataloader_idx)
+            run.certificate.add(batch, self.input_transform, self.label_transform, count)
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         run = self._run
-        if run is None or run.certificate is None:
+        if run is None or run.certificate is None or self.certify is None:
             return
-        shares = dict(run.certificate.accuracy(run.suffix))
-        run.certificate = None
-        pl_module.log_dict(shares, on_step=False, on_epoch=True, logger=False, batch_size=1)
-        write_scalars(trainer, shares, state.log_step(trainer))
+        certificate, run.certificate = run.certificate, None
+        shares = certificate.shares(trainer)
+        if not shares:
+            return
+        numbers = {f"{tags.CERTIFIED_ACCURACY}@{radius:g}{run.suffix}": shares[radius] for radius in self.certify}
+        # All ranks have the same numbers; Lightning warns of values that are not reduced.
+        pl_module.log_dict(
+            numbers, on_step=False, on_epoch=True, logger=False, batch_size=1, sync_dist=True, reduce_fx="max"
+        )
+        step = state.log_step(trainer)
+        write_scalars(trainer, numbers, step)
+        write_figure(trainer, f"{tags.CERTIFIED_ACCURACY}{run.suffix}", partial(certificate.plot, shares), step)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,4 +1,4 @@
-"""What each strength has led to: a point of the result, a number for the loggers, a picture of all at the end."""
+"""The outcome of each strength: a point of the result, and numbers for the loggers."""
 
 import math
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from lightning_reg.callbacks.path.run import PathRun
 from lightning_reg.callbacks.path.settings import Settings
 from lightning_reg.callbacks.path.snapshots import Snapshot
 from lightning_reg.callbacks.trainer import state
-from lightning_reg.callbacks.trainer.loggers import prefixed, tensorboard_writers, write_scalars
+from lightning_reg.callbacks.trainer.loggers import write_scalars
 from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
 from lightning_reg.functional.tensors.shards import whole
 from lightning_reg.tensorboard import tags
@@ -48,16 +48,3 @@ def result_of(settings: Settings, run: PathRun) -> PathResult:
 def count_nonzero(weights: Iterable[Tensor]) -> int:
     """Return how many entries are not zero, over all ranks."""
     return sum(int(whole(weight.detach()).count_nonzero()) for weight in weights)
-
-
-def show(trainer: Trainer, result: PathResult) -> None:
-    """Give TensorBoard the figure, if matplotlib is installed."""
-    writers = list(tensorboard_writers(trainer))
-    if not writers:
-        return
-    try:
-        figure = result.plot()
-    except ImportError:
-        return
-    for logger, writer in writers:
-        writer.add_figure(prefixed(logger, tags.PATH), figure, state.log_step(trainer), close=False)

@@ -11,7 +11,7 @@ from typing_extensions import override
 from lightning_reg import _checks
 from lightning_reg.callbacks.path import checkpoint, relaxed
 from lightning_reg.callbacks.path.largest import look, vanishing
-from lightning_reg.callbacks.path.points import add_point, count_nonzero, result_of, show
+from lightning_reg.callbacks.path.points import add_point, count_nonzero, result_of
 from lightning_reg.callbacks.path.refusals import (
     refuse_averages,
     refuse_cuts,
@@ -38,7 +38,7 @@ from lightning_reg.callbacks.path.solved import is_solved
 from lightning_reg.callbacks.penalties.base import Penalty
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
-from lightning_reg.callbacks.trainer.loggers import log_for_callbacks
+from lightning_reg.callbacks.trainer.loggers import log_for_callbacks, write_figure
 from lightning_reg.callbacks.trainer.packages import (
     Callback,
     LightningModule,
@@ -359,8 +359,8 @@ class RegularizationPath(DuringFit[PathRun]):
             warn_of_cut(run)
         if run.best in run.snapshots:
             run.snapshots[run.best].restore(pl_module)
-        if self._result is not None and trainer.is_global_zero:
-            show(trainer, self._result)
+        if self._result is not None:
+            write_figure(trainer, tags.PATH, self._result.plot, state.log_step(trainer))
 
     @override
     def end_run(self, trainer: Trainer, run: PathRun | None) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, ShardingStrategy
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
+from torch.utils.data import DistributedSampler
 
 from lightning_reg.callbacks.trainer.packages import (
     Callback,
@@ -234,6 +235,23 @@ def sums_over_ranks(trainer: Trainer, values: Tensor) -> Tensor:
     """Return the sums of `values` over all ranks; a collective call."""
     total: Tensor = trainer.strategy.reduce(values, reduce_op="sum") if trainer.world_size > 1 else values
     return total
+
+
+def rows_not_repeated(trainer: Trainer, batch_idx: int, dataloader_idx: int, rows: int) -> int:
+    """Return how many rows of a validation batch of `rows` this rank takes for the first time in the pass.
+
+    So that all ranks have equally many samples, `DistributedSampler` repeats some at the end.
+    """
+    loader = trainer.fit_loop.epoch_loop.val_loop._combined_loader.flattened[dataloader_idx]  # type: ignore[union-attr]
+    sampler, size = getattr(loader, "sampler", None), getattr(loader, "batch_size", None)
+    if not isinstance(sampler, DistributedSampler) or size is None:
+        return rows
+    start = batch_idx * size
+    if rows != min(size, sampler.num_samples - start):  # a sample has become several rows
+        return rows
+    total = len(sampler.dataset)  # type: ignore[arg-type]  # has a length, as the sampler demands
+    # Ranks take turns, and what is repeated comes last.
+    return min(rows, len(range(sampler.rank, total, sampler.num_replicas)[start:]))
 
 
 def has_callback(trainer: Trainer, kind: Kind) -> bool:

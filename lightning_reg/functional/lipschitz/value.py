@@ -2,14 +2,16 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_reg.functional.lipschitz.chain import Chain
+from lightning_reg.functional.lipschitz.forms import Form
 from lightning_reg.functional.lipschitz.nested import found
+from lightning_reg.functional.lipschitz.parts import Part, entries, joint
 from lightning_reg.functional.lipschitz.rounding import UPWARDS, precise, times
 
 _ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-12}
@@ -25,6 +27,8 @@ class Slopes(NamedTuple):
 
     low: float
     high: float
+    is_half: bool = False
+    """Whether the function is 0 on one side of 0."""
 
 
 class Scores(NamedTuple):
@@ -73,11 +77,32 @@ class Bound:
     """How large it gets."""
     entries: "Callable[[], Tensor] | None" = None
     """Of a convolution: the bounds of single entries, which broadcast."""
+    form: Form = field(default_factory=Form)
+    """What it is, as a formula."""
+    forms: tuple[Form | None, ...] = ()
+    """Of several tensors together, what each is."""
+    source: "Traced | None" = None
+    """The value some of whose entries, each at most once, are all of this value."""
+    parts: tuple[Part, ...] = ()
+    """The parts of other values on which it depends."""
 
     def after(self, factor: float, slopes: Slopes | None = None) -> "Bound":
         """Return the bound after a function with this constant, or these slopes."""
         chain = self.chain.activated(factor) if self.chain and slopes and slopes.low >= 0 else None
-        return Bound(times(self.value, factor), chain)
+        parts = tuple(part.times(factor) for part in self.shifted().parts)
+        if slopes == (-1, -1, False):
+            parts = (*parts, Part((self,), self.value, "sign", "negated"))
+        elif slopes and slopes.is_half:
+            turned = next((part for part in self.parts if part.place == "negated"), None)
+            side = Part((self,), self.value, "sign", "positive", factor)
+            parts = (*parts, side if turned is None else replace(turned, place="negative"))
+        return Bound(times(self.value, factor), chain, parts=parts)
+
+    def shifted(self) -> "Bound":
+        """Return the bound after constants are added: what was -x is so no longer."""
+        if all(part.place != "negated" for part in self.parts):
+            return self
+        return replace(self, parts=tuple(part for part in self.parts if part.place != "negated"))
 
     def between(self, low: Tensor, high: Tensor) -> "Bound":
         """Return the bound after a function with such slopes of each entry, of its shape."""
@@ -145,6 +170,26 @@ def together(bounds: Iterable[float]) -> float:
     each = list(bounds)
     # `hypot` of infinity and NaN is infinity.
     return math.nan if any(map(math.isnan, each)) else math.hypot(*each)
+
+
+def with_parts(bound: Bound, value: Tensor) -> Bound:
+    """Return the bound of `value` with the part that it is of what it was taken from."""
+    source = bound.source
+    if source is None:
+        return bound
+    return replace(
+        bound,
+        source=None,
+        parts=(*source.bound.parts, *entries(source.bound, source.bound.value, source.value, value)),
+    )
+
+
+def as_one(values: Iterable[Bound]) -> float:
+    """Return the bound of several values as one, which is less if they are different parts of one value."""
+    bounds = list(values)
+    separate = together(each.value for each in bounds)
+    shared = joint([each.parts for each in bounds])
+    return separate if shared is None else smaller(separate, shared)
 
 
 def traced_in(values: Any) -> Iterator[Traced]:

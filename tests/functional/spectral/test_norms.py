@@ -1,6 +1,7 @@
 """The norm of matrices and the estimate for any linear map, against NumPy and SciPy."""
 
 import math
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -81,16 +82,32 @@ def test_half_precision_is_computed_in_float32_under_autocast_too(dtype):
         np.testing.assert_allclose(norm, true_norm(matrix.float()), rtol=2e-5)
 
 
-def test_low_precision_of_products_does_not_reach_the_norm():
+@contextmanager
+def low_precision(setting):
+    backend = {"cuda": torch.backends.cuda.matmul, "mkldnn": torch.backends.mkldnn.matmul}.get(setting)
+    if backend is None:
+        torch.set_float32_matmul_precision("medium")
+    else:
+        backend.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        if backend is None:
+            torch.set_float32_matmul_precision("highest")
+        else:
+            backend.fp32_precision = "none"
+
+
+@pytest.mark.filterwarnings("ignore:Please use the new API settings:UserWarning")  # of torch 2.9
+@pytest.mark.parametrize("setting", ["all", "cuda", "mkldnn"])
+def test_low_precision_of_products_does_not_reach_the_norm(setting):
     matrix = random(40, 30)
     expected = matrix_norm(matrix)
-    torch.set_float32_matmul_precision("medium")
-    try:
+
+    with low_precision(setting):
         norm, bound = matrix_norm(matrix), conv_norm_bound(matrix[..., None])
         apply, adjoint, shape = layer_map(nn.Linear(30, 40), matrix.bfloat16())
         estimate, _ = operator_norm_estimate(apply, shape, iterations=20, adjoint=adjoint)
-    finally:
-        torch.set_float32_matmul_precision("highest")
 
     assert norm.dtype == bound.dtype == torch.float32
     torch.testing.assert_close(norm, expected, rtol=2e-6, atol=0)
