@@ -81,6 +81,10 @@ class Bound:
     """What it is, as a formula."""
     forms: tuple[Form | None, ...] = ()
     """Of several tensors together, what each is."""
+    varies: bool = False
+    """Whether it also depends on labels that may be any: its value at the example then says nothing."""
+    has_any_size: bool = False
+    """Whether the value has more or fewer entries for other inputs, or labels."""
     source: "Traced | None" = None
     """The value some of whose entries, each at most once, are all of this value."""
     parts: tuple[Part, ...] = ()
@@ -147,7 +151,7 @@ class Traced:
 
     def interval(self) -> tuple[Tensor, Tensor] | None:
         """Return the least and the largest value of each entry, float64, if the input stays near."""
-        if math.isinf(self.reach) or self.value.is_complex():
+        if math.isinf(self.reach) or self.bound.varies or self.value.is_complex():
             return None
         value = precise(self.value)
         # The value itself is rounded.
