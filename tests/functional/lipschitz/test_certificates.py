@@ -18,7 +18,7 @@ def classifier(seed=0, activation=nn.Tanh):
 
 
 def test_the_bound_of_a_margin_is_the_bound_before_the_last_layer_times_the_distance_of_its_rows():
-    network, example = classifier(activation=nn.GELU), torch.zeros(1, 6).double()
+    network, example = classifier(activation=lambda: nn.Softmax(-1)), torch.zeros(1, 6).double()
     before = lipschitz_bound(network[:-1], example).value
     rows = network[-1].weight.detach().numpy()
     bounds = margin_bounds(network, example)
@@ -30,8 +30,9 @@ def test_the_bound_of_a_margin_is_the_bound_before_the_last_layer_times_the_dist
     assert torch.equal(margin_bounds(longer, example), bounds)
 
 
-def test_at_the_end_of_a_chain_the_difference_of_rows_is_one_more_matrix_of_it():
-    network, example = classifier(), torch.zeros(1, 6).double()
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.GELU])
+def test_at_the_end_of_a_chain_the_difference_of_rows_is_one_more_matrix_of_it(activation):
+    network, example = classifier(activation=activation), torch.zeros(1, 6).double()
     bounds = margin_bounds(network, example)
     before = lipschitz_bound(network[:-1], example).value
     rows = network[-1].weight.detach()
@@ -40,6 +41,20 @@ def test_at_the_end_of_a_chain_the_difference_of_rows_is_one_more_matrix_of_it()
         network[-1].weight = nn.Parameter((rows[first] - rows[second])[None])
         assert bounds[first, second] == pytest.approx(lipschitz_bound(network, example).value, rel=1e-6)
         assert bounds[first, second] < 0.99 * before * (rows[first] - rows[second]).norm()
+
+
+def test_many_classes_share_the_multipliers_of_a_chain():
+    torch.manual_seed(1)
+    network, example = nn.Sequential(classifier()[:-1], nn.Linear(12, 40)).double(), torch.zeros(1, 6).double()
+    bounds = margin_bounds(network, example)
+    rows = network[1].weight.detach()
+    before = lipschitz_bound(network[:1], example).value
+    assert (bounds <= before * torch.cdist(rows, rows) * (1 + 1e-7)).all()
+    for first, second in ((0, 1), (2, 39), (7, 5)):
+        network[1] = nn.Linear(12, 1).double()
+        network[1].weight = nn.Parameter((rows[first] - rows[second])[None])
+        least = lipschitz_bound(network, example).value
+        assert least * (1 - 1e-3) < bounds[first, second] < 1.5 * least
 
 
 def test_without_a_linear_last_layer_it_is_root_two_times_the_bound():
