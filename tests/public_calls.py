@@ -167,6 +167,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Argument]]] = {
             "rule": good("one_se"),
             "direction": good("up"),
             "restore": boolean(True),
+            "relaxed_epochs": good(2),
         },
     ),
     "Constraint": (OwnConstraint, {"select": SELECT}),

@@ -30,7 +30,8 @@ PATHS = {
 def path_of(name):
     select, strengths = PATHS[name]
     penalty = GroupLassoPenalty(0.0, dim=1, mode="proximal", select=select)
-    return RegularizationPath(penalty, **strengths, epochs=4, tolerance=0.3, monitor="val/loss", rule="one_se")
+    settings = {"epochs": 4, "tolerance": 0.3, "monitor": "val/loss", "rule": "one_se", "relaxed_epochs": 2}
+    return RegularizationPath(penalty, **strengths, **settings)
 
 
 def sgd(parameters):
@@ -40,7 +41,8 @@ def sgd(parameters):
 def told(path, trainer):
     result = path.result
     weights = [result.weights(index) for index in range(3)]
-    return result.strengths, result.scores, result.nonzeros, result.best, weights, trainer.global_step
+    scores = (*result.scores, result.relaxed_score)
+    return result.strengths, scores, result.nonzeros, result.best, weights, trainer.global_step
 
 
 def train(name, strategy):

@@ -24,6 +24,8 @@ def save(run: PathRun) -> dict[str, Any]:
         "start": None if run.start is None else run.start.state(),
         "snapshots": {index: snapshot.state() for index, snapshot in run.snapshots.items()},
         "best": run.best,
+        "is_relaxed": run.is_relaxed,
+        "relaxed_score": run.relaxed_score,
     }
 
 
@@ -38,3 +40,4 @@ def load(run: PathRun, kept: dict[str, Any], pl_module: LightningModule) -> None
     run.search = None if kept["search"] is None else Search(**kept["search"])
     run.start = None if kept["start"] is None else Snapshot(pl_module, kept["start"])
     run.snapshots = {index: Snapshot(pl_module, saved) for index, saved in kept["snapshots"].items()}
+    run.is_relaxed, run.relaxed_score = kept["is_relaxed"], kept["relaxed_score"]
