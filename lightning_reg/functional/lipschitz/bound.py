@@ -62,7 +62,8 @@ def lipschitz_bound(
     - Activations: their largest slope, rounded up (GELU 1.12891, SiLU 1.09984); softmax 1/2, log-softmax the root of
       the number of classes.
     - Batch normalization by running statistics. LayerNorm, RMSNorm, GroupNorm and InstanceNorm:
-      :math:`\max |\gamma| / \sqrt{\epsilon}`, attained at constant inputs: a true bound, but rarely useful.
+      :math:`\max |\gamma| / \sqrt{\epsilon}`, attained at constant inputs: a true bound, but rarely useful. The same if
+      they are written by hand, as in LLaMA and T5: rows times or over a function of their length.
     - What is linear in one tensor, from the sizes and the constants: products (einsum, tensordot, `addmm`), Fourier
       transforms, differences, pooling, padding, interpolation in every mode, indices, scatter. Most are exact.
     - Reductions, deviations, distances to constants; losses with constant targets, as functions of the prediction

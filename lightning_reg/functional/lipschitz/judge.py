@@ -9,8 +9,17 @@ import torch
 from torch import Tensor, nn
 
 import lightning_reg.functional.lipschitz.rules  # noqa: F401  # each file there registers its rules
+from lightning_reg.functional.lipschitz.forms import Form
 from lightning_reg.functional.lipschitz.rules.applied import apply_rule
-from lightning_reg.functional.lipschitz.rules.registry import EXTENTS, TURNS, Rule, UserRule, function_rule, module_rule
+from lightning_reg.functional.lipschitz.rules.registry import (
+    EXTENTS,
+    FORMS,
+    TURNS,
+    Rule,
+    UserRule,
+    function_rule,
+    module_rule,
+)
 from lightning_reg.functional.lipschitz.value import (
     Bound,
     Extent,
@@ -46,6 +55,8 @@ class Step:
     """The rule of how large its result gets."""
     turns: tuple[float, ...] | None = None
     """Where the slope of a function of each entry stops to rise or to fall."""
+    form: Rule | None = None
+    """The rule of what its result is."""
 
 
 class Judge:
@@ -92,16 +103,25 @@ class Judge:
             return self.refuse(step, f"no rule for {step.kind}; `register_lipschitz_rule` adds one")
         is_whole = isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex())
         done = Operation(value, operation, step.module, step.turns)
+        answer = step.form(done, *args, **kwargs) if step.form else None
+        form, forms = (Form(), answer) if isinstance(answer, tuple) else (answer or Form(), ())
+        by_form = form.lipschitz(value.numel()) if isinstance(value, Tensor) else math.inf
         try:
             bound, own = apply_rule(step.rule, done, args, kwargs)
         except NoBoundError as error:
-            return self.refuse(step, JUMPS if is_whole else str(error))
+            if math.isinf(by_form):
+                return replace(self.refuse(step, JUMPS if is_whole else str(error)), form=form, forms=forms)
+            bound, own = Bound(by_form), None
+        if by_form < bound.value:
+            bound = Bound(by_form)
         if is_whole and bound.value != 0:
             return self.refuse(step, JUMPS)
         if own is not None:
             self._note_layer(step, own)
         extent = step.extent(done, bound, *args, **kwargs) if step.extent else bound.extent
-        bound = replace(bound, scaled=bound.scaled if self._fold else None, extent=extent or Extent())
+        bound = replace(
+            bound, scaled=bound.scaled if self._fold else None, extent=extent or Extent(), form=form, forms=forms
+        )
         return self._near(value, bound) if isinstance(value, Tensor) else bound
 
     def _near(self, value: Tensor, bound: Bound) -> Bound:
@@ -149,6 +169,13 @@ class Judge:
         """Return where the slope of a function of each entry stops to rise or to fall, if that is known."""
         found: tuple[float, ...] | None = (
             module_rule(called, TURNS) if isinstance(called, nn.Module) else function_rule(called, name, TURNS)
+        )
+        return found
+
+    def form_of(self, called: nn.Module | Callable[..., Any], name: str = "") -> Rule | None:
+        """Return the rule of what a result is, if there is one."""
+        found: Rule | None = (
+            module_rule(called, FORMS) if isinstance(called, nn.Module) else function_rule(called, name, FORMS)
         )
         return found
 

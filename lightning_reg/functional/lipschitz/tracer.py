@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
+from lightning_reg.functional.lipschitz.forms import Form
 from lightning_reg.functional.lipschitz.judge import JUMPS, Judge, Step
 from lightning_reg.functional.lipschitz.memory import has_no_entry_twice, memory, place
 from lightning_reg.functional.lipschitz.nested import closed_in, found, replaced
@@ -120,14 +121,17 @@ class Tracer(TorchFunctionMode):
         for path, part in module.named_modules():
             forward = part.forward
             if self._judge.is_leaf(part):
-                rules = self._judge.rule_of(part), self._judge.extent_of(part), self._judge.turns_of(part)
-                step = functools.partial(self._module_step, path, part, *rules)
+                judge = self._judge
+                rules = judge.rule_of(part), judge.extent_of(part), judge.turns_of(part), judge.form_of(part)
+                step = functools.partial(self._module_step, path, part, rules)
                 vars(part)["forward"] = self._whole(forward, step)
             else:
                 vars(part)["forward"] = self._inside(forward, path)
 
-    def _module_step(self, path: str, module: nn.Module, rule: Any, extent: Any, turns: Any, *_: Any) -> Step:
-        return Step(path or type(module).__name__, rule, type(module).__name__, module, extent=extent, turns=turns)
+    def _module_step(self, path: str, module: nn.Module, rules: tuple[Any, ...], *_: Any) -> Step:
+        kind = type(module).__name__
+        rule, extent, turns, form = rules
+        return Step(path or kind, rule, kind, module, extent=extent, turns=turns, form=form)
 
     def _whole(self, function: Callable[..., Any], step: Callable[..., Step]) -> Callable[..., Any]:
         """Return `function` with its calls judged as one operation."""
@@ -179,6 +183,7 @@ class Tracer(TorchFunctionMode):
             weight=self._weights[id(weights[0])] if weights else None,
             extent=self._judge.extent_of(function, shown),
             turns=self._judge.turns_of(function, shown),
+            form=self._judge.form_of(function, shown),
         )
 
     @override
@@ -233,9 +238,13 @@ class Tracer(TorchFunctionMode):
         where = {memory(tensor) for tensor in found(value, Tensor)}
         self._viewed += [tensor for tensor in constants if memory(tensor) in where]
         self._note_changes(step, bound, changed, value)
+        if math.isfinite(bound.value):
+            # Nothing before it is a reason why something after it has no bound.
+            step.parents = []
         if isinstance(value, Tensor):
             return self._known(value, bound, step)
-        return replaced(value, Tensor, lambda tensor: self._part(tensor, bound, step))
+        forms = iter(bound.forms)
+        return replaced(value, Tensor, lambda tensor: self._part(tensor, bound, step, next(forms, None)))
 
     def _as_known(self, state: State, fixed: set[int], earlier: Mapping[int, Tensor]) -> Tensor | Traced:
         if id(state) in fixed:
@@ -247,10 +256,11 @@ class Tracer(TorchFunctionMode):
         self._states.append(state)
         return TracedTensor(value, state)
 
-    def _part(self, value: Tensor, bound: Bound, step: Step) -> TracedTensor:
+    def _part(self, value: Tensor, bound: Bound, step: Step, form: Form | None) -> TracedTensor:
         """Return one of several tensors that an operation has returned."""
         if not _is_whole(value):
-            return self._known(value, replace(bound, chain=None, scaled=None, own=None), step)
+            part = replace(bound, chain=None, scaled=None, own=None, form=form or Form(), forms=())
+            return self._known(value, part, step)
         positions = Step(step.name, parents=[step])
         return self._known(value, self._judge.refuse(positions, JUMPS), positions)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_reg.functional.lipschitz.chain import Chain
+from lightning_reg.functional.lipschitz.forms import Form
 from lightning_reg.functional.lipschitz.nested import found
 from lightning_reg.functional.lipschitz.parts import Part, entries, joint
 from lightning_reg.functional.lipschitz.rounding import UPWARDS, precise, times
@@ -76,6 +77,10 @@ class Bound:
     """How large it gets."""
     entries: "Callable[[], Tensor] | None" = None
     """Of a convolution: the bounds of single entries, which broadcast."""
+    form: Form = field(default_factory=Form)
+    """What it is, as a formula."""
+    forms: tuple[Form | None, ...] = ()
+    """Of several tensors together, what each is."""
     source: "Traced | None" = None
     """The value some of whose entries, each at most once, are all of this value."""
     parts: tuple[Part, ...] = ()
@@ -84,14 +89,20 @@ class Bound:
     def after(self, factor: float, slopes: Slopes | None = None) -> "Bound":
         """Return the bound after a function with this constant, or these slopes."""
         chain = self.chain.activated(factor) if self.chain and slopes and slopes.low >= 0 else None
-        parts = tuple(part.times(factor) for part in self.parts)
+        parts = tuple(part.times(factor) for part in self.shifted().parts)
         if slopes == (-1, -1, False):
             parts = (*parts, Part((self,), self.value, "sign", "negated"))
         elif slopes and slopes.is_half:
-            turned = next((part for part in parts if part.place == "negated"), None)
+            turned = next((part for part in self.parts if part.place == "negated"), None)
             side = Part((self,), self.value, "sign", "positive", factor)
             parts = (*parts, side if turned is None else replace(turned, place="negative"))
         return Bound(times(self.value, factor), chain, parts=parts)
+
+    def shifted(self) -> "Bound":
+        """Return the bound after constants are added: what was -x is so no longer."""
+        if all(part.place != "negated" for part in self.parts):
+            return self
+        return replace(self, parts=tuple(part for part in self.parts if part.place != "negated"))
 
     def between(self, low: Tensor, high: Tensor) -> "Bound":
         """Return the bound after a function with such slopes of each entry, of its shape."""

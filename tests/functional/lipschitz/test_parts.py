@@ -49,6 +49,9 @@ TOGETHER = {
     "ends along two dimensions": (lambda x: torch.cat([(y := x.view(2, 3)).amax(0), y.amin(1)]), math.sqrt(2)),
     "slices that overlap": (lambda x: torch.cat([x[:, :4], x[:, 3:]], 1), math.sqrt(2)),
     "one sign twice": (lambda x: torch.cat([x.relu(), x.relu()], 1), math.sqrt(2)),
+    "another than the other sign": (lambda x: torch.cat([x.relu(), (-x + 1).relu()], 1), math.sqrt(2)),
+    "the sign of a function": (lambda x: torch.cat([x.relu(), ((-x).sin() + 1 - 2).add(2).relu()], 1), math.sqrt(2)),
+    "the sign turned back": (lambda x: torch.cat([x.relu(), (-x * -1).relu()], 1), math.sqrt(2)),
     "one sign, and all": (lambda x: torch.cat([x.relu(), x], 1), math.sqrt(2)),
 }
 

@@ -198,6 +198,7 @@ UNBOUNDED = {
     "mask": (lambda x: x * (x > 0), "gt", "discontinuous"),
     "where": (lambda x: torch.where(x > 0, x, 0.0), "gt", "discontinuous"),
     "positions": (lambda x: x[:, x.argmax(1)], "argmax", "discontinuous"),
+    "quantiles of constants": (lambda x: constant(5).float().quantile(x[0].sigmoid()), "quantile", "depend"),
     "rounded": (lambda x: x.round(), "round", "discontinuous"),
     "unknown": (lambda x: torch.linalg.inv(x), "linalg_inv", "no rule"),
     "variance": (lambda x: x.var(1), "var", "square"),

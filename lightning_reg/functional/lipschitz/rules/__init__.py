@@ -8,8 +8,10 @@ import lightning_reg.functional.lipschitz.rules.arithmetic
 import lightning_reg.functional.lipschitz.rules.attention
 import lightning_reg.functional.lipschitz.rules.contractions
 import lightning_reg.functional.lipschitz.rules.extents
+import lightning_reg.functional.lipschitz.rules.forms
 import lightning_reg.functional.lipschitz.rules.fused
 import lightning_reg.functional.lipschitz.rules.layers
+import lightning_reg.functional.lipschitz.rules.lengths
 import lightning_reg.functional.lipschitz.rules.losses
 import lightning_reg.functional.lipschitz.rules.matrices
 import lightning_reg.functional.lipschitz.rules.moved_extents

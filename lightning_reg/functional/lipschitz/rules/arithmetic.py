@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_reg.functional.lipschitz.rounding import power, times
+from lightning_reg.functional.lipschitz.rules.forms import rescaled
 from lightning_reg.functional.lipschitz.rules.registry import for_functions, for_modules, without_bound
 from lightning_reg.functional.lipschitz.value import (
     PRODUCT,
@@ -43,7 +44,7 @@ def common_shape(*tensors: Any) -> torch.Size:
 def _add(op: Operation, input: Any, other: Any, *, alpha: float = 1) -> Bound:
     terms = [(argument, factor) for argument, factor in ((input, 1), (other, alpha)) if isinstance(argument, Traced)]
     if len(terms) == 1 and abs(terms[0][1]) == 1 and terms[0][0].value.shape == op.output.shape:
-        return terms[0][0].bound  # a constant shifts it
+        return terms[0][0].bound.shifted()
     return Bound(sum(times(spread(op, argument), abs(factor)) for argument, factor in terms))
 
 
@@ -56,6 +57,9 @@ def _rsub(op: Operation, input: Any, other: Any, *, alpha: float = 1) -> Bound:
 def product(op: Operation, input: Any, other: Any) -> Bound:
     """Return the bound of a product entry by entry, which may broadcast to more entries by a third argument."""
     if isinstance(input, Traced) and isinstance(other, Traced):
+        known = rescaled(op, input, other)
+        if known is not None and not math.isinf(known[0].value):
+            return known[0]
         # Each is multiplied by what the other is at most.
         sizes = other.bound.extent.entries, input.bound.extent.entries
         if any(math.isinf(size) and each.bound.value for size, each in zip(sizes, (input, other), strict=True)):
@@ -75,11 +79,14 @@ def product(op: Operation, input: Any, other: Any) -> Bound:
 
 @for_functions("div divide true_divide truediv")
 def _div(op: Operation, input: Any, other: Any, *, rounding_mode: str | None = None) -> Bound:
-    if isinstance(other, Traced):
-        msg = "a division by a value that depends on the input has no bound"
-        raise NoBoundError(msg)
     if rounding_mode is not None:
         msg = "it is discontinuous"
+        raise NoBoundError(msg)
+    if isinstance(other, Traced):
+        known = rescaled(op, input, other, is_quotient=True)
+        if known is not None and not math.isinf(known[0].value):
+            return known[0]
+        msg = "a division by a value that depends on the input has no bound"
         raise NoBoundError(msg)
     return product(op, input, as_tensor(other, input.value).reciprocal())
 

@@ -17,6 +17,7 @@ from lightning_reg.functional.lipschitz.value import (
     Operation,
     Traced,
     as_one,
+    constant,
     together,
     traced_in,
 )
@@ -84,6 +85,7 @@ def _trace(op: Operation, input: Traced) -> float:
 @for_functions("quantile nanquantile")
 def _quantile(op: Operation, input: Traced, q: Any, *_: Any, **__: Any) -> float:
     # Each is a mean of two order statistics.
+    constant(q)
     return math.sqrt(q.numel()) if isinstance(q, Tensor) else 1.0
 
 
