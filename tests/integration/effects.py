@@ -362,17 +362,17 @@ KINDS |= {
     # Both have two epochs, as every run has: a path ends the fit itself.
     "path": Kind(
         lambda glob: RegularizationPath(
-            L1Penalty(0.0, select=glob, mode="proximal"), strengths=[0.1, 0.05], epochs=1, direction="down"
+            L1Penalty(0.0, select=glob, mode="proximal"), strengths=[0.03, 0.015], epochs=1
         ),
-        lambda: Path((0.1, 0.05)),
+        lambda: Path((0.03, 0.015)),
         alone=True,
         once=True,
     ),
     "relaxed path": Kind(
         lambda glob: RegularizationPath(
-            L1Penalty(0.0, select=glob, mode="proximal"), strengths=[0.1], epochs=1, relaxed_epochs=1
+            L1Penalty(0.0, select=glob, mode="proximal"), strengths=[0.03], epochs=1, relaxed_epochs=1
         ),
-        lambda: Path((0.1, 0.0)),
+        lambda: Path((0.03, 0.0)),
         alone=True,
         once=True,
     ),

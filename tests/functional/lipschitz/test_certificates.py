@@ -1,7 +1,6 @@
 """Certified radii against closed forms, and against an attack that looks for what they exclude."""
 
 import math
-import sys
 
 import numpy as np
 import pytest
@@ -133,41 +132,6 @@ def test_no_attack_within_the_radius_changes_the_class_but_one_far_outside_does(
     radii = certified_radius(logits, margin_bounds(network, points[:1]))
     assert (attacked(network, points, radii * (1 - 1e-9)) == logits.argmax(1)).all()
     assert (attacked(network, points, 20 * radii) != logits.argmax(1)).double().mean() > 0.5
-
-
-def test_certified_accuracy_counts_right_samples_with_a_greater_radius_over_updates():
-    metric = CertifiedAccuracy((0.0, 0.5, 1.0))
-    bounds = torch.tensor([[0.0, 2.0], [2.0, 0.0]])
-    metric.update(torch.tensor([[1.0, 0.0], [0.0, 3.0]]), torch.tensor([0, 0]), bounds)  # radii 0.5 and 1.5
-    metric.update(torch.tensor([[4.0, 0.0], [1.0, 1.0]]), torch.tensor([0, 0]), bounds)  # radii 2 and 0
-    assert metric.compute().tolist() == [0.5, 0.25, 0.25]
-
-
-def test_certified_accuracy_of_one_radius_is_a_vector_of_one():
-    metric = CertifiedAccuracy((0.1,))
-    share = metric(torch.tensor([[1.0, 0.0], [0.0, 3.0]]), torch.tensor([0, 0]), torch.ones(2, 2))
-    assert share.tolist() == metric.compute().tolist() == [0.5]
-
-
-def test_the_robustness_curve_has_the_share_of_each_radius_and_never_more_in_between():
-    metric = CertifiedAccuracy((1.0, 0.0, 0.5))
-    metric.update(
-        torch.tensor([[1.5, 0.0], [0.6, 0.0], [3.0, 0.0], [0.0, 1.0]]), torch.zeros(4).long(), torch.ones(2, 2)
-    )
-    figure, axes = metric.plot()
-    (line,) = axes.get_lines()
-    assert line.get_xydata().tolist() == [[0, 0.75], [0.5, 0.75], [1, 0.5]]
-    assert line.get_drawstyle() == "steps-pre"  # at 0.7 the share of radius 1
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("radius", "certified accuracy")
-    again, same = metric.plot(torch.tensor([0.25, 0.75, 0.5]), axes)
-    assert (again, same) == (figure, axes)
-    assert axes.get_lines()[1].get_xydata().tolist() == [[0, 0.75], [0.5, 0.5], [1, 0.25]]
-
-
-def test_a_figure_without_matplotlib_is_an_error_with_the_remedy(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match="pip install matplotlib"):
-        CertifiedAccuracy((0.1,)).plot(torch.ones(1))
 
 
 @pytest.mark.parametrize(
