@@ -1,4 +1,4 @@
-"""Stability selection: which inputs are chosen again and again, on one half of the data after another."""
+"""Stability selection: which inputs a sparse model chooses on most halves of the data."""
 
 import csv
 from collections.abc import Callable, Iterable, Sequence
@@ -23,7 +23,7 @@ _MOST = 10**9
 
 @dataclass(frozen=True, eq=False)
 class StabilitySelection:
-    """How often each input was selected, by strength; what `stability_selection` returns.
+    """How often each input was selected at each strength: the result of `stability_selection`.
 
     Example:
         >>> import torch
@@ -37,13 +37,13 @@ class StabilitySelection:
     frequencies: Tensor
     """Share of the halves in which each input is selected, in [0, 1], shape (strengths, inputs)."""
     mean_selected: float
-    """How many inputs a half selects, at any of its strengths, on average: q of the bound."""
+    """The mean number of inputs that a half selects at any strength: q of the bound."""
     threshold: float
-    """The share from which on an input counts as selected."""
+    """The least share of the halves that makes an input selected."""
     strengths: tuple[float, ...] | None = None
-    """What the rows of `frequencies` belong to, if that is known."""
+    """The strength of each row of `frequencies`, if known."""
     names: tuple[str, ...] | None = None
-    """Of the inputs, if they have any."""
+    """The names of the inputs, if known."""
 
     @property
     def highest(self) -> Tensor:
@@ -51,35 +51,35 @@ class StabilitySelection:
         return self.frequencies.amax(0)
 
     def selected(self, threshold: float | None = None) -> list[int]:
-        """Return the inputs whose share reaches a threshold at some strength, the most frequent first.
+        """Return the inputs whose share reaches a threshold at any strength, most frequent first.
 
         Args:
-            threshold: In (0.5, 1]; `None` for the one that was asked for at first.
+            threshold: In (0.5, 1]; `None` for the `threshold` given to `stability_selection`.
 
         Returns:
-            Their numbers.
+            The indices of the inputs.
 
         Raises:
-            TypeError: If `threshold` is no number.
+            TypeError: If `threshold` is not a number.
             ValueError: If it is out of range.
 
         """
         least = self.threshold if threshold is None else _check_threshold(threshold)
         shares = self.highest.tolist()
-        # Shares are quotients of whole numbers: 0.6 is reached by 30 of 50, whatever the last bit of a float says.
+        # Shares are ratios of whole numbers: 30 of 50 reach 0.6, even if the floats differ in the last bit.
         chosen = [index for index, share in enumerate(shares) if share >= least - 1e-9]
         return sorted(chosen, key=lambda index: -shares[index])
 
     @property
     def false_positives_bound(self) -> float:
-        r"""Most inputs that are expected to be selected in error, :math:`q^2 / ((2 \pi - 1) p)`, at the threshold."""
+        r"""The bound on the expected number of inputs selected in error, :math:`q^2 / ((2 \pi - 1) p)`."""
         return self.mean_selected**2 / ((2 * self.threshold - 1) * self.frequencies.shape[1])
 
     def plot(self) -> "Figure":
-        """Draw the share of each input against the strength, the selected ones in colour and with their names.
+        """Draw the share of each input against the strength; selected inputs are coloured and named.
 
         Returns:
-            A figure of matplotlib, which has to be installed.
+            A matplotlib figure. Needs matplotlib.
 
         """
         from matplotlib.figure import Figure  # not a dependency
@@ -96,7 +96,7 @@ class StabilitySelection:
         if self.strengths and min(self.strengths) > 0:
             axes.set_xscale("log")
         if positions[0] > positions[-1]:
-            axes.invert_xaxis()  # as the path was taken
+            axes.invert_xaxis()  # in the order of the path
         axes.set(
             xlabel="strength" if self.strengths else "position on the path", ylabel="share of halves", ylim=(0, 1.02)
         )
@@ -109,10 +109,10 @@ class StabilitySelection:
         return figure
 
     def to_csv(self, path: str | Path) -> None:
-        """Write a table with a row for each input: its name, the largest share, whether selected, and all shares.
+        """Write a table with a row for each input: name, largest share, 1 if selected, and the share at each strength.
 
         Args:
-            path: The file, which is replaced.
+            path: The file. An existing file is replaced.
 
         """
         chosen = set(self.selected())
@@ -129,7 +129,7 @@ class StabilitySelection:
         return str(index) if self.names is None else self.names[index]
 
 
-def stability_selection(  # noqa: PLR0913  # how to select, and what to call it
+def stability_selection(  # noqa: PLR0913  # settings of the selection, and labels
     fit: Callable[[list[int]], Any],
     num_samples: int,
     *,
@@ -139,40 +139,40 @@ def stability_selection(  # noqa: PLR0913  # how to select, and what to call it
     names: Sequence[str] | None = None,
     seed: int = 0,
 ) -> StabilitySelection:
-    r"""Select the inputs that a sparse model chooses on most halves of the data, at one strength at least.
+    r"""Select the inputs that a sparse model chooses on most halves of the data, at any strength.
 
-    With :math:`\hat S_\lambda(I)` the inputs chosen at strength :math:`\lambda` on the samples :math:`I`, half of all,
-    an input is selected if :math:`\max_\lambda P(j \in \hat S_\lambda(I)) \ge \pi`. The expected number of inputs that
-    are selected in error is at most :math:`q^2 / ((2 \pi - 1) p)`, where :math:`q` is the mean number of the :math:`p`
-    inputs that a half chooses at any strength: where `fit` goes to ever weaker strengths, q grows, and the bound says
-    ever less. It holds if the inputs without effect are exchangeable, and chosen no more often than by chance.
+    Let :math:`\hat S_\lambda(I)` be the inputs chosen at strength :math:`\lambda` on a random half :math:`I` of the
+    samples. Input j is selected if :math:`\max_\lambda P(j \in \hat S_\lambda(I)) \ge \pi`. The expected number of
+    inputs selected in error is at most :math:`q^2 / ((2 \pi - 1) p)`, where :math:`q` is the mean number of the
+    :math:`p` inputs that a half chooses at any strength. Weaker strengths in `fit` raise q and so loosen the bound. It
+    holds if the inputs without effect are exchangeable, and `fit` chooses them no more often than by chance.
 
-    Halves come in pairs that have no sample in common, which has less variance than halves at random; with an odd
-    number of samples, one is in neither.
+    Halves come in pairs without a common sample, which has less variance than independent halves. If the number of
+    samples is odd, one sample is in neither half.
 
     Args:
-        fit: Called with the numbers of the samples of one half, a list. Fits a sparse model to them at each strength,
-            the same in each call, and returns which inputs it chooses: booleans of shape (strengths, inputs), as
-            `coefficients != 0` has them, of torch or NumPy.
-        num_samples: How many samples there are, at least 4.
-        num_halves: How many halves to fit, an even number of at least 2.
+        fit: A function that gets the list of sample indices of one half. It fits a sparse model to these samples at
+            each strength, with the same strengths in each call. It returns which inputs the model chooses: booleans of
+            shape (strengths, inputs), such as `coefficients != 0`, as a torch tensor or a NumPy array.
+        num_samples: The number of samples, at least 4.
+        num_halves: The number of halves to fit, an even number >= 2.
         threshold: :math:`\pi`, in (0.5, 1]; 0.6 to 0.9 are usual.
-        strengths: What the rows of the result of `fit` belong to, for table and figure.
-        names: Of the inputs, for table and figure.
-        seed: Which halves, an int >= 0. The global random generators are left alone.
+        strengths: The strength of each row that `fit` returns, for table and figure.
+        names: The names of the inputs, for table and figure.
+        seed: Determines the halves, an int >= 0. The global random generators do not change.
 
     Returns:
-        The shares, what they select, and the bound.
+        The shares, the selected inputs, and the bound.
 
     Raises:
-        TypeError: If an argument is of the wrong kind, or `fit` returns no booleans.
-        ValueError: If an argument is out of range, or what `fit` returns has the wrong shape.
+        TypeError: If an argument is of the wrong kind, or `fit` does not return booleans.
+        ValueError: If an argument is out of range, or the result of `fit` has the wrong shape.
 
     Example:
         >>> import torch
         >>> x = torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
         >>> y = 3 * x[:, 1] - 2 * x[:, 3]
-        >>> def fit(rows):  # those whose correlation with y is among the largest
+        >>> def fit(rows):  # inputs with a large covariance with y
         ...     shares = (x[rows].T @ y[rows]).abs() / len(rows)
         ...     return torch.stack([shares > 2, shares > 1])
         >>> result = stability_selection(fit, 200, strengths=[2.0, 1.0])
@@ -180,14 +180,14 @@ def stability_selection(  # noqa: PLR0913  # how to select, and what to call it
         [1, 3]
 
     Reference:
-        Meinshausen & Buhlmann, Stability Selection, 2010, arXiv:0809.2932; for the pairs: Shah & Samworth, Variable
+        Meinshausen & Buhlmann, Stability Selection, 2010, arXiv:0809.2932. The pairs: Shah & Samworth, Variable
         Selection with Error Control, 2013, arXiv:1105.5578.
 
     """
     _checks.function("fit", fit, "callable as fit(rows), and return booleans of shape (strengths, inputs)")
     num_samples = _count("num_samples", num_samples, 4)
     if _count("num_halves", num_halves, 2) % 2:
-        msg = f"`num_halves` must be even, for halves come in pairs, got {num_halves}."
+        msg = f"`num_halves` must be even, because halves come in pairs, got {num_halves}."
         raise ValueError(msg)
     threshold = _check_threshold(threshold)
     points = _labels("strengths", strengths, _checks.number)
@@ -246,7 +246,7 @@ def _labels(name: str, values: object, check: Callable[[str, object], Label]) ->
 
 def _text(name: str, value: object) -> str:
     if not isinstance(value, str):
-        msg = f"`{name}` must be text, got one of type {type(value).__name__}."
+        msg = f"`{name}` must hold strings, got a {type(value).__name__}."
         raise TypeError(msg)
     return str(value)
 
@@ -258,7 +258,7 @@ def _as_choice(result: object) -> Tensor:
         msg = f"`fit` must return booleans of shape (strengths, inputs), got a {type(result).__name__}."
         raise TypeError(msg) from error
     if chosen.dtype != torch.bool:
-        msg = f"`fit` must return booleans, got {chosen.dtype}. Of coefficients, return `coefficients != 0`."
+        msg = f"`fit` must return booleans, got {chosen.dtype}. If you have coefficients, return `coefficients != 0`."
         raise TypeError(msg)
     if chosen.ndim != 2 or not chosen.numel():  # noqa: PLR2004  # strengths and inputs
         msg = f"`fit` must return booleans of shape (strengths, inputs), got {tuple(chosen.shape)}."

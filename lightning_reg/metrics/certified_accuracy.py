@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, cast, final
 
 import torch
 from torch import Tensor
@@ -11,6 +11,10 @@ from typing_extensions import override
 
 from lightning_reg import _checks
 from lightning_reg.functional.lipschitz.certificates import certified_radius
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 @final
@@ -89,6 +93,35 @@ class CertifiedAccuracy(Metric):
     def compute(self) -> Tensor:
         """Return the share for each radius, shape (R,) for R radii."""
         return self.certified / self.count
+
+    @override
+    def plot(self, val: Tensor | None = None, ax: "Axes | None" = None) -> "tuple[Figure, Axes]":
+        """Draw the robustness curve: certified accuracy against the radius, in steps that never overstate it.
+
+        Args:
+            val: What `compute` or `forward` has returned. Default: what `compute` returns now.
+            ax: The axes to draw into. Default: axes of a new figure.
+
+        Returns:
+            The figure and its axes, as of every metric of torchmetrics.
+
+        Raises:
+            ImportError: If matplotlib is not installed.
+
+        """
+        if ax is None:
+            try:
+                from matplotlib.figure import Figure
+            except ImportError as error:
+                msg = "`plot` needs matplotlib. Install it: pip install matplotlib."
+                raise ImportError(msg) from error
+            ax = Figure(figsize=(6, 4), layout="constrained").subplots()
+            ax.set(xlabel="radius", ylabel="certified accuracy", ylim=(0, 1))
+        shares = self.compute() if val is None else val
+        points = sorted(zip(self.radii, shares.tolist(), strict=True))
+        # Between two radii, accuracy is at least that of the larger one.
+        ax.plot(*zip(*points, strict=True), drawstyle="steps-pre")
+        return cast("Figure", ax.figure), ax
 
     @override
     def _wrap_compute(self, compute: Callable[..., Any]) -> Callable[..., Any]:

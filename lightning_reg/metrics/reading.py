@@ -1,6 +1,7 @@
 """The weights that a metric measures: as the forward pass uses them, read without changing anything."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 from lightning_reg.functional.spectral.layers import Layer
+from lightning_reg.functional.tensors.shards import has_dtensors, whole
 from lightning_reg.functional.tensors.weights import as_weights
 from lightning_reg.selection.weights import Weight, clean_name, named_weights, weight_norm_of
 
@@ -68,6 +70,13 @@ def as_layers(weights: Tensor | Iterable[Tensor] | nn.Module) -> list[Layer]:
 def tensors_of(layers: Sequence[Layer]) -> list[Tensor]:
     """Return the tensors of `layers`."""
     return [layer.tensor for layer in layers]
+
+
+def wholes(layers: Sequence[Layer]) -> Sequence[Layer]:
+    """Return `layers` with the parts of all ranks; a collective call for sharded weights."""
+    if not has_dtensors(tensors_of(layers)):
+        return layers
+    return [replace(layer, tensor=whole(layer.tensor)) for layer in layers]
 
 
 def _effective(weight: Weight) -> Tensor:

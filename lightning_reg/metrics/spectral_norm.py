@@ -1,8 +1,7 @@
 """How much the layers stretch their inputs."""
 
 from collections.abc import Sequence
-from dataclasses import replace
-from itertools import islice
+from itertools import compress
 from typing import Any, Literal, final
 
 import torch
@@ -14,8 +13,8 @@ from lightning_reg.functional.spectral.estimates import NormEstimates
 from lightning_reg.functional.spectral.followed import FollowedNorms
 from lightning_reg.functional.spectral.layers import Layer
 from lightning_reg.functional.tensors.precision import without_autocast
-from lightning_reg.functional.tensors.shards import whole
 from lightning_reg.metrics.base import LayerMetric
+from lightning_reg.metrics.reading import wholes
 
 
 @final
@@ -69,23 +68,30 @@ class SpectralNorm(LayerMetric):
     @override
     @torch.no_grad()
     def statistics(self, layers: Sequence[Layer]) -> Tensor:
-        layers = [replace(layer, tensor=whole(layer.tensor)) for layer in layers]
+        layers = wholes(layers)
         with without_autocast(layers[0].tensor.device):
             if self.iterations is None:
-                norms = [layer.norm_bound() for layer in layers]
+                norms = _together([layer.norm_bound() for layer in layers])
             else:
                 norms = self._estimated(layers, self.iterations)
-        return torch.stack([norm.to(norms[0].device) for norm in norms]).unsqueeze(-1)
+        return norms.unsqueeze(-1)
 
-    def _estimated(self, layers: Sequence[Layer], iterations: int) -> list[Tensor]:
+    def _estimated(self, layers: Sequence[Layer], iterations: int) -> Tensor:
         is_followed = [self.input_size == "any" and layer.convolution() is not None for layer in layers]
-        convolutions = [layer for layer, followed in zip(layers, is_followed, strict=True) if followed]
-        others = [layer.parts() for layer, followed in zip(layers, is_followed, strict=True) if not followed]
+        convolutions = list(compress(layers, is_followed))
+        others = [layer for layer, followed in zip(layers, is_followed, strict=True) if not followed]
         rounds = max(1, iterations // 2)  # each makes two products with the kernel and two with its adjoint
-        norms = iter(found.sigma for found in self._followed.advance(convolutions, rounds))
-        estimates = iter(self._estimates.advance([part for parts in others for part in parts], iterations))
-        rest = (torch.stack(list(islice(estimates, len(parts)))).amax() for parts in others)
-        return [next(norms if followed else rest) for followed in is_followed]
+        norms = [found.sigma for found in self._followed.advance(convolutions, rounds)]
+        if not others:
+            return _together(norms)
+        parts = [layer.parts() for layer in others]
+        estimates = self._estimates.advance([part for own in parts for part in own], iterations)
+        if len(estimates) > len(others):
+            estimates = torch.stack([own.amax() for own in torch.split(estimates, [len(own) for own in parts])])
+        if not convolutions:
+            return estimates
+        of_convolutions, of_others = iter(norms), iter(estimates.unbind())
+        return _together([next(of_convolutions if followed else of_others) for followed in is_followed])
 
     @override
     def value(self, statistics: Tensor) -> Tensor:
@@ -94,3 +100,7 @@ class SpectralNorm(LayerMetric):
     @override
     def combine(self, statistics: Tensor) -> Tensor:
         return statistics.amax(0)
+
+
+def _together(norms: Sequence[Tensor]) -> Tensor:
+    return torch.stack([norm.to(norms[0].device) for norm in norms])

@@ -1,7 +1,6 @@
 """How many singular directions of a layer matter."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, final
 
 import torch
@@ -13,9 +12,8 @@ from lightning_reg.functional.penalties.counts import power_sums
 from lightning_reg.functional.spectral.estimates import NormEstimates
 from lightning_reg.functional.spectral.layers import Layer
 from lightning_reg.functional.tensors.precision import without_autocast
-from lightning_reg.functional.tensors.shards import whole
 from lightning_reg.metrics.base import LayerMetric
-from lightning_reg.metrics.reading import tensors_of
+from lightning_reg.metrics.reading import tensors_of, wholes
 
 
 @final
@@ -56,17 +54,17 @@ class StableRank(LayerMetric):
     @override
     @torch.no_grad()
     def statistics(self, layers: Sequence[Layer]) -> Tensor:
-        wholes = [replace(layer, tensor=whole(layer.tensor)).parts() for layer in layers]
-        parts = [part for own in wholes for part in own]
+        parts_of_each = [layer.parts() for layer in wholes(layers)]
+        parts = [part for own in parts_of_each for part in own]
         matrices = [Layer(part.name, part.matrix()) for part in parts]
         with without_autocast(matrices[0].tensor.device):
             if self.iterations is None:
-                norms = [matrix.norm_bound() for matrix in matrices]
+                norms = torch.stack([matrix.norm_bound() for matrix in matrices])
             else:
                 norms = self._estimates.advance(matrices, self.iterations)
         squares = power_sums(tensors_of(parts), 2)
-        ranks = squares / torch.stack([norm.to(squares) for norm in norms]).square()
-        found = torch.split(torch.where(squares == 0, 0, ranks), [len(own) for own in wholes])
+        ranks = squares / norms.to(squares).square()
+        found = torch.split(torch.where(squares == 0, 0, ranks), [len(own) for own in parts_of_each])
         return torch.stack([own.amin(0, keepdim=True) for own in found])
 
     @override

@@ -37,7 +37,7 @@ class Weight(Named):
 
     of_type = "in a"
 
-    @property
+    @cached_property
     def dims(self) -> tuple[int, ...]:
         """Its dimensions; in the weight of a layer, the dimension of the output units comes first."""
         first = self._output_dim or 0
@@ -61,7 +61,7 @@ class Weight(Named):
         is_normed = leaf in lists and isinstance(lists[leaf][0], parametrizations._WeightNorm)  # noqa: SLF001
         return is_normed and part.endswith("original1")
 
-    @property
+    @cached_property
     def is_stack(self) -> bool:
         """Whether it is a stack of matrices, experts x out x in."""
         return all(is_stack(module, leaf, self.shape) for module, leaf in zip(self.modules, self.leaves, strict=True))
@@ -90,10 +90,6 @@ class Weight(Named):
         """Into how many parts with output units of their own it falls along dimension 0."""
         return blocks(self.modules[0])
 
-    @cached_property
-    def _order(self) -> tuple[int, ...]:
-        return self.dims
-
     def by_units(self, tensor: Tensor) -> list[Tensor]:
         """Return views of a tensor of this shape, with the output units of the layer along dimension 0.
 
@@ -101,7 +97,7 @@ class Weight(Named):
         """
         if self.blocks > 1:
             return [block.transpose(0, 1) for block in tensor.chunk(self.blocks)]
-        return [tensor if self._order[0] == 0 else tensor.permute(self._order)]
+        return [tensor if self.dims[0] == 0 else tensor.permute(self.dims)]
 
     @property
     def _leaf(self) -> str:

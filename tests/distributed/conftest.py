@@ -74,6 +74,7 @@ class Pool:
         for connection in self._connections:
             connection.close()
         self._connections = []
+        self._folder.cleanup()
 
 
 @pytest.fixture(scope="session")

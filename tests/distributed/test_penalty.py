@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
-from lightning_reg import L2Penalty, Linear, Piecewise
+from lightning_reg import L1Penalty, L2Penalty, Linear, Penalty, Piecewise
 from tests.models import KeepWeights, Quartic, Regressor, loader, samples, weights_of
 from tests.reference import PENALTIES, assert_same_weights, both_modes, train_by_hand
 
@@ -60,9 +60,32 @@ class Module(Regressor):
         fully_shard(self.network, mesh=mesh)
 
 
+class Expanded(Penalty):
+    """Its gradient is one number, expanded to the shape of the weight."""
+
+    elementwise = True
+
+    def penalty(self, weights):
+        return sum(weight.sum() for weight in weights)
+
+
+class Transposed(Penalty):
+    """Its gradient lies in memory as the transposed weight does."""
+
+    def penalty(self, weights):
+        return sum((weight.T.contiguous() ** 3).sum() for weight in weights)
+
+
 MAKERS = {name: make for name, (make, _) in PENALTIES.items()} | {"own": lambda **kwargs: Quartic(0.1, **kwargs)}
 TERMS = {name: term for name, (_, term) in PENALTIES.items()} | {
     "own": lambda weights: 0.1 * sum(weight.pow(4).sum() for weight in weights)
+}
+LAYOUTS = {
+    "expanded": (lambda **kwargs: Expanded(0.1, **kwargs), lambda weights: 0.1 * sum(map(torch.sum, weights))),
+    "transposed": (
+        lambda **kwargs: Transposed(0.1, **kwargs),
+        lambda weights: 0.1 * sum(weight.pow(3).sum() for weight in weights),
+    ),
 }
 
 
@@ -89,11 +112,12 @@ def train(name, mode, strategy, settings):
         settings["plugins"] = [MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=1024.0))]
     schedule = settings.pop("schedule", Linear(1.0, 0.5, 1.0))
     keep = KeepWeights()
+    maker = MAKERS[name] if name in MAKERS else LAYOUTS[name][0]
     trainer = Trainer(
         accelerator="cpu",
         devices=2,
         strategy=STRATEGIES[strategy]() if strategy in STRATEGIES else strategy,
-        callbacks=[MAKERS[name](mode=mode, select=PATTERN, schedule=schedule), keep],
+        callbacks=[maker(mode=mode, select=PATTERN, schedule=schedule), keep],
         max_epochs=2,
         log_every_n_steps=1,
         logger=False,
@@ -116,7 +140,7 @@ def by_hand(name, *, unused=False, accumulate=1, autocast=None):
         train_by_hand(
             Module(unused=unused),
             loader(),
-            TERMS[name],
+            TERMS[name] if name in TERMS else LAYOUTS[name][1],
             accumulate=lambda epoch: accumulate,
             factor=lambda step: 1 - 0.5 * step / steps,
             autocast=autocast,
@@ -133,6 +157,14 @@ def test_two_ranks_equal_one_process(pool, name, mode, strategy, accumulate):
 
     for weights, _ in ranks:
         assert_same_weights(weights, by_hand(name, accumulate=accumulate))
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_uneven_shards_take_gradients_of_any_layout(pool, name):
+    ranks = pool.run(train, name, "loss", "fsdp2", {})
+
+    for weights, _ in ranks:
+        assert_same_weights(weights, by_hand(name))
 
 
 @pytest.mark.parametrize("name", ["l1", "l2", "elastic_net"])
@@ -238,21 +270,23 @@ class PartialGradients(Regressor):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def train_on_partial_gradients():
-    """Run on each rank: one step of sum(w) + 0.1 * sum(w^2), each rank having half of the data gradient."""
+def train_on_partial_gradients(name, mode):
+    """Run on each rank: one step of sum(w) + 0.1 * penalty, each rank having half of the data gradient."""
+    penalty = {"l1": L1Penalty, "l2": L2Penalty}[name](0.1, mode=mode)
     trainer = Trainer(
         accelerator="cpu",
         devices=2,
         strategy=ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=2),
-        callbacks=[L2Penalty(0.1, mode="grad"), keep := KeepWeights()],
+        callbacks=[penalty, keep := KeepWeights()],
         max_steps=1,
+        log_every_n_steps=1,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
     trainer.fit(PartialGradients(), loader())
-    return keep.weights["network.weight"]
+    return keep.weights["network.weight"], trainer.callback_metrics.get(f"reg/optimality/{name}")
 
 
 class ShardedLoss(PartialGradients):
@@ -284,8 +318,14 @@ def test_a_loss_that_is_sharded_is_refused_with_the_remedy(pool):
 
 
 def test_a_gradient_that_is_spread_as_parts_of_a_sum_gets_the_penalty_once(pool):
-    for weight in pool.run(train_on_partial_gradients):
+    for weight, _ in pool.run(train_on_partial_gradients, "l2", "grad"):
         torch.testing.assert_close(weight, torch.full((2, 5), 0.5 - 0.1 * (1.0 + 0.2 * 0.5)))
+
+
+def test_the_distance_from_optimality_is_of_all_parts_of_a_gradient(pool):
+    for weight, distance in pool.run(train_on_partial_gradients, "l1", "proximal"):
+        torch.testing.assert_close(weight, torch.full((2, 5), 0.5 - 0.1 * (1.0 + 0.1)))
+        assert float(distance) == pytest.approx((1.0 + 0.1) / 0.1)
 
 
 def written_by(folder):

@@ -147,7 +147,7 @@ def always(*shape, dtype=bool):
             (always(1, 2), 10),
             {"num_halves": 3},
             ValueError,
-            "`num_halves` must be even, for halves come in pairs, got 3",
+            "`num_halves` must be even, because halves come in pairs, got 3",
         ),
         ((always(1, 2), 10), {"threshold": 0.5}, ValueError, r"must be a share of halves in \(0.5, 1\], got 0.5"),
         ((always(1, 2), 10), {"threshold": "0.6"}, TypeError, "`threshold` must be"),

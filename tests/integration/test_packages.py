@@ -1,5 +1,6 @@
 """Models of other packages, as their users write them; what is not installed is left out by name (`make packages`)."""
 
+import math
 import warnings
 
 import numpy as np
@@ -10,7 +11,16 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_reg import Constant, DropoutScheduler, L1Penalty, L2Penalty, RegularizationMonitor, SpectralConstraint
+from lightning_reg import (
+    Constant,
+    DropoutScheduler,
+    L1Penalty,
+    L2Penalty,
+    RegularizationMonitor,
+    SpectralConstraint,
+    register_lipschitz_rule,
+)
+from lightning_reg.functional import certified_radius, lipschitz_bound, margin_bounds
 from lightning_reg.metrics import Sparsity
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # theirs
@@ -183,3 +193,41 @@ def test_with_all_rates_at_zero_nothing_is_random_or_a_warning_names_it(train, m
 
     told = any("random" in message or "no schedule sets this rate" in message for message in messages)
     assert told or losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+@pytest.mark.parametrize("activation", ["GroupSort2", "FullSort", "MaxMin", "LPReLU", "ReLU"])
+@pytest.mark.parametrize("last", ["SpectralLinear", "FrobeniusLinear"])
+def test_certificates_are_no_worse_than_these_of_deel_torchlip_and_hold(activation, last):
+    """Their radius is margin / (sqrt(2) L), and margin / (2 L) if rows of the last layer are normalized one by one."""
+    torchlip = pytest.importorskip("deel.torchlip")
+    seed_everything(0)
+    sizes, factor = [6, 8, 8], 1.5
+    make, copies = getattr(torchlip, activation, nn.ReLU), 2 if activation == "MaxMin" else 1
+    layers = [torchlip.SpectralLinear(sizes[0], sizes[1], k_coef_lip=factor), make()]
+    layers += [torchlip.SpectralLinear(copies * sizes[1], sizes[2]), make()]
+    network = nn.Sequential(*layers, getattr(torchlip, last)(copies * sizes[2], 4))
+    network(torch.randn(5, 6))  # in training their power iterations take a step
+    network.eval()
+    points = 3 * torch.randn(300, 6)
+
+    bound = lipschitz_bound(network[:-1], points[:1])
+    assert bound.unbounded == ()
+    assert bound.value <= factor * 1.0001
+    logits = network(points)
+    largest = logits.topk(2).values
+    theirs = (largest[:, 0] - largest[:, 1]) / (factor * (math.sqrt(2) if last == "SpectralLinear" else 2))
+    ours = certified_radius(logits, margin_bounds(network, points[:1]))
+    assert (ours >= theirs * 0.9999).all()
+    directions = nn.functional.normalize(torch.randn(50, 300, 6), dim=-1)
+    moved = points + 0.9999 * ours[:, None] * directions
+    assert (network(moved.flatten(0, 1)).argmax(-1).view(50, 300) == logits.argmax(-1)).all()
+
+
+def test_a_householder_activation_gets_its_bound_by_a_rule():
+    torchlip = pytest.importorskip("deel.torchlip")
+    network = nn.Sequential(
+        torchlip.SpectralLinear(6, 8), torchlip.HouseHolder(8), torchlip.SpectralLinear(8, 3)
+    ).eval()
+    assert lipschitz_bound(network, torch.zeros(1, 6)).value == math.inf
+    register_lipschitz_rule(torchlip.HouseHolder, lambda module, x: 1.0)
+    assert lipschitz_bound(network, torch.zeros(1, 6)).value == pytest.approx(1, rel=1e-3)

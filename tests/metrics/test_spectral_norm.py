@@ -6,7 +6,9 @@ import torch
 from scipy.sparse.linalg import LinearOperator, svds
 from torch import nn
 
+from lightning_reg.functional.spectral.layers import Layer
 from lightning_reg.metrics import SpectralNorm
+from lightning_reg.metrics.base import measure
 from tests.functional.spectral.responses import sup_norm
 from tests.metrics.layers import layers_of_every_kind, weights_by_name
 
@@ -99,6 +101,20 @@ def test_estimates_follow_weights_that_move():
         assert 0.99 * truth <= estimate <= truth * (1 + 1e-5)
 
 
+@pytest.mark.parametrize("input_size", [16, "any"])
+def test_each_layer_has_its_own_estimate_whatever_the_order_of_shapes(input_size):
+    shapes = [(3, 5), (6, 6), (2, 2, 3), (5, 3), (3, 5), (4, 1, 2), (6, 6)]
+    weights = [torch.randn(shape, generator=torch.Generator().manual_seed(index)) for index, shape in enumerate(shapes)]
+    layers = [Layer(str(index), weight, is_stack=weight.ndim > 2) for index, weight in enumerate(weights)]
+    convolution = nn.Conv1d(1, 1, 3, bias=False)
+    layers.insert(2, Layer("convolution", convolution.weight.detach(), convolution))
+
+    found, _ = measure(SpectralNorm(iterations=6, input_size=input_size), layers)
+
+    expected = [max(np.linalg.norm(matrix, 2) for matrix in np.atleast_3d(weight.numpy().T).T) for weight in weights]
+    assert [*found[:2], *found[3:]] == pytest.approx(expected, rel=1e-4)
+
+
 def test_the_global_random_generator_is_left_alone():
     state = torch.get_rng_state()
 
@@ -117,7 +133,6 @@ def test_extreme_and_zero_weights():
 def test_one_bad_weight_does_not_spoil_the_estimates_of_others():
     metric = SpectralNorm(iterations=3)
     good, bad = torch.eye(3), torch.full((3, 3), torch.inf)
-    from lightning_reg.functional.spectral.layers import Layer
 
     for _ in range(2):
         values = metric.statistics([Layer("good", good), Layer("bad", bad)]).flatten()

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from lightning_reg.functional.spectral.layers import Layer
 from lightning_reg.metrics import WeightNorm
+from lightning_reg.metrics.base import measure
 from tests.metrics.layers import every_layout, layers_of_every_kind, weights_by_name
 
 
@@ -36,6 +38,18 @@ def test_it_is_right_for_weights_whose_powers_are_out_of_range(shape, p, scale):
 
     assert norm.item() == pytest.approx(np.linalg.norm(weight.double().numpy().ravel(), p), rel=1e-5)
     assert metric.compute().item() == pytest.approx(norm.item(), rel=1e-6)
+
+
+def test_a_layer_whose_squares_are_out_of_range_leaves_the_norms_of_others_exact():
+    generator = torch.Generator().manual_seed(0)
+    sizes = {"tiny": (200, 200), "usual": (200, 301), "small": (20, 20), "huge": (300, 200), "zero": (150, 150)}
+    scales = {"tiny": 1e-25, "usual": 1.0, "small": 1.0, "huge": 1e25, "zero": 0.0}
+    weights = {name: scales[name] * torch.randn(size, generator=generator) for name, size in sizes.items()}
+
+    norms, _ = measure(WeightNorm(), [Layer(name, weight) for name, weight in weights.items()])
+
+    expected = [np.linalg.norm(weight.double().numpy().ravel()) for weight in weights.values()]
+    assert norms.tolist() == pytest.approx(expected, rel=1e-6, abs=0)
 
 
 @every_layout

@@ -1,20 +1,26 @@
 """Certified accuracy: the share of the validation set classified correctly under any change within a radius."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_reg.callbacks.monitors.lipschitz_target import InputTransform, Target
-from lightning_reg.callbacks.trainer.packages import MisconfigurationException
+from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer.packages import MisconfigurationException, Trainer
 from lightning_reg.functional.lipschitz.certificates import margin_bounds
 from lightning_reg.functional.lipschitz.nested import found
 from lightning_reg.functional.lipschitz.stand_in import stand_in, widened
 from lightning_reg.functional.tensors.precision import without_autocast
 from lightning_reg.functional.tensors.random import unchanged_generators
 from lightning_reg.metrics.certified_accuracy import CertifiedAccuracy
-from lightning_reg.tensorboard import tags
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Of the curve.
+_STEPS = 100
 
 
 class Certificate:
@@ -28,13 +34,22 @@ class Certificate:
 
     def __init__(self, target: Target, radii: Sequence[float]) -> None:
         self._target = target
-        # Bounds of the weights in this pass: a callback may have averaged them.
-        self._network = stand_in(target.module)
-        self._metric = CertifiedAccuracy(radii)
+        curve = (max(radii) * step / _STEPS for step in range(_STEPS))
+        self._metric = CertifiedAccuracy(sorted({*radii, *curve}))
+        self._network: nn.Module | None = None
         self._bounds: Tensor | None = None
 
-    def add(self, batch: Any, inputs: InputTransform | None, labels: InputTransform | None) -> None:
-        """Add the samples of a batch."""
+    def add(
+        self,
+        batch: Any,
+        inputs: InputTransform | None,
+        labels: InputTransform | None,
+        count: Callable[[int], int],
+    ) -> None:
+        """Add the samples of a batch: of so many rows as many as `count` says."""
+        if self._network is None:
+            # Not before: callbacks put averaged weights in place for this pass when its epoch starts.
+            self._network = stand_in(self._target.module)
         samples = widened(self._target.samples(batch, None, inputs))
         arguments = samples if isinstance(samples, tuple) else (samples,)
         tensors = list(found(arguments, Tensor))
@@ -49,17 +64,21 @@ class Certificate:
             torch.compiler.set_stance("force_eager"),
         ):
             logits = self._network(*arguments)
-            self._metric.to(device).update(logits, labels(batch) if labels else _labels(batch), self._bounds)
+            classes = labels(batch) if labels else _labels(batch)
+            rows = count(len(logits))
+            self._metric.to(device).update(logits[:rows], classes[:rows], self._bounds)
 
-    def accuracy(self, suffix: str) -> Mapping[str, float]:
-        """Return the certified accuracy for each radius, by tag; a collective call."""
-        if not self._metric.update_called:
-            return {}
-        shares = self._metric.compute().tolist()
-        return {
-            f"{tags.CERTIFIED_ACCURACY}@{radius:g}{suffix}": share
-            for radius, share in zip(self._metric.radii, shares, strict=True)
-        }
+    def shares(self, trainer: Trainer) -> dict[float, float]:
+        """Return the certified accuracy by radius, of `radii` and of a curve up to the largest; a collective call."""
+        # Not `compute`, which warns on ranks that have no batch.
+        sums = torch.cat([self._metric.certified, self._metric.count[None]]).to(trainer.strategy.root_device)
+        *certified, count = state.sums_over_ranks(trainer, sums).tolist()
+        return {radius: number / count for radius, number in zip(self._metric.radii, certified, strict=True) if count}
+
+    def plot(self, shares: Mapping[float, float]) -> "Figure":
+        """Return a figure of certified accuracy against the radius."""
+        figure, _ = self._metric.plot(torch.tensor(list(shares.values())))
+        return figure
 
 
 def _labels(batch: Any) -> Any:

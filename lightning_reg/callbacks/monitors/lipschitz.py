@@ -1,6 +1,7 @@
 """Bounds of the network's Lipschitz constant from both sides."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Self, final
 
 from typing_extensions import override
@@ -11,7 +12,12 @@ from lightning_reg.callbacks.monitors.certificate import Certificate
 from lightning_reg.callbacks.monitors.lipschitz_run import Found, Run
 from lightning_reg.callbacks.monitors.lipschitz_target import InputTransform, find_target
 from lightning_reg.callbacks.trainer import state
-from lightning_reg.callbacks.trainer.loggers import log_for_callbacks, write_layers_and_few_scalars, write_scalars
+from lightning_reg.callbacks.trainer.loggers import (
+    log_for_callbacks,
+    write_figure,
+    write_layers_and_few_scalars,
+    write_scalars,
+)
 from lightning_reg.callbacks.trainer.packages import LightningModule, MisconfigurationException, Trainer
 from lightning_reg.metrics.certified_accuracy import check_radii
 from lightning_reg.tensorboard import tags
@@ -35,7 +41,9 @@ class LipschitzMonitor(Monitor[Run]):
       size, which `RegularizationMonitor` estimates from below, can be larger.
     - `reg/certified_accuracy@<radius>` for each radius in `certify`, at the end of each validation: the share of the
       validation set that is classified correctly under any change of a sample within that radius
-      (`metrics.CertifiedAccuracy`); zero without a known upper bound.
+      (`metrics.CertifiedAccuracy`), with the weights that validation uses, averaged ones too, and each sample once on
+      any number of ranks. It is zero without a known upper bound. With matplotlib, TensorBoard has it as a curve up to
+      the largest radius, in the image `reg/certified_accuracy`.
 
     With several monitors the tags contain the target: `reg/lipschitz_lower/<target>`.
 
@@ -59,11 +67,14 @@ class LipschitzMonitor(Monitor[Run]):
             so, and `reg/lipschitz_cheap_norms` counts them. Default 0.05.
         input_transform: A function from a batch to the target's input, shape (batch, ...), or to a tuple or dict of all
             arguments of its `forward`. Floating-point numbers count as one input; whole numbers, such as labels, are
-            held fixed. Default: the first tensor of floating-point numbers in the batch.
+            held fixed, unless `all_labels`. Default: the first tensor of floating-point numbers in the batch.
         certify: Radii, each >= 0, in the unit of the target's input. The target must then be a classifier that returns
             logits, shape (batch, classes).
         label_transform: A function from a batch to the classes of its samples, shape (batch,). Default: the second
             entry of the batch.
+        all_labels: Whether the upper bound holds for any whole numbers in place of those in the batch, such as the
+            labels of a conditional critic: an embedding then counts with all its rows, see `lipschitz_bound`. Default
+            False.
         prog_bar: Whether to show both bounds in the progress bar.
         layout: Whether to write the charts of TensorBoard's page "Custom Scalars", see `RegularizationMonitor`.
 
@@ -91,6 +102,7 @@ class LipschitzMonitor(Monitor[Run]):
         input_transform: InputTransform | None = None,
         certify: Sequence[float] | None = None,
         label_transform: InputTransform | None = None,
+        all_labels: bool = False,
         prog_bar: bool = False,
         layout: bool = True,
     ) -> None:
@@ -110,6 +122,7 @@ class LipschitzMonitor(Monitor[Run]):
         if label_transform is not None:
             _checks.function("label_transform", label_transform, "a function of a batch or None")
         self.label_transform = label_transform
+        self.all_labels = _checks.boolean("all_labels", all_labels)
         self.prog_bar = _checks.boolean("prog_bar", prog_bar)
         self.layout = _checks.boolean("layout", layout)
 
@@ -128,6 +141,7 @@ class LipschitzMonitor(Monitor[Run]):
             find_target(pl_module, self.target, has_transform=self.input_transform is not None),
             suffix=f"/{self.target or 'all'}" if others else "",
             budget=self.budget,
+            all_labels=self.all_labels,
             has_layers=not any(_is_inside(self.target, other) for other in others),
         )
 
@@ -157,26 +171,37 @@ class LipschitzMonitor(Monitor[Run]):
             _write(trainer, found, step)
 
     @override
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        run = self._run
+        if run is not None and self.certify is not None and not trainer.sanity_checking:
+            run.certificate = Certificate(run.target, self.certify)
+
+    @override
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         run = self._run
-        if run is None or self.certify is None or trainer.sanity_checking:
-            return
-        if batch_idx == dataloader_idx == 0:
-            run.certificate = Certificate(run.target, self.certify)
-        if run.certificate is not None:
-            run.certificate.add(batch, self.input_transform, self.label_transform)
+        if run is not None and run.certificate is not None:
+            count = partial(state.rows_not_repeated, trainer, batch_idx, dataloader_idx)
+            run.certificate.add(batch, self.input_transform, self.label_transform, count)
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         run = self._run
-        if run is None or run.certificate is None:
+        if run is None or run.certificate is None or self.certify is None:
             return
-        shares = dict(run.certificate.accuracy(run.suffix))
-        run.certificate = None
-        pl_module.log_dict(shares, on_step=False, on_epoch=True, logger=False, batch_size=1)
-        write_scalars(trainer, shares, state.log_step(trainer))
+        certificate, run.certificate = run.certificate, None
+        shares = certificate.shares(trainer)
+        if not shares:
+            return
+        numbers = {f"{tags.CERTIFIED_ACCURACY}@{radius:g}{run.suffix}": shares[radius] for radius in self.certify}
+        # All ranks have the same numbers; Lightning warns of values that are not reduced.
+        pl_module.log_dict(
+            numbers, on_step=False, on_epoch=True, logger=False, batch_size=1, sync_dist=True, reduce_fx="max"
+        )
+        step = state.log_step(trainer)
+        write_scalars(trainer, numbers, step)
+        write_figure(trainer, f"{tags.CERTIFIED_ACCURACY}{run.suffix}", partial(certificate.plot, shares), step)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -2,48 +2,55 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, final, get_args
+from typing import Any, final, get_args
 
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_reg import _checks
+from lightning_reg.callbacks.path import checkpoint, relaxed
+from lightning_reg.callbacks.path.largest import look, vanishing
+from lightning_reg.callbacks.path.points import add_point, count_nonzero, result_of
 from lightning_reg.callbacks.path.refusals import (
+    refuse_averages,
     refuse_cuts,
     refuse_rare_validation,
+    refuse_untrained,
     warn_of_cut,
     warn_of_schedulers,
-    warn_of_unsettled,
 )
-from lightning_reg.callbacks.path.result import PathResult, Point, Rule, choice
+from lightning_reg.callbacks.path.result import PathResult, Rule
 from lightning_reg.callbacks.path.run import PathRun
 from lightning_reg.callbacks.path.scores import Scores
 from lightning_reg.callbacks.path.search import Search
+from lightning_reg.callbacks.path.settings import (
+    Direction,
+    MonitorMode,
+    check_limit,
+    check_penalty,
+    check_relaxed,
+    checked_strengths,
+    count_of,
+)
 from lightning_reg.callbacks.path.snapshots import Snapshot
+from lightning_reg.callbacks.path.solved import is_solved
 from lightning_reg.callbacks.penalties.base import Penalty
-from lightning_reg.callbacks.penalties.formula import Formula
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
-from lightning_reg.callbacks.trainer.loggers import log_for_callbacks, prefixed, tensorboard_writers, write_scalars
+from lightning_reg.callbacks.trainer.loggers import log_for_callbacks, write_figure
 from lightning_reg.callbacks.trainer.packages import (
     Callback,
     LightningModule,
     MisconfigurationException,
     Trainer,
 )
-from lightning_reg.functional.tensors.shards import whole
 from lightning_reg.tensorboard import tags
-
-Direction = Literal["down", "up"]
-MonitorMode = Literal["min", "max"]
 
 # Holds all weights at zero, whatever their gradients; or the largest number of the weights' precision, if that is less.
 _HOLDS_AT_ZERO = 1e12
 # The search for the largest strength may take this many batches, or a third of the epochs of the path if that is more.
 _SEARCH = 10_000
-_ROUND_UP = 5e-7
 
 
 class _Behind(Callback):
@@ -80,6 +87,10 @@ class RegularizationPath(DuringFit[PathRun]):
     `result.plot()` as the image `reg/path`. Checkpoints hold the chosen weights of every strength so far, and what is
     needed to go on: a resumed path equals the uninterrupted one.
 
+    A penalty shrinks the weights that it leaves, too. With `relaxed_epochs` the choice trains on at strength 0, and its
+    zeros stay: the relaxed solution, for a linear model least squares on the selected inputs. The optimizers begin anew
+    there. Its score is `result.relaxed_score`, logged as `reg/path/relaxed_score`.
+
     Args:
         penalty: A penalty with `mode="proximal"` and no schedule, not in the trainer's callbacks itself. Its own
             strength is ignored, and is what it was afterwards.
@@ -98,13 +109,15 @@ class RegularizationPath(DuringFit[PathRun]):
         direction: `"down"`, from the largest strength, or `"up"`, from the weakest.
         restore: Whether to leave the choice in the module, all parameters and buffers; otherwise the last strength
             stays.
+        relaxed_epochs: How many epochs the choice trains on at the end, without the penalty and with its zeros kept,
+            >= 0; needs `restore=True`.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
         ValueError: If an argument is out of range.
         MisconfigurationException: When training starts, if `max_epochs`, `max_steps`, `max_time` or `EarlyStopping`
-            might cut the path, under FSDP1, and for the reasons of the penalty; during training, if zero is a resting
-            place, or `monitor` is not logged.
+            might cut the path, if a callback averages weights, under FSDP1, and for the reasons of the penalty; during
+            training, if zero is a resting place, or `monitor` is not logged.
 
     Example:
         >>> from lightning_reg import L1Penalty
@@ -114,7 +127,8 @@ class RegularizationPath(DuringFit[PathRun]):
 
     Reference:
         Friedman, Hastie & Tibshirani, Regularization Paths for Generalized Linear Models via Coordinate Descent, 2010,
-        doi:10.18637/jss.v033.i01; for networks, Lemhadri et al., LassoNet, 2021, arXiv:1907.12207.
+        doi:10.18637/jss.v033.i01; for networks, Lemhadri et al., LassoNet, 2021, arXiv:1907.12207; Meinshausen, Relaxed
+        Lasso, 2007, doi:10.1016/j.csda.2006.12.019.
 
     """
 
@@ -131,21 +145,14 @@ class RegularizationPath(DuringFit[PathRun]):
         rule: Rule = "best",
         direction: Direction = "down",
         restore: bool = True,
+        relaxed_epochs: int = 0,
     ) -> None:
         super().__init__()
-        if not isinstance(penalty, Penalty):
-            msg = f"`penalty` must be a penalty with mode='proximal', got {penalty!r}."
-            raise TypeError(msg)
-        if penalty.mode != "proximal" or penalty.schedule is not None:
-            msg = (
-                f"`penalty` must have mode='proximal', the one that makes zeros, and no schedule, got {penalty!r}."
-                " The path itself changes the strength."
-            )
-            raise ValueError(msg)
+        check_penalty(penalty)
         self.penalty = penalty
         self.direction: Direction = direction
         _checks.one_of("direction", direction, get_args(Direction))
-        self.strengths = _checked_strengths(strengths)
+        self.strengths = checked_strengths(strengths)
         self.smallest = _checks.in_range("smallest", smallest, 0, 1)
         if self.smallest in (0, 1):
             msg = f"`smallest` must be in (0, 1), without 0 and 1, got {smallest}."
@@ -164,10 +171,13 @@ class RegularizationPath(DuringFit[PathRun]):
             msg = "`rule='one_se'` needs a `monitor`, whose values over validation batches have a standard error."
             raise ValueError(msg)
         self.restore = _checks.boolean("restore", restore)
-        self._check_limit()
+        self.relaxed_epochs = _checks.count("relaxed_epochs", relaxed_epochs, 0)
+        check_relaxed(self.relaxed_epochs, penalty, restore=self.restore)
+        check_limit(self.strengths, penalty)
         self._result: PathResult | None = None
         self._strength_before = penalty.strength
         self._behind = _Behind(self)
+        self._zeros = relaxed.RelaxedZeros(self.relaxed_epochs, penalty.select, self._is_relaxed)
         self._loaded: dict[str, Any] = {}
 
     @property
@@ -187,14 +197,18 @@ class RegularizationPath(DuringFit[PathRun]):
         if state.has_flat_shards(trainer):
             msg = "RegularizationPath does not work with FSDP1. Use FSDP2 (ModelParallelStrategy)."
             raise MisconfigurationException(msg)
+        refuse_averages(trainer)
         self._loaded, self._result = {}, None
         self._strength_before = self.penalty.strength
         state.insert_callback(trainer, self.penalty, after=self)
+        if self.relaxed_epochs:
+            state.insert_callback(trainer, self._zeros, after=self.penalty)
         state.insert_callback(trainer, self._behind, after=state.callbacks_of(trainer, Callback)[-1])
 
     @override
     def make_run(self, trainer: Trainer, pl_module: LightningModule) -> PathRun:
-        return PathRun(None if self.monitor is None else Scores(self.monitor, self.rule == "one_se"))
+        scores = None if self.monitor is None else Scores(self.monitor, self.rule == "one_se")
+        return PathRun(scores, self.relaxed_epochs)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -202,8 +216,13 @@ class RegularizationPath(DuringFit[PathRun]):
         run, of_penalty = self._run, self.penalty.run
         if run is None or of_penalty is None:  # a tuner trains for a moment before `on_fit_start`
             return
-        is_searched = isinstance(self.strengths, int)
-        refuse_cuts(trainer, self._count, self.epochs, is_searched=is_searched)
+        refuse_cuts(
+            trainer,
+            count_of(self.strengths),
+            self.epochs,
+            is_searched=isinstance(self.strengths, int),
+            relaxed_epochs=self.relaxed_epochs,
+        )
         if run.scores:
             refuse_rare_validation(trainer)
         warn_of_schedulers(trainer)
@@ -211,20 +230,26 @@ class RegularizationPath(DuringFit[PathRun]):
         run.names = {
             weight.parameter: weight.name for weight in of_penalty.selection.chosen if weight.parameter in weights
         }
+        refuse_untrained(repr(self.penalty), run.names)
         if self._loaded:
-            self._continue(run, pl_module)
-        elif is_searched:
-            limit = max(math.ceil(_SEARCH / trainer.num_training_batches), self._count * self.epochs // 3)
+            kept, self._loaded = self._loaded, {}
+            checkpoint.load(run, kept, pl_module)
+            if run.points:
+                self._result = result_of(self, run)
+        elif isinstance(self.strengths, int):
+            limit = max(math.ceil(_SEARCH / trainer.num_training_batches), self.strengths * self.epochs // 3)
             run.search, run.start = Search(limit), Snapshot(pl_module)
         else:
-            run.strengths = sorted(self.strengths, reverse=self.direction == "down")  # type: ignore[arg-type]
-        self._set_strength(run)
+            run.strengths = sorted(self.strengths, reverse=self.direction == "down")
+        self._enter(trainer, pl_module, run)
+        known = [f"{strength:.3g}" for strength in (*run.strengths[:1], *run.strengths[1:][-1:])]
+        of_penalty.told = " to ".join(known) or "(searching the largest strength)"
         trainer.should_stop = trainer.should_stop or run.is_over
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._run is not None:
-            self._set_strength(self._run)
+            self._enter(trainer, pl_module, self._run)
             if self._run.scores:
                 self._run.scores.begin_epoch()
 
@@ -235,22 +260,26 @@ class RegularizationPath(DuringFit[PathRun]):
             # Resumed from a checkpoint of an epoch's last batch: Lightning leaves out validation and the hooks of its
             # end. A strength that needs a score from there has one more epoch.
             self._end_epoch(trainer, pl_module, run, has_score=run.scores is None)
-            self._set_strength(run)
+            self._enter(trainer, pl_module, run)
 
     def see_gradients(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Add up the gradients of the step that `optimizer` is about to make, if they are needed."""
         run, of_penalty = self._run, self.penalty.run
-        if run is None or of_penalty is None or (run.search is None and self.tolerance is None) or run.is_over:
+        if run is None or of_penalty is None or (run.search is None and self.tolerance is None) or run.has_all_points:
             return
         weights = of_penalty.targets.of([optimizer])
         scale, share = state.gradient_scale(trainer, optimizer), of_penalty.share
         run.mean.add(weights, share, scale, may_skip=state.may_skip_steps(trainer))
         if run.search is not None and (dense := [w for w in weights if run.names[w] not in run.search.begun]):
+            begun = vanishing(self.penalty, trainer, run, dense)
+            if state.may_skip_steps(trainer) and any(math.isnan(strength) for strength in begun.values()):
+                return  # fp16 skips the step, which has no gradient
             # The first step of this optimizer: from now on its weights are zero, and the coming epochs count.
-            run.search.begun |= self._vanishing(trainer, run, dense)
+            run.search.begun |= begun
             with torch.no_grad():
                 for weight in dense:
                     weight.zero_()
+            self._set_strength(run)
 
     @override
     def on_train_batch_end(
@@ -265,8 +294,8 @@ class RegularizationPath(DuringFit[PathRun]):
             return
         if run.is_new or state.ends_epoch(trainer):
             run.is_new = False
-            log_for_callbacks(pl_module, {f"{tags.PATH}/strength": run.strengths[run.position]}, prog_bar=True)
-            log_for_callbacks(pl_module, {f"{tags.PATH}/nonzero": float(_nonzero(run.names))})
+            log_for_callbacks(pl_module, {f"{tags.PATH}/strength": run.strength}, prog_bar=True)
+            log_for_callbacks(pl_module, {f"{tags.PATH}/nonzero": float(count_nonzero(run.names))})
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -301,85 +330,24 @@ class RegularizationPath(DuringFit[PathRun]):
         run.owes_end = False
         run.epochs += 1
         if run.search is not None:
-            self._look(trainer, pl_module, run, run.search)
+            look(self, trainer, pl_module, run, run.search)
+        elif run.is_relaxed:
+            if run.is_over and has_score:
+                relaxed.end(trainer, run)
+                self._result = result_of(self, run)
+            elif run.is_over:
+                run.epochs -= 1
         else:
             # Twice in a row: weights that swing past a minimum and back may look solved once.
-            was_solved, run.is_solved = run.is_solved, self._is_solved(trainer, run)
+            was_solved, run.is_solved = run.is_solved, is_solved(self, trainer, run)
             if run.epochs >= self.epochs or (was_solved and run.is_solved):
                 if has_score:
-                    self._end_strength(trainer, pl_module, run)
+                    add_point(self, trainer, pl_module, run)
+                    self._result = result_of(self, run)
+                    run.position, run.epochs, run.is_solved = run.position + 1, 0, False
                 else:
                     run.epochs -= 1
         run.mean.clear()
-
-    def _look(self, trainer: Trainer, pl_module: LightningModule, run: PathRun, search: Search) -> None:
-        """Estimate the largest strength after an epoch, and begin the path if it is known."""
-        if run.epochs == 1 or run.mean.is_empty:  # its first step was of the dense network
-            return
-        each = self._vanishing(trainer, run, list(run.names))
-        search.estimates.append(max(each.values()))
-        at_rest = search.is_at_rest(each)
-        settles = search.settles(min((w.dtype for w in run.names), key=lambda kind: torch.finfo(kind).bits))
-        if not (at_rest or settles or len(search.estimates) >= search.limit):
-            return
-        if not (at_rest or settles):
-            warn_of_unsettled(search.limit, search.estimates[-1])
-        start, run.search, run.start, run.epochs = run.start, None, None, 0
-        largest = search.estimates[-1]
-        if self.direction == "up" or at_rest:
-            assert start is not None  # made with the search
-            start.restore(pl_module)
-            for optimizer in trainer.optimizers:
-                optimizer.state.clear()
-        if at_rest:
-            if self.direction == "down":
-                msg = (
-                    "Zero is a resting place of the chosen weights: with all of them at zero, no gradient reaches some,"
-                    " so a path down from zero would never leave it. Start dense, with `direction='up'`, or choose the"
-                    " weights of one layer by the penalty's `select`."
-                )
-                raise MisconfigurationException(msg)
-            largest = max(search.begun.values())
-        # Rounded up, past the error of the search, so that at the largest strength all weights are zero.
-        largest *= 1 + max(_ROUND_UP, 4 * torch.finfo(next(iter(run.names)).dtype).eps)
-        steps = self._count - 1
-        grid = [largest * self.smallest ** (index / steps) for index in range(self._count)]
-        run.strengths = grid if self.direction == "down" else grid[::-1]
-
-    def _is_solved(self, trainer: Trainer, run: PathRun) -> bool:
-        """Tell whether the weights are near enough to the minimum at this strength."""
-        if self.tolerance is None or run.mean.is_empty:
-            return False
-        strength = run.strengths[run.position]
-        with torch.no_grad():
-            found = [self.penalty.residual([weight], [run.mean.of(weight) / strength]) for weight in run.names]
-        values = [value for value in found if value is not None]
-        if not values:
-            msg = (
-                f"`tolerance` needs a penalty that defines `residual`, the distance from a minimum, got"
-                f" {self.penalty!r}. Define it, or leave `tolerance` out."
-            )
-            raise MisconfigurationException(msg)
-        worst = torch.stack([value.to(values[0].device) for value in values]).amax()
-        return bool(state.largest_over_ranks(trainer, worst) <= self.tolerance)
-
-    def _end_strength(self, trainer: Trainer, pl_module: LightningModule, run: PathRun) -> None:
-        """Note what the current strength has led to, and go on to the next."""
-        strength, nonzero = run.strengths[run.position], _nonzero(run.names)
-        score, error = run.scores.end_epoch(trainer) if run.scores else (math.nan, math.nan)
-        weights = {name: whole(weight.detach()).to("cpu", copy=True) for weight, name in run.names.items()}
-        run.points.append(Point(strength, nonzero, score, error, weights))
-        run.best = choice(
-            run.points, self.rule, lower_is_better=self.monitor_mode == "min", has_scores=run.scores is not None
-        )
-        if self.restore and (self.rule == "one_se" or run.best == run.position):
-            if self.rule == "best":
-                run.snapshots.clear()
-            run.snapshots[run.position] = Snapshot(pl_module)
-        self._result = self._make_result(run)
-        step = state.log_step(trainer) - 1
-        write_scalars(trainer, {f"{tags.PATH}/strength": strength, f"{tags.PATH}/nonzero": float(nonzero)}, step)
-        run.position, run.epochs, run.is_solved = run.position + 1, 0, False
         trainer.should_stop = trainer.should_stop or run.is_over
 
     @override
@@ -388,123 +356,43 @@ class RegularizationPath(DuringFit[PathRun]):
         if run is None:
             return
         if not run.is_over and not getattr(trainer, "fast_dev_run", False):
-            warn_of_cut(run.position, run.strengths)
+            warn_of_cut(run)
         if run.best in run.snapshots:
             run.snapshots[run.best].restore(pl_module)
-        if self._result is not None and trainer.is_global_zero:
-            _show(trainer, self._result)
+        if self._result is not None:
+            write_figure(trainer, tags.PATH, self._result.plot, state.log_step(trainer))
 
     @override
     def end_run(self, trainer: Trainer, run: PathRun | None) -> None:
         self.penalty.strength = self._strength_before
         state.remove_callback(trainer, self.penalty)
+        state.remove_callback(trainer, self._zeros)
         state.remove_callback(trainer, self._behind)
         if run is not None and run.start is not None:  # cut while it looked for the largest strength
             run.start.restore(trainer.lightning_module)
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        run = self._run
-        if run is None:
-            return {}
-        return {
-            "strengths": list(run.strengths),
-            "position": run.position,
-            "epochs": run.epochs,
-            "is_solved": run.is_solved,
-            "owes_end": run.owes_end,
-            "mean": run.mean.state(run.names),
-            "points": [(p.strength, p.nonzero, p.score, p.error, dict(p.weights)) for p in run.points],
-            "score": None if run.scores is None else (run.scores.value, run.scores.error),
-            "search": None if run.search is None else dict(vars(run.search)),
-            "start": None if run.start is None else run.start.state(),
-            "snapshots": {index: snapshot.state() for index, snapshot in run.snapshots.items()},
-            "best": run.best,
-        }
+        return {} if self._run is None else checkpoint.save(self._run)
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._loaded = state_dict
 
-    def _continue(self, run: PathRun, pl_module: LightningModule) -> None:
-        """Go on where a checkpoint was made."""
-        kept, self._loaded = self._loaded, {}
-        run.strengths, run.position, run.epochs = kept["strengths"], kept["position"], kept["epochs"]
-        run.is_solved, run.owes_end = kept["is_solved"], kept["owes_end"]
-        run.mean.load(kept["mean"], {name: weight for weight, name in run.names.items()})
-        run.points, run.best = [Point(*point) for point in kept["points"]], kept["best"]
-        if run.scores is not None and kept["score"] is not None:
-            run.scores.value, run.scores.error = kept["score"]
-        run.search = None if kept["search"] is None else Search(**kept["search"])
-        run.start = None if kept["start"] is None else Snapshot(pl_module, kept["start"])
-        run.snapshots = {index: Snapshot(pl_module, saved) for index, saved in kept["snapshots"].items()}
-        if run.points:
-            self._result = self._make_result(run)
+    def _is_relaxed(self) -> bool:
+        """Whether the choice trains on without the penalty at the moment."""
+        return self._run is not None and self._run.is_relaxed
 
-    def _make_result(self, run: PathRun) -> PathResult:
-        dims = self.penalty.unit_dims(list(run.names))
-        return PathResult(
-            run.points, run.best, self.monitor, None if dims is None else {run.names[w]: d for w, d in dims.items()}
-        )
+    def _enter(self, trainer: Trainer, pl_module: LightningModule, run: PathRun) -> None:
+        """Set the strength of the coming steps, and go back to the choice if they are the first without the penalty."""
+        if run.has_all_points and not run.is_over and not run.is_relaxed:
+            relaxed.begin(trainer, pl_module, run)
+        self._set_strength(run)
 
     def _set_strength(self, run: PathRun) -> None:
         if run.strengths:
-            self.penalty.strength = run.strengths[min(run.position, len(run.strengths) - 1)]
-        else:
+            self.penalty.strength = run.strength
+        elif run.search is not None and run.search.begun:
             self.penalty.strength = min(_HOLDS_AT_ZERO, *(torch.finfo(weight.dtype).max for weight in run.names))
-
-    @torch.no_grad()
-    def _vanishing(self, trainer: Trainer, run: PathRun, weights: list[Tensor]) -> dict[str, float]:
-        """Return for each weight, by name, the least strength at which it stays zero under the mean gradient."""
-        kept = [weight.detach().clone() for weight in weights]
-        for weight in weights:  # layers of units are known by their weights
-            weight.copy_(-run.mean.of(weight))
-        found = self.penalty.vanishing_strengths(weights, [1.0] * len(weights))
-        for weight, before in zip(weights, kept, strict=True):
-            weight.copy_(before)
-        largest = [each.amax() if each.numel() else each.new_zeros(()) for each in found]
-        whole_run = state.largest_over_ranks(trainer, torch.stack([each.to(largest[0].device) for each in largest]))
-        return dict(zip((run.names[weight] for weight in weights), whole_run.tolist(), strict=True))
-
-    @property
-    def _count(self) -> int:
-        return self.strengths if isinstance(self.strengths, int) else len(self.strengths)
-
-    def _check_limit(self) -> None:
-        """Raise if the largest strength is not given, and cannot be computed."""
-        penalty = self.penalty
-        is_known = type(penalty).vanishing_strengths is not Formula.vanishing_strengths
-        if isinstance(self.strengths, int) and (not is_known or getattr(penalty, "l1_ratio", 1.0) == 0):
-            msg = (
-                "`strengths` must be a list of strengths for a penalty that does not know at which strength weights"
-                f" vanish (`vanishing_strengths`), got {self.strengths} for {penalty!r}."
-            )
-            raise ValueError(msg)
-
-
-def _checked_strengths(strengths: object) -> int | list[float]:
-    if not _checks.is_list(strengths):
-        return _checks.count("strengths", strengths, 2)
-    values = [_checks.positive("strengths", value) for value in strengths]
-    if not values or len(set(values)) < len(values):
-        msg = f"`strengths` must be at least 2, or a list of different strengths > 0, got {strengths!r}."
-        raise ValueError(msg)
-    return values
-
-
-def _nonzero(weights: Sequence[Tensor] | dict[Tensor, str]) -> int:
-    """Return how many entries are not zero, over all ranks."""
-    return sum(int(whole(weight.detach()).count_nonzero()) for weight in weights)
-
-
-def _show(trainer: Trainer, result: PathResult) -> None:
-    """Give TensorBoard the figure, if matplotlib is installed."""
-    writers = list(tensorboard_writers(trainer))
-    if not writers:
-        return
-    try:
-        figure = result.plot()
-    except ImportError:
-        return
-    for logger, writer in writers:
-        writer.add_figure(prefixed(logger, tags.PATH), figure, state.log_step(trainer), close=False)
+        else:  # as long as weights are dense, such a penalty would be a number that hides all others in a chart
+            self.penalty.strength = 0.0

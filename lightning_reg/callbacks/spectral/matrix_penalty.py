@@ -1,4 +1,4 @@
-"""Penalties on the matrix of each layer: its kernel with one dimension in front and the others flattened."""
+"""Penalties on the matrix of each layer: its kernel with one dimension first and the others flattened."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -17,14 +17,20 @@ _MATRIX_NDIM = 2
 
 
 class MatrixPenalty(Penalty):
-    """A sum over layers of a function of each layer's matrix; sharded weights are gathered a layer at a time."""
+    """A sum over layers of a function of each layer's matrix. Sharded weights are gathered one layer at a time."""
 
     dim: int = 0
-    """The dimension along which the rows lie, counted from that of the output units, whatever the layout."""
+    """The dimension along which the rows lie: 0 for output units, 1 for input units, whatever the layer's layout."""
 
     @abstractmethod
     def term(self, matrix: Tensor, dtype: torch.dtype) -> tuple[Tensor, Callable[[], Tensor]]:
-        """Return the value for the matrix of a weight of type `dtype`, shape (), and what returns the gradient."""
+        """Return the value for one matrix, shape (), and a function that returns its gradient.
+
+        Args:
+            matrix: The weight as a matrix, in float32 at least.
+            dtype: The type of the weight.
+
+        """
 
     @override
     def penalty(self, weights: Sequence[Tensor]) -> Tensor:
@@ -39,7 +45,7 @@ class MatrixPenalty(Penalty):
         add_gradient_of_terms_(self.term, grads, weights, factor, self.dims_of(weights))
 
     def dims_of(self, weights: Sequence[Tensor]) -> list[int]:
-        """Return for each weight the dimension along which rows lie; outside of a fit, nothing is known of layers."""
+        """Return the dimension of each weight along which rows lie; layouts are known only during a fit."""
         return [self.dim if self._run is None else self._run.unit_dims[weight] for weight in weights]
 
     @override
@@ -48,7 +54,7 @@ class MatrixPenalty(Penalty):
         for weight in run.selection.chosen:
             if len(weight.shape) < _MATRIX_NDIM:
                 msg = (
-                    f"{type(self).__name__} acts on matrices and kernels, weights of two dimensions or more, but"
+                    f"{type(self).__name__} needs weights with at least two dimensions, but"
                     f" {weight.name!r} has shape {tuple(weight.shape)}. Leave it out:"
                     f" `select=Select(exclude={weight.name!r})`."
                 )

@@ -1,4 +1,4 @@
-"""Layers of low rank: the nuclear norm penalty."""
+"""The nuclear norm penalty, for layers of low rank."""
 
 from collections.abc import Callable
 from typing import final
@@ -16,25 +16,25 @@ from lightning_reg.functional.spectral.nuclear import nuclear_norm, nuclear_resi
 class NuclearNormPenalty(MatrixPenalty):
     r"""Add :math:`\lambda \sum_l \|W_l\|_*` to the objective, the sums of singular values: layers of low rank.
 
-    It is to singular values what L1 is to weights: with `mode="proximal"` small ones become exactly zero, by
-    :math:`U \max(S - \eta\lambda, 0) V^T` after each step, :math:`\eta` being the optimizer's step size. A layer of low
-    rank is two smaller ones, which `lightning_reg.functional.factorize` makes of it. In the other modes the gradient is
-    :math:`U V^T`, over the singular values that are not zero. A kernel is the matrix with a row for each output unit,
-    whatever the layout of the layer. Each step takes a singular value decomposition of each layer.
+    It is an L1 penalty on singular values. With `mode="proximal"`, small singular values become exactly zero: after
+    each step, with the optimizer's step size :math:`\eta`, the weight becomes :math:`U \max(S - \eta\lambda, 0) V^T`.
+    `lightning_reg.functional.factorize` then replaces a layer of low rank by two smaller layers. In the other modes,
+    the gradient is :math:`U V^T` over the nonzero singular values. The matrix of a kernel has a row for each output
+    unit, whatever the layout of the layer. Each step computes a singular value decomposition of each layer.
 
-    With `mode="proximal"` one step size is needed for all entries of a weight: SGD has one, Adam has not. In half
-    precision the rank is low up to rounding. Logged as `reg/penalty/nuclear_norm`.
+    `mode="proximal"` needs one step size for all entries of a weight, as in SGD; Adam has many. In half precision, the
+    rank is low up to rounding. Logged as `reg/penalty/nuclear_norm`.
 
     Args:
         strength: :math:`\lambda`, >= 0.
-        select: Which weights, all of two dimensions or more, see `Penalty`.
+        select: Which weights, see `Penalty`. Each needs at least two dimensions.
         mode: `"loss"`, `"grad"` or `"proximal"`, see `Penalty`.
         schedule: Factor on the strength over the optimizer steps, see `Penalty`.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
         ValueError: If an argument is out of range, see `Penalty`, or a selected weight has fewer than two dimensions.
-        MisconfigurationException: With `mode="proximal"`, if an optimizer has several step sizes within a weight.
+        MisconfigurationException: With `mode="proximal"`, if an optimizer uses several step sizes within a weight.
 
     Example:
         >>> NuclearNormPenalty(1e-3, mode="grad")
@@ -42,7 +42,7 @@ class NuclearNormPenalty(MatrixPenalty):
 
     Reference:
         Recht, Fazel & Parrilo, Guaranteed Minimum-Rank Solutions of Linear Matrix Equations via Nuclear Norm
-        Minimization, 2010, arXiv:0706.4138; for the operator: Cai, Candes & Shen, A Singular Value Thresholding
+        Minimization, 2010, arXiv:0706.4138. The proximal operator: Cai, Candes & Shen, A Singular Value Thresholding
         Algorithm for Matrix Completion, 2010, arXiv:0810.3286.
 
     """
@@ -67,7 +67,7 @@ class NuclearNormPenalty(MatrixPenalty):
                 if isinstance(factor, Tensor) and factor.numel() > 1:
                     msg = (
                         f'{type(self).__name__} with mode="proximal" needs one step size for all entries of a weight,'
-                        f" but the optimizer's are of shape {tuple(factor.shape)}. Use SGD,"
+                        f" but the optimizer's step sizes have shape {tuple(factor.shape)}. Use SGD,"
                         ' or mode="grad".'
                     )
                     raise MisconfigurationException(msg)

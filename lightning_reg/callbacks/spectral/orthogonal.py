@@ -1,4 +1,4 @@
-"""Layers that keep lengths: the penalty on what keeps rows from being orthonormal."""
+"""The penalty on the distance of each layer's rows from orthonormal ones: the layer keeps lengths."""
 
 from collections.abc import Callable, Sequence
 from typing import final
@@ -17,24 +17,25 @@ from lightning_reg.selection import Select
 
 @final
 class OrthogonalPenalty(MatrixPenalty):
-    r"""Add :math:`\lambda \sum_l \|G_l - I\|_F^2` to the objective: units that differ, layers that keep lengths.
+    r"""Add :math:`\lambda \sum_l \|G_l - I\|_F^2` to the objective: layers that keep lengths.
 
-    W is the kernel with dimension `dim` in front and the rest flattened, and G the Gram matrix of its smaller side,
-    :math:`W W^T` or :math:`W^T W`: zero where all singular values are 1. The gradient of a layer with more columns than
-    rows is :math:`4 (W W^T - I) W`. Logged as `reg/penalty/orthogonal`, in units of the loss, see `Penalty`.
+    W is the kernel with dimension `dim` first and the others flattened. G is the Gram matrix of its smaller side,
+    :math:`W W^T` or :math:`W^T W`, so the term is zero where all singular values are 1. The gradient of a layer with
+    more columns than rows is :math:`4 (W W^T - I) W`. Logged as `reg/penalty/orthogonal`, in units of the loss, see
+    `Penalty`.
 
     Args:
         strength: :math:`\lambda`, >= 0.
-        dim: 0 for rows that are what goes into each output unit or filter, 1 for those out of each input unit or
-            channel, whatever the layout, as that of `GroupLassoPenalty`. Of a matrix both are the same term.
-        select: Which weights, all of two dimensions or more, see `Penalty`.
+        dim: 0 for one row per output unit or filter, 1 for one row per input unit or channel, whatever the layer's
+            layout, as in `GroupLassoPenalty`. For a matrix, both give the same term.
+        select: Which weights, see `Penalty`. Each needs at least two dimensions.
         mode: `"loss"` or `"grad"`, see `Penalty`.
         schedule: Factor on the strength over the optimizer steps, see `Penalty`.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
-        ValueError: If an argument is out of range, see `Penalty`, or a selected weight has fewer than two dimensions,
-            or no dimension `dim`.
+        ValueError: If an argument is out of range, see `Penalty`, or a selected weight has fewer than two dimensions or
+            no dimension `dim`.
 
     Example:
         >>> OrthogonalPenalty(1e-4, select="encoder.*", mode="grad")
@@ -47,7 +48,7 @@ class OrthogonalPenalty(MatrixPenalty):
 
     """
 
-    def __init__(  # those of every penalty, and one
+    def __init__(  # the arguments of every penalty, and `dim`
         self,
         strength: float,
         *,

@@ -6,9 +6,10 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, ShardingStrategy
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
+from torch.utils.data import DistributedSampler
 
 from lightning_reg.callbacks.trainer.packages import (
     Callback,
@@ -56,6 +57,17 @@ def has_whole_weights(trainer: Trainer, pl_module: LightningModule) -> bool:
     model = getattr(trainer.strategy.model, "_orig_mod", trainer.strategy.model)
     is_plain = model is pl_module or isinstance(model, DistributedDataParallel)
     return is_plain and not has_dtensors(pl_module.parameters())
+
+
+def shard_again(pl_module: LightningModule) -> None:
+    """Have FSDP2 hold the parameters as the optimizers do.
+
+    After a forward pass without backward, as in validation, the outermost module has whole copies in their places: what
+    is written there is lost.
+    """
+    for part in pl_module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
 
 
 def original_shapes(trainer: Trainer) -> Mapping[nn.Parameter, torch.Size]:
@@ -225,6 +237,23 @@ def sums_over_ranks(trainer: Trainer, values: Tensor) -> Tensor:
     return total
 
 
+def rows_not_repeated(trainer: Trainer, batch_idx: int, dataloader_idx: int, rows: int) -> int:
+    """Return how many rows of a validation batch of `rows` this rank takes for the first time in the pass.
+
+    So that all ranks have equally many samples, `DistributedSampler` repeats some at the end.
+    """
+    loader = trainer.fit_loop.epoch_loop.val_loop._combined_loader.flattened[dataloader_idx]  # type: ignore[union-attr]
+    sampler, size = getattr(loader, "sampler", None), getattr(loader, "batch_size", None)
+    if not isinstance(sampler, DistributedSampler) or size is None:
+        return rows
+    start = batch_idx * size
+    if rows != min(size, sampler.num_samples - start):  # a sample has become several rows
+        return rows
+    total = len(sampler.dataset)  # type: ignore[arg-type]  # has a length, as the sampler demands
+    # Ranks take turns, and what is repeated comes last.
+    return min(rows, len(range(sampler.rank, total, sampler.num_replicas)[start:]))
+
+
 def has_callback(trainer: Trainer, kind: Kind) -> bool:
     """Tell whether the trainer has a callback of this class of Lightning's."""
     return bool(_of_lightning(trainer, kind))
@@ -232,13 +261,33 @@ def has_callback(trainer: Trainer, kind: Kind) -> bool:
 
 def logged_sums(trainer: Trainer, name: str) -> tuple[float, float] | None:
     """Return the sum over samples so far, and their number, of a mean that the running loop logs; `None` if unknown."""
-    for metric in (trainer._results or {}).values():
-        meta = metric.meta
-        index = "" if meta.dataloader_idx is None else f"/dataloader_idx_{meta.dataloader_idx}"
-        names = {f"{meta.name}{fork}{suffix}" for fork in ("", "_epoch") for suffix in ("", index)}
-        if name in names and metric.is_tensor and meta.is_mean_reduction and meta.on_epoch:
+    for metric in _logged_as(trainer._results, name):
+        if metric.is_tensor and metric.meta.is_mean_reduction and metric.meta.on_epoch:
             return float(metric.value), float(metric.cumulated_batch_size)
     return None
+
+
+def is_logged(trainer: Trainer, name: str) -> bool:
+    """Tell whether the running loop, of training or of validation, has logged a value of this name."""
+    return any(not metric.has_reset for metric in _logged_as(trainer._results, name))
+
+
+def is_outdated(trainer: Trainer, name: str) -> bool:
+    """Tell whether what `callback_metrics` has under this name was logged in an earlier epoch."""
+    loop = trainer.fit_loop.epoch_loop
+    metrics = [*_logged_as(loop._results, name), *_logged_as(loop.val_loop._results, name)]
+    return bool(metrics) and all(metric.has_reset for metric in metrics)
+
+
+def _logged_as(results: Mapping[str, Any] | None, name: str) -> list[Any]:
+    """Return the metrics that Lightning shows under a name."""
+    found = []
+    for metric in (results or {}).values():
+        meta = metric.meta
+        index = "" if meta.dataloader_idx is None else f"/dataloader_idx_{meta.dataloader_idx}"
+        if name in {f"{meta.name}{fork}{suffix}" for fork in ("", "_step", "_epoch") for suffix in ("", index)}:
+            found.append(metric)
+    return found
 
 
 def steps_now(trainer: Trainer) -> bool:

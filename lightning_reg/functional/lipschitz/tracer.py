@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
+from lightning_reg.functional.lipschitz.forms import Form
 from lightning_reg.functional.lipschitz.judge import JUMPS, Judge, Step
 from lightning_reg.functional.lipschitz.memory import has_no_entry_twice, memory, place
 from lightning_reg.functional.lipschitz.nested import closed_in, found, replaced
 from lightning_reg.functional.lipschitz.traced_tensor import TracedTensor, TraceError, called_name, is_reflected
-from lightning_reg.functional.lipschitz.value import Bound, Traced, together
+from lightning_reg.functional.lipschitz.value import Bound, Traced, together, with_parts
 from lightning_reg.functional.tensors.random import unchanged_generators
 
 # Attributes and methods of a tensor that do not read its entries.
@@ -120,14 +121,17 @@ class Tracer(TorchFunctionMode):
         for path, part in module.named_modules():
             forward = part.forward
             if self._judge.is_leaf(part):
-                rules = self._judge.rule_of(part), self._judge.extent_of(part), self._judge.turns_of(part)
-                step = functools.partial(self._module_step, path, part, *rules)
+                judge = self._judge
+                rules = judge.rule_of(part), judge.extent_of(part), judge.turns_of(part), judge.form_of(part)
+                step = functools.partial(self._module_step, path, part, rules)
                 vars(part)["forward"] = self._whole(forward, step)
             else:
                 vars(part)["forward"] = self._inside(forward, path)
 
-    def _module_step(self, path: str, module: nn.Module, rule: Any, extent: Any, turns: Any, *_: Any) -> Step:
-        return Step(path or type(module).__name__, rule, type(module).__name__, module, extent=extent, turns=turns)
+    def _module_step(self, path: str, module: nn.Module, rules: tuple[Any, ...], *_: Any) -> Step:
+        kind = type(module).__name__
+        rule, extent, turns, form = rules
+        return Step(path or kind, rule, kind, module, extent=extent, turns=turns, form=form)
 
     def _whole(self, function: Callable[..., Any], step: Callable[..., Step]) -> Callable[..., Any]:
         """Return `function` with its calls judged as one operation."""
@@ -179,6 +183,7 @@ class Tracer(TorchFunctionMode):
             weight=self._weights[id(weights[0])] if weights else None,
             extent=self._judge.extent_of(function, shown),
             turns=self._judge.turns_of(function, shown),
+            form=self._judge.form_of(function, shown),
         )
 
     @override
@@ -233,9 +238,13 @@ class Tracer(TorchFunctionMode):
         where = {memory(tensor) for tensor in found(value, Tensor)}
         self._viewed += [tensor for tensor in constants if memory(tensor) in where]
         self._note_changes(step, bound, changed, value)
+        if math.isfinite(bound.value):
+            # Nothing before it is a reason why something after it has no bound.
+            step.parents = []
         if isinstance(value, Tensor):
             return self._known(value, bound, step)
-        return replaced(value, Tensor, lambda tensor: self._part(tensor, bound, step))
+        forms = iter(bound.forms)
+        return replaced(value, Tensor, lambda tensor: self._part(tensor, bound, step, next(forms, None)))
 
     def _as_known(self, state: State, fixed: set[int], earlier: Mapping[int, Tensor]) -> Tensor | Traced:
         if id(state) in fixed:
@@ -243,14 +252,15 @@ class Tracer(TorchFunctionMode):
         return Traced(earlier[id(state)], state.bound, self._judge.reach)
 
     def _known(self, value: Tensor, bound: Bound, step: Step) -> TracedTensor:
-        state = State(value, bound, step)
+        state = State(value, with_parts(bound, value), step)
         self._states.append(state)
         return TracedTensor(value, state)
 
-    def _part(self, value: Tensor, bound: Bound, step: Step) -> TracedTensor:
+    def _part(self, value: Tensor, bound: Bound, step: Step, form: Form | None) -> TracedTensor:
         """Return one of several tensors that an operation has returned."""
-        if not _is_whole(value):
-            return self._known(value, replace(bound, chain=None, scaled=None, own=None), step)
+        if not _is_whole(value) or (bound.varies and bound.value == 0):
+            part = replace(bound, chain=None, scaled=None, own=None, form=form or Form(), forms=())
+            return self._known(value, part, step)
         positions = Step(step.name, parents=[step])
         return self._known(value, self._judge.refuse(positions, JUMPS), positions)
 
@@ -258,7 +268,8 @@ class Tracer(TorchFunctionMode):
         """Return a number read from a tensor, if it does not depend on the entries, or these not on the input."""
         name = called_name(operation)
         is_copy = isinstance(value, bool | int | float | complex | list) and name != "data_ptr"
-        if name not in _SIZES.split() and not (is_copy and all(state.bound.value == 0 for state in states)):
+        is_read = name not in _SIZES.split() and not (is_copy and all(map(_is_fixed, states)))
+        if is_read or any(state.bound.has_any_size for state in states):
             msg = f"`{name}`: the path through the network depends on the values of its input"
             raise TraceError(msg)
         return value
@@ -291,17 +302,23 @@ class Tracer(TorchFunctionMode):
             elif is_written and has_no_entry_twice(state.value):
                 # Each of its entries is as it was, or one of those that are written.
                 both = Step(step.name, parents=[state.step, step])
-                state.bound, state.step = Bound(together([state.bound.value, bound.value])), both
+                varies = state.bound.varies or bound.varies
+                state.bound, state.step = Bound(together([state.bound.value, bound.value]), varies=varies), both
             else:
                 stale = Step(state.step.name, parents=[state.step])
-                state.bound = self._judge.refuse(stale, "it is changed in place through another view of it")
+                refused = self._judge.refuse(stale, "it is changed in place through another view of it")
+                state.bound = replace(refused, varies=state.bound.varies or bound.varies)
                 state.step = stale
 
 
 def _fixed(states: Sequence[State], changed: Sequence[Tensor]) -> set[int]:
     """Return the states, by identity, of what does not depend on the input after all and is not changed in place."""
     where = {memory(tensor) for tensor in changed}
-    return {id(state) for state in states if state.bound.value == 0 and memory(state.value) not in where}
+    return {id(state) for state in states if _is_fixed(state) and memory(state.value) not in where}
+
+
+def _is_fixed(state: State) -> bool:
+    return state.bound.value == 0 and not state.bound.varies
 
 
 def _is_whole(value: Tensor) -> bool:

@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_reg.functional.lipschitz.chain import Chain
+from lightning_reg.functional.lipschitz.forms import Form
 from lightning_reg.functional.lipschitz.nested import found
-from lightning_reg.functional.lipschitz.rounding import UPWARDS, precise, times
+from lightning_reg.functional.lipschitz.parts import Part, entries, joint
+from lightning_reg.functional.lipschitz.rounding import UPWARDS, precise, smaller, times
 
 _ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-12}
 PRODUCT = "the slope of a product of values that depend on the input has no bound"
@@ -25,6 +27,8 @@ class Slopes(NamedTuple):
 
     low: float
     high: float
+    is_half: bool = False
+    """Whether the function is 0 on one side of 0."""
 
 
 class Scores(NamedTuple):
@@ -73,30 +77,52 @@ class Bound:
     """How large it gets."""
     entries: "Callable[[], Tensor] | None" = None
     """Of a convolution: the bounds of single entries, which broadcast."""
+    form: Form = field(default_factory=Form)
+    """What it is, as a formula."""
+    forms: tuple[Form | None, ...] = ()
+    """Of several tensors together, what each is."""
+    varies: bool = False
+    """Whether it also depends on labels that may be any: its value at the example then says nothing."""
+    has_any_size: bool = False
+    """Whether the value has more or fewer entries for other inputs, or labels."""
+    source: "Traced | None" = None
+    """The value some of whose entries, each at most once, are all of this value."""
+    parts: tuple[Part, ...] = ()
+    """The parts of other values on which it depends."""
 
     def after(self, factor: float, slopes: Slopes | None = None) -> "Bound":
         """Return the bound after a function with this constant, or these slopes."""
-        chain = self.chain.activated(factor) if self.chain and slopes and slopes.low >= 0 else None
-        return Bound(times(self.value, factor), chain)
+        chain = self.chain.activated(slopes.low, slopes.high) if self.chain and slopes else None
+        parts = tuple(part.times(factor) for part in self.shifted().parts)
+        if slopes == (-1, -1, False):
+            parts = (*parts, Part((self,), self.value, "sign", "negated"))
+        elif slopes and slopes.is_half:
+            turned = next((part for part in self.parts if part.place == "negated"), None)
+            side = Part((self,), self.value, "sign", "positive", factor)
+            parts = (*parts, side if turned is None else replace(turned, place="negative"))
+        return Bound(times(self.value, factor), chain, parts=parts)
+
+    def shifted(self) -> "Bound":
+        """Return the bound after constants are added: what was -x is so no longer."""
+        if all(part.place != "negated" for part in self.parts):
+            return self
+        return replace(self, parts=tuple(part for part in self.parts if part.place != "negated"))
 
     def between(self, low: Tensor, high: Tensor) -> "Bound":
         """Return the bound after a function with such slopes of each entry, of its shape."""
         factor = largest(torch.maximum(low.abs(), high.abs()))
         value = times(self.value, factor)
-        if self.chain is None or not bool((low >= 0).all()):
+        if self.chain is None:
             return Bound(value)
         rows = low.flatten(0, -2).amin(0), high.flatten(0, -2).amax(0)
         chain = self.chain.activated_between(*rows)
-        return Bound(smaller(value, chain.gain), chain)
+        return Bound(smaller(value, chain.least), chain)
 
     def of_entries(self) -> Tensor | float:
         """Return the bounds of single entries, which broadcast."""
         if self.entries is not None:
             return self.entries()
-        if self.chain is None or self.chain.shape is None:
-            return self.value
-        # |d^T x| is g sqrt(d^T R d) at most.
-        return (self.chain.shape.diagonal().clamp_min(0).sqrt() * self.chain.gain * UPWARDS).clamp_max(self.value)
+        return self.value if self.chain is None else self.chain.of_entries().clamp_max(self.value)
 
 
 @dataclass(frozen=True)
@@ -125,7 +151,7 @@ class Traced:
 
     def interval(self) -> tuple[Tensor, Tensor] | None:
         """Return the least and the largest value of each entry, float64, if the input stays near."""
-        if math.isinf(self.reach) or self.value.is_complex():
+        if math.isinf(self.reach) or self.bound.varies or self.value.is_complex():
             return None
         value = precise(self.value)
         # The value itself is rounded.
@@ -145,6 +171,26 @@ def together(bounds: Iterable[float]) -> float:
     each = list(bounds)
     # `hypot` of infinity and NaN is infinity.
     return math.nan if any(map(math.isnan, each)) else math.hypot(*each)
+
+
+def with_parts(bound: Bound, value: Tensor) -> Bound:
+    """Return the bound of `value` with the part that it is of what it was taken from."""
+    source = bound.source
+    if source is None:
+        return bound
+    return replace(
+        bound,
+        source=None,
+        parts=(*source.bound.parts, *entries(source.bound, source.bound.value, source.value, value)),
+    )
+
+
+def as_one(values: Iterable[Bound]) -> float:
+    """Return the bound of several values as one, which is less if they are different parts of one value."""
+    bounds = list(values)
+    separate = together(each.value for each in bounds)
+    shared = joint([each.parts for each in bounds])
+    return separate if shared is None else smaller(separate, shared)
 
 
 def traced_in(values: Any) -> Iterator[Traced]:
@@ -177,11 +223,6 @@ def largest(values: Tensor) -> float:
         return 0.0
     value = float(precise(values).abs().amax()) * UPWARDS
     return value if math.isfinite(value) else math.nan
-
-
-def smaller(first: float, second: float) -> float:
-    """Return the smaller of two bounds; NaN if one is."""
-    return math.nan if math.isnan(first) or math.isnan(second) else min(first, second)
 
 
 def larger(first: float, second: float) -> float:

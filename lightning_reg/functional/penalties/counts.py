@@ -4,6 +4,7 @@ This takes few kernel calls for many weights, and never waits for the device.
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import compress
 
 import torch
 from torch import Tensor
@@ -107,29 +108,38 @@ def zero_counts(weights: list[Tensor], threshold: float, dims: Sequence[int] | N
 
 def _norms(weights: list[Tensor], p: float) -> Tensor:
     weights = [weight.abs() if weight.is_complex() else weight for weight in weights]
-    if weights[0].device.type == "cpu":
-        is_fast = [p == _EUCLIDEAN and w.dtype == torch.float32 and w.numel() > _SMALL_ENTRIES for w in weights]
-        exact = [weight for weight, fast in zip(weights, is_fast, strict=True) if not fast]
-        exact_norms = iter(torch._foreach_norm(exact, p, dtype=torch.float64) if exact else ())
-        norms = [
-            _euclidean_norm(weight) if fast else next(exact_norms)
-            for weight, fast in zip(weights, is_fast, strict=True)
-        ]
-    else:
+    if weights[0].device.type != "cpu":
         # In float32, squares of small weights would be 0.
         dtype = torch.float32 if weights[0].device.type == "mps" else torch.float64
-        norms = list(torch._foreach_norm(weights, p, dtype=dtype))
-    return torch.stack(norms)
+        return torch.stack(torch._foreach_norm(weights, p, dtype=dtype))
+    is_fast = [p == _EUCLIDEAN and w.dtype == torch.float32 and w.numel() > _SMALL_ENTRIES for w in weights]
+    fast = list(compress(weights, is_fast))
+    exact = [weight for weight, is_one in zip(weights, is_fast, strict=True) if not is_one]
+    fast_norms = iter(_euclidean_norms(fast) if fast else ())
+    exact_norms = iter(torch._foreach_norm(exact, p, dtype=torch.float64) if exact else ())
+    return torch.stack([next(fast_norms if is_one else exact_norms) for is_one in is_fast])
 
 
-def _euclidean_norm(weight: Tensor) -> Tensor:
-    flat = in_memory_order([weight])[0].reshape(-1)
+def _euclidean_norms(weights: list[Tensor]) -> list[Tensor]:
+    flats = [in_memory_order([weight])[0].reshape(-1) for weight in weights]
+    norms = list(map(_norms_of_parts, flats))
+    totals = torch._foreach_norm(norms, _EUCLIDEAN, dtype=torch.float64)
+    # Usually all are in range: one comparison is enough.
+    in_range = [_LEAST < total < _MOST for total in torch.stack(totals).tolist()]
+    return [
+        total if is_one else _precise_norm(flat) for total, flat, is_one in zip(totals, flats, in_range, strict=True)
+    ]
+
+
+def _norms_of_parts(flat: Tensor) -> Tensor:
     rows, rest = short_rows(flat)
-    norms = torch.linalg.vector_norm(rows, dim=1)
-    rest_norm = torch.linalg.vector_norm(rest, dtype=torch.float64)
-    total: Tensor = torch.linalg.vector_norm(torch.cat([norms, rest_norm.reshape(1)]))
-    if _LEAST < total < _MOST:
-        return total
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1)
+    if not rest.numel():
+        return norms
+    return torch.cat([norms, torch.linalg.vector_norm(rest).reshape(1)])
+
+
+def _precise_norm(flat: Tensor) -> Tensor:
     parts = torch._foreach_norm(torch.split(flat, _PART_ENTRIES), dtype=torch.float64)
     return torch.stack(parts).square().sum().sqrt()
 

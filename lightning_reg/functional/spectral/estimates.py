@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,17 +11,9 @@ from lightning_reg.functional.spectral.layers import Layer, LinearMaps, convolut
 
 # Smaller matrices of one shape are iterated together, in one copy: single calls would cost more than the work.
 _SMALL_ENTRIES = 1 << 16
-_STACK_ENTRIES = 1 << 20
+_STACK_ENTRIES = 1 << 21
 # A cold start takes this many times the iterations of a warm one.
 _COLD = 4
-
-
-class SingularPair(NamedTuple):
-    """An estimate of the norm of one layer as a map A, with the vectors it comes from: sigma = <u, A v>."""
-
-    sigma: Tensor
-    u: Tensor
-    v: Tensor
 
 
 class NormEstimates:
@@ -38,26 +29,27 @@ class NormEstimates:
         self.vectors: dict[str, Tensor] = {}
         """The right singular vectors found last, from which to continue."""
 
-    def advance(self, layers: Sequence[Layer], iterations: int) -> list[Tensor]:
-        """Return an estimate for each layer, shape () each, after so many Lanczos iterations from the last state.
+    def advance(self, layers: Sequence[Layer], iterations: int) -> Tensor:
+        """Return an estimate for each layer, shape (layers,), after so many Lanczos iterations from the last state.
 
         Nothing waits for the device.
         """
-        return [pair.sigma for pair in self.pairs(layers, iterations)]
-
-    def pairs(self, layers: Sequence[Layer], iterations: int) -> list[SingularPair]:
-        """Return an estimate for each layer with its singular vectors; see `advance`."""
-        found: dict[str, SingularPair] = {}
+        names: list[str] = []
+        found: list[Tensor] = []
         for maps in self._maps(layers):
             known = [self.vectors.get(name) for name in maps.names]
             warm = [vector for vector in known if vector is not None and vector.shape == maps.shape[1:]]
             is_warm = len(warm) == len(known)
             starts = start_vectors(maps.shape, torch.stack(warm) if is_warm else None, maps.dtype, maps.device)
             count = iterations if is_warm else _COLD * iterations
-            sigmas, lefts, rights = singular_pairs(maps.apply, maps.adjoint, starts, count)
-            self.vectors.update(zip(maps.names, rights, strict=True))
-            found.update(zip(maps.names, map(SingularPair, sigmas, lefts, rights), strict=True))
-        return [found[layer.name] for layer in layers]
+            sigmas, _, vectors = singular_pairs(maps.apply, maps.adjoint, starts, count)
+            self.vectors.update(zip(maps.names, vectors.unbind(), strict=True))
+            names += maps.names
+            found.append(sigmas)
+        place = {name: index for index, name in enumerate(names)}
+        order = torch.tensor([place[layer.name] for layer in layers])
+        norms = torch.cat([sigmas.to(found[0].device) for sigmas in found])
+        return norms[order.to(norms.device, non_blocking=True)]
 
     def _maps(self, layers: Sequence[Layer]) -> Iterator[LinearMaps]:
         alike: dict[tuple[torch.Size, torch.dtype, torch.device], list[tuple[str, Tensor]]] = defaultdict(list)

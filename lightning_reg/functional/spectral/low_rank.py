@@ -1,4 +1,4 @@
-"""Layers of low rank as two smaller ones, one after the other."""
+"""Replace each layer of low rank by two smaller layers, one after the other."""
 
 import copy
 import warnings
@@ -19,37 +19,38 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _KINDS = (nn.Linear, *_CONVOLUTIONS, *_TRANSPOSED)
 Layer = Any
-"""One of these; torch's types for them are of little help."""
+"""One of `_KINDS`. torch types their attributes too loosely to name them here."""
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _DEFAULT_TOLERANCE = 1e-6
 
 
 @torch.no_grad()
 def factorize(module: nn.Module, *, tolerance: float | None = None) -> nn.Module:
-    r"""Return a copy of a network in which layers of low rank are two smaller ones, with the same outputs.
+    r"""Return a copy of a network in which two smaller layers replace each layer of low rank, with the same outputs.
 
-    A linear layer (`nn.Linear`, `Conv1D` of transformers) with a weight of rank r becomes `nn.Sequential` of one with r
-    outputs and one with r inputs: W = B A, by a singular value decomposition in float64. A convolution becomes one with
-    r channels, for each group of channels, and one of kernel size 1. That is done where it takes fewer parameters.
-    `bias`, dtype, device, `training` and `requires_grad` stay, and `module` itself is left alone.
-    `NuclearNormPenalty` makes ranks low.
+    A linear layer (`nn.Linear`, `Conv1D` of transformers) with a weight of rank r becomes an `nn.Sequential` of a layer
+    with r outputs and a layer with r inputs: W = B A, by a singular value decomposition in float64. A convolution
+    becomes one with r channels for each group of channels, followed by one of kernel size 1. Only layers that get fewer
+    parameters are replaced. `bias`, dtype, device, `training` and `requires_grad` stay the same. `module` itself does
+    not change. `NuclearNormPenalty` makes ranks low.
 
-    A layer of low rank stays as it is, with a warning that names it, if its weight is tied or parametrized, it has
-    hooks, its class inherits from torch's, or a module of torch reads its weight past the layer, as
-    `nn.MultiheadAttention` and `nn.TransformerEncoderLayer` do. Code of your own that reads `layer.weight` has to read
-    both.
+    A layer of low rank is not replaced, and a warning names it, if its weight is tied or parametrized, if it has hooks,
+    if its class inherits from torch's, or if a module of torch reads its weight without calling the layer, as
+    `nn.MultiheadAttention` and `nn.TransformerEncoderLayer` do. If your own code reads `layer.weight`, change it to
+    read the two weights.
 
     Args:
-        module: The network, or one layer; not wrapped, as by DDP or `torch.compile`, and not sharded.
-        tolerance: The largest relative error that a weight may have, :math:`\|W - B A\|_F / \|W\|_F`, in [0, 1]; larger
-            ones compress further, at a loss. Default: 1e-6, or one rounding for weights in half precision.
+        module: The network, or one layer. It must not be sharded, or wrapped by DDP or `torch.compile`.
+        tolerance: The largest relative error of a weight, :math:`\|W - B A\|_F / \|W\|_F`, in [0, 1]. A larger
+            tolerance compresses more and changes the outputs. Default: 1e-6, or one rounding for weights in half
+            precision.
 
     Returns:
-        The copy. Parameters that are not of such layers are copies, too.
+        The copy. The parameters of all other layers are copied, too.
 
     Raises:
-        TypeError: If `module` is no module, or `tolerance` no number.
-        ValueError: If `module` is a wrapper or sharded, or `tolerance` is out of range.
+        TypeError: If `module` is not a module, or `tolerance` is not a number.
+        ValueError: If `module` is wrapped or sharded, or `tolerance` is out of range.
 
     Example:
         >>> import torch
@@ -84,11 +85,11 @@ def factorize(module: nn.Module, *, tolerance: float | None = None) -> nn.Module
             continue
         reason = _reason(module, layer, owners)
         if reason:
-            warnings.warn(f"`factorize` leaves {name!r} as it is, though its rank is low: {reason}.", stacklevel=2)
+            warnings.warn(f"`factorize` does not replace {name!r}, although its rank is low: {reason}.", stacklevel=2)
         else:
             factorized[id(layer)] = _sequence(layer, *factors)
-    # Wherever the network holds such a layer, `deepcopy` finds what it takes for its copy. It has none of tensors that
-    # pruning and the old weight norm have computed.
+    # `deepcopy` takes the new layers for copies of the old ones, wherever the network holds them. It cannot copy the
+    # tensors that pruning and the old weight norm compute, so their copies are made here.
     computed = [value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor)]
     memo = factorized | {id(value): value.detach().clone() for value in computed if not value.is_leaf}
     result: nn.Module = copy.deepcopy(module, memo)
@@ -107,7 +108,7 @@ def _refuse_wrappers(module: nn.Module) -> None:
         if kind in wrappers:
             msg = (
                 f"`module` must be the plain network, got {kind}{f' at {name!r}' if name else ''}."
-                f" Pass what is in its `{wrappers[kind]}`."
+                f" Pass the network in its `{wrappers[kind]}`."
             )
             raise ValueError(msg)
     for name, parameter in module.named_parameters():
@@ -117,7 +118,7 @@ def _refuse_wrappers(module: nn.Module) -> None:
 
 
 def _owners(module: nn.Module) -> dict[int, set[tuple[int, str]]]:
-    """Return, by the id of each parameter, who has it: the id of the module, and the name there."""
+    """Return the owners of each parameter, by its id: the id of each module that holds it, and the name there."""
     owners: dict[int, set[tuple[int, str]]] = {}
     for part in module.modules():
         for leaf, parameter in part.named_parameters(recurse=False, remove_duplicate=False):
@@ -126,20 +127,20 @@ def _owners(module: nn.Module) -> dict[int, set[tuple[int, str]]]:
 
 
 def _has_inputs_first(layer: nn.Module) -> bool:
-    """Tell whether it is the linear layer of transformers, whose weight has a row for each input; no import needed."""
+    """Tell whether a layer is the `Conv1D` of transformers, whose weight has a row for each input."""
     return f"{type(layer).__module__}.{type(layer).__qualname__}" == "transformers.pytorch_utils.Conv1D"
 
 
 def _reason(module: nn.Module, layer: Layer, owners: dict[int, set[tuple[int, str]]]) -> str:
-    """Return why a layer cannot be replaced, and the remedy if there is one; "" if it can."""
+    """Return why a layer cannot be replaced, with the remedy if there is one; an empty string if it can."""
     if is_parametrized(layer):
-        return "a parametrization computes its weight. Call `torch.nn.utils.parametrize.remove_parametrizations` before"
+        return "a parametrization computes its weight. Call `torch.nn.utils.parametrize.remove_parametrizations` first"
     if type(layer) not in _KINDS and not _has_inputs_first(layer):
-        return f"others may read what is special about a {type(layer).__name__}"
+        return f"other code may depend on its class, {type(layer).__name__}"
     if any(getattr(layer, kind) for kind in _HOOKS):
-        return "it has hooks, as of pruning. Remove them before"
+        return "it has hooks, for example from pruning. Remove them first"
     if any(len(owners[id(parameter)]) > 1 for parameter in layer.parameters()):
-        return "another module has its weight or bias as well. Give each its own before"
+        return "it shares its weight or bias with another module. Give each module its own first"
     blocks = [part for part in module.modules() if isinstance(part, nn.TransformerEncoderLayer)]
     if any(layer in (block.linear1, block.linear2) for block in blocks):
         return "its nn.TransformerEncoderLayer reads its weight"
@@ -169,13 +170,13 @@ def _factors(layer: Layer, tolerance: float | None) -> tuple[Tensor, Tensor] | N
 
 
 def _rank(values: Tensor, tolerance: float) -> int:
-    """Return how many singular values, the largest ones, are all of them up to a relative error in the 2-norm."""
+    """Return how many of the largest singular values hold all of them, up to a relative error in the 2-norm."""
     left_out = values.square().flip(0).cumsum(0).flip(0).sqrt()
     return int((left_out > tolerance * left_out[:1]).sum())
 
 
 def _matrices(layer: Layer, weight: Tensor) -> Tensor:
-    """Return what a layer does with each group of channels: shape (groups, outputs, inputs times taps)."""
+    """Return the matrix of each group of channels, shape (groups, outputs, inputs times taps)."""
     if _has_inputs_first(layer):
         return weight.mT[None]
     if isinstance(layer, nn.Linear):
@@ -187,7 +188,7 @@ def _matrices(layer: Layer, weight: Tensor) -> Tensor:
 
 
 def _sequence(layer: Layer, left: Tensor, right: Tensor) -> nn.Sequential:
-    """Return two layers that do what B A does, with the settings of `layer`."""
+    """Return two layers that apply A, then B, with the settings of `layer`."""
     groups, _, rank = left.shape
     bias = None if layer.bias is None else nn.Parameter(layer.bias.clone(), requires_grad=layer.bias.requires_grad)
     parts: tuple[nn.Module, ...]
@@ -210,12 +211,12 @@ def _sequence(layer: Layer, left: Tensor, right: Tensor) -> nn.Sequential:
 
 def _linear(weight: Tensor) -> nn.Linear:
     layer = nn.Linear(1, 1, bias=False, device="meta")
-    layer.out_features, layer.in_features = weight.shape  # not at once: torch warns of weights without entries
+    layer.out_features, layer.in_features = weight.shape  # set here, because torch warns of weights without entries
     return layer
 
 
 def _resized(layer: Any, inputs: int, outputs: int, groups: int) -> Any:
-    """Return a convolution like `layer` with other channels, without a bias and without numbers."""
+    """Return a convolution like `layer` with other channels, without a bias, on the meta device."""
     settings = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "padding_mode")}
     if isinstance(layer, _TRANSPOSED):
         settings["output_padding"] = layer.output_padding
@@ -229,7 +230,7 @@ def _with(part: Any, weight: Tensor, layer: Layer, bias: nn.Parameter | None = N
 
 
 class ZeroConvolution(nn.Module):
-    """What a convolution of zeros returns: its bias, in images of the size that it makes."""
+    """A convolution whose kernel is zero: it returns its bias, as images of the right size."""
 
     def __init__(self, layer: Any, bias: nn.Parameter | None) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Sums over layers of a function of each layer's matrix: sharded weights are whole for one layer at a time."""
+"""Sums over layers of a function of each layer's matrix. Sharded weights are gathered one layer at a time."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,24 +12,24 @@ from lightning_reg.functional.tensors.precision import reported, wide, without_a
 from lightning_reg.functional.tensors.shards import local_part, local_slice, whole
 
 MatrixTerm = Callable[[Tensor, torch.dtype], tuple[Tensor, Callable[[], Tensor]]]
-"""From a matrix, and the type of the weight that it is made of, to the value, shape (), and what finds the gradient."""
+"""Maps a matrix and the type of its weight to the value, shape (), and a function that returns the gradient."""
 
 
 def as_matrix(weight: Tensor, dim: int) -> Tensor:
-    """Return a weight with dimension `dim` in front and the others flattened, in float32 at least."""
+    """Return a weight with dimension `dim` first and the others flattened, in float32 at least."""
     return wide(weight).movedim(dim, 0).flatten(1)
 
 
 def from_matrix(matrix: Tensor, weight: Tensor, dim: int) -> Tensor:
-    """Return a matrix like that of `weight` in the shape of `weight`."""
+    """Undo `as_matrix`: return a matrix in the shape of `weight`."""
     rows_first = (weight.shape[dim], *(size for other, size in enumerate(weight.shape) if other != dim % weight.ndim))
     return matrix.view(rows_first).movedim(0, dim)
 
 
 def sum_of_terms(term: MatrixTerm, weights: Sequence[Tensor], dims: Sequence[int]) -> Tensor:
-    """Return the sum of `term` over all weights, shape (), differentiable once; at least one.
+    """Return the sum of `term` over at least one weight, shape (), differentiable once.
 
-    A collective call for `DTensor`s. Of each only the gradient of this rank's part is kept for `backward`.
+    A collective call for `DTensor`s. Only the gradient of this rank's part is kept for `backward`.
     """
     values = []
     for weight, dim in zip(weights, dims, strict=True):
@@ -44,7 +44,7 @@ def sum_of_terms(term: MatrixTerm, weights: Sequence[Tensor], dims: Sequence[int
 def add_gradient_of_terms_(
     term: MatrixTerm, grads: Sequence[Tensor], weights: Sequence[Tensor], factor: float, dims: Sequence[int]
 ) -> None:
-    """Add `factor` times the gradient of `sum_of_terms` to `grads`, in place; of `DTensor`s to the local parts."""
+    """Add `factor` times the gradient of `sum_of_terms` to `grads`, in place; to the local parts of `DTensor`s."""
     for grad, weight, dim in zip(grads, weights, dims, strict=True):
         _, gradient = _evaluate(term, weight, dim)
         local_part(grad).add_(local_slice(gradient(), weight), alpha=factor)
@@ -52,7 +52,7 @@ def add_gradient_of_terms_(
 
 @torch.no_grad()
 def _evaluate(term: MatrixTerm, weight: Tensor, dim: int) -> tuple[Tensor, Callable[[], Tensor]]:
-    """Return the value, and what returns the whole gradient in the shape of the weight."""
+    """Return the value, and a function that returns the whole gradient in the shape of the weight."""
     tensor = whole(weight)
     with without_autocast(tensor.device):
         value, gradient = term(as_matrix(tensor, dim), tensor.dtype)
@@ -65,7 +65,7 @@ def _evaluate(term: MatrixTerm, weight: Tensor, dim: int) -> tuple[Tensor, Calla
 
 
 class _Term(torch.autograd.Function):
-    """The term of one weight, of which this rank's part has a gradient."""
+    """The term of one weight, differentiable in this rank's part."""
 
     @staticmethod
     @override

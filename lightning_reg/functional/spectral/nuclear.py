@@ -13,9 +13,9 @@ from lightning_reg.functional.tensors.shards import local_part, local_slice, who
 
 
 def nuclear_norm(matrix: Tensor, dtype: torch.dtype) -> tuple[Tensor, Callable[[], Tensor]]:
-    r"""Return :math:`\|W\|_*`, and what returns its gradient :math:`U V^H`, over the singular values that are not zero.
+    r"""Return :math:`\|W\|_*`, and a function that returns :math:`U V^H` over the nonzero singular values.
 
-    That is the subgradient of least norm: 0 at a zero matrix, and well-defined where singular values are repeated.
+    This is the subgradient of least norm. It is 0 at a zero matrix, and unique where singular values are repeated.
     """
     u, s, vh = singular_factors(matrix)
     return s.sum(), lambda: _signs(u, s, rank_tolerance(matrix, dtype)) @ vh
@@ -25,12 +25,12 @@ def nuclear_norm(matrix: Tensor, dtype: torch.dtype) -> tuple[Tensor, Callable[[
 def soften_singular_values_(weight: Tensor, threshold: NumberOrTensor, dim: int) -> None:
     r"""Replace a weight by :math:`U \max(S - \tau, 0) V^T`, the proximal operator of the nuclear norm.
 
-    Singular values up to the threshold are exactly gone; a threshold of 0 changes nothing. A collective call for a
+    Singular values up to the threshold become exactly zero. A threshold of 0 changes nothing. A collective call for a
     `DTensor`.
 
     Args:
         weight: Real or complex, with a dimension `dim`.
-        threshold: :math:`\tau \ge 0`, one for all entries.
+        threshold: :math:`\tau \ge 0`, the same for all entries.
         dim: The dimension along which the rows of the matrix lie.
 
     """
@@ -39,7 +39,7 @@ def soften_singular_values_(weight: Tensor, threshold: NumberOrTensor, dim: int)
         matrix = as_matrix(tensor, dim)
         u, s, vh = singular_factors(matrix)
         softened = (u * (s - threshold).clamp(min=0)) @ vh
-        if isinstance(threshold, Tensor):  # of a step that the scaler of fp16 may have skipped
+        if isinstance(threshold, Tensor):  # 0 if the scaler of fp16 has skipped the step
             softened = torch.where(threshold == 0, matrix, softened)
     if isinstance(threshold, Tensor) or threshold:
         local_part(weight).copy_(local_slice(from_matrix(softened, tensor, dim), weight))
@@ -49,9 +49,9 @@ def soften_singular_values_(weight: Tensor, threshold: NumberOrTensor, dim: int)
 def nuclear_residual(weight: Tensor, grad: Tensor, dim: int) -> Tensor:
     r"""Return the distance, in the Frobenius norm, of :math:`-g` from the subdifferential of the nuclear norm.
 
-    Subgradients at :math:`W = U S V^T` are all :math:`U V^T + P` with :math:`U^T P = 0`, :math:`P V = 0` and no
-    singular value of P above 1. What of :math:`-g - U V^T` lies in the rows or columns of W counts as a whole, of the
-    rest what its singular values have above 1. Shape (); a collective call for `DTensor`s.
+    The subgradients at :math:`W = U S V^T` are all :math:`U V^T + P` with :math:`U^T P = 0`, :math:`P V = 0` and no
+    singular value of P above 1. The part of :math:`-g - U V^T` in the row or column space of W counts whole; the
+    singular values of the rest count by their excess over 1. Shape (). A collective call for `DTensor`s.
     """
     tensor, slope = whole(weight), whole(grad)
     with without_autocast(tensor.device):
@@ -69,5 +69,5 @@ def nuclear_residual(weight: Tensor, grad: Tensor, dim: int) -> Tensor:
 
 
 def _signs(vectors: Tensor, values: Tensor, tolerance: float) -> Tensor:
-    """Return the singular vectors, zero where the singular value is."""
+    """Return the singular vectors, with zeros in place of those whose singular value is zero."""
     return vectors * (values > tolerance * values[:1])

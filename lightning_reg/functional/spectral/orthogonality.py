@@ -1,4 +1,4 @@
-"""How far the rows of a matrix, or its columns if there are fewer, are from orthonormal ones."""
+"""The distance of a matrix's rows, or of its columns if they are fewer, from orthonormal ones."""
 
 from collections.abc import Callable
 
@@ -7,9 +7,10 @@ from torch import Tensor
 
 
 def orthogonality(matrix: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
-    r"""Return :math:`\|G - I\|_F^2`, G the Gram matrix of the smaller side, and what returns the gradient in W.
+    r"""Return :math:`\|G - I\|_F^2`, G the Gram matrix of the smaller side, and a function that returns the gradient.
 
-    That is :math:`4 (W W^H - I) W`, for a matrix with more columns than rows. G is all the memory that the value takes.
+    For a matrix W with more columns than rows, the gradient is :math:`4 (W W^H - I) W`. The value needs memory for G
+    only.
     """
     is_wide = matrix.shape[0] <= matrix.shape[1]
     gram = matrix @ matrix.mH if is_wide else matrix.mH @ matrix

@@ -11,6 +11,7 @@ weights do not depend on it.
 Reference: Woodruff, Sketching as a Tool for Numerical Linear Algebra, 2014, arXiv:1411.4357.
 """
 
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
@@ -86,4 +87,4 @@ def _sketch(matrices: Tensor) -> Tensor:
 @lru_cache(maxsize=16)
 def _random_rows(entries: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     rows = min(_ROWS, entries)
-    return start_basis(rows, entries, dtype=dtype, device=device) * (entries / rows) ** 0.5
+    return start_basis(rows, entries, dtype=dtype, device=device) * math.sqrt(entries / rows)

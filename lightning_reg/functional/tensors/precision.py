@@ -10,12 +10,21 @@ from torch import Tensor
 def wide(weight: Tensor) -> Tensor:
     """Return `weight` in a precision with norms exact to 1e-6: float32 at least.
 
-    float64 if the user lets float32 products run in TF32 or bfloat16 (`torch.set_float32_matmul_precision`), which have
-    an error of 1e-3.
+    float64 if the user lets float32 products run in TF32 or bfloat16 (`torch.set_float32_matmul_precision`, or
+    `torch.backends`), which have an error of 1e-3.
     """
-    double = reported(weight) == torch.float64 or torch.get_float32_matmul_precision() != "highest"
+    double = reported(weight) == torch.float64 or _has_inexact_products()
     real = torch.float64 if double else torch.float32
     return weight.to(real.to_complex() if weight.is_complex() else real)
+
+
+def _has_inexact_products() -> bool:
+    """Tell whether products of float32 tensors run in a lower precision on some device."""
+    if torch.compiler.is_compiling():  # It cannot trace these settings.
+        return bool(torch.compiler.disable(_has_inexact_products)())  # type: ignore[no-untyped-call]  # torch's
+    # Not `torch.get_float32_matmul_precision`: it warns in torch 2.9, and raises once the user has set one of these.
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]  # made at import
+    return any(backend.fp32_precision not in {"none", "ieee"} for backend in backends)
 
 
 def reported(weight: Tensor) -> torch.dtype:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
+from typing_extensions import override
 
 
 def has_dtensors(tensors: Iterable[Tensor]) -> bool:
@@ -17,7 +18,9 @@ def has_dtensors(tensors: Iterable[Tensor]) -> bool:
 
 def local_part(tensor: Tensor) -> Tensor:
     """Return this rank's part of `tensor`, differentiably; a plain tensor is its own part."""
-    return tensor.to_local() if has_dtensors([tensor]) else tensor  # type: ignore[attr-defined]
+    if not has_dtensors([tensor]):
+        return tensor
+    return _with_gradient_of_same_layout(tensor.to_local())  # type: ignore[attr-defined]
 
 
 def _part_or_none(tensor: Tensor | None) -> Tensor | None:
@@ -31,7 +34,36 @@ def local_parts(tensors: list[Tensor]) -> list[Tensor]:
 
 def whole(tensor: Tensor) -> Tensor:
     """Return `tensor` with the parts of all ranks, differentiably; a collective call for a `DTensor`."""
-    return tensor.full_tensor() if has_dtensors([tensor]) else tensor  # type: ignore[attr-defined]
+    if not has_dtensors([tensor]):
+        return tensor
+    return _with_gradient_of_same_layout(tensor.full_tensor())  # type: ignore[attr-defined]
+
+
+class _GradientOfSameLayout(torch.autograd.Function):
+    @staticmethod
+    @override
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        ctx.stride = tensor.stride()
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    @override
+    def backward(ctx: Any, *upstream: Tensor) -> Tensor:
+        (gradient,) = upstream
+        # Not `contiguous`, which leaves an expanded gradient of an empty shard as it is.
+        return gradient if gradient.stride() == ctx.stride else gradient.clone(memory_format=torch.contiguous_format)
+
+
+def _with_gradient_of_same_layout(tensor: Tensor) -> Tensor:
+    """Return a view of a contiguous part, or whole, of a `DTensor`; its gradient is contiguous, too.
+
+    torch 2.9 copies a gradient of another layout, and the copy is replicated if the weight is sharded unevenly: FSDP2
+    cannot add its shard of the data gradient.
+    """
+    if not (torch.is_grad_enabled() and tensor.requires_grad):
+        return tensor
+    view: Tensor = _GradientOfSameLayout.apply(tensor)  # type: ignore[no-untyped-call]
+    return view
 
 
 class Offloaded:

@@ -1,6 +1,7 @@
 """Certified accuracy in training, and bounds of networks that take more than one tensor."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -9,10 +10,12 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.tensorboard import SummaryWriter
 
 from lightning_reg import LipschitzMonitor
 from lightning_reg.functional import lipschitz_bound
-from tests.event_files import scalars
+from tests.callbacks.monitors.lipschitz import certified_by_planes
+from tests.event_files import scalars, values_in
 
 
 class Classifier(LightningModule):
@@ -29,6 +32,11 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.5)
+
+
+class Classifying(Classifier):
+    def forward(self, inputs):
+        return self.network(inputs)
 
 
 def data(count=10):
@@ -70,6 +78,50 @@ def test_certified_accuracy_is_over_the_whole_validation_set_at_its_end(trainer_
     assert share > 0
 
 
+@pytest.fixture
+def figures(monkeypatch):
+    """What TensorBoard is given: tag, step and figure."""
+    given = []
+    monkeypatch.setattr(
+        SummaryWriter, "add_figure", lambda _, tag, figure, step, **settings: given.append((tag, step, figure))
+    )
+    return given
+
+
+def test_tensorboard_has_the_robustness_curve_of_each_validation(trainer_of, tmp_path, figures):
+    module, validation = Classifier(), data(30)
+    module.network = nn.Linear(5, 3)
+    monitor = LipschitzMonitor(target="network", certify=(0.5, 2.0))
+    trainer = trainer_of(monitor, logger=TensorBoardLogger(tmp_path))
+    trainer.fit(module, DataLoader(data(8), batch_size=4), DataLoader(validation, batch_size=30))
+    assert [(tag, step) for tag, step, _ in figures] == [("reg/certified_accuracy", 1), ("reg/certified_accuracy", 3)]
+    (line,) = figures[-1][2].axes[0].get_lines()
+    radii, shares = line.get_data()
+    assert (radii[0], radii[-1]) == (0, 2)
+    assert len(set(shares)) > 10
+    expected = certified_by_planes(module.network.weight, module.network.bias, validation, radii)
+    np.testing.assert_allclose(shares, expected, rtol=1e-6)
+
+
+def test_the_curve_is_an_image_and_monitors_have_one_each(trainer_of, tmp_path):
+    monitors = [LipschitzMonitor(target=target, certify=(0.1,)) for target in (None, "network")]
+    trainer = trainer_of(*monitors, logger=TensorBoardLogger(tmp_path), max_epochs=1)
+    trainer.fit(Classifying(), DataLoader(data(8), batch_size=4), DataLoader(data(8), batch_size=4))
+    found = {value.tag: value.metadata.plugin_data.plugin_name for _, value in values_in(tmp_path)}
+    for name in ("all", "network"):
+        assert found[f"reg/certified_accuracy/{name}"] == "images"
+        assert found[f"reg/certified_accuracy@0.1/{name}"] == "scalars"
+
+
+def test_without_matplotlib_there_is_no_curve(trainer_of, tmp_path, monkeypatch, figures):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monitor = LipschitzMonitor(target="network", certify=(0.1,))
+    trainer = trainer_of(monitor, logger=TensorBoardLogger(tmp_path), max_epochs=1)
+    trainer.fit(Classifier(), DataLoader(data(8), batch_size=4), DataLoader(data(8), batch_size=4))
+    assert not figures
+    assert "reg/certified_accuracy@0.1" in scalars(tmp_path)
+
+
 def test_certificates_change_nothing(trainer_of, tmp_path):
     weights = []
     for callbacks in ([], [LipschitzMonitor(target="network", certify=(0.1,))]):
@@ -100,15 +152,16 @@ class Critic(nn.Module):
         return (torch.tanh(self.body(x)) * self.embed(label)).sum(1, keepdim=True)
 
 
+class Conditional(Classifier):
+    def __init__(self):
+        super().__init__()
+        self.network = Critic()
+
+    def training_step(self, batch, batch_idx):
+        return self.network(*batch).mean()
+
+
 def test_a_conditional_critic_is_bounded_with_its_labels_held_fixed(trainer_of, tmp_path):
-    class Conditional(Classifier):
-        def __init__(self):
-            super().__init__()
-            self.network = Critic()
-
-        def training_step(self, batch, batch_idx):
-            return self.network(*batch).mean()
-
     module, batch = Conditional(), data(4)
     monitor = LipschitzMonitor(target="network", input_transform=tuple)
     trainer = trainer_of(monitor, logger=TensorBoardLogger(tmp_path), max_epochs=1)
@@ -123,3 +176,17 @@ def test_a_conditional_critic_is_bounded_with_its_labels_held_fixed(trainer_of, 
     assert lower == pytest.approx(max(norms), rel=1e-4)
     assert upper == pytest.approx(lipschitz_bound(module.network, (inputs, labels)).value, rel=1e-6)
     assert lower <= upper < math.inf
+
+
+def test_a_conditional_critic_is_bounded_for_labels_that_no_batch_has(trainer_of, tmp_path):
+    module = Conditional()
+    module.network.embed = nn.Embedding(7, 6)
+    with torch.no_grad():
+        module.network.embed.weight[6] = 50
+    monitor = LipschitzMonitor(target="network", input_transform=tuple, all_labels=True)
+    trainer = trainer_of(monitor, logger=TensorBoardLogger(tmp_path), max_epochs=1)
+    trainer.fit(module, DataLoader(data(4), batch_size=4))
+    norm = np.linalg.norm(module.network.body.weight.detach().numpy(), 2)
+    # The sum of six products with a number of 50.
+    expected = norm * 50 * math.sqrt(6)
+    assert trainer.callback_metrics["reg/lipschitz_upper"].item() == pytest.approx(expected, rel=1e-4)

@@ -272,6 +272,7 @@ def test_half_precision_is_inside_up_to_rounding(precision, tolerance, trainer_o
     assert max(map(max, norms.results)) <= 0.5 * (1 + tolerance)
 
 
+@pytest.mark.filterwarnings("ignore:Please use the new API settings:UserWarning")  # of torch 2.9
 def test_float32_products_in_reduced_precision_do_not_loosen_the_bound(trainer_of):
     torch.manual_seed(0)
     norms = EachStep(lambda module: norm(module.network.second).item())

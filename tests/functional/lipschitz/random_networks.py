@@ -171,6 +171,10 @@ ANY = {
     "log_softmax": fixed(lambda x: x.log_softmax(-1)),
     "logsumexp": fixed(lambda x: x.logsumexp(-1, keepdim=True)),
     "normalize": fixed(lambda x: F.normalize(x, dim=-1, eps=0.5)),
+    "rms norm by hand": fixed(lambda x: x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 0.2)),
+    "layer norm by hand": fixed(lambda x: (x - x.mean(-1, keepdim=True)) / (x.var(-1, False, True) + 0.2).sqrt()),
+    "clipped rows": fixed(lambda x: x / x.norm(dim=-1, keepdim=True).clamp_min(0.7)),
+    "no norm by hand": fixed(lambda x: x / (x.flip(-1).norm(dim=-1, keepdim=True)[:, :1] + 0.5)),
     "mean": fixed(lambda x: x - x.mean(-1, keepdim=True)),
     "sum": fixed(lambda x: x.sum(-1, keepdim=True).expand(x.shape)),
     "norm": fixed(lambda x: x.norm(dim=-1, keepdim=True)),
@@ -292,7 +296,10 @@ BY_RANK = {
 }
 # Parts without a bound, unless one before them bounds how large their input gets.
 WITHOUT = {"product", "square", "gru", "squeeze and excitation", "gMLP unit"}
-BOUNDED = {"clamp", "tanh", "sigmoid", "softmax", "layer norm", "rms norm", "group norm", "mixer"}
+BOUNDED = {
+    *("clamp", "tanh", "sigmoid", "softmax", "layer norm", "rms norm", "group norm", "mixer"),
+    *("rms norm by hand", "layer norm by hand", "clipped rows"),
+}
 SCALES = (1e-3, 0.1, 1.0, 1.0, 3.0, 10.0)
 SHAPES = [(2, 6), (3, 4), (2, 3, 4), (1, 5, 3), (1, 2, 4, 4), (2, 1, 3, 5)]
 

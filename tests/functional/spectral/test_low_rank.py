@@ -206,9 +206,9 @@ KEPT = {
     "attention": (attention, "'out_proj'.*NonDynamicallyQuantizableLinear"),
     "encoder layer": (encoder_layer, "'linear1'.*TransformerEncoderLayer"),
     "encoder layer under another name": (named_twice, "'first'.*TransformerEncoderLayer"),
-    "tied": (tied, "'head'.*Give each its own"),
-    "hooked": (hooked, "hooks, as of pruning. Remove"),
-    "pruned": (lambda: prune.random_unstructured(low_rank(), "weight", 0.0), "Remove them before"),
+    "tied": (tied, "'head'.*Give each module its own"),
+    "hooked": (hooked, "hooks, for example from pruning. Remove"),
+    "pruned": (lambda: prune.random_unstructured(low_rank(), "weight", 0.0), "Remove them first"),
     "parametrized": (normed, "remove_parametrizations"),
 }
 
@@ -239,7 +239,9 @@ def test_a_transformer_works_afterwards():
 
 @pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
 def test_wrappers_are_refused_with_the_remedy(wrap):
-    with pytest.raises(ValueError, match=r"`module` must be the plain network, got \w+. Pass what is in its `\.\w+`"):
+    with pytest.raises(
+        ValueError, match=r"`module` must be the plain network, got \w+. Pass the network in its `\.\w+`"
+    ):
         factorize(wrap(nn.Linear(20, 20)))
 
 

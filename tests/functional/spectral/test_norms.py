@@ -1,6 +1,7 @@
 """The norm of matrices and the estimate for any linear map, against NumPy and SciPy."""
 
 import math
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -81,21 +82,49 @@ def test_half_precision_is_computed_in_float32_under_autocast_too(dtype):
         np.testing.assert_allclose(norm, true_norm(matrix.float()), rtol=2e-5)
 
 
-def test_low_precision_of_products_does_not_reach_the_norm():
+@contextmanager
+def low_precision(setting):
+    backend = {"cuda": torch.backends.cuda.matmul, "mkldnn": torch.backends.mkldnn.matmul}.get(setting)
+    if backend is None:
+        torch.set_float32_matmul_precision("medium")
+    else:
+        backend.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        if backend is None:
+            torch.set_float32_matmul_precision("highest")
+        else:
+            backend.fp32_precision = "none"
+
+
+@pytest.mark.filterwarnings("ignore:Please use the new API settings:UserWarning")  # of torch 2.9
+@pytest.mark.parametrize("setting", ["all", "cuda", "mkldnn"])
+def test_low_precision_of_products_does_not_reach_the_norm(setting):
     matrix = random(40, 30)
     expected = matrix_norm(matrix)
-    torch.set_float32_matmul_precision("medium")
-    try:
+
+    with low_precision(setting):
         norm, bound = matrix_norm(matrix), conv_norm_bound(matrix[..., None])
         apply, adjoint, shape = layer_map(nn.Linear(30, 40), matrix.bfloat16())
         estimate, _ = operator_norm_estimate(apply, shape, iterations=20, adjoint=adjoint)
-    finally:
-        torch.set_float32_matmul_precision("highest")
 
     assert norm.dtype == bound.dtype == torch.float32
     torch.testing.assert_close(norm, expected, rtol=2e-6, atol=0)
     torch.testing.assert_close(estimate, expected, rtol=1e-2, atol=0)
     torch.testing.assert_close(bound, expected, rtol=2e-5, atol=0)
+
+
+def test_a_norm_compiles_without_a_warning_in_any_precision_of_products():
+    compiled = torch.compile(lambda matrix: matrix_norm(2 * matrix), backend="eager")
+    matrix = random(4, 3)
+
+    norms = [compiled(matrix)]
+    with low_precision("mkldnn"):
+        norms.append(compiled(matrix))
+
+    for norm in norms:
+        np.testing.assert_allclose(norm, 2 * true_norm(matrix), rtol=1e-6)
 
 
 def test_matrices_with_many_equal_singular_values_have_a_norm():

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_reg.functional.lipschitz.rounding import precise
+from lightning_reg.functional.lipschitz.rounding import precise, smaller
 from lightning_reg.functional.lipschitz.rules.registry import (
     EXTENTS,
     TURNS,
@@ -22,10 +22,10 @@ from lightning_reg.functional.lipschitz.value import (
     Slopes,
     Traced,
     constant,
-    smaller,
 )
 
 _MONOTONE = Slopes(0.0, 1.0)
+_RELU = Slopes(0.0, 1.0, is_half=True)
 _ANY = Slopes(-1.0, 1.0)
 # Rounded away from zero: the slopes of GELU and SiLU at x and -x add up to 1.
 _GELU = Slopes(-0.12891, 1.12891)
@@ -35,9 +35,10 @@ _SELU = Slopes(0.0, 1.758100)
 _SMOOTH_THRESHOLD = 15.0
 
 _FIXED: tuple[tuple[tuple[type[nn.Module], ...], str, Slopes], ...] = (
+    ((nn.ReLU,), "relu", _RELU),
     (
-        (nn.ReLU, nn.ReLU6, nn.Tanh, nn.Softsign, nn.Tanhshrink, nn.LogSigmoid, nn.Hardtanh, nn.Softshrink),
-        "relu relu6 tanh softsign tanhshrink logsigmoid hardtanh softshrink arctan atan asinh arcsinh",
+        (nn.ReLU6, nn.Tanh, nn.Softsign, nn.Tanhshrink, nn.LogSigmoid, nn.Hardtanh, nn.Softshrink),
+        "relu6 tanh softsign tanhshrink logsigmoid hardtanh softshrink arctan atan asinh arcsinh",
         _MONOTONE,
     ),
     ((nn.Sigmoid,), "sigmoid expit", Slopes(0.0, 0.25)),
@@ -46,7 +47,8 @@ _FIXED: tuple[tuple[tuple[type[nn.Module], ...], str, Slopes], ...] = (
     ((nn.Mish,), "mish", Slopes(-0.12, 1.08850)),
     ((nn.Hardswish,), "hardswish", Slopes(-0.5, 1.5)),
     ((nn.SELU,), "selu", _SELU),
-    ((), "sin cos abs absolute neg negative", _ANY),
+    ((), "sin cos abs absolute", _ANY),
+    ((), "neg negative", Slopes(-1.0, -1.0)),
     ((), "erf", Slopes(0.0, 1.128380)),
     ((), "erfc", Slopes(-1.128380, 0.0)),
     ((), "ndtr", Slopes(0.0, 0.398943)),

@@ -1,12 +1,14 @@
 """Rules of sums, products with constants, and operations that join or move values."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_reg.functional.lipschitz.rounding import power, times
+from lightning_reg.functional.lipschitz.rules.forms import rescaled
 from lightning_reg.functional.lipschitz.rules.registry import for_functions, for_modules, without_bound
 from lightning_reg.functional.lipschitz.value import (
     PRODUCT,
@@ -14,6 +16,7 @@ from lightning_reg.functional.lipschitz.value import (
     NoBoundError,
     Operation,
     Traced,
+    as_one,
     as_tensor,
     constant,
     largest,
@@ -40,8 +43,10 @@ def common_shape(*tensors: Any) -> torch.Size:
 @for_functions("add sub subtract")
 def _add(op: Operation, input: Any, other: Any, *, alpha: float = 1) -> Bound:
     terms = [(argument, factor) for argument, factor in ((input, 1), (other, alpha)) if isinstance(argument, Traced)]
+    # What depends on labels only is a constant here.
+    terms = [each for each in terms if each[0].bound.value != 0] or terms
     if len(terms) == 1 and abs(terms[0][1]) == 1 and terms[0][0].value.shape == op.output.shape:
-        return terms[0][0].bound  # a constant shifts it
+        return terms[0][0].bound.shifted()
     return Bound(sum(times(spread(op, argument), abs(factor)) for argument, factor in terms))
 
 
@@ -54,6 +59,9 @@ def _rsub(op: Operation, input: Any, other: Any, *, alpha: float = 1) -> Bound:
 def product(op: Operation, input: Any, other: Any) -> Bound:
     """Return the bound of a product entry by entry, which may broadcast to more entries by a third argument."""
     if isinstance(input, Traced) and isinstance(other, Traced):
+        known = rescaled(op, input, other)
+        if known is not None and not math.isinf(known[0].value):
+            return known[0]
         # Each is multiplied by what the other is at most.
         sizes = other.bound.extent.entries, input.bound.extent.entries
         if any(math.isinf(size) and each.bound.value for size, each in zip(sizes, (input, other), strict=True)):
@@ -65,7 +73,7 @@ def product(op: Operation, input: Any, other: Any) -> Bound:
         size = abs(factor.item())
         size = size if math.isfinite(size) else math.nan
         chain = argument.bound.chain and argument.bound.chain.scaled(size)
-        return Bound(times(argument.bound.value, size), chain)
+        return replace(argument.bound.after(size), chain=chain)
     # Each entry of the argument meets several entries of the factor.
     squares = factor.abs().expand(op.output.shape).square().sum_to_size(argument.value.shape)
     return argument.bound.after(largest(squares.sqrt()))
@@ -73,11 +81,14 @@ def product(op: Operation, input: Any, other: Any) -> Bound:
 
 @for_functions("div divide true_divide truediv")
 def _div(op: Operation, input: Any, other: Any, *, rounding_mode: str | None = None) -> Bound:
-    if isinstance(other, Traced):
-        msg = "a division by a value that depends on the input has no bound"
-        raise NoBoundError(msg)
     if rounding_mode is not None:
         msg = "it is discontinuous"
+        raise NoBoundError(msg)
+    if isinstance(other, Traced):
+        known = rescaled(op, input, other, is_quotient=True)
+        if known is not None and not math.isinf(known[0].value):
+            return known[0]
+        msg = "a division by a value that depends on the input has no bound"
         raise NoBoundError(msg)
     return product(op, input, as_tensor(other, input.value).reciprocal())
 
@@ -100,7 +111,7 @@ def _square(op: Operation, input: Traced) -> Bound:
 
 @for_functions("cat concat concatenate stack hstack vstack dstack row_stack column_stack")
 def _cat(op: Operation, tensors: Any, *_: Any, **__: Any) -> Bound:
-    return Bound(together(argument.bound.value for argument in traced_in(tensors)))
+    return Bound(as_one(argument.bound for argument in traced_in(tensors)))
 
 
 @for_functions("complex")
@@ -142,7 +153,8 @@ def _masked(op: Operation, input: Traced, mask: Any, value: Any = None) -> Bound
 
 
 def _fixed(condition: Any) -> None:
-    if next(traced_in(condition), None) is not None:
+    # It may depend on labels.
+    if any(each.bound.value != 0 for each in traced_in(condition)):
         msg = "it is discontinuous where its condition, which depends on the input, changes"
         raise NoBoundError(msg)
 

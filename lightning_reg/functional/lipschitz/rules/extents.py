@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lightning_reg.functional.lipschitz.rounding import UPWARDS, power, precise, times
 from lightning_reg.functional.lipschitz.rules.contractions import as_matrices, parsed
 from lightning_reg.functional.lipschitz.rules.dot_products import known, number_of_products, products_extent
+from lightning_reg.functional.lipschitz.rules.forms import rescaled
 from lightning_reg.functional.lipschitz.rules.registry import EXTENTS, for_all, for_functions, for_modules, plain
 from lightning_reg.functional.lipschitz.value import Bound, Extent, Operation, Scores, Traced, as_tensor, largest
 
@@ -218,6 +219,9 @@ def _sum(first: Scores | None, second: Scores | None, factor: float) -> Scores |
 @for_functions("mul multiply", book=EXTENTS)
 def _mul(op: Operation, bound: Bound, input: Any, other: Any) -> Extent:
     if isinstance(input, Traced) and isinstance(other, Traced):
+        known_size = rescaled(op, input, other)
+        if known_size is not None:
+            return known_size[1]
         first, second = input.bound.extent, other.bound.extent
         dim = first.dim
         radius = min(
@@ -234,7 +238,8 @@ def _mul(op: Operation, bound: Bound, input: Any, other: Any) -> Extent:
 @for_functions("div divide true_divide truediv", book=EXTENTS)
 def _div(op: Operation, bound: Bound, input: Any, other: Any, **_: Any) -> Extent | None:
     if isinstance(other, Traced):
-        return None
+        known_size = rescaled(op, input, other, is_quotient=True)
+        return known_size and known_size[1]
     return _mul(op, bound, input, as_tensor(other, input.value).reciprocal())
 
 

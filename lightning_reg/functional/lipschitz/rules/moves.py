@@ -1,6 +1,7 @@
 """Rules of operations that move entries, leave some out, or copy them."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -46,8 +47,8 @@ def _reshaped(op: Operation, input: Any, *rest: Any, **named: Any) -> Bound:
         msg = "reinterpreting bits as another type is discontinuous"
         raise NoBoundError(msg)
     if before == after:
-        return input.bound
-    return Bound(input.bound.value, input.bound.chain if before[-1:] == after[-1:] else None)
+        return replace(input.bound, source=input)
+    return Bound(input.bound.value, input.bound.chain if before[-1:] == after[-1:] else None, source=input)
 
 
 for_all((nn.Flatten, nn.Unflatten), _RESHAPING, _reshaped)
@@ -57,7 +58,7 @@ def _moved(op: Operation, input: Any, *rest: Any, **named: Any) -> Bound:
     _fixed_places([rest, named])
     if not isinstance(input, Traced):  # it gets the dtype of a tensor that depends on the input
         return Bound(0.0)
-    return input.bound if op.output is input.value else Bound(input.bound.value)
+    return input.bound if op.output is input.value else Bound(input.bound.value, source=input)
 
 
 for_all((nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle), _MOVING, _moved)
@@ -105,7 +106,7 @@ def _getitem(op: Operation, input: Any, index: Any) -> Bound:
         part is None or part is ... or isinstance(part, int | slice) for part in parts
     ):
         constant(index)
-        return Bound(input.bound.value)
+        return Bound(input.bound.value, source=input)
     if not isinstance(input, Traced):
         msg = "indexing by positions that depend on the input is discontinuous"
         raise NoBoundError(msg)

@@ -1,27 +1,67 @@
 """Rules of functions that reduce several numbers to one: sums, extremes, norms, deviations and distances."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_reg.functional.lipschitz.parts import Part
 from lightning_reg.functional.lipschitz.rounding import UPWARDS, times
 from lightning_reg.functional.lipschitz.rules.arithmetic import common_shape, spread
-from lightning_reg.functional.lipschitz.rules.registry import for_function, for_functions, for_modules
-from lightning_reg.functional.lipschitz.value import Bound, NoBoundError, Operation, Traced, together, traced_in
+from lightning_reg.functional.lipschitz.rules.registry import Rule, for_function, for_functions, for_modules
+from lightning_reg.functional.lipschitz.value import (
+    Bound,
+    NoBoundError,
+    Operation,
+    Traced,
+    as_one,
+    constant,
+    together,
+    traced_in,
+)
 
 
-@for_functions("maximum minimum fmax fmin max min logaddexp logaddexp2 hypot")
 def _extremes(op: Operation, input: Any, *others: Any, **named: Any) -> float | Bound:
     # The gradient of each entry by both arguments has norm at most 1: a unit vector, shares, or the gradient of hypot.
     other = next((each for each in (*others, *named.values()) if isinstance(each, Traced | Tensor)), None)
     if other is None:
         return 1.0
-    return Bound(together(spread(op, argument) for argument in traced_in([input, other])))
+    arguments = list(traced_in([input, other]))
+    if any(each.value.shape != op.output.shape for each in arguments):
+        return Bound(together(spread(op, argument) for argument in arguments))
+    return Bound(as_one(argument.bound for argument in arguments))
 
 
-@for_functions("amax amin sort msort topk kthvalue median nanmedian aminmax")
+for_functions("fmax fmin logaddexp logaddexp2 hypot")(_extremes)
+
+
+def _extreme(place: str) -> Rule:
+    """Return the rule of the largest or the least of several values: the two ends of what is sorted are parts of it."""
+
+    def rule(op: Operation, input: Any, *others: Any, **named: Any) -> Bound:
+        result = _extremes(op, input, *others, **named)
+        arguments = list(traced_in([input, others, named]))
+        if isinstance(result, Bound):
+            has_ends = len(arguments) == 2 and all(each.value.shape == op.output.shape for each in arguments)  # noqa: PLR2004
+            whole, value, kind = tuple(sorted((each.bound for each in arguments), key=id)), result.value, "pair"
+        else:
+            first = op.output[0] if isinstance(op.output, tuple) else op.output
+            result = arguments[0].bound.after(result)
+            has_ends = arguments[0].value.numel() >= 2 * first.numel()
+            dim = named.get("dim", others[0] if others else None)
+            whole, value, kind = (arguments[0].bound,), arguments[0].bound.value, f"ends along {dim}"
+        return replace(result, parts=(*result.parts, Part(whole, value, kind, place))) if has_ends else result
+
+    return rule
+
+
+for_functions("maximum max amax")(_extreme("largest"))
+for_functions("minimum min amin")(_extreme("least"))
+
+
+@for_functions("sort msort topk kthvalue median nanmedian aminmax")
 def _order(op: Operation, input: Traced, *_: Any, **__: Any) -> float:
     # Order statistics of a set move no more than its members. `aminmax` returns a single entry twice.
     return math.sqrt(2) if isinstance(op.output, tuple) and hasattr(op.output, "max") else 1.0
@@ -45,6 +85,7 @@ def _trace(op: Operation, input: Traced) -> float:
 @for_functions("quantile nanquantile")
 def _quantile(op: Operation, input: Traced, q: Any, *_: Any, **__: Any) -> float:
     # Each is a mean of two order statistics.
+    constant(q)
     return math.sqrt(q.numel()) if isinstance(q, Tensor) else 1.0
 
 

@@ -38,6 +38,8 @@ class Book(NamedTuple):
 BOUNDS = Book({}, {}, {})
 # How large it gets; the rules get the bound of the result as their second argument.
 EXTENTS = Book({}, {}, {})
+# What it is, as a formula of another value; the rules of what returns several tensors may answer for each.
+FORMS = Book({}, {}, {})
 # Not rules: where the slope of a function of each entry stops to rise or to fall.
 TURNS = Book({}, {}, {})
 _NAMESPACES = (torch, functional, torch.special)
@@ -130,9 +132,9 @@ def for_all(types: Iterable[type[nn.Module]], names: str, rule: Any, book: Book 
     for_functions(names, book=book)(rule)
 
 
-def for_function(function: Callable[..., Any], rule: Rule) -> None:
+def for_function(function: Callable[..., Any], rule: Rule, book: Book = BOUNDS) -> None:
     """Make `rule` the rule of a single function."""
-    BOUNDS.functions[function] = rule
+    book.functions[function] = rule
 
 
 def plain(values: Any) -> Any:

@@ -1,0 +1,74 @@
+r"""Values that are parts of one value: several of them together change no more than it does.
+
+Chunks of a value, its largest and its least entries, :math:`\max(x, 0)` and :math:`\max(-x, 0)`: bounded one by one, a
+pair of them would count twice. Activations that sort (GroupSort, MaxMin) are written so.
+"""
+
+import itertools
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lightning_reg.functional.lipschitz.memory import has_no_entry_twice, memory
+from lightning_reg.functional.lipschitz.rounding import times
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Says that a value depends on one part of another value only."""
+
+    whole: tuple[object, ...]
+    """The bounds of the other value, or of several as one, by identity."""
+    bound: float
+    """Their bound."""
+    kind: Hashable
+    """Parts of one kind are apart if their places differ."""
+    place: Tensor | str
+    """A name, or a tensor that views the entries."""
+    factor: float = 1.0
+    """How much the part is enlarged."""
+
+    def times(self, factor: float) -> "Part":
+        """Return what is known after a function with this constant."""
+        return replace(self, factor=self.factor * factor)
+
+    def is_like(self, other: "Part") -> bool:
+        """Tell whether both are of one kind, and of one value."""
+        pairs = itertools.zip_longest(self.whole, other.whole)
+        return self.kind == other.kind and all(first is second for first, second in pairs)
+
+
+def entries(whole: object, bound: float, before: Tensor, after: Tensor) -> tuple[Part, ...]:
+    """Return the part that `after` is of `before`, all of whose entries it views, or some; none if it does not."""
+    is_view = memory(before) == memory(after) and before.dtype == after.dtype and after.layout == torch.strided
+    if not is_view or not (has_no_entry_twice(before) and has_no_entry_twice(after)):
+        return ()
+    return (Part((whole,), bound, "entries", after),)
+
+
+def joint(parts: Sequence[Sequence[Part]]) -> float | None:
+    """Return the bound of values as one, by the parts that each of them is; None if they are not apart."""
+    for first in parts[0] if parts else ():
+        others = [next((each for each in known if each.is_like(first)), None) for known in parts]
+        found = [each for each in others if each is not None]
+        if len(found) == len(parts) and _are_apart([each.place for each in found]):
+            return times(first.bound, max(each.factor for each in found))
+    return None
+
+
+def _are_apart(places: Sequence[Tensor | str]) -> bool:
+    views = [_offsets(place) for place in places if isinstance(place, Tensor)]
+    if not views:
+        return len(set(places)) == len(places)
+    together = torch.cat(views)
+    return len(set(together.tolist())) == len(together)
+
+
+def _offsets(view: Tensor) -> Tensor:
+    """Return the places of entries in memory."""
+    offsets = torch.tensor(view.storage_offset())
+    for size, stride in zip(view.shape, view.stride(), strict=True):
+        offsets = offsets[..., None] + stride * torch.arange(size)
+    return offsets.flatten()
