@@ -8,6 +8,7 @@ the best strength by validation loss, and once at the weakest. The steps that fi
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -116,8 +117,8 @@ def fit(path: RegularizationPath, module: Linear) -> list[float]:
 
 
 def row(name: str, problem: Problem, optimizer: str, tolerance: float) -> list[str]:
-    limits = {"epochs": 20_000, "tolerance": tolerance}
-    path = RegularizationPath(problem.penalty, strengths=STRENGTHS, smallest=SMALLEST, monitor="val/loss", **limits)
+    path_of = partial(RegularizationPath, problem.penalty, epochs=20_000, tolerance=tolerance)
+    path = path_of(strengths=STRENGTHS, smallest=SMALLEST, monitor="val/loss")
     steps = fit(path, Linear(problem, OPTIMIZERS[optimizer]))
     result = path.result
     if result is None:
@@ -125,12 +126,7 @@ def row(name: str, problem: Problem, optimizer: str, tolerance: float) -> list[s
     strengths = set(result.strengths)
     search = sum(strength not in strengths for strength in steps)
     ones = [
-        len(
-            fit(
-                RegularizationPath(problem.penalty, strengths=[strength], **limits),
-                Linear(problem, OPTIMIZERS[optimizer]),
-            )
-        )
+        len(fit(path_of(strengths=[strength]), Linear(problem, OPTIMIZERS[optimizer])))
         for strength in (result.strengths[result.best], result.strengths[-1])
     ]
     shares = [f"{len(steps) / one:.1f}" for one in ones]
