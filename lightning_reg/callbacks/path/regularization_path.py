@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from lightning_reg import _checks
 from lightning_reg.callbacks.path import checkpoint, relaxed
+from lightning_reg.callbacks.path.extrapolation import extrapolate
 from lightning_reg.callbacks.path.largest import look, vanishing
 from lightning_reg.callbacks.path.points import add_point, count_nonzero, result_of
 from lightning_reg.callbacks.path.refusals import (
@@ -51,6 +52,8 @@ from lightning_reg.tensorboard import tags
 _HOLDS_AT_ZERO = 1e12
 # The search for the largest strength may take this many batches, or a third of the epochs of the path if that is more.
 _SEARCH = 10_000
+# Minima that a line goes through.
+_POINTS = 2
 
 
 class _Behind(Callback):
@@ -69,8 +72,10 @@ class RegularizationPath(DuringFit[PathRun]):
     r"""Train through a series of strengths in one fit, and keep the best: the regularization path.
 
     The strengths are :math:`\lambda_k = \lambda_{\max}\, q^{k / (n - 1)}`, with :math:`q` the `smallest`. Each starts
-    from the weights and the optimizer state of the one before, which are close. The fit ends itself; then the module
-    has the weights of the choice.
+    from the weights and the optimizer state of the one before, which are close. After two strengths in a row that end
+    by `tolerance`, the chosen weights start on the straight line through both minima instead, and the optimizer's mean
+    gradients of SGD and Adam in proportion to the strength; zeros stay. With the lasso, minima lie on such a line until
+    an entry comes or goes. The fit ends itself; then the module has the weights of the choice.
 
     :math:`\lambda_{\max}` is the least strength at which all chosen weights vanish, of the mean loss over an epoch,
     with all other parameters at their optimum: for a linear model, such as `Lasso`, scikit-learn's largest `alpha`. The
@@ -127,8 +132,9 @@ class RegularizationPath(DuringFit[PathRun]):
 
     Reference:
         Friedman, Hastie & Tibshirani, Regularization Paths for Generalized Linear Models via Coordinate Descent, 2010,
-        doi:10.18637/jss.v033.i01; for networks, Lemhadri et al., LassoNet, 2021, arXiv:1907.12207; Meinshausen, Relaxed
-        Lasso, 2007, doi:10.1016/j.csda.2006.12.019.
+        doi:10.18637/jss.v033.i01; for lines, Rosset & Zhu, Piecewise Linear Regularized Solution Paths, 2007,
+        doi:10.1214/009053606000001370; for networks, Lemhadri et al., LassoNet, 2021, arXiv:1907.12207; Meinshausen,
+        Relaxed Lasso, 2007, doi:10.1016/j.csda.2006.12.019.
 
     """
 
@@ -344,7 +350,8 @@ class RegularizationPath(DuringFit[PathRun]):
                 if has_score:
                     add_point(self, trainer, pl_module, run)
                     self._result = result_of(self, run)
-                    run.position, run.epochs, run.is_solved = run.position + 1, 0, False
+                    run.solved = run.solved + 1 if was_solved and run.is_solved else 0
+                    run.position, run.epochs, run.is_solved, run.owes_start = run.position + 1, 0, False, True
                 else:
                     run.epochs -= 1
         run.mean.clear()
@@ -384,9 +391,13 @@ class RegularizationPath(DuringFit[PathRun]):
         return self._run is not None and self._run.is_relaxed
 
     def _enter(self, trainer: Trainer, pl_module: LightningModule, run: PathRun) -> None:
-        """Set the strength of the coming steps, and go back to the choice if they are the first without the penalty."""
+        """Set the strength of the coming steps, and the weights that they start from."""
         if run.has_all_points and not run.is_over and not run.is_relaxed:
             relaxed.begin(trainer, pl_module, run)
+        # Not before: the epoch's checkpoints, of callbacks that come later, are to have the minimum.
+        if run.owes_start and not run.has_all_points and run.solved >= _POINTS:
+            extrapolate(trainer, pl_module, run)
+        run.owes_start = False
         self._set_strength(run)
 
     def _set_strength(self, run: PathRun) -> None:

@@ -26,6 +26,10 @@ class PathRun:
     """The epochs that the current strength, or the search, or the relaxed solution, has had."""
     is_solved: bool = False
     """Whether the residual was within the tolerance in the last epoch."""
+    solved: int = 0
+    """How many strengths in a row have ended within the tolerance."""
+    owes_start: bool = False
+    """Whether a strength has ended, and the next has not begun."""
     owes_end: bool = False
     """Whether the last batch of an epoch has ended, and the epoch has not."""
     names: dict[Tensor, str] = field(default_factory=dict)
