@@ -7,12 +7,8 @@ import statistics
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import (
-    EarlyStopping,
-    EMAWeightAveraging,
-    ModelCheckpoint,
-    StochasticWeightAveraging,
-)
+from lightning.pytorch import callbacks as of_lightning
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
@@ -184,10 +180,16 @@ def test_frozen_weights_have_no_path(trainer_of, strengths):
         trainer_of(path_of(penalty, strengths=strengths), max_epochs=-1).fit(module, loader())
 
 
-@pytest.mark.parametrize("average", [lambda: EMAWeightAveraging(), lambda: StochasticWeightAveraging(0.1)])
-def test_an_average_over_all_strengths_is_refused(trainer_of, average):
-    with pytest.raises(MisconfigurationException, match="would average the weights of all strengths"):
-        trainer_of(path_of(), average(), max_epochs=100).fit(Untrainable(), loader())
+AVERAGES = {"EMAWeightAveraging": {}, "StochasticWeightAveraging": {"swa_lrs": 0.1}}
+
+
+# Exponential averages are there since Lightning 2.6.
+@pytest.mark.parametrize("name", [name for name in AVERAGES if hasattr(of_lightning, name)])
+def test_an_average_over_all_strengths_is_refused(trainer_of, name):
+    average = getattr(of_lightning, name)(**AVERAGES[name])
+
+    with pytest.raises(MisconfigurationException, match=f"{name} would average the weights of all strengths"):
+        trainer_of(path_of(), average, max_epochs=100).fit(Untrainable(), loader())
 
 
 @pytest.mark.parametrize(
@@ -280,6 +282,49 @@ def test_bad_arguments_are_refused_at_once(make, told):
 def test_a_monitor_that_nobody_logs_is_refused(trainer_of):
     with pytest.raises(MisconfigurationException, match=r"`monitor` must be a value that the module logs.*train/loss"):
         trainer_of(path_of(monitor="val/los", epochs=1), max_epochs=-1).fit(Regressor(), loader())
+
+
+class Logging(Regressor):
+    """Has a score for each epoch, which it logs in one of its methods; it validates in any case."""
+
+    def __init__(self, scores, method):
+        super().__init__(adam)
+        self.scores, self.method = scores, method
+
+    def tell(self, method):
+        if method == self.method and (score := self.scores[self.trainer.current_epoch]) is not None:
+            self.log("score", float(score), on_step=False, on_epoch=True)
+
+    def training_step(self, batch, batch_idx):
+        self.tell("training_step")
+        return self.loss(batch)
+
+    def validation_step(self, batch, batch_idx):
+        self.tell("validation_step")
+
+    def on_validation_epoch_end(self):
+        self.tell("on_validation_epoch_end")
+
+    def on_train_epoch_end(self):
+        self.tell("on_train_epoch_end")
+
+
+@pytest.mark.parametrize("method", ["training_step", "validation_step", "on_validation_epoch_end"])
+def test_a_score_is_of_the_last_epoch_of_its_strength_wherever_it_is_logged(trainer_of, method):
+    path = path_of(monitor="score")
+
+    trainer_of(path, max_epochs=-1).fit(Logging([9, 3, 8, 1, 7, 2], method), loader(), loader(count=12))
+
+    assert path.result.scores == (3, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("scores", "method"),
+    [([9, 3, 8, None], "validation_step"), ([9, 3, 8, None], "training_step"), ([9, 3, 8, 1], "on_train_epoch_end")],
+)
+def test_a_score_of_an_earlier_epoch_is_refused(trainer_of, scores, method):
+    with pytest.raises(MisconfigurationException, match="`monitor` must be a value that the module logs in every"):
+        trainer_of(path_of(monitor="score"), max_epochs=-1).fit(Logging(scores, method), loader(), loader(count=12))
 
 
 CHECKPOINTS = {
