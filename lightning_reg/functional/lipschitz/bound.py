@@ -72,6 +72,7 @@ def lipschitz_bound(
     - Reductions, deviations, distances to constants; losses with constant targets, as functions of the prediction
       (cross entropy :math:`\sqrt 2 / \sqrt N` for a mean over N samples).
     - `RNN` with tanh or ReLU: :math:`\|W\|` times the norm of the triangle of powers of :math:`\|U\|` over its steps.
+    - `LSTM` and `GRU`: gates multiply what is bounded, so there is a bound, which grows with the steps like a product.
     - Dot-product attention (`nn.MultiheadAttention`, `scaled_dot_product_attention`, or written by hand), gates and
       other products of two values that depend on the input: finite where their size has a bound, as after LayerNorm,
       RMSNorm or a sigmoid. A head of n queries changes by :math:`s R_v (R_k \|\delta Q\| + \sqrt n R_q \|\delta

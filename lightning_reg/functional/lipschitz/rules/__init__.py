@@ -10,6 +10,7 @@ import lightning_reg.functional.lipschitz.rules.contractions
 import lightning_reg.functional.lipschitz.rules.extents
 import lightning_reg.functional.lipschitz.rules.forms
 import lightning_reg.functional.lipschitz.rules.fused
+import lightning_reg.functional.lipschitz.rules.gated
 import lightning_reg.functional.lipschitz.rules.labels
 import lightning_reg.functional.lipschitz.rules.layers
 import lightning_reg.functional.lipschitz.rules.lengths
