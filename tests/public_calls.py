@@ -167,6 +167,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Argument]]] = {
             "rule": good("one_se"),
             "direction": good("up"),
             "restore": boolean(True),
+            "relaxed_epochs": good(2),
         },
     ),
     "Constraint": (OwnConstraint, {"select": SELECT}),
@@ -242,6 +243,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Argument]]] = {
             "input_transform": good(lambda batch: batch[0], "None", "lambda", "module"),
             "certify": good((0.1, 0.25), "None"),
             "label_transform": good(lambda batch: batch[1], "None", "lambda", "module"),
+            "all_labels": boolean(False),
             "prog_bar": boolean(False),
             "layout": boolean(False),
         },
@@ -355,6 +357,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Argument]]] = {
             "fold_batch_norm": boolean(True),
             "center": good(None, "None", *EVERY_TENSOR, "scalar tensor", "[tensor]", "[[tensor]]", "{'a': tensor}"),
             "radius": good(0.5, "inf", "1e39"),
+            "all_labels": boolean(False),
         },
     ),
     "margin_bounds": (

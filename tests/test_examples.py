@@ -68,18 +68,34 @@ def test_the_sparse_network_shrinks_to_a_smaller_one_with_the_same_outputs(tmp_p
     assert_picture(tmp_path / "picture.png")
 
 
-def test_the_robust_digits_have_the_norms_that_were_asked_for(tmp_path, monkeypatch, capsys):
-    arguments = ["--max-epochs", "2", "--logdir", str(tmp_path), "--picture", str(tmp_path / "picture.png")]
+def test_the_robust_digits_have_the_norms_that_were_asked_for_and_accuracy_from_both_sides(
+    tmp_path, monkeypatch, capsys
+):
+    arguments = ["--max-epochs", "5", "--starts", "1"]
+    arguments += ["--logdir", str(tmp_path), "--picture", str(tmp_path / "picture.png")]
     monkeypatch.setattr(sys, "argv", ["robust_digits.py", *arguments])
 
     runpy.run_path(str(ROOT / "examples" / "robust_digits.py"), run_name="__main__")
 
     *_, table = capsys.readouterr().out.partition("control  ")
+    table, _, worst = table.partition("control  ")
     rows = {line.split()[0]: line.split() for line in table.splitlines()[1:6]}
     assert list(rows) == ["none", "l2", "spectral_penalty", "normalization", "constraint"]
     assert float(rows["constraint"][4]) <= 2.001
     assert float(rows["normalization"][4]) == pytest.approx(2, rel=0.4)
     assert_picture(tmp_path / "picture.png")
+    for line in worst.splitlines()[1:6]:
+        name, *shares = [cell.rstrip("%") for cell in line.split() if cell != "to"]
+        from_below, from_above = ([float(share) for share in shares[start::2]] for start in (0, 1))
+        clean = float(rows.pop(name)[1].rstrip("%"))
+        assert all(0 < below <= above <= clean for below, above in zip(from_below, from_above, strict=True))
+        for side in (from_below, from_above):
+            assert side == sorted(side, reverse=True)
+        logged = scalars(tmp_path / name)
+        for radius, share in zip((0.1, 0.25, 0.5), from_below, strict=True):
+            (certified,) = logged[f"reg/certified_accuracy@{radius}"].values()
+            assert 100 * certified == pytest.approx(share, abs=0.051)
+    assert not rows
 
 
 def test_the_gan_shows_its_samples_and_normalizes_its_critic(tmp_path, monkeypatch, capsys):

@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
-from lightning_reg import L2Penalty, Linear, Penalty, Piecewise
+from lightning_reg import L1Penalty, L2Penalty, Linear, Penalty, Piecewise
 from tests.models import KeepWeights, Quartic, Regressor, loader, samples, weights_of
 from tests.reference import PENALTIES, assert_same_weights, both_modes, train_by_hand
 
@@ -270,21 +270,23 @@ class PartialGradients(Regressor):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def train_on_partial_gradients():
-    """Run on each rank: one step of sum(w) + 0.1 * sum(w^2), each rank having half of the data gradient."""
+def train_on_partial_gradients(name, mode):
+    """Run on each rank: one step of sum(w) + 0.1 * penalty, each rank having half of the data gradient."""
+    penalty = {"l1": L1Penalty, "l2": L2Penalty}[name](0.1, mode=mode)
     trainer = Trainer(
         accelerator="cpu",
         devices=2,
         strategy=ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=2),
-        callbacks=[L2Penalty(0.1, mode="grad"), keep := KeepWeights()],
+        callbacks=[penalty, keep := KeepWeights()],
         max_steps=1,
+        log_every_n_steps=1,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
     trainer.fit(PartialGradients(), loader())
-    return keep.weights["network.weight"]
+    return keep.weights["network.weight"], trainer.callback_metrics.get(f"reg/optimality/{name}")
 
 
 class ShardedLoss(PartialGradients):
@@ -316,8 +318,14 @@ def test_a_loss_that_is_sharded_is_refused_with_the_remedy(pool):
 
 
 def test_a_gradient_that_is_spread_as_parts_of_a_sum_gets_the_penalty_once(pool):
-    for weight in pool.run(train_on_partial_gradients):
+    for weight, _ in pool.run(train_on_partial_gradients, "l2", "grad"):
         torch.testing.assert_close(weight, torch.full((2, 5), 0.5 - 0.1 * (1.0 + 0.2 * 0.5)))
+
+
+def test_the_distance_from_optimality_is_of_all_parts_of_a_gradient(pool):
+    for weight, distance in pool.run(train_on_partial_gradients, "l1", "proximal"):
+        torch.testing.assert_close(weight, torch.full((2, 5), 0.5 - 0.1 * (1.0 + 0.1)))
+        assert float(distance) == pytest.approx((1.0 + 0.1) / 0.1)
 
 
 def written_by(folder):

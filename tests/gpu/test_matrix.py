@@ -43,8 +43,8 @@ def ends_as_the_loop(tmp_path):
 
 
 def case_of(name, **settings):
-    """Return a case with one kind on two layers."""
-    return Case(((name, "encoder"), (name, "hidden")), **settings)
+    """Return a case with one kind on two layers, if a run may have two of it."""
+    return Case(((name, "encoder"), (name, "hidden"))[: 1 if KINDS[name].once else 2], **settings)
 
 
 @every_kind

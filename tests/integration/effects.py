@@ -23,6 +23,7 @@ from lightning_reg import (
     NonNegative,
     NuclearNormPenalty,
     Piecewise,
+    RegularizationPath,
     SpectralConstraint,
     SpectralNormalization,
     SpectralNormPenalty,
@@ -234,6 +235,34 @@ def squared_norms(weights: Sequence[Tensor]) -> Tensor:
     return 0.1 * sum(torch.linalg.svdvals(weight)[0].square() for weight in weights)
 
 
+@dataclass
+class Path(Effect):
+    """Soft thresholds of one strength for each epoch; at strength 0 optimizers begin anew and zeros stay."""
+
+    strengths: tuple[float, ...]
+    batches_of_epoch: int = 7
+    batches: int = 0
+
+    def loss(self, step):
+        epoch, batch = divmod(self.batches, self.batches_of_epoch)
+        self.batches += 1
+        self.strength = self.strengths[epoch]
+        if not self.strength and not batch:
+            self.optimizer.state.clear()
+        return 0.0
+
+    def before_update(self, weights):
+        self.left = [weight != 0 for weight in weights]
+
+    def after_update(self, weights, optimizer, step, share):
+        self.optimizer = optimizer
+        for weight, left in zip(weights, self.left, strict=True):
+            if self.strength:
+                weight.copy_(soften(weight, self.strength * share * step_size(optimizer, weight)))
+            else:
+                weight.mul_(left)
+
+
 @dataclass(frozen=True)
 class Kind:
     """One way to regularize a part of a network."""
@@ -249,6 +278,8 @@ class Kind:
     """Whether it refuses optimizers whose step size differs within a weight."""
     per_entry: bool = False
     """Whether it works on the flat shards of FSDP1."""
+    once: bool = False
+    """Whether a run has one at most: Lightning keeps the states of callbacks apart by their classes."""
 
 
 FALLING = Linear(1.0, 0.25, STEPS_OF_SCHEDULES)
@@ -327,6 +358,23 @@ KINDS |= {
         ],
         Kept,
         alone=True,
+    ),
+    # Both have two epochs, as every run has: a path ends the fit itself.
+    "path": Kind(
+        lambda glob: RegularizationPath(
+            L1Penalty(0.0, select=glob, mode="proximal"), strengths=[0.03, 0.015], epochs=1
+        ),
+        lambda: Path((0.03, 0.015)),
+        alone=True,
+        once=True,
+    ),
+    "relaxed path": Kind(
+        lambda glob: RegularizationPath(
+            L1Penalty(0.0, select=glob, mode="proximal"), strengths=[0.03], epochs=1, relaxed_epochs=1
+        ),
+        lambda: Path((0.03, 0.0)),
+        alone=True,
+        once=True,
     ),
     "constraint": Kind(lambda glob: SpectralConstraint(0.7, select=glob), lambda: Ball(0.7), alone=True),
     "normalization": Kind(

@@ -98,7 +98,8 @@ def draw(seed: int) -> Case:
         by_itself = [name for name in names if KINDS[name].alone]
         # And one spectral norm penalty: Lightning keeps the states of callbacks apart by their selections.
         spectral = [name for name in names if name.startswith("spectral norm")]
-        regularized += [(name, part) for name in names if name not in (*by_itself[1:], *spectral[1:])]
+        once = [name for name in names if KINDS[name].once and any(KINDS[other].once for other, _ in regularized)]
+        regularized += [(name, part) for name in names if name not in (*by_itself[1:], *spectral[1:], *once)]
     rng.shuffle(regularized)  # the order of callbacks
     optimizers = ["sgd"] if any(KINDS[name].needs_sgd for name, _ in regularized) else sorted(OPTIMIZERS)
     return Case(

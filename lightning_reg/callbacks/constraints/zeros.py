@@ -18,8 +18,33 @@ from lightning_reg.schedules.base import check_schedule
 from lightning_reg.selection import Select
 
 
+class KeptZeros(Constraint):
+    """Every entry that is exactly zero right before a step is zero after it, where `timetable` is not 0."""
+
+    change = "zeros"
+    takes_shards = True
+    turn = Turn.ENTRIES
+
+    @override
+    def look(self, weights: list[Tensor]) -> None:
+        if self._run is not None and self._run.share:
+            self._run.left.append([torch.ne(part, 0, out=self._mask_like(part)) for part in local_parts(weights)])
+
+    @override
+    def project(self, weights: list[Tensor]) -> None:
+        if self._run is not None and self._run.left:
+            for part, left in zip(local_parts(weights), self._run.left.pop(0), strict=True):
+                leave_(part, left)
+                self._run.spare.setdefault((part.shape, part.device), []).append(left)
+
+    def _mask_like(self, part: Tensor) -> Tensor:
+        """Return memory for a mask, reused from the last step if possible: new memory costs more than filling it."""
+        spare = self._run.spare.get((part.shape, part.device)) if self._run is not None else None
+        return spare.pop() if spare else torch.empty(part.shape, dtype=torch.bool, device=part.device)
+
+
 @final
-class KeepZeros(Constraint):
+class KeepZeros(KeptZeros):
     r"""Keep zeros: from step :math:`t_0` on, every entry that is exactly zero right before a step is zero after it.
 
     This holds for any optimizer, so the set of zeros only grows. Combine it with a penalty in `mode="proximal"` whose
@@ -48,10 +73,6 @@ class KeepZeros(Constraint):
 
     """
 
-    change = "zeros"
-    takes_shards = True
-    turn = Turn.ENTRIES
-
     def __init__(self, start: float = 0.5, *, select: str | Sequence[str] | Select | None = None) -> None:
         super().__init__(select=select)
         if isinstance(start, int) and not isinstance(start, bool):
@@ -65,23 +86,6 @@ class KeepZeros(Constraint):
     @override
     def timetable(self) -> Schedule:
         return Piecewise((0.0, 1.0), (self.start,)) if self.start else Constant(1.0)
-
-    @override
-    def look(self, weights: list[Tensor]) -> None:
-        if self._run is not None and self._run.share:
-            self._run.left.append([torch.ne(part, 0, out=self._mask_like(part)) for part in local_parts(weights)])
-
-    @override
-    def project(self, weights: list[Tensor]) -> None:
-        if self._run is not None and self._run.left:
-            for part, left in zip(local_parts(weights), self._run.left.pop(0), strict=True):
-                leave_(part, left)
-                self._run.spare.setdefault((part.shape, part.device), []).append(left)
-
-    def _mask_like(self, part: Tensor) -> Tensor:
-        """Return memory for a mask, reused from the last step if possible: new memory costs more than filling it."""
-        spare = self._run.spare.get((part.shape, part.device)) if self._run is not None else None
-        return spare.pop() if spare else torch.empty(part.shape, dtype=torch.bool, device=part.device)
 
 
 @final

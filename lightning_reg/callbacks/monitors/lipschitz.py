@@ -68,11 +68,14 @@ class LipschitzMonitor(Monitor[Run]):
             0.05.
         input_transform: A function from a batch to the target's input, shape (batch, ...), or to a tuple or dict of all
             arguments of its `forward`. Floating-point numbers count as one input; whole numbers, such as labels, are
-            held fixed. Default: the first tensor of floating-point numbers in the batch.
+            held fixed, unless `all_labels`. Default: the first tensor of floating-point numbers in the batch.
         certify: Radii, each >= 0, in the unit of the target's input. The target must then be a classifier that returns
             logits, shape (batch, classes).
         label_transform: A function from a batch to the classes of its samples, shape (batch,). Default: the second
             entry of the batch.
+        all_labels: Whether the upper bound holds for any whole numbers in place of those in the batch, such as the
+            labels of a conditional critic: an embedding then counts with all its rows, see `lipschitz_bound`. Default
+            False.
         prog_bar: Whether to show both bounds in the progress bar.
         layout: Whether to write the charts of TensorBoard's page "Custom Scalars", see `RegularizationMonitor`.
 
@@ -100,6 +103,7 @@ class LipschitzMonitor(Monitor[Run]):
         input_transform: InputTransform | None = None,
         certify: Sequence[float] | None = None,
         label_transform: InputTransform | None = None,
+        all_labels: bool = False,
         prog_bar: bool = False,
         layout: bool = True,
     ) -> None:
@@ -119,6 +123,7 @@ class LipschitzMonitor(Monitor[Run]):
         if label_transform is not None:
             _checks.function("label_transform", label_transform, "a function of a batch or None")
         self.label_transform = label_transform
+        self.all_labels = _checks.boolean("all_labels", all_labels)
         self.prog_bar = _checks.boolean("prog_bar", prog_bar)
         self.layout = _checks.boolean("layout", layout)
 
@@ -137,6 +142,7 @@ class LipschitzMonitor(Monitor[Run]):
             find_target(pl_module, self.target, has_transform=self.input_transform is not None),
             suffix=f"/{self.target or 'all'}" if others else "",
             budget=self.budget,
+            all_labels=self.all_labels,
             has_layers=not any(_is_inside(self.target, other) for other in others),
         )
 

@@ -56,6 +56,8 @@ class Run:
     has_contradicted: bool = False
     budget: float = math.inf
     """The share of the training time that upper bounds may take."""
+    all_labels: bool = False
+    """Whether upper bounds hold for any whole numbers in the batch."""
     start: float = field(default_factory=now)
     spent: float = 0.0
     """Seconds that upper bounds have taken."""
@@ -135,7 +137,7 @@ class Run:
         """Return the bound, the bound of each layer, and how many norms of layers exceeded the budget."""
         trained = now() - self.start - self.spent
         with within(_GRACE + self.budget * trained - self.spent, self.speed) as budget:
-            report = lipschitz_bound(self.target.module, self._arguments())
+            report = lipschitz_bound(self.target.module, self._arguments(), all_labels=self.all_labels)
         used = budget.used()
         self.spent += used
         # Ranks have different clocks. The largest of their bounds is also a bound.

@@ -16,6 +16,8 @@ def save(run: PathRun) -> dict[str, Any]:
         "position": run.position,
         "epochs": run.epochs,
         "is_solved": run.is_solved,
+        "solved": run.solved,
+        "owes_start": run.owes_start,
         "owes_end": run.owes_end,
         "mean": run.mean.state(run.names),
         "points": [(p.strength, p.nonzero, p.score, p.error, dict(p.weights)) for p in run.points],
@@ -24,13 +26,16 @@ def save(run: PathRun) -> dict[str, Any]:
         "start": None if run.start is None else run.start.state(),
         "snapshots": {index: snapshot.state() for index, snapshot in run.snapshots.items()},
         "best": run.best,
+        "is_relaxed": run.is_relaxed,
+        "relaxed_score": run.relaxed_score,
     }
 
 
 def load(run: PathRun, kept: dict[str, Any], pl_module: LightningModule) -> None:
     """Go on where the checkpoint was made."""
     run.strengths, run.position, run.epochs = kept["strengths"], kept["position"], kept["epochs"]
-    run.is_solved, run.owes_end = kept["is_solved"], kept["owes_end"]
+    run.is_solved, run.solved = kept["is_solved"], kept["solved"]
+    run.owes_start, run.owes_end = kept["owes_start"], kept["owes_end"]
     run.mean.load(kept["mean"], {name: weight for weight, name in run.names.items()})
     run.points, run.best = [Point(*point) for point in kept["points"]], kept["best"]
     if run.scores is not None and kept["score"] is not None:
@@ -38,3 +43,4 @@ def load(run: PathRun, kept: dict[str, Any], pl_module: LightningModule) -> None
     run.search = None if kept["search"] is None else Search(**kept["search"])
     run.start = None if kept["start"] is None else Snapshot(pl_module, kept["start"])
     run.snapshots = {index: Snapshot(pl_module, saved) for index, saved in kept["snapshots"].items()}
+    run.is_relaxed, run.relaxed_score = kept["is_relaxed"], kept["relaxed_score"]

@@ -16,7 +16,7 @@ _ROUND_UP = 5e-7
 
 def look(settings: Settings, trainer: Trainer, pl_module: LightningModule, run: PathRun, search: Search) -> None:
     """Estimate the largest strength after an epoch, and begin the path if it is known."""
-    if run.epochs == 1 or run.mean.is_empty:  # its first step was of the dense network
+    if run.epochs == 1 or run.mean.is_empty or not search.begun:  # its first step was of the dense network
         return
     each = vanishing(settings.penalty, trainer, run, list(run.names))
     search.estimates.append(max(each.values()))
@@ -30,9 +30,7 @@ def look(settings: Settings, trainer: Trainer, pl_module: LightningModule, run: 
     largest = search.estimates[-1]
     if settings.direction == "up" or at_rest:
         assert start is not None  # made with the search
-        start.restore(pl_module)
-        for optimizer in trainer.optimizers:
-            optimizer.state.clear()
+        start.start_from(trainer, pl_module)
     if at_rest:
         if settings.direction == "down":
             msg = (

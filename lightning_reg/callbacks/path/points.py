@@ -37,7 +37,11 @@ def result_of(settings: Settings, run: PathRun) -> PathResult:
     """Return the path so far."""
     dims = settings.penalty.unit_dims(list(run.names))
     return PathResult(
-        run.points, run.best, settings.monitor, None if dims is None else {run.names[w]: d for w, d in dims.items()}
+        run.points,
+        run.best,
+        settings.monitor,
+        None if dims is None else {run.names[w]: d for w, d in dims.items()},
+        run.relaxed_score,
     )
 
 

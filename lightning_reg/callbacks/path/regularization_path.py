@@ -9,10 +9,18 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_reg import _checks
-from lightning_reg.callbacks.path import checkpoint
+from lightning_reg.callbacks.path import checkpoint, relaxed
+from lightning_reg.callbacks.path.extrapolation import extrapolate
 from lightning_reg.callbacks.path.largest import look, vanishing
 from lightning_reg.callbacks.path.points import add_point, count_nonzero, result_of
-from lightning_reg.callbacks.path.refusals import refuse_cuts, refuse_rare_validation, warn_of_cut, warn_of_schedulers
+from lightning_reg.callbacks.path.refusals import (
+    refuse_averages,
+    refuse_cuts,
+    refuse_rare_validation,
+    refuse_untrained,
+    warn_of_cut,
+    warn_of_schedulers,
+)
 from lightning_reg.callbacks.path.result import PathResult, Rule
 from lightning_reg.callbacks.path.run import PathRun
 from lightning_reg.callbacks.path.scores import Scores
@@ -22,6 +30,7 @@ from lightning_reg.callbacks.path.settings import (
     MonitorMode,
     check_limit,
     check_penalty,
+    check_relaxed,
     checked_strengths,
     count_of,
 )
@@ -43,6 +52,8 @@ from lightning_reg.tensorboard import tags
 _HOLDS_AT_ZERO = 1e12
 # The search for the largest strength may take this many batches, or a third of the epochs of the path if that is more.
 _SEARCH = 10_000
+# Minima that a line goes through.
+_POINTS = 2
 
 
 class _Behind(Callback):
@@ -61,8 +72,10 @@ class RegularizationPath(DuringFit[PathRun]):
     r"""Train through a series of strengths in one fit, and keep the best: the regularization path.
 
     The strengths are :math:`\lambda_k = \lambda_{\max}\, q^{k / (n - 1)}`, with :math:`q` the `smallest`. Each starts
-    from the weights and the optimizer state of the one before, which are close. The fit ends itself; then the module
-    has the weights of the choice.
+    from the weights and the optimizer state of the one before, which are close. After two strengths in a row that end
+    by `tolerance`, the chosen weights start on the straight line through both minima instead, and the optimizer's mean
+    gradients of SGD and Adam in proportion to the strength; zeros stay. With the lasso, minima lie on such a line until
+    an entry comes or goes. The fit ends itself; then the module has the weights of the choice.
 
     :math:`\lambda_{\max}` is the least strength at which all chosen weights vanish, of the mean loss over an epoch,
     with all other parameters at their optimum: for a linear model, such as `Lasso`, scikit-learn's largest `alpha`. The
@@ -78,6 +91,10 @@ class RegularizationPath(DuringFit[PathRun]):
     in the progress bar, and `reg/path/nonzero`, the number of entries that are not zero. At the end TensorBoard has
     `result.plot()` as the image `reg/path`. Checkpoints hold the chosen weights of every strength so far, and what is
     needed to go on: a resumed path equals the uninterrupted one.
+
+    A penalty shrinks the weights that it leaves, too. With `relaxed_epochs` the choice trains on at strength 0, and its
+    zeros stay: the relaxed solution, for a linear model least squares on the selected inputs. The optimizers begin anew
+    there. Its score is `result.relaxed_score`, logged as `reg/path/relaxed_score`.
 
     Args:
         penalty: A penalty with `mode="proximal"` and no schedule, not in the trainer's callbacks itself. Its own
@@ -97,13 +114,15 @@ class RegularizationPath(DuringFit[PathRun]):
         direction: `"down"`, from the largest strength, or `"up"`, from the weakest.
         restore: Whether to leave the choice in the module, all parameters and buffers; otherwise the last strength
             stays.
+        relaxed_epochs: How many epochs the choice trains on at the end, without the penalty and with its zeros kept,
+            >= 0; needs `restore=True`.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
         ValueError: If an argument is out of range.
         MisconfigurationException: When training starts, if `max_epochs`, `max_steps`, `max_time` or `EarlyStopping`
-            might cut the path, under FSDP1, and for the reasons of the penalty; during training, if zero is a resting
-            place, or `monitor` is not logged.
+            might cut the path, if a callback averages weights, under FSDP1, and for the reasons of the penalty; during
+            training, if zero is a resting place, or `monitor` is not logged.
 
     Example:
         >>> from lightning_reg import L1Penalty
@@ -113,7 +132,9 @@ class RegularizationPath(DuringFit[PathRun]):
 
     Reference:
         Friedman, Hastie & Tibshirani, Regularization Paths for Generalized Linear Models via Coordinate Descent, 2010,
-        doi:10.18637/jss.v033.i01; for networks, Lemhadri et al., LassoNet, 2021, arXiv:1907.12207.
+        doi:10.18637/jss.v033.i01; for lines, Rosset & Zhu, Piecewise Linear Regularized Solution Paths, 2007,
+        doi:10.1214/009053606000001370; for networks, Lemhadri et al., LassoNet, 2021, arXiv:1907.12207; Meinshausen,
+        Relaxed Lasso, 2007, doi:10.1016/j.csda.2006.12.019.
 
     """
 
@@ -130,6 +151,7 @@ class RegularizationPath(DuringFit[PathRun]):
         rule: Rule = "best",
         direction: Direction = "down",
         restore: bool = True,
+        relaxed_epochs: int = 0,
     ) -> None:
         super().__init__()
         check_penalty(penalty)
@@ -155,10 +177,13 @@ class RegularizationPath(DuringFit[PathRun]):
             msg = "`rule='one_se'` needs a `monitor`, whose values over validation batches have a standard error."
             raise ValueError(msg)
         self.restore = _checks.boolean("restore", restore)
+        self.relaxed_epochs = _checks.count("relaxed_epochs", relaxed_epochs, 0)
+        check_relaxed(self.relaxed_epochs, penalty, restore=self.restore)
         check_limit(self.strengths, penalty)
         self._result: PathResult | None = None
         self._strength_before = penalty.strength
         self._behind = _Behind(self)
+        self._zeros = relaxed.RelaxedZeros(self.relaxed_epochs, penalty.select, self._is_relaxed)
         self._loaded: dict[str, Any] = {}
 
     @property
@@ -178,14 +203,18 @@ class RegularizationPath(DuringFit[PathRun]):
         if state.has_flat_shards(trainer):
             msg = "RegularizationPath does not work with FSDP1. Use FSDP2 (ModelParallelStrategy)."
             raise MisconfigurationException(msg)
+        refuse_averages(trainer)
         self._loaded, self._result = {}, None
         self._strength_before = self.penalty.strength
         state.insert_callback(trainer, self.penalty, after=self)
+        if self.relaxed_epochs:
+            state.insert_callback(trainer, self._zeros, after=self.penalty)
         state.insert_callback(trainer, self._behind, after=state.callbacks_of(trainer, Callback)[-1])
 
     @override
     def make_run(self, trainer: Trainer, pl_module: LightningModule) -> PathRun:
-        return PathRun(None if self.monitor is None else Scores(self.monitor, self.rule == "one_se"))
+        scores = None if self.monitor is None else Scores(self.monitor, self.rule == "one_se")
+        return PathRun(scores, self.relaxed_epochs)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -193,7 +222,13 @@ class RegularizationPath(DuringFit[PathRun]):
         run, of_penalty = self._run, self.penalty.run
         if run is None or of_penalty is None:  # a tuner trains for a moment before `on_fit_start`
             return
-        refuse_cuts(trainer, count_of(self.strengths), self.epochs, is_searched=isinstance(self.strengths, int))
+        refuse_cuts(
+            trainer,
+            count_of(self.strengths),
+            self.epochs,
+            is_searched=isinstance(self.strengths, int),
+            relaxed_epochs=self.relaxed_epochs,
+        )
         if run.scores:
             refuse_rare_validation(trainer)
         warn_of_schedulers(trainer)
@@ -201,6 +236,7 @@ class RegularizationPath(DuringFit[PathRun]):
         run.names = {
             weight.parameter: weight.name for weight in of_penalty.selection.chosen if weight.parameter in weights
         }
+        refuse_untrained(repr(self.penalty), run.names)
         if self._loaded:
             kept, self._loaded = self._loaded, {}
             checkpoint.load(run, kept, pl_module)
@@ -211,13 +247,15 @@ class RegularizationPath(DuringFit[PathRun]):
             run.search, run.start = Search(limit), Snapshot(pl_module)
         else:
             run.strengths = sorted(self.strengths, reverse=self.direction == "down")
-        self._set_strength(run)
+        self._enter(trainer, pl_module, run)
+        known = [f"{strength:.3g}" for strength in (*run.strengths[:1], *run.strengths[1:][-1:])]
+        of_penalty.told = " to ".join(known) or "(searching the largest strength)"
         trainer.should_stop = trainer.should_stop or run.is_over
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._run is not None:
-            self._set_strength(self._run)
+            self._enter(trainer, pl_module, self._run)
             if self._run.scores:
                 self._run.scores.begin_epoch()
 
@@ -228,22 +266,26 @@ class RegularizationPath(DuringFit[PathRun]):
             # Resumed from a checkpoint of an epoch's last batch: Lightning leaves out validation and the hooks of its
             # end. A strength that needs a score from there has one more epoch.
             self._end_epoch(trainer, pl_module, run, has_score=run.scores is None)
-            self._set_strength(run)
+            self._enter(trainer, pl_module, run)
 
     def see_gradients(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Add up the gradients of the step that `optimizer` is about to make, if they are needed."""
         run, of_penalty = self._run, self.penalty.run
-        if run is None or of_penalty is None or (run.search is None and self.tolerance is None) or run.is_over:
+        if run is None or of_penalty is None or (run.search is None and self.tolerance is None) or run.has_all_points:
             return
         weights = of_penalty.targets.of([optimizer])
         scale, share = state.gradient_scale(trainer, optimizer), of_penalty.share
         run.mean.add(weights, share, scale, may_skip=state.may_skip_steps(trainer))
         if run.search is not None and (dense := [w for w in weights if run.names[w] not in run.search.begun]):
+            begun = vanishing(self.penalty, trainer, run, dense)
+            if state.may_skip_steps(trainer) and any(math.isnan(strength) for strength in begun.values()):
+                return  # fp16 skips the step, which has no gradient
             # The first step of this optimizer: from now on its weights are zero, and the coming epochs count.
-            run.search.begun |= vanishing(self.penalty, trainer, run, dense)
+            run.search.begun |= begun
             with torch.no_grad():
                 for weight in dense:
                     weight.zero_()
+            self._set_strength(run)
 
     @override
     def on_train_batch_end(
@@ -258,7 +300,7 @@ class RegularizationPath(DuringFit[PathRun]):
             return
         if run.is_new or state.ends_epoch(trainer):
             run.is_new = False
-            log_for_callbacks(pl_module, {f"{tags.PATH}/strength": run.strengths[run.position]}, prog_bar=True)
+            log_for_callbacks(pl_module, {f"{tags.PATH}/strength": run.strength}, prog_bar=True)
             log_for_callbacks(pl_module, {f"{tags.PATH}/nonzero": float(count_nonzero(run.names))})
 
     @override
@@ -295,6 +337,12 @@ class RegularizationPath(DuringFit[PathRun]):
         run.epochs += 1
         if run.search is not None:
             look(self, trainer, pl_module, run, run.search)
+        elif run.is_relaxed:
+            if run.is_over and has_score:
+                relaxed.end(trainer, run)
+                self._result = result_of(self, run)
+            elif run.is_over:
+                run.epochs -= 1
         else:
             # Twice in a row: weights that swing past a minimum and back may look solved once.
             was_solved, run.is_solved = run.is_solved, is_solved(self, trainer, run)
@@ -302,11 +350,12 @@ class RegularizationPath(DuringFit[PathRun]):
                 if has_score:
                     add_point(self, trainer, pl_module, run)
                     self._result = result_of(self, run)
-                    run.position, run.epochs, run.is_solved = run.position + 1, 0, False
-                    trainer.should_stop = trainer.should_stop or run.is_over
+                    run.solved = run.solved + 1 if was_solved and run.is_solved else 0
+                    run.position, run.epochs, run.is_solved, run.owes_start = run.position + 1, 0, False, True
                 else:
                     run.epochs -= 1
         run.mean.clear()
+        trainer.should_stop = trainer.should_stop or run.is_over
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -314,7 +363,7 @@ class RegularizationPath(DuringFit[PathRun]):
         if run is None:
             return
         if not run.is_over and not getattr(trainer, "fast_dev_run", False):
-            warn_of_cut(run.position, run.strengths)
+            warn_of_cut(run)
         if run.best in run.snapshots:
             run.snapshots[run.best].restore(pl_module)
         if self._result is not None:
@@ -324,6 +373,7 @@ class RegularizationPath(DuringFit[PathRun]):
     def end_run(self, trainer: Trainer, run: PathRun | None) -> None:
         self.penalty.strength = self._strength_before
         state.remove_callback(trainer, self.penalty)
+        state.remove_callback(trainer, self._zeros)
         state.remove_callback(trainer, self._behind)
         if run is not None and run.start is not None:  # cut while it looked for the largest strength
             run.start.restore(trainer.lightning_module)
@@ -336,8 +386,24 @@ class RegularizationPath(DuringFit[PathRun]):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._loaded = state_dict
 
+    def _is_relaxed(self) -> bool:
+        """Whether the choice trains on without the penalty at the moment."""
+        return self._run is not None and self._run.is_relaxed
+
+    def _enter(self, trainer: Trainer, pl_module: LightningModule, run: PathRun) -> None:
+        """Set the strength of the coming steps, and the weights that they start from."""
+        if run.has_all_points and not run.is_over and not run.is_relaxed:
+            relaxed.begin(trainer, pl_module, run)
+        # Not before: the epoch's checkpoints, of callbacks that come later, are to have the minimum.
+        if run.owes_start and not run.has_all_points and run.solved >= _POINTS:
+            extrapolate(trainer, pl_module, run)
+        run.owes_start = False
+        self._set_strength(run)
+
     def _set_strength(self, run: PathRun) -> None:
         if run.strengths:
-            self.penalty.strength = run.strengths[min(run.position, len(run.strengths) - 1)]
-        else:
+            self.penalty.strength = run.strength
+        elif run.search is not None and run.search.begun:
             self.penalty.strength = min(_HOLDS_AT_ZERO, *(torch.finfo(weight.dtype).max for weight in run.names))
+        else:  # as long as weights are dense, such a penalty would be a number that hides all others in a chart
+            self.penalty.strength = 0.0

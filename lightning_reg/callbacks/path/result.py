@@ -38,6 +38,7 @@ class PathResult:
         best: The index of the choice.
         monitor: The name of the score; None without one.
         unit_dims: Of each weight the dimension of its units, if units vanish together.
+        relaxed_score: The score of the choice after epochs without the penalty; NaN if there is none.
 
     """
 
@@ -47,12 +48,15 @@ class PathResult:
         best: int,
         monitor: str | None = None,
         unit_dims: Mapping[str, int] | None = None,
+        relaxed_score: float = math.nan,
     ) -> None:
         self._points = tuple(points)
         self._monitor = monitor
         self._unit_dims = dict(unit_dims or {})
         self.best = best
         """The index of the choice."""
+        self.relaxed_score = relaxed_score
+        """The monitored value after `relaxed_epochs`, to compare with `scores[best]`; NaN without."""
 
     @property
     def strengths(self) -> tuple[float, ...]:
@@ -111,6 +115,9 @@ class PathResult:
         if has_scores:
             axes[1].plot(self.strengths, self.scores, ".-", color="tab:gray")
             axes[1].set_ylabel(self._monitor or "score")
+            if not math.isnan(self.relaxed_score):
+                axes[1].plot(self.strengths[self.best], self.relaxed_score, "*", color="tab:orange", label="relaxed")
+                axes[1].legend(loc="best", fontsize="small")
         for axis in axes:
             axis.axvline(self.strengths[self.best], color="tab:orange", linestyle="--", label="choice")
             if min(self.strengths) > 0:

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.packages import MisconfigurationException, Trainer
@@ -42,11 +43,11 @@ class Scores:
                 self._batches.append(total / count)
 
     def end_validation(self, trainer: Trainer) -> None:
-        """Take in the value of one validation."""
-        found = trainer.callback_metrics.get(self.monitor)
-        if found is None:
+        """Take in the value of one validation, if it has logged one."""
+        # A value of training has no mean of this epoch yet, only that of the last.
+        if not state.is_logged(trainer, self.monitor):
             return
-        self.value = float(state.mean_over_ranks(trainer, found.detach().float()))
+        self.value = self._of_all_ranks(trainer, trainer.callback_metrics[self.monitor])
         if self.with_error:
             self.error = self._error(trainer)
 
@@ -54,14 +55,15 @@ class Scores:
         """Return the score at the end of an epoch, and its standard error."""
         if self.value is None:
             found = trainer.callback_metrics.get(self.monitor)
-            if found is None:
+            if found is None or state.is_outdated(trainer, self.monitor):
                 known = ", ".join(sorted(map(str, trainer.callback_metrics))) or "none"
                 msg = (
                     f"`monitor` must be a value that the module logs in every epoch, got {self.monitor!r}; logged are:"
-                    f" {known}. Log it with `self.log` in `validation_step`, and validate in every epoch."
+                    f" {known}. Log it with `self.log` in `validation_step`, in every epoch; what the module logs in"
+                    " `on_train_epoch_end` is too late."
                 )
                 raise MisconfigurationException(msg)
-            self.value = float(state.mean_over_ranks(trainer, found.detach().float()))
+            self.value = self._of_all_ranks(trainer, found)
         if self.with_error and math.isnan(self.error) and not math.isnan(self.value):
             msg = (
                 f"`rule='one_se'` must know the monitor of each validation batch, and at least two of them, but"
@@ -70,6 +72,10 @@ class Scores:
             )
             raise MisconfigurationException(msg)
         return self.value, self.error
+
+    @staticmethod
+    def _of_all_ranks(trainer: Trainer, value: Tensor) -> float:
+        return float(state.mean_over_ranks(trainer, value.detach().float()))
 
     def _error(self, trainer: Trainer) -> float:
         """Return the standard error of the mean over the batches of all ranks; NaN of fewer than two."""

@@ -25,6 +25,7 @@ class Settings(Protocol):
     rule: Rule
     direction: Direction
     restore: bool
+    relaxed_epochs: int
 
 
 def count_of(strengths: int | Sequence[float]) -> int:
@@ -52,6 +53,19 @@ def check_penalty(penalty: object) -> None:
         msg = (
             f"`penalty` must have mode='proximal', the one that makes zeros, and no schedule, got {penalty!r}."
             " The path itself changes the strength."
+        )
+        raise ValueError(msg)
+
+
+def check_relaxed(relaxed_epochs: int, penalty: Penalty, *, restore: bool) -> None:
+    """Raise if there is no choice, or no zeros, to train on with."""
+    if relaxed_epochs and not restore:
+        msg = f"`relaxed_epochs` trains the choice on, so it needs `restore=True`, got relaxed_epochs={relaxed_epochs}."
+        raise ValueError(msg)
+    if relaxed_epochs and not penalty.keeps_zeros:
+        msg = (
+            "`relaxed_epochs` keeps the zeros of the choice, so it needs a penalty that makes entries zero"
+            f" (`keeps_zeros`), got {relaxed_epochs} for {penalty!r}."
         )
         raise ValueError(msg)
 

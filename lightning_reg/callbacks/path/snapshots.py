@@ -1,12 +1,13 @@
-"""All parameters and buffers of a module at one time, on the CPU."""
+"""All parameters and buffers of a module at one time, on the CPU, and a new start from there."""
 
 from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
+from torch.optim import Adagrad
 
 from lightning_reg.callbacks.trainer import state
-from lightning_reg.callbacks.trainer.packages import LightningModule
+from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
 from lightning_reg.functional.tensors.shards import Offloaded, has_dtensors, local_part, spread_like
 
 
@@ -29,6 +30,18 @@ class Snapshot:
             if name in self._kept:
                 part = local_part(tensor) if has_dtensors([tensor]) else tensor
                 part.copy_(self._kept[name].part)
+
+    def start_from(self, trainer: Trainer, module: LightningModule) -> None:
+        """Give the module its parameters and buffers back, and have the optimizers begin anew."""
+        self.restore(module)
+        for optimizer in trainer.optimizers:
+            if isinstance(optimizer, Adagrad):  # before torch 2.13 it makes its state only when it is built
+                for group in optimizer.param_groups:
+                    for kept in (optimizer.state[weight] for weight in group["params"]):
+                        kept["step"].zero_()
+                        kept["sum"].fill_(group["initial_accumulator_value"])
+            else:
+                optimizer.state.clear()
 
     def state(self) -> dict[str, Tensor]:
         """Return whole tensors for a checkpoint; a collective call where they are sharded."""

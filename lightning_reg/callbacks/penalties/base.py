@@ -140,9 +140,9 @@ class Penalty(Term[Run], Formula):
 
     @override
     def decays(self, trainer: Trainer, pl_module: LightningModule) -> dict[Tensor, str]:
-        if not (self._run and self.overlaps_weight_decay and self.strength):
+        if not (self._run and self.overlaps_weight_decay and (self.strength or self._run.told)):
             return {}
-        return dict.fromkeys(self.chosen(), f"{self._run.name} {self.strength:g}")
+        return dict.fromkeys(self.chosen(), f"{self._run.name} {self._run.told or f'{self.strength:g}'}")
 
     @override
     def changes(self) -> dict[Tensor, Change]:

@@ -15,6 +15,7 @@ from lightning_reg.callbacks.penalties.refusals import (
 from lightning_reg.callbacks.penalties.run import Run
 from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
 from lightning_reg.callbacks.trainer.plan import publish
+from lightning_reg.callbacks.trainer.settings import call_of
 from lightning_reg.callbacks.trainer.step_hooks import AroundSteps, Turn
 
 
@@ -55,10 +56,20 @@ def begin_together(trainer: Trainer, penalties: Sequence[Member]) -> None:
         {
             type(penalty).__name__: run.targets.settings(optimizers, "weight_decay")
             for penalty, run in runs
-            if penalty.overlaps_weight_decay and penalty.strength
+            if penalty.overlaps_weight_decay and (penalty.strength or run.told)
         }
     )
-    publish(trainer, [run.plan(repr(penalty), f"{run.name} {penalty.strength:g}", optimizers) for penalty, run in runs])
+    publish(
+        trainer,
+        [
+            run.plan(
+                call_of(penalty, without="strength") if run.told else repr(penalty),
+                f"{run.name} {run.told or f'{penalty.strength:g}'}",
+                optimizers,
+            )
+            for penalty, run in runs
+        ],
+    )
     proximal = [(penalty, run) for penalty, run in runs if penalty.mode == "proximal"]
     if proximal:
         warn_of_averaging(trainer)

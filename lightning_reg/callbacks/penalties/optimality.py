@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from lightning_reg.callbacks.penalties.run import Run
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
+from lightning_reg.functional.tensors.shards import as_placed
 
 
 class Member(Protocol):
@@ -57,6 +58,6 @@ def _gradient(weight: Tensor, strength: float, scale: Tensor | None) -> Tensor:
     """Return the gradient of the data loss over `strength`, in float32 at least."""
     if weight.grad is None:
         return torch.zeros_like(weight)
-    grad = weight.grad.to_dense() if weight.grad.is_sparse else weight.grad
+    grad = as_placed(weight.grad.to_dense() if weight.grad.is_sparse else weight.grad, weight)
     wide = grad.to(torch.promote_types(grad.dtype, torch.float32)) / strength
     return wide if scale is None else wide / scale

@@ -35,6 +35,8 @@ class Run(TermRun):
     unseen: UnseenSteps
     schedule: Timetable | None = None
     """The user's schedule, with durations in ticks."""
+    told: str = ""
+    """Which strengths come, where another callback sets the strength; the plan then shows this."""
     strength: float = 0.0
     """The strength in the current step, times the schedule."""
     pending: float = 0.0

@@ -26,13 +26,16 @@ from lightning_reg.functional.spectral.followed import FollowedNorm
 from lightning_reg.functional.spectral.followed_clipping import (
     Clipped,
     are_inside,
+    certified_shares,
     clip_exactly,
     clip_followed,
     clipping_bases,
 )
 from lightning_reg.functional.spectral.frequencies import bound_allowance
+from lightning_reg.functional.spectral.layers import Layer
 from lightning_reg.functional.spectral.matrices import clip_singular_values
 from lightning_reg.functional.spectral.norms import matrix_norm
+from lightning_reg.functional.spectral.rooms import Rooms
 from lightning_reg.functional.tensors.precision import without_autocast
 from lightning_reg.functional.tensors.shards import has_dtensors, local_slice
 from lightning_reg.selection import Select, Weight
@@ -47,6 +50,8 @@ _CLIPPING_ROUNDS = 1
 # bound is certified; if it is outside, the matrix is clipped by a decomposition, to this share below the bound, so that
 # the next one is many steps away.
 _NEAR = 1e-2
+# Shares of the bound for certificates: with a smaller one, more steps pass before the next.
+_SHARES = 0.9925, 0.995, 0.9975, 1.0
 _MISSED, _GAINS = 2e-3, 4
 # If a round raises a norm by more than this share, further rounds follow, at most this many.
 _SETTLED, _MORE_STEPS = 5e-3, 4
@@ -73,6 +78,8 @@ class Projection:
         self._weights: dict[Tensor, Weight] = {}
         self._bases: dict[str, Tensor] = {}
         """The bases from which clipping continues, by the names of the weights."""
+        self._rooms = Rooms()
+        """How far clipped matrices may move before they can be outside."""
 
     @torch.no_grad()
     def start(self, weights: Iterable[Weight], saved: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -88,9 +95,10 @@ class Projection:
             bases = known.get("bases")
             if isinstance(bases, Tensor) and bool(bases.isfinite().all()):
                 self._bases[weight.name] = bases.to(weight.parameter.device)
+            self._rooms.load(weight.name, known)
         followed = [weight for weight in new if self._is_clipped(weight) and _short_side(weight) > _SHORT_SIDE]
         for _ in range(_START_STEPS):
-            self._clip(followed, is_start=True)
+            self._clip(followed)
         for weight in new:
             if is_matrix(weight) and weight not in followed:
                 self._project_exactly(weight)
@@ -100,7 +108,11 @@ class Projection:
         """Return the state from which the next projections continue, on the CPU."""
         followed = self._norms.followed.state()
         clipped = {name: {"bases": bases.cpu().clone()} for name, bases in self._bases.items()}
-        return {w.name: {**followed.get(w.name, {}), **clipped.get(w.name, {})} for w in self._weights.values()}
+        parts = followed, clipped, self._rooms.state()
+        return {
+            weight.name: {key: value for part in parts for key, value in part.get(weight.name, {}).items()}
+            for weight in self._weights.values()
+        }
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Do nothing: gradients are as they are."""
@@ -123,57 +135,77 @@ class Projection:
     def _is_clipped(self, weight: Weight) -> bool:
         return self._clips and is_matrix(weight) and mask_of(weight) is None
 
-    def _clip(self, weights: Sequence[Weight], *, is_start: bool = False) -> None:
+    def _clip(self, weights: Sequence[Weight]) -> None:
         """Clip singular values above the bound: exactly in small matrices, as far as followed in large ones."""
         alike: dict[tuple[torch.Size, bool, torch.dtype, torch.device], list[Weight]] = defaultdict(list)
         for weight in weights:
             alike[weight.shape, weight.is_stack, weight.parameter.dtype, weight.parameter.device].append(weight)
         for (shape, _, _, device), members in alike.items():
             count = max(1, _STACK_ENTRIES // max(1, shape.numel())) if not has_dtensors([members[0].parameter]) else 1
+            is_checked = _short_side(members[0]) <= _SHORT_SIDE and device.type == "cpu"
+            clip = self._clip_checked if is_checked else self._clip_followed
             with without_autocast(device):
                 for start in range(0, len(members), count):
-                    self._clip_together(members[start : start + count], is_start=is_start)
+                    clip(members[start : start + count])
 
-    def _clip_together(self, weights: Sequence[Weight], *, is_start: bool) -> None:
-        """Clip matrices of one shape, or stacks of them."""
+    def _clip_checked(self, weights: Sequence[Weight]) -> None:
+        """Clip small matrices of one shape, or stacks of them, by decompositions of those that are outside."""
         layers = [layer_of(weight) for weight in weights]
         own = [layer.matrices() for layer in layers]
-        matrices, each = torch.cat(own) if len(own) > 1 else own[0], len(own[0])
-        is_checked = min(matrices.shape[1:]) <= _SHORT_SIDE and matrices.device.type == "cpu"
-        if is_checked:
-            doubts = (~are_inside(matrices, self._bound)).tolist()
-        else:
-            is_tall = matrices.shape[1] > matrices.shape[2]
-            wide = matrices.mT if is_tall else matrices
-            start = clipping_bases(wide[:each])
-            known = [self._bases.get(weight.name, start) for weight in weights]
-            bases = torch.cat([basis if basis.shape == start.shape else start for basis in known])
-            found = clip_followed(wide, self._bound * (1 - _BELOW), bases, _CLIPPING_ROUNDS)
-            doubts = _known_at_once(found.is_doubtful | self._is_outside(found))
-            self._bases.update(zip((weight.name for weight in weights), torch.split(found.bases, each), strict=True))
-            clipped = found.matrices.mT if is_tall else found.matrices
-            for weight, layer, part in zip(weights, layers, torch.split(clipped, each), strict=True):
-                whole_again = layer.from_matrices(part.contiguous())
-                local(weight).copy_(local_slice(whole_again, weight.parameter))
-        for index, weight in enumerate(weights):
-            doubtful = doubts[index * each : (index + 1) * each]
+        doubts = (~are_inside(torch.cat(own) if len(own) > 1 else own[0], self._bound)).tolist()
+        for weight, layer, matrices, doubtful in zip(
+            weights, layers, own, _in_parts(doubts, len(own[0]), len(own)), strict=True
+        ):
             if any(doubtful):
-                layer = layer_of(weight)
-                inside = self._inside(weight) * (1.0 if is_checked or is_start else 1 - _NEAR)
-                exact = [
-                    clip_exactly(matrix, inside) if is_doubtful else matrix
-                    for matrix, is_doubtful in zip(layer.matrices(), doubtful, strict=True)
-                ]
-                local(weight).copy_(local_slice(layer.from_matrices(torch.stack(exact)), weight.parameter))
+                clipped = _clipped_exactly(matrices, doubtful, self._inside(weight))
+                local(weight).copy_(local_slice(layer.from_matrices(clipped), weight.parameter))
 
-    def _is_outside(self, found: Clipped) -> Tensor:
-        """Tell which of the clipped matrices, if their norm was near the bound, are not certainly inside; CPU only."""
-        is_near = found.sigma > self._bound * (1 - _NEAR)
-        if found.matrices.device.type != "cpu" or not bool(is_near.any()):
-            return torch.zeros_like(is_near)
-        is_outside = torch.zeros_like(is_near)
-        is_outside[is_near] = ~are_inside(found.matrices[is_near], self._bound)
-        return is_outside
+    def _clip_followed(self, weights: Sequence[Weight]) -> None:
+        """Clip large matrices of one shape, or stacks of them, as far as followed; and those in doubt exactly."""
+        layers = {weight: layer_of(weight) for weight in weights}
+        is_tall = _is_tall(layers[weights[0]])
+        own = {
+            weight: matrices
+            for weight, layer in layers.items()
+            if not self._rooms.is_inside(weight.name, matrices := layer.matrices().mT if is_tall else layer.matrices())
+        }
+        if not own:
+            return
+        parts = list(own.values())
+        matrices, each = torch.cat(parts) if len(parts) > 1 else parts[0], len(parts[0])
+        start = clipping_bases(matrices[:each])
+        known = [self._bases.get(weight.name, start) for weight in own]
+        bases = torch.cat([basis if basis.shape == start.shape else start for basis in known])
+        found = clip_followed(matrices, self._bound * (1 - _BELOW), bases, _CLIPPING_ROUNDS)
+        at_most = torch.where(found.is_doubtful, torch.inf, self._at_most_clipped(found))
+        doubts = _in_parts(_known_at_once(~(at_most <= self._bound)), each, len(own))
+        for weight, doubtful, basis, now, limits in zip(
+            own, doubts, *(torch.split(part, each) for part in (found.bases, found.matrices, at_most)), strict=True
+        ):
+            self._bases[weight.name] = basis
+            narrow = now.mT if is_tall else now
+            if any(doubtful):
+                # Below the bound, so that the next decomposition is many steps away.
+                narrow = _clipped_exactly(narrow, doubtful, self._inside(weight) * (1 - _NEAR), is_rough=True)
+                limits = torch.where(torch.tensor(doubtful), self._bound * (1 - _NEAR / 2), limits)
+            if any(doubtful) or found.matrices is not matrices:
+                whole_again = layers[weight].from_matrices(narrow.contiguous())
+                local(weight).copy_(local_slice(whole_again, weight.parameter))
+            self._rooms.note(weight.name, narrow.mT if is_tall else narrow, self._bound - limits)
+
+    def _at_most_clipped(self, found: Clipped) -> Tensor:
+        """Return an upper limit of the norm of each clipped matrix, infinity if it is not certainly inside.
+
+        Norms that are not near the bound are taken as followed. Nothing is certified on a GPU.
+        """
+        at_most = (found.sigma * (1 + _NEAR)).clamp(max=self._bound)
+        is_near = (found.sigma > self._bound * (1 - _NEAR)) & ~found.is_doubtful
+        near = [index for index, one in enumerate(_known_at_once(is_near)) if one]
+        if near:
+            some = found.matrices[near] if len(near) < len(at_most) else found.matrices
+            shares = certified_shares(some, self._bound, _SHARES)
+            at_most[near] = (shares * self._bound).to(at_most.dtype)
+        return at_most
 
     def _rescale(self, weights: Sequence[Weight]) -> None:
         """Shrink weights whose norms may be above the bound, by their followed norms."""
@@ -223,6 +255,25 @@ class Projection:
         return self._bound * (1 - torch.finfo(weight.parameter.dtype).eps)
 
 
+def _clipped_exactly(matrices: Tensor, doubtful: Sequence[bool], inside: float, *, is_rough: bool = False) -> Tensor:
+    """Return matrices of which the doubtful ones are clipped by decompositions."""
+    clipped = [
+        clip_exactly(matrix, inside, is_rough=is_rough) if is_doubtful else matrix
+        for matrix, is_doubtful in zip(matrices, doubtful, strict=True)
+    ]
+    return torch.stack(clipped) if len(clipped) > 1 else clipped[0][None]
+
+
+def _is_tall(layer: Layer) -> bool:
+    rows, columns = layer.matrices().shape[1:]
+    return rows > columns
+
+
+def _in_parts(doubts: Sequence[bool], each: int, parts: int) -> list[Sequence[bool]]:
+    """Return the doubts about each weight, of which there are none if `doubts` are not known."""
+    return [doubts[part * each : (part + 1) * each] for part in range(parts)]
+
+
 def _short_side(weight: Weight) -> int:
     return min(outline_of(weight).matrices().shape[1:])
 
@@ -251,13 +302,15 @@ class SpectralConstraint(SpectralControl):
     - Modules, `state_dict` and gradients do not change. Ranks of DDP stay equal; under FSDP2 one layer is gathered at a
       time.
 
-    Cost: matrices with a side of 256 or less are checked after each step, and decomposed if they are outside. In larger
-    matrices, the singular vectors above c are followed from step to step, and clipped to 0.999 c. If a norm is near c,
-    the result is certified by a factorization; if it is outside, as with hundreds of singular values at c, the matrix
-    is decomposed and clipped to 0.99 c. For convolutions, and for matrices that are rescaled, the norm is followed, and
-    held below c with a margin, with more steps of following if a step moves a weight far. On a GPU, where nothing waits
-    for the device, all matrices are followed without a certificate, and the next steps correct the rest: with hundreds
-    of singular values at c, norms can be a few per cent above it for some steps.
+    Cost: matrices with a side of 256 or less are checked after each step, and decomposed if they are outside. In
+    larger matrices, the singular vectors above c are followed from step to step, and clipped to 0.999 c. If a norm
+    is near c, the result is certified by a factorization; if it is outside, as with hundreds of singular values at
+    c, the matrix is decomposed and clipped to 0.99 c. None of this is done before the weight can have moved from
+    its last norm to c, which one product with 8 random vectors tells (it errs with a probability below 1e-6). For
+    convolutions, and for matrices that are rescaled, the norm is followed, and held below c with a margin, with
+    more steps of following if a step moves a weight far. On a GPU, where nothing waits for the device, all matrices
+    are followed without a certificate, and the next steps correct the rest: with hundreds of singular values at c,
+    norms can be a few per cent above it for some steps.
 
     Logged: nothing during training; `RegularizationMonitor` logs the norms (`reg/spectral_norm_max`: the largest, on
     the scale of c). A table printed before training, and TensorBoard's text `reg/setup_spectral`, show what happens to

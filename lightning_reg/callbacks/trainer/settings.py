@@ -11,9 +11,9 @@ def settings_of(callback: object) -> dict[str, object]:
     return {name: getattr(callback, name) for name in names if hasattr(callback, name)}
 
 
-def call_of(callback: object) -> str:
-    """Return the call that makes an equal callback."""
-    arguments = ", ".join(f"{name}={value!r}" for name, value in settings_of(callback).items())
+def call_of(callback: object, *, without: str = "") -> str:
+    """Return the call that makes an equal callback, without one argument that does not matter."""
+    arguments = ", ".join(f"{name}={value!r}" for name, value in settings_of(callback).items() if name != without)
     return f"{type(callback).__name__}({arguments})"
 
 

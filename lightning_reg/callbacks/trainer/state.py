@@ -261,13 +261,33 @@ def has_callback(trainer: Trainer, kind: Kind) -> bool:
 
 def logged_sums(trainer: Trainer, name: str) -> tuple[float, float] | None:
     """Return the sum over samples so far, and their number, of a mean that the running loop logs; `None` if unknown."""
-    for metric in (trainer._results or {}).values():
-        meta = metric.meta
-        index = "" if meta.dataloader_idx is None else f"/dataloader_idx_{meta.dataloader_idx}"
-        names = {f"{meta.name}{fork}{suffix}" for fork in ("", "_epoch") for suffix in ("", index)}
-        if name in names and metric.is_tensor and meta.is_mean_reduction and meta.on_epoch:
+    for metric in _logged_as(trainer._results, name):
+        if metric.is_tensor and metric.meta.is_mean_reduction and metric.meta.on_epoch:
             return float(metric.value), float(metric.cumulated_batch_size)
     return None
+
+
+def is_logged(trainer: Trainer, name: str) -> bool:
+    """Tell whether the running loop, of training or of validation, has logged a value of this name."""
+    return any(not metric.has_reset for metric in _logged_as(trainer._results, name))
+
+
+def is_outdated(trainer: Trainer, name: str) -> bool:
+    """Tell whether what `callback_metrics` has under this name was logged in an earlier epoch."""
+    loop = trainer.fit_loop.epoch_loop
+    metrics = [*_logged_as(loop._results, name), *_logged_as(loop.val_loop._results, name)]
+    return bool(metrics) and all(metric.has_reset for metric in metrics)
+
+
+def _logged_as(results: Mapping[str, Any] | None, name: str) -> list[Any]:
+    """Return the metrics that Lightning shows under a name."""
+    found = []
+    for metric in (results or {}).values():
+        meta = metric.meta
+        index = "" if meta.dataloader_idx is None else f"/dataloader_idx_{meta.dataloader_idx}"
+        if name in {f"{meta.name}{fork}{suffix}" for fork in ("", "_step", "_epoch") for suffix in ("", index)}:
+            found.append(metric)
+    return found
 
 
 def steps_now(trainer: Trainer) -> bool:

@@ -47,6 +47,7 @@ def lipschitz_bound(
     fold_batch_norm: bool = True,
     center: Tensor | Sequence[Any] | dict[Any, Any] | None = None,
     radius: float = math.inf,
+    all_labels: bool = False,
 ) -> LipschitzReport:
     r"""Return an upper bound of a module's Lipschitz constant, :math:`\max_{x, y} \|f(x) - f(y)\|_2 / \|x - y\|_2`.
 
@@ -55,7 +56,9 @@ def lipschitz_bound(
     and by orders of magnitude for deep ones. It comes from a walk over the torch operations that `forward` calls:
     successive operations multiply, sums add, concatenation takes the root of the sum of squares, and a module used
     twice counts twice. In chains of linear layers and monotone activations, the bound is the smaller of the product and
-    ECLipsE-Fast (about half of the product at initialization), and exact without activations.
+    ECLipsE-Fast (about half of the product at initialization), and exact without activations. In chains of up to 128
+    units, with any activations of known slopes, it is the bound of LipSDP, up to 0.05 %: no multipliers of single units
+    give less. That takes about 0.2 s for 128 units.
 
     - Layers: the exact norm of matrices (with more than 1024 rows and columns a certified bound that is 0.5 % above it
       at most), `conv_norm_bound` of convolutions at the size of the image that they get.
@@ -69,6 +72,7 @@ def lipschitz_bound(
     - Reductions, deviations, distances to constants; losses with constant targets, as functions of the prediction
       (cross entropy :math:`\sqrt 2 / \sqrt N` for a mean over N samples).
     - `RNN` with tanh or ReLU: :math:`\|W\|` times the norm of the triangle of powers of :math:`\|U\|` over its steps.
+    - `LSTM` and `GRU`: gates multiply what is bounded, so there is a bound, which grows with the steps like a product.
     - Dot-product attention (`nn.MultiheadAttention`, `scaled_dot_product_attention`, or written by hand), gates and
       other products of two values that depend on the input: finite where their size has a bound, as after LayerNorm,
       RMSNorm or a sigmoid. A head of n queries changes by :math:`s R_v (R_k \|\delta Q\| + \sqrt n R_q \|\delta
@@ -88,7 +92,7 @@ def lipschitz_bound(
             tensors anywhere in them. A dict is a single argument. The sizes matter, including the batch; the values do
             not. If `forward` treats samples independently, one sample is enough and cheapest: the network runs on it
             once. All floating-point tensors count as one input (distances are roots of sums of squares); whole numbers
-            beside them are held fixed.
+            beside them are held fixed, unless `all_labels`.
         fold_batch_norm: Whether batch normalization is folded into the linear layer or convolution before it, if that
             gives less. Default True.
         center: Of a ball of inputs. The bound then holds for any two of them, and is smaller: activations have the
@@ -96,6 +100,9 @@ def lipschitz_bound(
             like `example_input`, and by default that; its values count. Where `forward` keeps samples apart, the bound
             holds for each of them in a ball of its own.
         radius: Of the ball, in the 2-norm, > 0. Default infinity: the bound for all inputs.
+        all_labels: Whether whole numbers and booleans among the inputs may be any others. An embedding, or a table that
+            they index, then counts with all its rows, and a number that is computed from them otherwise as unbounded.
+            Default False: the bound holds for those of the example, such as the labels of one batch.
 
     Returns:
         The report. Several output tensors (in a tuple, a dict, a dataclass) count as one, like inputs. The value is NaN
@@ -120,18 +127,20 @@ def lipschitz_bound(
     Reference:
         Gouk et al., Regularisation of Neural Networks by Enforcing Lipschitz Continuity, 2021, arXiv:1804.04368;
         Xu & Sivaranjani, ECLipsE: Efficient Compositional Lipschitz Constant Estimation for Deep Neural Networks, 2024,
-        arXiv:2404.04375, for chains.
+        arXiv:2404.04375, for chains; Fazlyab et al., Efficient and Accurate Estimation of Lipschitz Constants for Deep
+        Neural Networks, 2019, arXiv:1906.04893, for small ones.
 
     """
     check_module(module)
     _checks.boolean("fold_batch_norm", fold_batch_norm)
     reach = _distance(radius)
+    _checks.boolean("all_labels", all_labels)
     inputs = as_inputs(example_input)
     if center is not None:
         inputs = as_inputs(center, "center")
-    findings, rounding = findings_at(module, inputs, fold=fold_batch_norm)
+    findings, rounding = findings_at(module, inputs, fold=fold_batch_norm, all_labels=all_labels)
     if math.isfinite(reach):
-        near, _ = findings_at(module, inputs, fold=fold_batch_norm, reach=reach)
+        near, _ = findings_at(module, inputs, fold=fold_batch_norm, reach=reach, all_labels=all_labels)
         # What is certain everywhere is so in the ball.
         if not near.value > findings.value:
             findings = near
@@ -148,11 +157,16 @@ def _distance(radius: object) -> float:
 
 
 def findings_at(
-    module: nn.Module, inputs: tuple[Any, ...], *, fold: bool = True, reach: float = math.inf
+    module: nn.Module,
+    inputs: tuple[Any, ...],
+    *,
+    fold: bool = True,
+    reach: float = math.inf,
+    all_labels: bool = False,
 ) -> tuple[Findings, float]:
     """Return the findings of the walk, and the factor that compensates the rounding of the forward pass."""
     with torch.inference_mode(False), torch.no_grad(), without_autocast(device_of(inputs)):  # noqa: FBT003  # torch's
-        findings = walk(module, [widened(value) for value in inputs], fold=fold, reach=reach)
+        findings = walk(module, [widened(value) for value in inputs], fold=fold, reach=reach, all_labels=all_labels)
     in_double = all(tensor.dtype == torch.float64 for tensor in found(inputs, Tensor) if tensor.is_floating_point())
     return findings, 1.0 if in_double else FAR_UPWARDS
 

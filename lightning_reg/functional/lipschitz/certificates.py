@@ -28,8 +28,9 @@ def margin_bounds(module: nn.Module, example_input: Tensor | Sequence[Any] | dic
 
     The bounds hold for all inputs. If the last layer is linear, M is the bound of the network before it (as in
     `lipschitz_bound`) times :math:`\|w_i - w_j\|_2`, the distance of its rows. At the end of a chain of linear layers
-    and monotone activations M is smaller, because the walk includes the difference of rows. Otherwise M is
-    :math:`\sqrt 2` times the bound of the module. One walk serves any number of classes.
+    and activations M is smaller, because the walk includes the difference of rows; in small chains each pair of outputs
+    has the bound of LipSDP. Otherwise M is :math:`\sqrt 2` times the bound of the module. One walk serves any number of
+    classes.
 
     Args:
         module: A classifier that treats samples independently; evaluated as in eval mode, and not changed.
@@ -119,6 +120,10 @@ def _between_rows(weight: Tensor, before: Bound) -> Tensor:
         within = rows @ root
         chained = torch.cdist(within, within, compute_mode="donot_use_mm_for_euclid_dist") * before.chain.gain
         bounds = torch.where(bounds.isnan(), bounds, torch.minimum(bounds, chained))
+    history = before.chain and before.chain.history
+    own = history.of_differences(rows) if history and bool(bounds.isfinite().all()) else None
+    if own is not None:
+        bounds = torch.minimum(bounds, own.to(bounds.device))
     return torch.where(distances == 0, 0, bounds * UPWARDS)
 
 

@@ -1,4 +1,6 @@
-r"""ECLipsE-Fast: a bound for chains of matrices and monotone activations, below the product of single bounds.
+r"""A bound for chains of matrices and activations, below the product of single bounds: ECLipsE-Fast.
+
+For chains of few units there is a sharper one by the best `multipliers`.
 
 A difference :math:`\delta_0` of the input causes differences at one place in the chain that satisfy
 
@@ -13,12 +15,13 @@ Reference: Xu & Sivaranjani, ECLipsE: Efficient Compositional Lipschitz Constant
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from lightning_reg.functional.lipschitz.rounding import UPWARDS, precise, times
+from lightning_reg.functional.lipschitz.multipliers import History
+from lightning_reg.functional.lipschitz.rounding import UPWARDS, precise, smaller, times
 from lightning_reg.functional.spectral.norms import matrix_norm
 
 # Above so many features the matrices of a chain would cost more than the rest of the network.
@@ -33,6 +36,20 @@ class Chain:
     """An upper bound of their enlargement."""
     shape: Tensor | None = None
     """R, float64, shape (features, features); None for the identity."""
+    history: History | None = None
+    """The layers, if they are few."""
+    sharper: "Chain | None" = None
+    """Gain and R by the best multipliers, after a matrix of a chain with a history."""
+
+    @classmethod
+    def after(cls, value: float) -> "Chain":
+        """Return a chain that begins where differences are enlarged by `value` at most."""
+        return cls(value, history=History(value))
+
+    @property
+    def least(self) -> float:
+        """The least upper bound."""
+        return self.gain if self.sharper is None else smaller(self.gain, self.sharper.gain)
 
     def linear(self, weight: Tensor, norm: float, gram: Tensor | None = None) -> "Chain | None":
         """Return the bound after a product with W, shape (out, in), of known norm; `gram` is W W^T over its square.
@@ -41,6 +58,13 @@ class Chain:
         """
         if max(weight.shape) > _WIDEST or weight.is_complex():
             return None
+        chain = self._linear(weight, norm, gram)
+        history = self.history and self.history.linear(weight)
+        found = history and history.bound()
+        sharper = Chain(found[0], found[1].to(precise(weight[:0]).device)) if found else None
+        return replace(chain, history=history, sharper=sharper)
+
+    def _linear(self, weight: Tensor, norm: float, gram: Tensor | None) -> "Chain":
         if not 0 < norm < math.inf:  # also for NaN
             return Chain(times(self.gain, norm))
         if self.shape is None and gram is not None:
@@ -56,22 +80,28 @@ class Chain:
         square *= UPWARDS**2
         return Chain(times(self.gain, norm * math.sqrt(square)), product / square if square else product)
 
-    def activated(self, slope: float) -> "Chain":
-        """Return the bound after an activation with slopes from 0 to `slope`."""
-        if self.shape is None:
-            return self.scaled(slope)
+    def activated(self, low: float, high: float) -> "Chain":
+        """Return the bound after an activation with slopes from `low` to `high`."""
+        slope = max(abs(low), abs(high))
+        history = self.history and self.history.activated(low, high)
+        if self.shape is None or low < 0:
+            return Chain(times(self.least, slope), history=history)
         identity = torch.eye(len(self.shape), dtype=self.shape.dtype, device=self.shape.device)
         # 2 - R has eigenvalues from 1 to 2: nothing is lost in its inverse.
         factor = torch.linalg.cholesky(2 * identity - self.shape)
-        return Chain(times(self.gain, slope), torch.cholesky_inverse(factor))
+        return Chain(times(self.gain, slope), torch.cholesky_inverse(factor), history)
 
     def activated_between(self, low: Tensor, high: Tensor) -> "Chain":
-        r"""Return what is known after an activation whose slopes >= 0 are bounded for each feature, shape (features,).
+        r"""Return what is known after an activation whose slopes are bounded for each feature, shape (features,).
 
-        Features F of one slope are linear. Of the others, U, the multiplier is that of `activated`. The least form over
-        what enters U has the inverse with the blocks :math:`(2 - R_{UU})^{-1} =: N`, :math:`R_{FU} N` and
-        :math:`R_{FF} + R_{FU} N R_{UF}`; then each feature is multiplied by its largest slope.
+        If none is below 0: Features F of one slope are linear. Of the others, U, the multiplier is that of `activated`.
+        The least form over what enters U has the inverse with the blocks :math:`(2 - R_{UU})^{-1} =: N`,
+        :math:`R_{FU} N` and :math:`R_{FF} + R_{FU} N R_{UF}`; then each feature is multiplied by its largest slope.
         """
+        history = self.history and self.history.activated(low, high)
+        if bool((low < 0).any()):
+            slope = float(torch.maximum(low.abs(), high.abs()).amax())
+            return Chain(times(self.least, slope * UPWARDS), history=history)
         identity = torch.eye(len(high), dtype=torch.float64, device=high.device)
         shape = identity if self.shape is None else self.shape
         free = high > low
@@ -82,11 +112,19 @@ class Chain:
         after[free.nonzero(), free.nonzero().mT] = inverse
         after = after * high[:, None] * high
         square = float(matrix_norm(after)) * UPWARDS
-        return Chain(times(self.gain, math.sqrt(square)), after / square if square else after)
+        return Chain(times(self.gain, math.sqrt(square)), after / square if square else after, history)
 
     def scaled(self, factor: float) -> "Chain":
         """Return the bound after a product with a number."""
-        return Chain(times(self.gain, factor), self.shape)
+        history, sharper = self.history and self.history.scaled(factor), self.sharper and self.sharper.scaled(factor)
+        return Chain(times(self.gain, factor), self.shape, history, sharper)
+
+    def of_entries(self) -> Tensor:
+        """Return the bounds of single features: with d a row of the identity, |d^T x| is g sqrt(d^T R d) at most."""
+        bounds = torch.as_tensor(self.gain, dtype=torch.float64)
+        if self.shape is not None:
+            bounds = self.shape.diagonal().clamp_min(0).sqrt() * self.gain * UPWARDS
+        return bounds if self.sharper is None else torch.minimum(bounds, self.sharper.of_entries())
 
 
 def _root(shape: Tensor) -> Tensor:

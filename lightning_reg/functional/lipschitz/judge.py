@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 import lightning_reg.functional.lipschitz.rules  # noqa: F401  # each file there registers its rules
 from lightning_reg.functional.lipschitz.forms import Form
+from lightning_reg.functional.lipschitz.rounding import smaller
 from lightning_reg.functional.lipschitz.rules.applied import apply_rule
 from lightning_reg.functional.lipschitz.rules.registry import (
     EXTENTS,
@@ -20,6 +22,7 @@ from lightning_reg.functional.lipschitz.rules.registry import (
     function_rule,
     module_rule,
 )
+from lightning_reg.functional.lipschitz.rules.sizes import ANY_SIZE, is_sized_by_entries
 from lightning_reg.functional.lipschitz.value import (
     Bound,
     Extent,
@@ -28,7 +31,6 @@ from lightning_reg.functional.lipschitz.value import (
     Traced,
     larger,
     largest,
-    smaller,
     traced_in,
 )
 
@@ -66,11 +68,12 @@ class Judge:
         has_floats: Whether the network has an input of floating-point numbers.
         fold: Whether batch normalization is folded into the layer before it.
         reach: How far the network's input may be from the example.
+        all_labels: Whether whole numbers among the inputs may be any.
 
     """
 
-    def __init__(self, *, has_floats: bool, fold: bool, reach: float) -> None:
-        self._has_floats, self._fold, self.reach = has_floats, fold, reach
+    def __init__(self, *, has_floats: bool, fold: bool, reach: float, all_labels: bool) -> None:
+        self._has_floats, self._fold, self.reach, self._all_labels = has_floats, fold, reach, all_labels
         self._reasons: dict[Step, tuple[str, str]] = {}
         self._layers: list[tuple[str, float]] = []
 
@@ -89,20 +92,45 @@ class Judge:
         """Return the bound of an argument of the network; None if it is held fixed."""
         if value.is_floating_point() or value.is_complex():
             return self._near(value, Bound(1.0))
-        # Whole numbers are held fixed. If there are no other inputs, the operations on them give the reason.
-        return None if self._has_floats else Bound(math.inf)
+        # If there are no other inputs, the operations on whole numbers give the reason.
+        if not self._has_floats:
+            return Bound(math.inf)
+        return Bound(0.0, varies=True) if self._all_labels else None
 
     def judge(self, step: Step, operation: Callable[..., Any], value: Any, args: Any, kwargs: Any) -> Bound:
         """Return the bound of `value`, the result of `operation` in `step`.
 
         Arguments that depend on the input are `Traced`.
         """
-        if next(traced_in((args, kwargs)), None) is None:
+        traced = [each.bound for each in traced_in((args, kwargs))]
+        if not traced:
             return Bound(0.0)
+        done = Operation(value, operation, step.module, step.turns)
+        varies = any(bound.varies for bound in traced)
+        if any(bound.has_any_size for bound in traced) or is_sized_by_entries(step.kind.strip("`"), args, kwargs):
+            return replace(self.refuse(step, ANY_SIZE), varies=varies, has_any_size=True)
+        if varies and all(bound.value == 0 for bound in traced):
+            return self._of_labels(step, done, args, kwargs)
+        return replace(self._of_change(step, done, args, kwargs, varies=varies), varies=varies)
+
+    def _of_labels(self, step: Step, done: Operation, args: Any, kwargs: Any) -> Bound:
+        """Return the bound of what depends on labels only: it does not change with the input, but how large is it?"""
+        bound, own = Bound(0.0), None
+        if step.rule is not None and isinstance(done.output, Tensor) and done.output.is_floating_point():
+            with suppress(NoBoundError):
+                bound, own = apply_rule(step.rule, done, args, kwargs)
+        if own is not None:
+            self._note_layer(step, own)
+        extent = step.extent(done, bound, *args, **kwargs) if step.extent else bound.extent
+        value = bound.value if math.isnan(bound.value) else 0.0
+        return Bound(value, own=own, extent=extent or Extent(), varies=True)
+
+    def _of_change(self, step: Step, done: Operation, args: Any, kwargs: Any, *, varies: bool) -> Bound:
+        """Return the bound of what changes with the input, and perhaps with labels."""
+        value = done.output
         if step.rule is None:
             return self.refuse(step, f"no rule for {step.kind}; `register_lipschitz_rule` adds one")
         is_whole = isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex())
-        done = Operation(value, operation, step.module, step.turns)
         answer = step.form(done, *args, **kwargs) if step.form else None
         form, forms = (Form(), answer) if isinstance(answer, tuple) else (answer or Form(), ())
         by_form = form.lipschitz(value.numel()) if isinstance(value, Tensor) else math.inf
@@ -110,7 +138,8 @@ class Judge:
             bound, own = apply_rule(step.rule, done, args, kwargs)
         except NoBoundError as error:
             if math.isinf(by_form):
-                return replace(self.refuse(step, JUMPS if is_whole else str(error)), form=form, forms=forms)
+                reason = f"{error} (with `all_labels`, as labels do)" if varies else str(error)
+                return replace(self.refuse(step, JUMPS if is_whole else reason), form=form, forms=forms)
             bound, own = Bound(by_form), None
         if by_form < bound.value:
             bound = Bound(by_form)
@@ -119,9 +148,8 @@ class Judge:
         if own is not None:
             self._note_layer(step, own)
         extent = step.extent(done, bound, *args, **kwargs) if step.extent else bound.extent
-        bound = replace(
-            bound, scaled=bound.scaled if self._fold else None, extent=extent or Extent(), form=form, forms=forms
-        )
+        scaled = bound.scaled if self._fold else None
+        bound = replace(bound, scaled=scaled, extent=extent or Extent(), form=form, forms=forms, varies=varies)
         return self._near(value, bound) if isinstance(value, Tensor) else bound
 
     def _near(self, value: Tensor, bound: Bound) -> Bound:

@@ -62,6 +62,11 @@ def times(bound: float, factor: float) -> float:
     return bound * factor
 
 
+def smaller(first: float, second: float) -> float:
+    """Return the smaller of two bounds; NaN if one is."""
+    return math.nan if math.isnan(first) or math.isnan(second) else min(first, second)
+
+
 def power(base: float, exponent: float) -> float:
     """Return a power, rounded up; infinity for what is too large for a number."""
     try:

@@ -258,7 +258,7 @@ class Tracer(TorchFunctionMode):
 
     def _part(self, value: Tensor, bound: Bound, step: Step, form: Form | None) -> TracedTensor:
         """Return one of several tensors that an operation has returned."""
-        if not _is_whole(value):
+        if not _is_whole(value) or (bound.varies and bound.value == 0):
             part = replace(bound, chain=None, scaled=None, own=None, form=form or Form(), forms=())
             return self._known(value, part, step)
         positions = Step(step.name, parents=[step])
@@ -268,7 +268,8 @@ class Tracer(TorchFunctionMode):
         """Return a number read from a tensor, if it does not depend on the entries, or these not on the input."""
         name = called_name(operation)
         is_copy = isinstance(value, bool | int | float | complex | list) and name != "data_ptr"
-        if name not in _SIZES.split() and not (is_copy and all(state.bound.value == 0 for state in states)):
+        is_read = name not in _SIZES.split() and not (is_copy and all(map(_is_fixed, states)))
+        if is_read or any(state.bound.has_any_size for state in states):
             msg = f"`{name}`: the path through the network depends on the values of its input"
             raise TraceError(msg)
         return value
@@ -301,17 +302,23 @@ class Tracer(TorchFunctionMode):
             elif is_written and has_no_entry_twice(state.value):
                 # Each of its entries is as it was, or one of those that are written.
                 both = Step(step.name, parents=[state.step, step])
-                state.bound, state.step = Bound(together([state.bound.value, bound.value])), both
+                varies = state.bound.varies or bound.varies
+                state.bound, state.step = Bound(together([state.bound.value, bound.value]), varies=varies), both
             else:
                 stale = Step(state.step.name, parents=[state.step])
-                state.bound = self._judge.refuse(stale, "it is changed in place through another view of it")
+                refused = self._judge.refuse(stale, "it is changed in place through another view of it")
+                state.bound = replace(refused, varies=state.bound.varies or bound.varies)
                 state.step = stale
 
 
 def _fixed(states: Sequence[State], changed: Sequence[Tensor]) -> set[int]:
     """Return the states, by identity, of what does not depend on the input after all and is not changed in place."""
     where = {memory(tensor) for tensor in changed}
-    return {id(state) for state in states if state.bound.value == 0 and memory(state.value) not in where}
+    return {id(state) for state in states if _is_fixed(state) and memory(state.value) not in where}
+
+
+def _is_fixed(state: State) -> bool:
+    return state.bound.value == 0 and not state.bound.varies
 
 
 def _is_whole(value: Tensor) -> bool:

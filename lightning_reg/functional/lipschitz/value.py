@@ -12,7 +12,7 @@ from lightning_reg.functional.lipschitz.chain import Chain
 from lightning_reg.functional.lipschitz.forms import Form
 from lightning_reg.functional.lipschitz.nested import found
 from lightning_reg.functional.lipschitz.parts import Part, entries, joint
-from lightning_reg.functional.lipschitz.rounding import UPWARDS, precise, times
+from lightning_reg.functional.lipschitz.rounding import UPWARDS, precise, smaller, times
 
 _ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-12}
 PRODUCT = "the slope of a product of values that depend on the input has no bound"
@@ -81,6 +81,10 @@ class Bound:
     """What it is, as a formula."""
     forms: tuple[Form | None, ...] = ()
     """Of several tensors together, what each is."""
+    varies: bool = False
+    """Whether it also depends on labels that may be any: its value at the example then says nothing."""
+    has_any_size: bool = False
+    """Whether the value has more or fewer entries for other inputs, or labels."""
     source: "Traced | None" = None
     """The value some of whose entries, each at most once, are all of this value."""
     parts: tuple[Part, ...] = ()
@@ -88,7 +92,7 @@ class Bound:
 
     def after(self, factor: float, slopes: Slopes | None = None) -> "Bound":
         """Return the bound after a function with this constant, or these slopes."""
-        chain = self.chain.activated(factor) if self.chain and slopes and slopes.low >= 0 else None
+        chain = self.chain.activated(slopes.low, slopes.high) if self.chain and slopes else None
         parts = tuple(part.times(factor) for part in self.shifted().parts)
         if slopes == (-1, -1, False):
             parts = (*parts, Part((self,), self.value, "sign", "negated"))
@@ -108,20 +112,17 @@ class Bound:
         """Return the bound after a function with such slopes of each entry, of its shape."""
         factor = largest(torch.maximum(low.abs(), high.abs()))
         value = times(self.value, factor)
-        if self.chain is None or not bool((low >= 0).all()):
+        if self.chain is None:
             return Bound(value)
         rows = low.flatten(0, -2).amin(0), high.flatten(0, -2).amax(0)
         chain = self.chain.activated_between(*rows)
-        return Bound(smaller(value, chain.gain), chain)
+        return Bound(smaller(value, chain.least), chain)
 
     def of_entries(self) -> Tensor | float:
         """Return the bounds of single entries, which broadcast."""
         if self.entries is not None:
             return self.entries()
-        if self.chain is None or self.chain.shape is None:
-            return self.value
-        # |d^T x| is g sqrt(d^T R d) at most.
-        return (self.chain.shape.diagonal().clamp_min(0).sqrt() * self.chain.gain * UPWARDS).clamp_max(self.value)
+        return self.value if self.chain is None else self.chain.of_entries().clamp_max(self.value)
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ class Traced:
 
     def interval(self) -> tuple[Tensor, Tensor] | None:
         """Return the least and the largest value of each entry, float64, if the input stays near."""
-        if math.isinf(self.reach) or self.value.is_complex():
+        if math.isinf(self.reach) or self.bound.varies or self.value.is_complex():
             return None
         value = precise(self.value)
         # The value itself is rounded.
@@ -222,11 +223,6 @@ def largest(values: Tensor) -> float:
         return 0.0
     value = float(precise(values).abs().amax()) * UPWARDS
     return value if math.isfinite(value) else math.nan
-
-
-def smaller(first: float, second: float) -> float:
-    """Return the smaller of two bounds; NaN if one is."""
-    return math.nan if math.isnan(first) or math.isnan(second) else min(first, second)
 
 
 def larger(first: float, second: float) -> float:

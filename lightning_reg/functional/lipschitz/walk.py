@@ -30,7 +30,9 @@ class Findings(NamedTuple):
     """Of an output that a matrix makes: its weight, and the bound before it."""
 
 
-def walk(module: nn.Module, inputs: Sequence[Any], *, fold: bool, reach: float = math.inf) -> Findings:
+def walk(
+    module: nn.Module, inputs: Sequence[Any], *, fold: bool, reach: float = math.inf, all_labels: bool = False
+) -> Findings:
     """Return the findings for `module` at `inputs`.
 
     Args:
@@ -38,6 +40,7 @@ def walk(module: nn.Module, inputs: Sequence[Any], *, fold: bool, reach: float =
         inputs: Its arguments; it may change their tensors.
         fold: Whether batch normalization is folded into the layer before it.
         reach: The largest distance of other inputs from these.
+        all_labels: Whether whole numbers may be others than these.
 
     """
     tensors = list(found(inputs, Tensor))
@@ -46,11 +49,11 @@ def walk(module: nn.Module, inputs: Sequence[Any], *, fold: bool, reach: float =
     arguments = replaced(list(inputs), Tensor, Tensor.clone)
     try:
         with watched_generators(devices) as has_drawn:
-            judge = Judge(has_floats=has_floats, fold=fold, reach=reach)
+            judge = Judge(has_floats=has_floats, fold=fold, reach=reach, all_labels=all_labels)
             try:
                 output = Tracer(judge, own_functions(), devices).trace(stand_in(module), inputs)
             except WrittenError:
-                judge = Judge(has_floats=has_floats, fold=fold, reach=reach)
+                judge = Judge(has_floats=has_floats, fold=fold, reach=reach, all_labels=all_labels)
                 tracer = Tracer(judge, own_functions(), devices, follows_new=True)
                 output = tracer.trace(stand_in(module), replaced(arguments, Tensor, Tensor.clone))
             drawn = has_drawn()

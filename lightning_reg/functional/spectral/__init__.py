@@ -6,7 +6,8 @@ norms that `responses` finds on a grid, and of large matrices by `certificates`;
 lower estimates for many layers, each continued from the last one.
 
 `followed` also follows many layers: `followed_matrices` and `followed_convolutions` take the steps, in `subspaces`;
-`followed_gradient` is the gradient of the norms, and `followed_clipping` clips singular values above a bound.
+`batches` are many weights of one shape; `followed_gradient` is the gradient of the norms, `followed_clipping` clips
+singular values above a bound, and `rooms` tell how far matrices may move before that is needed again.
 
 `matrix_terms` are sums over layers of a function of each one's matrix: `nuclear`, `orthogonality`. `low_rank` replaces
 layers of low rank with two smaller ones.

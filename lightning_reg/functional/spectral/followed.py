@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_reg.functional.spectral.batches import SMALL_ENTRIES, Matrices
 from lightning_reg.functional.spectral.followed_convolutions import Taps, count_vectors, follow_convolutions
 from lightning_reg.functional.spectral.followed_matrices import BLOCK, follow_matrices
 from lightning_reg.functional.spectral.layers import Layer
@@ -19,9 +20,9 @@ ROUNDS = 2
 # matrices, one space of many rounds is better than many spaces of a few.
 _START_STEPS, _START_ROUNDS = 6, 4
 _START_STEPS_OF_MATRICES = 3
-# Smaller weights of one shape are followed together, in one copy: single calls would cost more than the work.
-_SMALL_ENTRIES = 1 << 16
-_STACK_ENTRIES = 1 << 22
+# Weights of one shape are followed together, small ones up to the first number of entries in total, large ones up to
+# the second: single calls would cost more than the work. Of large ones, less than a tenth is needed at a time.
+_STACK_ENTRIES, _STACK_ENTRIES_OF_LARGE = 1 << 22, 1 << 25
 
 
 class FollowedNorm(NamedTuple):
@@ -110,7 +111,8 @@ class FollowedNorms:
     def advance(self, layers: Sequence[Layer], rounds: int = ROUNDS, steps: int = 1) -> list[FollowedNorm]:
         """Take steps for each layer, and return its norm; a new layer takes several more steps.
 
-        Weights are read twice, and twice more in each round (large kernels have one round less). Two rounds are within
+        Weights are read twice, and twice more in each round (large kernels have one round less); kernels on a CPU only
+        twice, if one product with them gains little. Two rounds are within
         1 % of the norm of matrices, and 2 % of the norm of convolutions, if Adam moves weights at a rate of 0.01. The
         remaining error is about the gain of the last round.
         """
@@ -130,7 +132,8 @@ class FollowedNorms:
             alike[kind].append(_Member(layer.name, kernels))
         for kind, members in alike.items():
             entries = math.prod(kind.shape)
-            count = max(1, _STACK_ENTRIES // max(entries, 1)) if entries <= _SMALL_ENTRIES else 1
+            total = _STACK_ENTRIES if entries <= SMALL_ENTRIES else _STACK_ENTRIES_OF_LARGE
+            count = max(1, total // max(entries, 1))
             for start in range(0, len(members), count):
                 yield kind, members[start : start + count]
 
@@ -144,12 +147,12 @@ class FollowedNorms:
         names = [member.name for member in members]
         groups, rows, columns = kind.shape
         if not math.prod(kind.shape):
-            for name, kernels in members:
-                left, right = kernels.new_zeros(groups, 1, rows), kernels.new_zeros(groups, 1, columns)
-                nothing = kernels.new_zeros(groups if kind.is_stack else ())
+            for name, empty in members:
+                left, right = empty.new_zeros(groups, 1, rows), empty.new_zeros(groups, 1, columns)
+                nothing = empty.new_zeros(groups if kind.is_stack else ())
                 yield name, FollowedNorm(nothing, left, right, nothing, self._as_matrices)
             return
-        kernels = members[0].kernels if len(members) == 1 else torch.cat([member.kernels for member in members])
+        kernels = Matrices([member.kernels for member in members])
         bases, turns = self._start(kind, names)
         if not kind.is_known:
             steps += (_START_STEPS_OF_MATRICES if kind.taps is None else _START_STEPS) - 1
@@ -163,7 +166,7 @@ class FollowedNorms:
                 turn = turns.repeat_interleave(groups)
                 everywhere = not kind.is_known
                 # Each round covers all frequencies. Large kernels, which steps move little, need one round less.
-                is_large = math.prod(kind.shape) > _SMALL_ENTRIES
+                is_large = math.prod(kind.shape) > SMALL_ENTRIES
                 count = 1 if everywhere else max(1, rounds - is_large)
                 step = follow_convolutions(
                     kernels,
@@ -194,7 +197,7 @@ class FollowedNorms:
         return basis.expand(len(names) * kind.shape[0], -1, -1), turns
 
 
-def _follow_matrices(matrices: Tensor, bases: Tensor, rounds: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _follow_matrices(matrices: Matrices, bases: Tensor, rounds: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Follow matrices from bases on their shorter side."""
     is_tall = matrices.shape[1] > matrices.shape[2]
     sigma, u, v, gain, bases = follow_matrices(matrices.mT if is_tall else matrices, bases, rounds)

@@ -24,6 +24,8 @@ is known from small matrices: a lower bound everywhere, and equal where the larg
    passes over the kernel with a few vectors), adds its real and imaginary part to the basis, and climbs again; twice;
 3. keeps the best vector of each cell as the next basis.
 
+On a CPU, where the gain is known at once, a step ends after the first product of 2 if that gains little: two passes.
+
 An ascent that follows single frequencies with fixed vectors is slow where the maximum moves, and does not see another
 frequency overtake; here all frequencies are seen in each step. It is the subspace method for the H-infinity norm.
 
@@ -39,6 +41,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_reg.functional.spectral.batches import SMALL_ENTRIES, Matrices
 from lightning_reg.functional.spectral.subspaces import leading_vectors, orthonormal, unit_rows
 
 ROUNDS = 2
@@ -51,8 +54,8 @@ _POINTS, _POINTS_IN_3D = 3, 2
 # Number of cells improved in each round: the best ones, and one in turn.
 _BEST, _IN_TURN = 2, 1
 _POWERS = 3
-# In larger kernels, which steps move little, the other cells wait for their turn.
-_LARGE = 1 << 16
+# A step ends after one product with the kernel if the relative gain is smaller.
+_SETTLED = 1e-3
 # How much finer the last steps of frequencies are.
 _FINER = 8
 # See `leading_vectors`: sigma is right to 3e-3, before the rounds and the last product with the kernel.
@@ -87,13 +90,42 @@ class _Cells(NamedTuple):
     waves: Tensor  # (taps, cells * points), complex
 
 
+class Followed(NamedTuple):
+    """What a step finds of each kernel."""
+
+    sigma: Tensor
+    """Shape (kernels,)."""
+    left: Tensor
+    """u: the real and the imaginary part of the left vector, shape (kernels, 2, outputs)."""
+    right: Tensor
+    """x: the same of the right vector times the waves, shape (kernels, 2, inputs * taps)."""
+    gain: Tensor
+    """The relative gain of the last round, shape (kernels,), about as large as what is missing."""
+    bases: Tensor
+    """The bases for the next step."""
+
+
+class _Look(NamedTuple):
+    """What the first product shows of each kernel, divided by a scale."""
+
+    basis: Tensor  # (kernels, vectors, outputs)
+    image: Tensor  # (kernels, vectors, inputs, taps)
+    scale: Tensor  # (kernels, 1, 1, 1)
+    at: Tensor  # (kernels, cells, dims), the best frequencies of the grid
+    vectors: Tensor  # (kernels, cells, 2 * vectors), the left vectors there, see `_combined`
+    sigma: Tensor  # (kernels, cells)
+
+    def chosen(self, kernels: Tensor) -> "_Look":
+        return _Look(*(part[kernels] for part in self))
+
+
 def count_vectors(taps: Taps, outputs: int) -> int:
     """Return the number of vectors in the basis of such kernels."""
     return min(2 * len(_cells(taps, torch.float32, torch.device("cpu")).points), outputs)
 
 
 def follow_convolutions(  # noqa: PLR0913  # what is followed, from where, and how thoroughly
-    kernels: Tensor,
+    kernels: Matrices,
     taps: Taps,
     bases: Tensor,
     turns: Tensor,
@@ -101,11 +133,11 @@ def follow_convolutions(  # noqa: PLR0913  # what is followed, from where, and h
     *,
     everywhere: bool = False,
     fine_steps: int = 2,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> Followed:
     """Take one step; nothing waits for the device.
 
     Args:
-        kernels: Shape (kernels, outputs, inputs * taps).
+        kernels: Of shape (kernels, outputs, inputs * taps).
         taps: The taps of all kernels.
         bases: Bases returned by the last step, shape (kernels, vectors, outputs).
         turns: Whole numbers that determine which other cell is improved, shape (kernels,).
@@ -114,29 +146,87 @@ def follow_convolutions(  # noqa: PLR0913  # what is followed, from where, and h
         fine_steps: Number of refinements of the frequency at the end.
 
     Returns:
-        sigma, shape (kernels,); u and x, the real and the imaginary part of the left vector, shape (kernels, 2,
-        outputs), and of the right one times the waves, shape (kernels, 2, inputs * taps), for which sigma is the sum of
-        u_r (kernel x_r), and whose products u_r x_r^T are its gradient; the relative gain of the last round, shape
-        (kernels,), about as large as what is missing; and the new bases. Of a zero kernel all are zero, of one that is
-        not finite NaN, and the bases stay.
+        What was found: sigma is the sum of u_r (kernel x_r), and the sum of u_r x_r^T its gradient. Of a zero kernel
+        all numbers are zero, of one that is not finite NaN, and the bases stay.
 
     """
     cells = _cells(taps, kernels.dtype, kernels.device)
-    image = _images(bases @ kernels, cells)
+    look = _look(kernels, bases, cells)
+    found, rest = None, list(range(len(bases)))
+    if not everywhere and bases.shape[1] < kernels.shape[1] and kernels.device.type == "cpu":
+        found = _one_product(kernels, look, turns, cells)
+        rest = [index for index, gain in enumerate(found.gain.tolist()) if not gain < _SETTLED]  # nor if it is NaN
+    if rest:
+        is_all = len(rest) == len(bases)
+        index = torch.tensor(rest, device=bases.device)
+        part = (kernels, look, turns) if is_all else (kernels.chosen(rest), look.chosen(index), turns[index])
+        more = _in_rounds(*part, cells, rounds, everywhere=everywhere, fine_steps=fine_steps)
+        if found is None or is_all:
+            return more
+        return Followed(*(values.index_copy(0, index, new) for values, new in zip(found, more, strict=True)))
+    return found if found is not None else _in_rounds(kernels, look, turns, cells, rounds)
+
+
+def _look(kernels: Matrices, basis: Tensor, cells: _Cells) -> _Look:
+    """Read the kernels, and find the best frequency of the grid in each cell."""
+    image = _images(kernels.times(basis), cells)
     scale = image.abs().amax((1, 2, 3), keepdim=True) + torch.finfo(image.dtype).tiny
-    basis, image, width = bases, image / scale, cells.spacing / 2
-    at, u, z = _on_grid(basis, image, cells)
+    image = image / scale
+    return _Look(basis, image, scale, *_on_grid(image, cells))
+
+
+def _one_product(kernels: Matrices, look: _Look, turns: Tensor, cells: _Cells) -> Followed:
+    """Improve the best cells by one product with the kernels, which is enough if that gains little."""
+    basis, image, scale, at, vectors, sigma = look
+    chosen, width = _chosen(sigma, turns), cells.spacing / 2
+    _, z = _combined(_picked(vectors, chosen), basis, image)
+    here, _ = _climb(_picked(at, chosen), z, width, cells)
+    _, z = _at(here, basis, image, cells)
+    here, before = _climb(here, z, width, cells)
+    # The gradient is as exact as the frequency.
+    best = before.argmax(1, keepdim=True)
+    _, finest = _at(_picked(here, best), basis, image, cells)
+    found = *_climb(_picked(here, best), finest, width / _FINER, cells), finest
+    here, before, z = (_put(old, best, new) for old, new in zip((here, before, z), found, strict=True))
+    x = _right(z, here, cells)
+    left = kernels.times_transposed(torch.cat([x.real, x.imag], 1)) / scale[..., 0]
+    left = torch.unflatten(left, 1, (2, -1)).transpose(1, 2)  # (kernels, cells, 2, outputs)
+    lengths = torch.linalg.vector_norm(left, dim=(2, 3))
+    top, best = lengths.max(1, keepdim=True)
+    left = left / torch.where(lengths == 0, 1, lengths)[..., None, None]
+    u = torch.view_as_real(_left(vectors, basis)[0]).transpose(2, 3)
+    new = _next_basis(_put(u, chosen, left), _put(sigma, chosen, lengths), basis)
+    right = torch.view_as_real(_picked(x, best)[:, 0]).mT
+    gain = 1 - before.amax(1) / top[:, 0]
+    return Followed(top[:, 0] * scale[:, 0, 0, 0], _picked(left, best)[:, 0], right, gain, new)
+
+
+def _in_rounds(  # noqa: PLR0913  # what was seen, and how thoroughly to go on
+    kernels: Matrices,
+    look: _Look,
+    turns: Tensor,
+    cells: _Cells,
+    rounds: int,
+    *,
+    everywhere: bool = False,
+    fine_steps: int = 2,
+) -> Followed:
+    """Improve cells by rounds, each of which reads the kernels twice."""
+    bases, image, scale, at, vectors, _ = look
+    basis, width = bases, cells.spacing / 2
+    u, z = _combined(vectors, basis, image)
     at, sigma = _climb(at, z, width, cells)
     before = sigma.amax(1)
-    is_large = kernels[0].numel() > _LARGE
+    is_large = math.prod(kernels.shape[1:]) > SMALL_ENTRIES
     for index in range(rounds):
         best = sigma.argsort(1, descending=True)
-        chosen = best if everywhere or best.shape[1] <= _BEST + _IN_TURN else _chosen(best, turns + index)
+        chosen = best if everywhere else _chosen(sigma, turns + index)
         if bases.shape[1] < kernels.shape[1]:  # otherwise the basis spans everything
             here = _picked(at, chosen)
-            rows = _applied(kernels, _response(_picked(z, chosen), here, cells), here, cells)
+            x = _right(_picked(z, chosen), here, cells)
+            rows = unit_rows(kernels.times_transposed(torch.cat([x.real, x.imag], 1)))
             rows = orthonormal(rows, basis)
-            more = _images(rows @ kernels, cells) / scale
+            more = _images(kernels.times(rows), cells) / scale
             basis, image = torch.cat([basis, rows], 1), torch.cat([image, more], 1)
         # New directions in the basis may also serve the other cells.
         again = best if everywhere or (index + 1 == rounds and not is_large) else chosen
@@ -151,18 +241,22 @@ def follow_convolutions(  # noqa: PLR0913  # what is followed, from where, and h
         if index:
             _, finest = _at(best, basis, image, cells)
         best, _ = _climb(best, finest, width / (_FINER * 2 ** max(0, index - 1)), cells)
-    v = _response(finest, best, cells)
-    x = _spread(v / (torch.linalg.vector_norm(v, dim=-1, keepdim=True) + _tiny(v)), best, cells)[:, 0]
-    right = torch.view_as_real(x).mT
+    right = torch.view_as_real(_right(finest, best, cells)[:, 0]).mT
     # Once more, for a left vector that is exactly zero where the kernel is.
-    left = right @ kernels.mT / scale[..., 0]
+    left = kernels.times_transposed(right) / scale[..., 0]
     top = torch.linalg.vector_norm(left, dim=(1, 2))
     divisor = torch.where(top == 0, 1, top)
-    new = orthonormal(torch.view_as_real(_picked(u, order)).transpose(2, 3).flatten(1, 2))[:, : bases.shape[1]]
+    new = _next_basis(torch.view_as_real(u).transpose(2, 3), sigma, bases)
     # A basis that spans everything stays.
     usable = (top > 0) & (bases.shape[1] < kernels.shape[1]) & new.isfinite().all(-1).all(-1)
     new = torch.where(usable[:, None, None], new, bases)
-    return top * scale[:, 0, 0, 0], left / divisor[:, None, None], right, 1 - before / divisor, new
+    return Followed(top * scale[:, 0, 0, 0], left / divisor[:, None, None], right, 1 - before / divisor, new)
+
+
+def _next_basis(u: Tensor, sigma: Tensor, basis: Tensor) -> Tensor:
+    """Return a basis of the left vectors u of all cells, those with the largest sigma first."""
+    ordered = _picked(u, sigma.argsort(1, descending=True))
+    return orthonormal(ordered.flatten(1, 2))[:, : basis.shape[1]]
 
 
 def _images(rows: Tensor, cells: _Cells) -> Tensor:
@@ -170,8 +264,8 @@ def _images(rows: Tensor, cells: _Cells) -> Tensor:
     return torch.unflatten(rows, -1, (-1, len(cells.positions)))
 
 
-def _on_grid(basis: Tensor, image: Tensor, cells: _Cells) -> tuple[Tensor, Tensor, Tensor]:
-    """Return for each cell the best frequency of the grid, with its left vector u, and that one's image."""
+def _on_grid(image: Tensor, cells: _Cells) -> tuple[Tensor, Tensor, Tensor]:
+    """Return for each cell the best frequency of the grid, its left vector as `_combined` takes it, and sigma."""
     count, points = cells.points.shape[:2]
     gram = _grams(image, cells)  # (kernels, frequencies, 2 * vectors, 2 * vectors)
     # A few powers are enough for a choice, and powers of vectors cost little.
@@ -179,13 +273,14 @@ def _on_grid(basis: Tensor, image: Tensor, cells: _Cells) -> tuple[Tensor, Tenso
     vectors = gram.take_along_dim(diagonal.argmax(-1)[..., None, None], -2)[..., 0, :]
     for _ in range(_POWERS):
         vectors = vectors / (torch.linalg.vector_norm(vectors, dim=-1, keepdim=True) + _tiny(vectors))
-        # On a CPU, this is faster for many small matrices times one vector each.
-        vectors = (gram * vectors[..., None, :]).sum(-1)
+        # As rows, because on a CPU products of many small matrices with columns are slow.
+        vectors = (vectors[..., None, :] @ gram)[..., 0, :]
     values = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     vectors = (vectors / (values + _tiny(vectors))).view(len(image), count, points, -1)
-    best = values.view(len(image), count, points).argmax(2)[:, :, None, None]
+    squares, best = values.view(len(image), count, points).max(2)
+    best = best[:, :, None, None]
     at = cells.points.expand(len(image), -1, -1, -1).take_along_dim(best, 2)[:, :, 0]
-    return at, *_combined(vectors.take_along_dim(best, 2)[:, :, 0], basis, image)
+    return at, vectors.take_along_dim(best, 2)[:, :, 0], squares.sqrt()
 
 
 def _grams(image: Tensor, cells: _Cells) -> Tensor:
@@ -229,7 +324,7 @@ def _as_real(real: Tensor, imaginary: Tensor) -> Tensor:
 
 
 def _combined(vectors: Tensor, basis: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-    """Return u = q U and its image, divided by the length of u, which differs from 1 if rounding affects a row.
+    """Return u = q U and its image, divided by the length of u.
 
     Args:
         vectors: The real and then the imaginary parts of the conjugate of q, shape (kernels, cells, 2 * vectors).
@@ -237,11 +332,21 @@ def _combined(vectors: Tensor, basis: Tensor, image: Tensor) -> tuple[Tensor, Te
         image: The image of U.
 
     """
-    parts = torch.cat(vectors.chunk(2, -1), 1)
-    u, z = (torch.complex(*(parts @ rows).chunk(2, 1)).conj_physical() for rows in (basis, image.flatten(2)))
+    u, length = _left(vectors, basis)
+    return u, torch.unflatten(_combination(vectors, image.flatten(2)) / length, -1, image.shape[2:])
+
+
+def _left(vectors: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """Return u = q U divided by its length, which differs from 1 if rounding affects a row, and that length."""
+    u = _combination(vectors, basis)
     length = torch.linalg.vector_norm(u, dim=-1, keepdim=True)
     length = torch.where(length == 0, 1, length)
-    return u / length, torch.unflatten(z / length, -1, image.shape[2:])
+    return u / length, length
+
+
+def _combination(vectors: Tensor, rows: Tensor) -> Tensor:
+    parts = torch.cat(vectors.chunk(2, -1), 1)
+    return torch.complex(*(parts @ rows).chunk(2, 1)).conj_physical()
 
 
 def _climb(at: Tensor, z: Tensor, width: Tensor, cells: _Cells) -> tuple[Tensor, Tensor]:
@@ -266,17 +371,14 @@ def _climb(at: Tensor, z: Tensor, width: Tensor, cells: _Cells) -> tuple[Tensor,
     return at + offsets[best], lengths.take_along_dim(best[..., None], 2)[..., 0]
 
 
-def _response(z: Tensor, at: Tensor, cells: _Cells) -> Tensor:
-    """Return K(at)^H u of a u with image z, shape (..., inputs * phases)."""
+def _right(z: Tensor, at: Tensor, cells: _Cells) -> Tensor:
+    """Return, for a u with image z, K(at)^H u over its norm, times the waves: what multiplies the kernel as a matrix.
+
+    Shape (..., inputs * taps).
+    """
     products = z * _waves(at, cells)[..., None, :]
-    return products.sum(-1) if cells.phases.shape[1] == 1 else (products @ cells.phases.to(z.dtype)).flatten(-2)
-
-
-def _applied(kernels: Tensor, v: Tensor, at: Tensor, cells: _Cells) -> Tensor:
-    """Return real and imaginary parts of K(at) v over their norms, shape (kernels, 2 * vectors, outputs)."""
-    v = v / (torch.linalg.vector_norm(v, dim=-1, keepdim=True) + _tiny(v))
-    x = _spread(v, at, cells)
-    return unit_rows(torch.cat([x.real, x.imag], 1) @ kernels.mT)
+    v = products.sum(-1) if cells.phases.shape[1] == 1 else (products @ cells.phases.to(z.dtype)).flatten(-2)
+    return _spread(v / (torch.linalg.vector_norm(v, dim=-1, keepdim=True) + _tiny(v)), at, cells)
 
 
 def _spread(v: Tensor, at: Tensor, cells: _Cells) -> Tensor:
@@ -292,8 +394,11 @@ def _waves(at: Tensor, cells: _Cells) -> Tensor:
     return torch.polar(torch.ones_like(angles), -angles)
 
 
-def _chosen(best: Tensor, turns: Tensor) -> Tensor:
+def _chosen(sigma: Tensor, turns: Tensor) -> Tensor:
     """Return the best cells, and some of the others in turn."""
+    best = sigma.argsort(1, descending=True)
+    if best.shape[1] <= _BEST + _IN_TURN:
+        return best
     others = best[:, _BEST:].sort(1)[0]
     places = (turns[:, None] * _IN_TURN + torch.arange(_IN_TURN, device=best.device)) % others.shape[1]
     return torch.cat([best[:, :_BEST], others.gather(1, places)], 1)

@@ -15,6 +15,7 @@ costs little more, because the weights are read as often: five times in all.
 import torch
 from torch import Tensor
 
+from lightning_reg.functional.spectral.batches import Matrices
 from lightning_reg.functional.spectral.subspaces import leading_subspace, leading_vectors, orthonormal, unit_rows
 
 BLOCK = 8
@@ -22,12 +23,12 @@ ROUNDS = 2
 
 
 def follow_matrices(
-    matrices: Tensor, bases: Tensor, rounds: int = ROUNDS
+    matrices: Matrices, bases: Tensor, rounds: int = ROUNDS
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Take one step; nothing waits for the device.
 
     Args:
-        matrices: Shape (matrices, rows, columns), rows <= columns for the least work.
+        matrices: Of shape (matrices, rows, columns), rows <= columns for the least work.
         bases: Bases returned by the last step, shape (matrices, vectors, rows).
         rounds: Products with each matrix and with its transpose, after the first one.
 
@@ -37,19 +38,19 @@ def follow_matrices(
         the new bases. Of a zero matrix sigma, u and v are zero, of one that is not finite NaN, and the bases stay.
 
     """
-    basis, image = bases, bases @ matrices
+    basis, image = bases, matrices.times(bases)
     scale = image.abs().amax((-2, -1), keepdim=True) + torch.finfo(image.dtype).tiny
     image = image / scale
     for _ in range(rounds):
         newest = image[:, -bases.shape[1] :]
-        rows = orthonormal(newest @ matrices.mT, basis)
-        basis, image = torch.cat([basis, rows], 1), torch.cat([image, rows @ matrices / scale], 1)
+        rows = orthonormal(matrices.times_transposed(newest), basis)
+        basis, image = torch.cat([basis, rows], 1), torch.cat([image, matrices.times(rows) / scale], 1)
     gram = (image @ image.mT).double()
     _, v = _best(gram, basis, image)
     known = gram.shape[-1] - bases.shape[1]
     before, _ = _best(gram[:, :known, :known], basis[:, :known], image[:, :known])
     # Once more, for a left vector that is exactly zero where the matrix is.
-    u = (v[:, None] @ matrices.mT / scale)[:, 0]
+    u = (matrices.times_transposed(v[:, None]) / scale)[:, 0]
     sigma = torch.linalg.vector_norm(u, dim=-1)
     divisor = torch.where(sigma == 0, 1, sigma)
     coordinates = leading_subspace(gram, bases.shape[1]).to(basis.dtype)

@@ -20,6 +20,8 @@ def wide(weight: Tensor) -> Tensor:
 
 def _has_inexact_products() -> bool:
     """Tell whether products of float32 tensors run in a lower precision on some device."""
+    if torch.compiler.is_compiling():  # It cannot trace these settings.
+        return bool(torch.compiler.disable(_has_inexact_products)())  # type: ignore[no-untyped-call]  # torch's
     # Not `torch.get_float32_matmul_precision`: it warns in torch 2.9, and raises once the user has set one of these.
     backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]  # made at import
     return any(backend.fp32_precision not in {"none", "ieee"} for backend in backends)

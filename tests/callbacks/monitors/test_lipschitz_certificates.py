@@ -152,15 +152,16 @@ class Critic(nn.Module):
         return (torch.tanh(self.body(x)) * self.embed(label)).sum(1, keepdim=True)
 
 
+class Conditional(Classifier):
+    def __init__(self):
+        super().__init__()
+        self.network = Critic()
+
+    def training_step(self, batch, batch_idx):
+        return self.network(*batch).mean()
+
+
 def test_a_conditional_critic_is_bounded_with_its_labels_held_fixed(trainer_of, tmp_path):
-    class Conditional(Classifier):
-        def __init__(self):
-            super().__init__()
-            self.network = Critic()
-
-        def training_step(self, batch, batch_idx):
-            return self.network(*batch).mean()
-
     module, batch = Conditional(), data(4)
     monitor = LipschitzMonitor(target="network", input_transform=tuple)
     trainer = trainer_of(monitor, logger=TensorBoardLogger(tmp_path), max_epochs=1)
@@ -175,3 +176,17 @@ def test_a_conditional_critic_is_bounded_with_its_labels_held_fixed(trainer_of, 
     assert lower == pytest.approx(max(norms), rel=1e-4)
     assert upper == pytest.approx(lipschitz_bound(module.network, (inputs, labels)).value, rel=1e-6)
     assert lower <= upper < math.inf
+
+
+def test_a_conditional_critic_is_bounded_for_labels_that_no_batch_has(trainer_of, tmp_path):
+    module = Conditional()
+    module.network.embed = nn.Embedding(7, 6)
+    with torch.no_grad():
+        module.network.embed.weight[6] = 50
+    monitor = LipschitzMonitor(target="network", input_transform=tuple, all_labels=True)
+    trainer = trainer_of(monitor, logger=TensorBoardLogger(tmp_path), max_epochs=1)
+    trainer.fit(module, DataLoader(data(4), batch_size=4))
+    norm = np.linalg.norm(module.network.body.weight.detach().numpy(), 2)
+    # The sum of six products with a number of 50.
+    expected = norm * 50 * math.sqrt(6)
+    assert trainer.callback_metrics["reg/lipschitz_upper"].item() == pytest.approx(expected, rel=1e-4)

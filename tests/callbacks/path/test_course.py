@@ -1,16 +1,20 @@
 """A path has its course: strengths in order, an end of its own, the choice in the module, and nothing left behind."""
 
 import math
+import re
 import statistics
 
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import callbacks as of_lightning
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
 from lightning_reg import L1Penalty, L2Penalty, RegularizationPath
 from tests.callbacks.penalties.test_resume import ResumableLoader
+from tests.event_files import scalars
 from tests.models import Regressor, Untrainable, loader, weights_of
 from tests.reference import assert_same_weights
 
@@ -148,6 +152,73 @@ def test_epochs_without_validation_are_refused_with_a_monitor(trainer_of, epochs
         trainer.fit(Untrainable(), loader(), loader(count=12))
 
 
+def test_validation_that_is_not_at_the_end_of_an_epoch_is_refused(trainer_of):
+    trainer = trainer_of(path_of(monitor="val/loss"), max_epochs=-1, val_check_interval=3)
+
+    with pytest.raises(MisconfigurationException, match="`val_check_interval` must divide the 7 batches"):
+        trainer.fit(Untrainable(), loader(), loader(count=12))
+
+
+def test_a_stream_has_no_number_of_steps(trainer_of):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            yield from loader()
+
+    trainer = trainer_of(path_of(), max_epochs=-1, max_steps=1000)
+
+    with pytest.raises(MisconfigurationException, match="`max_steps` must be -1, for 3 strengths x 2 epochs, got 1000"):
+        trainer.fit(Untrainable(), torch.utils.data.DataLoader(Stream(), batch_size=None))
+
+
+@pytest.mark.parametrize("strengths", [[0.1], 5])
+def test_frozen_weights_have_no_path(trainer_of, strengths):
+    module = Untrainable()
+    module.network.encoder.requires_grad_(requires_grad=False)
+    penalty = L1Penalty(0.1, select="network.encoder.weight", mode="proximal")
+
+    with pytest.raises(MisconfigurationException, match="no optimizer trains any that L1Penalty"):
+        trainer_of(path_of(penalty, strengths=strengths), max_epochs=-1).fit(module, loader())
+
+
+AVERAGES = {"EMAWeightAveraging": {}, "StochasticWeightAveraging": {"swa_lrs": 0.1}}
+
+
+# Exponential averages are there since Lightning 2.6.
+@pytest.mark.parametrize("name", [name for name in AVERAGES if hasattr(of_lightning, name)])
+def test_an_average_over_all_strengths_is_refused(trainer_of, name):
+    average = getattr(of_lightning, name)(**AVERAGES[name])
+
+    with pytest.raises(MisconfigurationException, match=f"{name} would average the weights of all strengths"):
+        trainer_of(path_of(), average, max_epochs=100).fit(Untrainable(), loader())
+
+
+@pytest.mark.parametrize(
+    ("strengths", "told"),
+    [
+        ([0.3, 0.1, 0.03], "l1 0.3 to 0.03"),
+        ([0.1], "l1 0.1"),
+        (3, r"l1 \(searching the largest strength\)"),
+    ],
+    ids=["given", "one", "searched"],
+)
+def test_the_plan_tells_the_strengths_of_the_path(trainer_of, caplog, strengths, told):
+    with caplog.at_level("INFO"), pytest.raises(AssertionError, match="a training step has run"):
+        trainer_of(path_of(strengths=strengths), max_epochs=-1).fit(Untrainable(), loader())
+
+    assert re.search(rf"7 x 5 +{told}\n", caplog.text)
+    assert "L1Penalty(select=None, mode='proximal', schedule=None)" in caplog.text
+
+
+def test_no_chart_shows_the_strength_that_holds_weights_at_zero(trainer_of, tmp_path):
+    logger = TensorBoardLogger(tmp_path, name="", version="")
+
+    trainer_of(path_of(strengths=2), max_epochs=-1, logger=logger).fit(Convex(), loader())
+
+    logged = scalars(tmp_path)
+    assert max(logged["reg/penalty/l1"].values()) < 10
+    assert max(logged["reg/path/strength"].values()) < 10
+
+
 def test_the_penalty_of_a_path_is_not_in_the_trainer_too(trainer_of):
     penalty = L1Penalty(0.1, mode="proximal")
 
@@ -211,6 +282,49 @@ def test_bad_arguments_are_refused_at_once(make, told):
 def test_a_monitor_that_nobody_logs_is_refused(trainer_of):
     with pytest.raises(MisconfigurationException, match=r"`monitor` must be a value that the module logs.*train/loss"):
         trainer_of(path_of(monitor="val/los", epochs=1), max_epochs=-1).fit(Regressor(), loader())
+
+
+class Logging(Regressor):
+    """Has a score for each epoch, which it logs in one of its methods; it validates in any case."""
+
+    def __init__(self, scores, method):
+        super().__init__(adam)
+        self.scores, self.method = scores, method
+
+    def tell(self, method):
+        if method == self.method and (score := self.scores[self.trainer.current_epoch]) is not None:
+            self.log("score", float(score), on_step=False, on_epoch=True)
+
+    def training_step(self, batch, batch_idx):
+        self.tell("training_step")
+        return self.loss(batch)
+
+    def validation_step(self, batch, batch_idx):
+        self.tell("validation_step")
+
+    def on_validation_epoch_end(self):
+        self.tell("on_validation_epoch_end")
+
+    def on_train_epoch_end(self):
+        self.tell("on_train_epoch_end")
+
+
+@pytest.mark.parametrize("method", ["training_step", "validation_step", "on_validation_epoch_end"])
+def test_a_score_is_of_the_last_epoch_of_its_strength_wherever_it_is_logged(trainer_of, method):
+    path = path_of(monitor="score")
+
+    trainer_of(path, max_epochs=-1).fit(Logging([9, 3, 8, 1, 7, 2], method), loader(), loader(count=12))
+
+    assert path.result.scores == (3, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("scores", "method"),
+    [([9, 3, 8, None], "validation_step"), ([9, 3, 8, None], "training_step"), ([9, 3, 8, 1], "on_train_epoch_end")],
+)
+def test_a_score_of_an_earlier_epoch_is_refused(trainer_of, scores, method):
+    with pytest.raises(MisconfigurationException, match="`monitor` must be a value that the module logs in every"):
+        trainer_of(path_of(monitor="score"), max_epochs=-1).fit(Logging(scores, method), loader(), loader(count=12))
 
 
 CHECKPOINTS = {

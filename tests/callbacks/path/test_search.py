@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
+from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 
 from lightning_reg import L1Penalty, RegularizationPath
@@ -119,21 +120,26 @@ def test_all_layers_of_a_deep_network_are_refused_downwards(trainer_of):
         trainer.fit(Regression(network=deep()), range(3))
 
 
-def test_upwards_a_deep_network_begins_as_it_was(trainer_of):
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.Adagrad])
+def test_upwards_a_deep_network_begins_as_it_was(trainer_of, optimizer):
     class Watched(Regression):
         def on_train_epoch_start(self):
             if self.trainer.callbacks[0].penalty.strength < 1:  # the search is over
                 self.seen = getattr(self, "seen", None) or [p.detach().clone() for p in self.parameters()]
 
-    path = path_of(l1(), strengths=5, epochs=10, direction="up", smallest=1e-2)
-    module = Watched(partial(torch.optim.Adam, lr=0.01), deep())
+    path = path_of(l1(), strengths=4, epochs=5, direction="up", smallest=1e-2)
+    module = Watched(partial(optimizer, lr=0.01), deep())
     start = [parameter.detach().clone() for parameter in module.parameters()]
 
     trainer_of(path, max_epochs=-1).fit(module, range(10))
 
     assert all(map(torch.equal, module.seen, start))
     assert list(path.result.strengths) == sorted(path.result.strengths)
-    assert path.result.nonzeros[0] > path.result.nonzeros[-1]
+    # So do its optimizers: the strengths alone lead to the same weights.
+    alone = path_of(l1(), strengths=path.result.strengths, epochs=5, direction="up")
+    trainer_of(alone, max_epochs=-1).fit(Regression(partial(optimizer, lr=0.01), deep()), range(10))
+    for index in range(4):
+        torch.testing.assert_close(path.result.weights(index), alone.result.weights(index), rtol=0, atol=0)
 
 
 def test_a_search_that_does_not_settle_says_so(trainer_of, monkeypatch):
@@ -155,6 +161,15 @@ def test_noise_of_small_batches_ends_the_search(trainer_of):
 
     assert path.result.strengths[0] == pytest.approx(LARGEST, rel=0.5)
     assert trainer.current_epoch < 200
+
+
+def test_steps_that_fp16_skips_do_not_count_as_the_first(trainer_of):
+    # All layers of a deep network: refused, because the gradient of the first real step is known.
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30, growth_interval=1000)
+    trainer = trainer_of(path_of(l1()), max_epochs=-1, plugins=MixedPrecision("16-mixed", "cpu", scaler))
+
+    with pytest.raises(MisconfigurationException, match="resting place"):
+        trainer.fit(Regression(network=deep(), dtype=torch.float32), range(30))
 
 
 def test_half_precision_has_a_strength_that_holds_weights_at_zero(trainer_of):

@@ -1,6 +1,5 @@
 """The path of a linear model is scikit-learn's: the largest strength, the zeros at each strength, the coefficients."""
 
-import warnings
 from functools import partial
 
 import numpy as np
@@ -38,14 +37,13 @@ def multi_task(alphas):
 def logistic(alphas):
     found = []
     for alpha in alphas:
-        model = LogisticRegression(C=1 / (alpha * len(CELLS)), l1_ratio=1, solver="saga", tol=1e-9, max_iter=100_000)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # older versions also want `penalty`
-            found.append(model.set_params(**WITH_L1).fit(CELLS, IS_BENIGN).coef_)
+        model = LogisticRegression(C=1 / (alpha * len(CELLS)), solver="saga", tol=1e-9, max_iter=100_000)
+        found.append(model.set_params(**WITH_L1).fit(CELLS, IS_BENIGN).coef_)
     return np.stack(found)
 
 
-WITH_L1 = {"penalty": "l1"} if LogisticRegression().penalty == "l2" else {}
+# Versions before 1.8 say it in another way.
+WITH_L1 = {"penalty": "l1"} if LogisticRegression().penalty == "l2" else {"l1_ratio": 1}
 
 # Of each problem: penalty, inputs, targets, loss, the largest strength in closed form, and scikit-learn's path.
 PROBLEMS = {

@@ -126,6 +126,54 @@ def test_hundreds_of_singular_values_at_the_bound_stay_below_it(rate, is_tall, t
     assert torch.linalg.svdvals(layer.weight.detach())[200] > 0.8  # rescaling would shrink all
 
 
+class Rising(Plain):
+    """Pushes a large matrix in two random directions, further in each step: at first slowly."""
+
+    def training_step(self, batch, batch_idx):
+        generator = torch.Generator().manual_seed(5)
+        left, right = (torch.randn(2, size, generator=generator) for size in self.network.weight.shape)
+        push = left.mT @ right / (left.norm() * right.norm())
+        return -(push * self.network.weight).sum() * 1e-3 * 1.3 ** min(self.global_step, 30)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.network.parameters(), lr=1.0)
+
+
+@pytest.mark.parametrize("shape", [(270, 300), (300, 270)])
+def test_a_large_matrix_that_is_slow_at_first_is_stopped_at_the_bound(shape, trainer_of):
+    layer = nn.Linear(*shape, bias=False)
+    start = layer.weight.detach().clone()
+    norms = EachStep(lambda module: spectral(module.network.weight))
+    slow = EachStep(lambda module: module.network.weight.detach().clone())
+
+    trainer_of(SpectralConstraint(1.5), norms, slow, max_epochs=1).fit(Rising(layer))
+
+    assert max(norms.results) <= 1.5 * (1 + 1e-4)
+    assert max(norms.results[-5:]) > 1.4
+    # Weights inside are left to the optimizer.
+    first = start + sum(1e-3 * 1.3**step for step in range(10)) * (slow.results[1] - start) / 1e-3
+    torch.testing.assert_close(slow.results[10], first, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+@pytest.mark.parametrize("saved", [3, 12, 22])
+def test_a_resumed_run_of_a_large_matrix_is_the_uninterrupted_one_bit_for_bit(saved, trainer_of, tmp_path):
+    class Save(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            if trainer.global_step == saved:
+                trainer.save_checkpoint(tmp_path / "middle.ckpt")
+
+    def module(seed):
+        torch.manual_seed(seed)
+        return Rising(nn.Linear(300, 270, bias=False))
+
+    whole, resumed = module(0), module(1)
+    trainer_of(SpectralConstraint(1.5), Save(), max_epochs=1).fit(whole)
+    trainer_of(SpectralConstraint(1.5), max_epochs=1).fit(resumed, ckpt_path=tmp_path / "middle.ckpt")
+
+    torch.testing.assert_close(weights_of(resumed), weights_of(whole), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("lr", [0.1, 0.01])
 def test_convolutions_of_many_channels_stay_below_the_bound_at_every_step(lr, trainer_of):
     # So many that no certified bound is computed as long as the estimate is well below.

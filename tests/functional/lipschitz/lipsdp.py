@@ -8,6 +8,7 @@ arXiv:1906.04893: the smallest L for which a diagonal multiplier T >= 0 makes th
 import itertools
 
 import numpy as np
+import scipy.optimize
 
 WIDTHS = (5, 8, 6, 3)
 # Output of `solve`, with cvxpy 1.9.3 and Clarabel.
@@ -47,6 +48,34 @@ def solve():
     problem = cvxpy.Problem(cvxpy.Minimize(square), [(matrix + matrix.T) / 2 << 0])
     problem.solve(solver=cvxpy.CLARABEL)
     return float(np.sqrt(square.value))
+
+
+def by_search(first, last, low, high):
+    """Return the bound of two matrices, with slopes from `low` to `high` of the units between, without a solver.
+
+    For multipliers T of the units F that are not linear, the least square is the largest eigenvalue of a Schur
+    complement, and the least bound is found by comparing its values.
+    """
+    low, high = np.broadcast_to(low, len(first)), np.broadcast_to(high, len(first))
+    free = high > low
+    units, a, b = first[free], low[free], high[free]
+    through = last[:, ~free] @ (low[~free, None] * first[~free])
+    out = last[:, free]
+
+    def square(logarithms):
+        t = np.exp(logarithms)
+        among = np.diag(t) - out.T @ out
+        if np.linalg.eigvalsh(among)[0] <= 1e-9:
+            return np.inf
+        across = -units.T @ np.diag(t * (a + b) / 2) - through.T @ out
+        own = units.T @ np.diag(t * a * b) @ units - through.T @ through
+        return np.linalg.eigvalsh(across @ np.linalg.inv(among) @ across.T - own)[-1]
+
+    at = np.full(len(a), np.log(2 * np.linalg.norm(out, 2) ** 2))
+    for _ in range(4):  # it may stop early
+        options = {"maxiter": 4000, "maxfev": 4000, "xatol": 1e-9, "fatol": 1e-12}
+        at = scipy.optimize.minimize(square, at, method="Nelder-Mead", options=options).x
+    return np.sqrt(square(at))
 
 
 if __name__ == "__main__":

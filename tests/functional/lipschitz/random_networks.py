@@ -261,6 +261,7 @@ BY_RANK = {
             )
         ),
         "gru": layer(lambda x: Outputs(nn.GRU(x.shape[2], 3))),
+        "lstm": layer(lambda x: Outputs(nn.LSTM(x.shape[2], 2, batch_first=True))),
     },
     IMAGES: {
         "convolution": layer(lambda x: nn.Conv2d(x.shape[1], 2, 3, stride=2, padding=1)),
@@ -295,7 +296,7 @@ BY_RANK = {
     },
 }
 # Parts without a bound, unless one before them bounds how large their input gets.
-WITHOUT = {"product", "square", "gru", "squeeze and excitation", "gMLP unit"}
+WITHOUT = {"product", "square", "squeeze and excitation", "gMLP unit"}
 BOUNDED = {
     *("clamp", "tanh", "sigmoid", "softmax", "layer norm", "rms norm", "group norm", "mixer"),
     *("rms norm by hand", "layer norm by hand", "clipped rows"),

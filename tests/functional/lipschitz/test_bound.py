@@ -16,6 +16,7 @@ from lightning_reg.functional import LipschitzReport, jacobian_norm, lipschitz_b
 from lightning_reg.functional.lipschitz.chain import Chain
 from lightning_reg.functional.lipschitz.rounding import norm_upwards, times
 from tests.functional.lipschitz import lipsdp
+from tests.functional.lipschitz.calls import Calls
 from tests.functional.lipschitz.jacobians import largest_jacobian, searched_ratio
 from tests.lipschitz_zoo import ZOO, member
 
@@ -137,7 +138,7 @@ def eclipse_bound(weights):
     chain = Chain(1.0)
     for position, weight in enumerate(weights):
         norm = norm_upwards(weight)
-        following = (chain.activated(1.0) if position else chain).linear(weight, norm)
+        following = (chain.activated(0.0, 1.0) if position else chain).linear(weight, norm)
         chain = following or Chain(times(chain.gain, norm))
     return chain.gain
 
@@ -160,30 +161,66 @@ def test_chains_have_the_published_closed_form_of_eclipse_fast(widths):
     tensors = [torch.tensor(weight) for weight in weights]
     assert eclipse_bound(tensors) == pytest.approx(published_eclipse_fast(weights), rel=1e-7)
 
+
+def network_of(weights, activation):
     network = nn.Sequential()
-    for tensor in tensors:
-        layer = nn.Linear(tensor.shape[1], tensor.shape[0])
-        layer.weight = nn.Parameter(tensor)
-        network.extend([layer, nn.ReLU()])
-    value = lipschitz_bound(network.double(), torch.zeros(2, widths[0], dtype=torch.float64)).value
-    assert value == pytest.approx(published_eclipse_fast(weights), rel=1e-7)
-    assert value <= math.prod(np.linalg.norm(weight, 2) for weight in weights) * (1 + 1e-8)
+    for weight in map(torch.tensor, weights):
+        layer = nn.Linear(weight.shape[1], weight.shape[0])
+        layer.weight = nn.Parameter(weight)
+        network.extend([layer, activation])
+    return network.double()
 
 
-def test_chains_are_between_lipsdp_and_the_product():
+def test_chains_of_many_units_are_bounded_by_the_closed_form_and_these_of_few_are_not_looser():
+    generator = np.random.default_rng(0)
+    for widths in ((3, 140, 2), (5, 8, 6, 3), (30, 4, 30, 4), (4, 1, 5)):
+        weights = [generator.normal(size=shape) for shape in zip(widths[1:], widths[:-1], strict=True)]
+        network = network_of(weights, nn.ReLU())
+        value = lipschitz_bound(network, torch.zeros(2, widths[0], dtype=torch.float64)).value
+        published = published_eclipse_fast(weights)
+        assert value <= published * (1 + 1e-7)
+        assert value == pytest.approx(published, rel=1e-7) or sum(widths[1:-1]) <= 128
+
+
+def test_a_chain_of_few_units_has_the_bound_of_lipsdp():
     weights = lipsdp.weights()
+    value = lipschitz_bound(network_of(weights, nn.ReLU()), torch.zeros(1, 5).double()).value
+    assert lipsdp.LIPSDP * (1 - 1e-8) < value < lipsdp.LIPSDP * (1 + 5e-4)
     product = math.prod(np.linalg.norm(weight, 2) for weight in weights)
-    value = eclipse_bound([torch.tensor(weight) for weight in weights])
-    assert lipsdp.LIPSDP < value < 0.7 * product
+    assert value < eclipse_bound([torch.tensor(weight) for weight in weights]) < 0.7 * product
 
 
-def test_a_slope_below_or_above_one_scales_the_chain():
-    weights = [torch.randn(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(s)) for s in range(2)]
-    for activation, slope in ((nn.Sigmoid(), 0.25), (nn.ELU(3.0), 3.0), (nn.Tanh(), 1.0)):
-        network = nn.Sequential(nn.Linear(6, 6), activation, nn.Linear(6, 6))
-        network[0].weight, network[2].weight = (nn.Parameter(weight) for weight in weights)
-        value = lipschitz_bound(network.double(), torch.zeros(1, 6).double()).value
-        assert value == pytest.approx(slope * published_eclipse_fast([w.numpy() for w in weights]), rel=1e-7)
+@pytest.mark.parametrize(
+    ("activation", "low", "high"),
+    [
+        (nn.ReLU(), 0, 1),
+        (nn.Sigmoid(), 0, 0.25),
+        (nn.ELU(3.0), 0, 3),
+        (nn.LeakyReLU(0.4), 0.4, 1),
+        (nn.PReLU(init=-0.5), -0.5, 1),
+        (nn.GELU(), -0.12891, 1.12891),
+        (Calls(torch.sin), -1, 1),
+    ],
+    ids=repr,
+)
+def test_slopes_of_any_range_count_in_a_chain(activation, low, high):
+    generator = np.random.default_rng(1)
+    first, last = generator.normal(size=(4, 6)), generator.normal(size=(5, 4))
+    network = nn.Sequential(network_of([first], activation), network_of([last], nn.Identity()))
+    value = lipschitz_bound(network.double(), torch.zeros(1, 6).double()).value
+    least = lipsdp.by_search(first, last, low, high)
+    assert least * (1 - 1e-7) < value < least * (1 + 5e-4)
+    assert value < 0.95 * high * np.linalg.norm(first, 2) * np.linalg.norm(last, 2) or low == -1
+
+
+def test_factors_and_consecutive_matrices_belong_to_the_chain():
+    generator = np.random.default_rng(2)
+    first, second, last = generator.normal(size=(7, 6)), generator.normal(size=(3, 7)), generator.normal(size=(5, 3))
+    one, two, three = (torch.tensor(weight) for weight in (first, second, last))
+    network = Calls(lambda x: (-0.5 * (2 * (x @ one.mT) @ two.mT).relu()) @ three.mT * 3)
+    value = lipschitz_bound(network, torch.zeros(1, 6).double()).value
+    least = 3 * lipsdp.by_search(second @ first, last, 0, 1)
+    assert least * (1 - 1e-7) < value < least * (1 + 5e-4)
 
 
 def snapshot(network):

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from lightning_reg.functional import lipschitz_bound
+from tests.functional.lipschitz import lipsdp
 from tests.functional.lipschitz.calls import Calls
 from tests.functional.lipschitz.jacobians import flat_function, jacobian_norm_at
 
@@ -94,17 +95,30 @@ def test_units_that_stay_on_or_off_are_linear_in_the_chain():
     weight, last = (network[place].weight.detach().numpy() for place in (0, 2))
     with torch.no_grad():
         network[0].bias.copy_(torch.tensor([20.0, 20, -20, 0, 0]) - center[0] @ network[0].weight.mT)
+    expected = lipsdp.by_search(weight, last, np.array([1, 1, 0, 0, 0]), np.array([1, 1, 0, 1, 1]))
+    assert expected < 0.98 * np.linalg.norm(weight, 2) * np.linalg.norm(last, 2)
+    value = lipschitz_bound(network, center, radius=0.2).value
+    assert expected * (1 - 1e-7) < value < expected * (1 + 5e-4)
+
+
+def test_in_large_chains_units_that_stay_on_or_off_are_linear_too():
+    weight = np.random.RandomState(0).normal(size=(130, 5))
+    network, center, _ = drawn(nn.Sequential(nn.Linear(5, 130), nn.ReLU(), nn.Linear(130, 3)), seed=6)
+    last = network[2].weight.detach().numpy()
+    shift = np.repeat([20.0, -20, 0], [60, 60, 10])
+    with torch.no_grad():
+        network[0].weight.copy_(torch.tensor(weight))
+        network[0].bias.copy_(torch.tensor(shift) - center[0] @ network[0].weight.mT)
     norm = np.linalg.norm(weight, 2)
     shape = weight @ weight.T / norm**2
-    fixed, free = slice(0, 3), slice(3, 5)
-    # What is known of the last two units, if the differences of the first three are.
-    inverse = np.linalg.inv(shape[fixed, fixed])
-    given = shape[free, fixed] @ inverse
-    rest = shape[free, free] - given @ shape[fixed, free]
-    after = np.linalg.inv(np.block([[inverse, -given.T], [-given, 2 * np.eye(2) - rest]]))
-    through = last * [1, 1, 0, 1, 1]
+    on, free = np.arange(60), np.arange(120, 130)
+    # The least form over what enters the last ten units, and what has passed the first sixty.
+    inverse = np.linalg.inv(2 * np.eye(10) - shape[np.ix_(free, free)])
+    across = shape[np.ix_(on, free)] @ inverse
+    among = shape[np.ix_(on, on)] + across @ shape[np.ix_(free, on)]
+    after = np.block([[among, across], [across.T, inverse]])
+    through = last[:, np.concatenate([on, free])]
     expected = norm * math.sqrt(np.linalg.norm(through @ after @ through.T, 2))
-    assert expected < norm * np.linalg.norm(last, 2)
     assert lipschitz_bound(network, center, radius=0.2).value == pytest.approx(expected, rel=1e-6)
 
 

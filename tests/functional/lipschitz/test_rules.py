@@ -199,6 +199,8 @@ UNBOUNDED = {
     "where": (lambda x: torch.where(x > 0, x, 0.0), "gt", "discontinuous"),
     "positions": (lambda x: x[:, x.argmax(1)], "argmax", "discontinuous"),
     "quantiles of constants": (lambda x: constant(5).float().quantile(x[0].sigmoid()), "quantile", "depend"),
+    "a size": (lambda x: x * len((x > 0).nonzero()), "trace", "depends on the values"),
+    "ones of a size": (lambda x: x * torch.ones_like(x[x > 0]).sum(), "getitem", "size"),
     "rounded": (lambda x: x.round(), "round", "discontinuous"),
     "unknown": (lambda x: torch.linalg.inv(x), "linalg_inv", "no rule"),
     "variance": (lambda x: x.var(1), "var", "square"),

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_reg.functional.spectral.followed_clipping import are_inside, clip_exactly, clip_followed, clipping_bases
+from lightning_reg.functional.spectral.followed_clipping import (
+    are_inside,
+    certified_shares,
+    clip_exactly,
+    clip_followed,
+    clipping_bases,
+)
 from tests.functional.spectral.test_followed import Reads
 
 
@@ -142,3 +148,25 @@ def test_a_decomposition_gives_the_nearest_matrix_inside_and_reads_no_value():
     assert torch.equal(clip_exactly(matrix, 100.0), matrix)
     matrix[0, 0] = math.nan
     assert torch.equal(clip_exactly(matrix, 1.0).isnan(), matrix.isnan())
+
+
+def test_the_least_share_of_the_bound_within_which_a_norm_is_is_certified():
+    batch = torch.stack([with_values(40, 30, [value, 0.5]) for value in (0.3, 0.52, 0.91, 1.01)])
+
+    assert certified_shares(batch * 7, 7.0, (0.5, 1.0, 0.9)).tolist() == pytest.approx([0.5, 0.9, 1.0, math.inf])
+
+
+@pytest.mark.parametrize("shape", [(12, 3000), (3000, 12)])
+@pytest.mark.parametrize("excess", [1.5, 50.0, 1e4])
+def test_a_rough_decomposition_gives_nearly_the_nearest_matrix_inside(shape, excess):
+    matrix = random(*shape)
+    matrix[3], matrix[:, 5] = 0, 0
+    bound = norm(matrix) / excess
+    clipped = clip_exactly(matrix, bound, is_rough=True)
+
+    np.testing.assert_allclose(clipped, projection(matrix, bound), atol=2e-3 * bound)
+    assert norm(clipped) <= 1.002 * bound
+    assert not clipped[3].any()
+    assert not clipped[:, 5].any()
+    matrix[0, 0] = math.nan
+    assert torch.equal(clip_exactly(matrix, bound, is_rough=True).isnan(), matrix.isnan())

@@ -115,6 +115,18 @@ def test_low_precision_of_products_does_not_reach_the_norm(setting):
     torch.testing.assert_close(bound, expected, rtol=2e-5, atol=0)
 
 
+def test_a_norm_compiles_without_a_warning_in_any_precision_of_products():
+    compiled = torch.compile(lambda matrix: matrix_norm(2 * matrix), backend="eager")
+    matrix = random(4, 3)
+
+    norms = [compiled(matrix)]
+    with low_precision("mkldnn"):
+        norms.append(compiled(matrix))
+
+    for norm in norms:
+        np.testing.assert_allclose(norm, 2 * true_norm(matrix), rtol=1e-6)
+
+
 def test_matrices_with_many_equal_singular_values_have_a_norm():
     # LAPACK's float32 eigenvalues of some such Gram matrices do not converge.
     for size in range(1, 40):

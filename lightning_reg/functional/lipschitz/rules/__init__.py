@@ -10,6 +10,8 @@ import lightning_reg.functional.lipschitz.rules.contractions
 import lightning_reg.functional.lipschitz.rules.extents
 import lightning_reg.functional.lipschitz.rules.forms
 import lightning_reg.functional.lipschitz.rules.fused
+import lightning_reg.functional.lipschitz.rules.gated
+import lightning_reg.functional.lipschitz.rules.labels
 import lightning_reg.functional.lipschitz.rules.layers
 import lightning_reg.functional.lipschitz.rules.lengths
 import lightning_reg.functional.lipschitz.rules.losses
@@ -20,5 +22,6 @@ import lightning_reg.functional.lipschitz.rules.pooling
 import lightning_reg.functional.lipschitz.rules.recurrent
 import lightning_reg.functional.lipschitz.rules.reductions
 import lightning_reg.functional.lipschitz.rules.resizing
+import lightning_reg.functional.lipschitz.rules.sizes
 import lightning_reg.functional.lipschitz.rules.transforms
 import lightning_reg.functional.lipschitz.rules.writes  # noqa: F401  # each registers its rules

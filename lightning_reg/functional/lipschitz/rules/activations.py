@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_reg.functional.lipschitz.rounding import precise
+from lightning_reg.functional.lipschitz.rounding import precise, smaller
 from lightning_reg.functional.lipschitz.rules.registry import (
     EXTENTS,
     TURNS,
@@ -22,7 +22,6 @@ from lightning_reg.functional.lipschitz.value import (
     Slopes,
     Traced,
     constant,
-    smaller,
 )
 
 _MONOTONE = Slopes(0.0, 1.0)

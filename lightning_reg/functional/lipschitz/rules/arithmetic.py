@@ -43,6 +43,8 @@ def common_shape(*tensors: Any) -> torch.Size:
 @for_functions("add sub subtract")
 def _add(op: Operation, input: Any, other: Any, *, alpha: float = 1) -> Bound:
     terms = [(argument, factor) for argument, factor in ((input, 1), (other, alpha)) if isinstance(argument, Traced)]
+    # What depends on labels only is a constant here.
+    terms = [each for each in terms if each[0].bound.value != 0] or terms
     if len(terms) == 1 and abs(terms[0][1]) == 1 and terms[0][0].value.shape == op.output.shape:
         return terms[0][0].bound.shifted()
     return Bound(sum(times(spread(op, argument), abs(factor)) for argument, factor in terms))
@@ -151,7 +153,8 @@ def _masked(op: Operation, input: Traced, mask: Any, value: Any = None) -> Bound
 
 
 def _fixed(condition: Any) -> None:
-    if next(traced_in(condition), None) is not None:
+    # It may depend on labels.
+    if any(each.bound.value != 0 for each in traced_in(condition)):
         msg = "it is discontinuous where its condition, which depends on the input, changes"
         raise NoBoundError(msg)
 

@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_reg.functional.lipschitz.rounding import UPWARDS, precise, times
+from lightning_reg.functional.lipschitz.rounding import UPWARDS, precise, smaller, times
 from lightning_reg.functional.lipschitz.value import (
     Bound,
     Extent,
@@ -41,7 +41,6 @@ from lightning_reg.functional.lipschitz.value import (
     Traced,
     constant,
     largest,
-    smaller,
 )
 
 UNBOUNDED_ROWS = (

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from lightning_reg.functional.lipschitz.budget import cheap_norm, in_time
 from lightning_reg.functional.lipschitz.chain import Chain
-from lightning_reg.functional.lipschitz.rounding import UPWARDS, norm_and_gram, norm_work, precise, times
+from lightning_reg.functional.lipschitz.rounding import UPWARDS, norm_and_gram, norm_work, precise, smaller, times
 from lightning_reg.functional.lipschitz.rules.registry import (
     for_all,
     for_function,
@@ -26,7 +26,6 @@ from lightning_reg.functional.lipschitz.value import (
     Traced,
     constant,
     largest,
-    smaller,
 )
 from lightning_reg.functional.spectral.convolution import Convolution, Sizes, convolution, convolution_of
 from lightning_reg.functional.spectral.frequencies import bound_work, certified_bound, reshaped_bound
@@ -44,12 +43,12 @@ def dense(bound: Bound, weight: Tensor) -> Bound:
 
     def exact() -> tuple[float, Chain | None]:
         norm, gram = norm_and_gram(weight)
-        return norm, (bound.chain or Chain(bound.value)).linear(weight, norm, gram)
+        return norm, (bound.chain or Chain.after(bound.value)).linear(weight, norm, gram)
 
     norm, chain = in_time(exact, lambda: (cheap_norm(weight), None), norm_work(weight), weight.device)
     value = times(bound.value, norm)
     return Bound(
-        value if chain is None else smaller(value, chain.gain),
+        value if chain is None else smaller(value, chain.least),
         chain,
         lambda scale: dense(bound, precise(weight) * scale[:, None]),
         channels=-1,

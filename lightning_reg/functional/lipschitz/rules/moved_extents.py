@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_reg.functional.lipschitz.nested import found
+from lightning_reg.functional.lipschitz.rules.labels import rows_of
 from lightning_reg.functional.lipschitz.rules.registry import EXTENTS, for_all, plain
 from lightning_reg.functional.lipschitz.value import Bound, Extent, Operation, Traced
 
@@ -19,8 +20,9 @@ _MOVES = (
 
 
 def _moved(op: Operation, bound: Bound, input: Any, *rest: Any, **named: Any) -> Extent | None:
-    extent = input.bound.extent if isinstance(input, Traced) else Extent()
-    count = input.value.numel() if isinstance(input, Traced) else 0
+    if not isinstance(input, Traced):
+        return _chosen(op, input, *rest, **named)
+    extent, count = input.bound.extent, input.value.numel()
     if not count or (math.inf == extent.radius and extent.scores is None):
         return Extent(extent.entries)
     places = torch.arange(count, device=input.value.device)
@@ -40,6 +42,14 @@ def _moved(op: Operation, bound: Bound, input: Any, *rest: Any, **named: Any) ->
     # Of how many vectors one has entries, at most.
     vectors = max(_share(each, dim, size) * (each.shape[dim] if each.ndim else 1) for each in outputs)
     return Extent(extent.entries, extent.radius * math.sqrt(vectors), dim, scores)
+
+
+def _chosen(op: Operation, table: Any, *places: Any, **named: Any) -> Extent | None:
+    """Return how large entries of a constant are that other values choose: whole rows, if positions are single rows."""
+    rows = rows_of(table)
+    if rows is None or table.ndim == 1 or len(places) != 1 or not isinstance(places[0], Traced):
+        return rows and Extent(rows.entries)
+    return rows if op.output.shape == (*places[0].value.shape, *table.shape[1:]) else Extent(rows.entries)
 
 
 def _share(numbers: Tensor, dim: int, size: int) -> float:

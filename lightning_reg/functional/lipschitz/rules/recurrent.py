@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lightning_reg.functional.lipschitz.budget import norm_in_time
 from lightning_reg.functional.lipschitz.rounding import UPWARDS, norm_upwards, times
-from lightning_reg.functional.lipschitz.rules.registry import for_modules, without_bound
+from lightning_reg.functional.lipschitz.rules.registry import for_modules
 from lightning_reg.functional.lipschitz.value import Bound, NoBoundError, Operation, Traced, larger, together
 
 # For more steps than this, the norm of K is bounded by the sum of its first column.
@@ -39,6 +39,21 @@ def _repeated(norm: float, steps: int) -> tuple[float, float, float]:
     return norm_upwards(powers[lags.clamp(min=0)] * (lags >= 0)), last, left
 
 
+def steps_of(module: nn.RNNBase, input: Any) -> int:
+    """Return the length of the sequences."""
+    value = input.value if isinstance(input, Traced) else input
+    if not isinstance(value, Tensor):
+        msg = "no rule for packed sequences"
+        raise NoBoundError(msg)
+    is_batch = value.ndim == 3  # noqa: PLR2004  # a sequence alone has two
+    return int(value.shape[1 if is_batch and module.batch_first else 0])
+
+
+def weights_of(module: nn.RNNBase) -> dict[str, Any]:
+    """Return the weights of a layer by name, as `forward` uses them, which has a list of its own."""
+    return dict(zip(module._flat_weights_names, module._flat_weights, strict=True))  # noqa: SLF001  # no public name
+
+
 @for_modules(nn.RNN)
 def _recurrent_layer(op: Operation, input: Any, hx: Any = None) -> Bound:
     bound = _states(op.module, input, input.bound.value if isinstance(input, Traced) else 0.0, hx)
@@ -48,14 +63,7 @@ def _recurrent_layer(op: Operation, input: Any, hx: Any = None) -> Bound:
 
 def _states(module: nn.RNN, input: Any, bound: float, hx: Any) -> float:
     """Return the bound of all outputs, and of the last states of all layers together."""
-    value = input.value if isinstance(input, Traced) else input
-    if not isinstance(value, Tensor):
-        msg = "no rule for packed sequences"
-        raise NoBoundError(msg)
-    # `forward` uses this list, not the attributes.
-    weights: dict[str, Any] = dict(zip(module._flat_weights_names, module._flat_weights, strict=True))  # noqa: SLF001  # no public name
-    is_batch = value.ndim == 3  # noqa: PLR2004  # a sequence alone has two
-    steps = value.shape[1 if is_batch and module.batch_first else 0]
+    steps, weights = steps_of(module, input), weights_of(module)
     # The initial states of all layers and directions are stacked; each is one part.
     start = hx.bound.value if isinstance(hx, Traced) else 0.0
     finals = []
@@ -81,8 +89,3 @@ def _recurrent_cell(op: Operation, input: Any, hx: Any = None) -> Bound:
     ]
     own = norm_in_time(torch.cat([weight for _, weight in terms], dim=1))
     return Bound(times(together(value for value, _ in terms), own), own=own)
-
-
-for_modules(nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell)(
-    without_bound("gates multiply values that depend on the input: the slope of a product has no bound")
-)

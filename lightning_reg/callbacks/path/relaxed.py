@@ -1,0 +1,50 @@
+"""The relaxed solution: the choice of a path trains on without the penalty, and its zeros stay."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import final
+
+from typing_extensions import override
+
+from lightning_reg.callbacks.constraints.zeros import KeptZeros
+from lightning_reg.callbacks.path.points import count_nonzero
+from lightning_reg.callbacks.path.run import PathRun
+from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer.loggers import write_scalars
+from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
+from lightning_reg.selection import Select
+from lightning_reg.tensorboard import tags
+
+
+@final
+class RelaxedZeros(KeptZeros):
+    """Keeps zeros in the last epochs of a path."""
+
+    regularizes = False  # its settings are those of the path
+    survives_averaging = True  # a path refuses averages itself
+
+    def __init__(self, epochs: int, select: str | Sequence[str] | Select | None, acts: Callable[[], bool]) -> None:
+        super().__init__(select=select)
+        self.epochs = epochs
+        self._acts = acts
+
+    @override
+    def timetable(self) -> Callable[[int], float]:
+        return lambda _: float(self._acts())
+
+
+def begin(trainer: Trainer, pl_module: LightningModule, run: PathRun) -> None:
+    """Go back to the choice, with optimizers that begin anew: what they know is of the last strength."""
+    run.snapshots[run.best].start_from(trainer, pl_module)
+    run.snapshots.clear()
+    run.is_relaxed = True
+
+
+def end(trainer: Trainer, run: PathRun) -> None:
+    """Note the score of the relaxed solution."""
+    values = {f"{tags.PATH}/strength": 0.0, f"{tags.PATH}/nonzero": float(count_nonzero(run.names))}
+    if run.scores is not None:
+        run.relaxed_score, _ = run.scores.end_epoch(trainer)
+        if not math.isnan(run.relaxed_score):
+            values[f"{tags.PATH}/relaxed_score"] = run.relaxed_score
+    write_scalars(trainer, values, state.log_step(trainer) - 1)

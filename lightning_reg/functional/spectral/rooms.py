@@ -1,0 +1,90 @@
+r"""How far matrices may still move before they can reach a bound, without a copy of what they were.
+
+With k random rows S whose entries have variance 1 / k, :math:`\|S \Delta\|_F` is about :math:`\|\Delta\|_F`, and
+:math:`\sigma(W + \Delta) \le \sigma(W) + \|\Delta\|_F`. So a matrix known to be inside a bound stays inside for
+as long as its sketch S W, k vectors, moves little: to know it costs one product with few vectors a step.
+
+It is least certain for a change of rank one, whose :math:`\|S \Delta\|_F^2 / \|\Delta\|_F^2` has the distribution
+:math:`\chi^2_k / k`: with k = 8 it is below :math:`8^{-2}` with a probability of 6e-7. S is the same always, and
+weights do not depend on it.
+
+Reference: Woodruff, Sketching as a Tool for Numerical Linear Algebra, 2014, arXiv:1411.4357.
+"""
+
+import math
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_reg.functional.spectral.subspaces import start_basis
+
+_ROWS = 8
+_CERTAIN = 8.0
+# Where matrices leave their room at once, 1, 2, 4, ... steps pass before the next look, at most so many.
+_LONGEST = 16
+
+
+class _Room(NamedTuple):
+    sketch: Tensor  # (matrices, vectors, columns), when the room was known; without vectors while waiting
+    room: Tensor  # (matrices,)
+    waits: Tensor  # (2,): the steps until the next sketch, and the last pause
+
+
+class Rooms:
+    """What room matrices have below a bound, by name. On a CPU alone, where a look waits for nothing."""
+
+    def __init__(self) -> None:
+        self._rooms: dict[str, _Room] = {}
+
+    def is_inside(self, name: str, matrices: Tensor) -> bool:
+        """Tell whether matrices, shape (matrices, rows, columns), have certainly not left the room they had."""
+        known = self._rooms.get(name)
+        if known is None or not known.sketch.numel() or matrices.device.type != "cpu":
+            return False
+        sketch = _sketch(matrices)
+        if sketch.shape != known.sketch.shape:  # a state of other weights
+            return False
+        moved = torch.linalg.vector_norm(sketch - known.sketch, dim=(-2, -1)) * _CERTAIN
+        is_inside = all((moved <= known.room).tolist())  # not if it is NaN
+        if is_inside:
+            self._rooms[name] = known._replace(waits=torch.zeros_like(known.waits))
+        return is_inside
+
+    def note(self, name: str, matrices: Tensor, room: Tensor) -> None:
+        """Note the room that matrices, as in `is_inside`, have now."""
+        if matrices.device.type != "cpu":
+            return
+        known = self._rooms.get(name)
+        left, pause = (0, 0) if known is None else known.waits.tolist()
+        if known is not None and known.sketch.numel():  # they have left it
+            left = pause = min(max(1, 2 * pause), _LONGEST)
+        elif known is not None:
+            left -= 1
+        sketch = _sketch(matrices) if left <= 0 else matrices.new_zeros(len(matrices), 0, matrices.shape[-1])
+        self._rooms[name] = _Room(sketch, room, torch.tensor([left, pause]))
+
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """Return the state for `load`, by name."""
+        return {name: {key: part.clone() for key, part in room._asdict().items()} for name, room in self._rooms.items()}
+
+    def load(self, name: str, state: Mapping[str, Tensor]) -> None:
+        """Continue from an entry of the result of `state`; anything else is no room."""
+        parts = [state.get(key) for key in _Room._fields]
+        sketch, room, waits = (part if isinstance(part, Tensor) else torch.empty(0) for part in parts)
+        count = sketch.shape[:1]
+        if sketch.ndim == 3 and room.shape == count and waits.shape == (2,) and waits.dtype == torch.long:  # noqa: PLR2004
+            self._rooms[name] = _Room(sketch.clone(), room.clone(), waits.clone())
+
+
+def _sketch(matrices: Tensor) -> Tensor:
+    sketch: Tensor = _random_rows(matrices.shape[-2], matrices.dtype, matrices.device) @ matrices
+    return sketch
+
+
+@lru_cache(maxsize=16)
+def _random_rows(entries: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    rows = min(_ROWS, entries)
+    return start_basis(rows, entries, dtype=dtype, device=device) * math.sqrt(entries / rows)
