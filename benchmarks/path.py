@@ -8,7 +8,6 @@ the best strength by validation loss, and once at the weakest. The steps that fi
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -119,10 +118,6 @@ def fit(path: RegularizationPath, module: Linear) -> list[float]:
 
 
 def row(name: str, problem: Problem, optimizer: str, tolerance: float) -> list[str]:
-<<<<<<< HEAD
-    path_of = partial(RegularizationPath, problem.penalty, epochs=20_000, tolerance=tolerance)
-    path = path_of(strengths=STRENGTHS, smallest=SMALLEST, monitor="val/loss")
-=======
     path = RegularizationPath(
         problem.penalty,
         strengths=STRENGTHS,
@@ -131,24 +126,16 @@ def row(name: str, problem: Problem, optimizer: str, tolerance: float) -> list[s
         tolerance=tolerance,
         monitor="val/loss",
     )
->>>>>>> pathspeed
     steps = fit(path, Linear(problem, OPTIMIZERS[optimizer]))
     result = path.result
     if result is None:
         raise RuntimeError("the path has no strength")
     strengths = set(result.strengths)
     search = sum(strength not in strengths for strength in steps)
-<<<<<<< HEAD
-    ones = [
-        len(fit(path_of(strengths=[strength]), Linear(problem, OPTIMIZERS[optimizer])))
-        for strength in (result.strengths[result.best], result.strengths[-1])
-    ]
-=======
     ones = []
     for strength in (result.strengths[result.best], result.strengths[-1]):
         alone = RegularizationPath(problem.penalty, strengths=[strength], epochs=MOST, tolerance=tolerance)
         ones.append(len(fit(alone, Linear(problem, OPTIMIZERS[optimizer]))))
->>>>>>> pathspeed
     shares = [f"{len(steps) / one:.1f}" for one in ones]
     return [
         name,

@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, Trainer
 
 from tests import HAS_TWIN
 from tests.models import Regressor, loader, weights_of
-from tests.sweeps import left_out, left_out_for_the_twin
+from tests.sweeps import left_out, left_out_for_the_twin, named
 
 _FOLDER = Path(__file__).parent
 # No Trainer is in these: `tests/test_structure.py` holds it.
@@ -79,10 +79,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     yield
     # Last, of the tests that -k and -m have left: a case that is asked for by its name is run.
     if not config.option.whole:
-        out |= left_out(items, config.option.seed)
+        asked = named(items, config.args, config.invocation_params.dir)
+        out |= left_out(items, config.option.seed, asked)
         if HAS_TWIN:
             rest = [item for item in items if item not in out]
-            out |= left_out_for_the_twin(rest, config.option.seed, _SHARE_OF_TWIN)
+            out |= left_out_for_the_twin(rest, config.option.seed, _SHARE_OF_TWIN, asked)
     config.hook.pytest_deselected(items=[item for item in items if item in out])
     items[:] = [item for item in items if item not in out]
 

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.sweeps import left_out
+from tests.sweeps import left_out, named
 
 SWEEP = pytest.mark.sweep(share=0.25).mark
 
@@ -41,3 +41,27 @@ def test_a_seed_draws_the_same_cases_again_and_others_draw_others_until_none_is_
 def test_a_case_that_is_asked_for_alone_stays():
     for case in items("first", 80):
         assert not left_out([case], seed=3)
+
+
+@pytest.mark.parametrize(
+    ("argument", "count"),
+    [
+        ("tests/test_x.py::first[7]", 1),
+        ("test_x.py::first", 80),
+        ("tests/test_x.py", 0),
+        ("tests/test_y.py::first", 0),
+        ("tests/test_x.py::fir", 0),
+    ],
+)
+def test_cases_that_the_command_line_names_stay(tmp_path, argument, count):
+    cases = items("first", 80) + items("second", 80)
+    for item in cases:
+        item.path = tmp_path / "tests" / "test_x.py"
+    folder = tmp_path if argument.startswith("tests/") else tmp_path / "tests"
+
+    asked = named(cases, ["-q", argument], folder)
+
+    assert len(asked) == count
+    assert all("first" in item.nodeid for item in asked)
+    assert not asked & left_out(cases, seed=3, named=asked)
+    assert len(left_out(cases, seed=3, named=asked)) == (60 if count == 80 else 119 if count == 1 else 120)

@@ -62,9 +62,10 @@ class LipschitzMonitor(Monitor[Run]):
             epochs are shorter. Lower bounds are computed at logging steps only; 1 means every logging step. With the
             default, both cost less than 2 % of the training time in typical networks.
         samples: Largest number of samples for a lower bound on each rank, >= 1: the first ones of the batch.
-        budget: Largest share of the training time for upper bounds, in [0, 1]; the first five seconds are free. Beyond
-            it, norms of layers are bounded in a cheaper way, equally certain but several times larger. A warning says
-            so, and `reg/lipschitz_cheap_norms` counts them. Default 0.05.
+        budget: Largest share of the training time for upper bounds, in [0, 1]; the first five seconds are free. Norms
+            of layers that would exceed it, by their size and the speed so far, are bounded in a cheaper way, equally
+            certain but several times larger. A warning says so, and `reg/lipschitz_cheap_norms` counts them. Default
+            0.05.
         input_transform: A function from a batch to the target's input, shape (batch, ...), or to a tuple or dict of all
             arguments of its `forward`. Floating-point numbers count as one input; whole numbers, such as labels, are
             held fixed, unless `all_labels`. Default: the first tensor of floating-point numbers in the batch.

@@ -13,7 +13,7 @@ from lightning_reg.callbacks.monitors.lipschitz_target import OfOneTensor, Targe
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.packages import MisconfigurationException, Trainer, is_a, rank_zero_warn
 from lightning_reg.functional.lipschitz.bound import lipschitz_bound
-from lightning_reg.functional.lipschitz.budget import now, within
+from lightning_reg.functional.lipschitz.budget import Speed, now, within
 from lightning_reg.functional.lipschitz.jacobian import jacobian_norm
 from lightning_reg.functional.lipschitz.nested import found
 from lightning_reg.functional.lipschitz.stand_in import stand_in
@@ -61,6 +61,8 @@ class Run:
     start: float = field(default_factory=now)
     spent: float = 0.0
     """Seconds that upper bounds have taken."""
+    speed: Speed = field(default_factory=Speed)
+    """How fast norms are computed, to know in time which would exceed the budget."""
     has_warned_of_budget: bool = False
     certificate: Certificate | None = None
     """The certified accuracy of the current validation."""
@@ -134,9 +136,10 @@ class Run:
     def _upper_bound(self, trainer: Trainer) -> tuple[float, dict[str, float], float]:
         """Return the bound, the bound of each layer, and how many norms of layers exceeded the budget."""
         trained = now() - self.start - self.spent
-        with within(_GRACE + self.budget * trained - self.spent) as budget:
+        with within(_GRACE + self.budget * trained - self.spent, self.speed) as budget:
             report = lipschitz_bound(self.target.module, self._arguments(), all_labels=self.all_labels)
-        self.spent += budget.used()
+        used = budget.used()
+        self.spent += used
         # Ranks have different clocks. The largest of their bounds is also a bound.
         device = next(found(self.inputs, Tensor)).device
         kind = torch.float32 if device.type == "mps" else torch.float64
@@ -146,8 +149,9 @@ class Run:
         )
         if cheap and not self.has_warned_of_budget:
             self.has_warned_of_budget = True
+            verb = "has used up" if used > budget.seconds else "would exceed"
             rank_zero_warn(
-                f"LipschitzMonitor has used up its budget, {self.budget:g} of the training time: {cheap:g} norms of"
+                f"LipschitzMonitor {verb} its budget, {self.budget:g} of the training time: {cheap:g} norms of"
                 " layers are bounded in a cheaper way, by the root of |W|_1 |W|_inf or by the norm of a reshaped kernel"
                 " times the root of its taps. These bounds are true, but several times larger."
                 f" `{tags.LIPSCHITZ_CHEAP}` logs their number. Raise `budget`, `every_n_epochs` or `every_n_steps`."

@@ -8,6 +8,8 @@ from typing_extensions import override
 
 from lightning_reg import _checks
 from lightning_reg.callbacks.penalties.base import Mode, Penalty
+from lightning_reg.callbacks.penalties.run import Run
+from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
 from lightning_reg.functional import mcp
 from lightning_reg.functional.penalties.elementwise import add_elementwise_gradient_
 from lightning_reg.functional.proximal.concave import shrink_to_zero_or_nothing_
@@ -40,7 +42,7 @@ class MCPPenalty(Penalty):
         schedule: Factor on the strength over the optimizer steps, see `Penalty`.
 
     Raises:
-        TypeError: If an argument is of the wrong kind.
+        TypeError: If an argument is of the wrong kind; when training starts, if a weight is complex.
         ValueError: If an argument is out of range, see `Penalty`.
 
     Example:
@@ -66,6 +68,18 @@ class MCPPenalty(Penalty):
     ) -> None:
         super().__init__(strength, select=select, mode=mode, schedule=schedule)
         self.gamma = _checks.positive("gamma", gamma)
+
+    @override
+    def make_run(self, trainer: Trainer, pl_module: LightningModule) -> Run:
+        run = super().make_run(trainer, pl_module)
+        for weight in run.selection.chosen:
+            if weight.parameter.is_complex():
+                msg = (
+                    f"MCPPenalty takes real weights, but {weight.name!r} is {weight.parameter.dtype}. Leave it out with"
+                    " `select`, or store its parts as real weights."
+                )
+                raise TypeError(msg)
+        return run
 
     @property
     def _bound(self) -> float:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_reg.functional.spectral.certificates import certified_norm
+from lightning_reg.functional.spectral.matrices import eigenvalue_work
 from lightning_reg.functional.spectral.norms import matrix_norm
 
 # More than float64 rounds.
@@ -31,6 +32,14 @@ def norm_and_gram(weight: Tensor) -> tuple[float, Tensor | None]:
             norm, gram = found
             return norm * UPWARDS, gram / UPWARDS**2 if weight.shape[0] <= weight.shape[1] else None
     return _exact_upwards(weight), None
+
+
+def norm_work(weight: Tensor) -> float:
+    """Return about how many operations `norm_upwards` takes, at the speed of products."""
+    short, long = sorted(weight.shape)
+    if _LARGE < short <= _LARGEST and not weight.is_complex():
+        return 2.0 * short**2 * (long + short)
+    return eigenvalue_work(weight.shape)
 
 
 def _exact_upwards(weight: Tensor) -> float:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from lightning_reg.functional.spectral.convolution import Convolution, Sizes, smallest_image
-from lightning_reg.functional.spectral.matrices import largest_singular_value, scale_of
-from lightning_reg.functional.spectral.responses import Axis, largest_response
+from lightning_reg.functional.spectral.matrices import eigenvalue_work, largest_singular_value, scale_of
+from lightning_reg.functional.spectral.responses import Axis, largest_response, response_work
 from lightning_reg.functional.tensors.precision import reported, wide, without_autocast
 
 # Layers with at most this many rows or columns are written out as matrices, which is exact.
@@ -45,6 +45,19 @@ def certified_bound(weight: Tensor, layer: Convolution, input_size: Sizes | None
         bound = (bound * (1 + _ROUNDING) * scale).to(reported(weight))
         # Subnormal numbers are rounded by more.
         return bound + bound.detach().sign() * torch.finfo(bound.dtype).smallest_normal * torch.finfo(bound.dtype).eps
+
+
+def bound_work(weight: Tensor, layer: Convolution, input_size: Sizes | None, grid: int) -> float:
+    """Return about how many operations `certified_bound` takes."""
+    if not weight.numel():
+        return 0.0
+    if input_size is not None and min(shape := layer.matrix_shape(weight, input_size)) <= _DENSE:
+        return layer.groups * eigenvalue_work(shape)
+    axes = _sampled(layer, input_size, grid, ring=False)
+    phases = math.prod(1 + max(axis.phases, default=0) for axis in axes)
+    shape = weight.shape[0] // layer.groups, weight.shape[1] * phases
+    taps, points = weight.shape[2:].numel(), math.prod(axis.points for axis in axes)
+    return layer.groups * response_work(shape, taps // phases, points)
 
 
 def reshaped_bound(weight: Tensor, layer: Convolution, input_size: Sizes | None) -> Tensor:

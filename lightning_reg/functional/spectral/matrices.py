@@ -6,6 +6,7 @@ fails all the same is done again in float64.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -39,6 +40,12 @@ def scale_of(largest: Tensor) -> Tensor:
     limit = math.log2(torch.finfo(largest.dtype).max)
     exponent = largest.log2().floor().clamp(-math.floor(_FARTHEST * limit), math.floor(_FARTHEST * limit))
     return torch.where(largest.isfinite() & (exponent.abs() > _FAR * limit), exponent.exp2(), 1)
+
+
+def eigenvalue_work(shape: Sequence[int]) -> float:
+    """Return about how many operations `largest_singular_value` of a matrix takes, at the speed of products."""
+    short, long = sorted(shape[-2:])
+    return 2.0 * short**2 * long + 10.0 * short**3
 
 
 def largest_singular_value(matrices: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_reg.functional.spectral.matrices import largest_singular_value
+from lightning_reg.functional.spectral.matrices import eigenvalue_work, largest_singular_value
 
 # Complex entries of the matrices of one batch of frequencies.
 _ENTRIES = 1 << 22
@@ -60,6 +60,15 @@ def largest_response(weight: Tensor, groups: int, axes: Sequence[Axis]) -> Tenso
         matrix = response.at(best // groups).index_select(1, best % groups)
         largest = largest_singular_value(matrix).squeeze()
     return largest * above * math.prod(axis.factor for axis in axes)
+
+
+def response_work(shape: Sequence[int], taps: int, points: int) -> float:
+    """Return about how many operations `largest_response` of one group takes, at the speed of products."""
+    short, long = sorted(shape)
+    if short <= _LARGE:
+        return points * (2.0 * eigenvalue_work((short, long)))
+    # Half of the points, as opposite ones are conjugate; a complex factorization, and sums of complex matrices.
+    return taps * (taps + 1) * float(short) ** 2 * long + points * float(short) ** 2 * (2 * short + 8 * taps)
 
 
 class _Response:

@@ -4,6 +4,7 @@ import math
 from collections import namedtuple
 from contextlib import nullcontext
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -428,6 +429,30 @@ def test_a_monitor_that_has_used_up_its_budget_logs_cheaper_bounds_and_warns(fit
         schur = [math.sqrt(np.linalg.norm(matrix, 1) * np.linalg.norm(matrix, np.inf)) for matrix in matrices]
         cheap = [min(own, np.linalg.norm(matrix)) for own, matrix in zip(schur, matrices, strict=True)]
         assert value == pytest.approx(GELU * math.prod(cheap), rel=1e-4)
+
+
+def test_a_layer_that_would_exceed_the_budget_is_bounded_in_the_cheaper_way_before_it_begins(
+    fit, tmp_path, monkeypatch
+):
+    clock = SimpleNamespace(seconds=0.0, monotonic=lambda: clock.seconds)
+    monkeypatch.setattr(lipschitz_budget, "time", clock)
+    # The trial that tells the speed, for a matrix of 512 x 512, takes 4 of the 5 free seconds.
+    monkeypatch.setattr(lipschitz_budget, "norm_upwards", lambda _: setattr(clock, "seconds", clock.seconds + 4))
+    network = nn.Sequential(nn.Linear(5, 600), nn.Linear(600, 600), nn.Linear(600, 2))
+    module = Passing(lambda: network, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e-4))
+    recorder = Recorder()
+
+    with pytest.warns(UserWarning, match=r"would exceed its budget, 0.05 of the training time: 1 norms of layers"):
+        fit(recorder, LipschitzMonitor(**EVERY), module=module, logger=TensorBoardLogger(tmp_path))
+
+    assert clock.seconds == 4
+    logged = scalars(tmp_path)
+    assert set(logged["reg/lipschitz_cheap_norms"].values()) == {1}
+    for step in logged["reg/lipschitz_upper"]:
+        matrix = recorder.networks[step][1].weight.detach().numpy()
+        schur = math.sqrt(np.linalg.norm(matrix, 1) * np.linalg.norm(matrix, np.inf))
+        assert logged["reg.lipschitz/network.0"][step] == pytest.approx(sigma(recorder.networks[step][0]), rel=1e-4)
+        assert logged["reg.lipschitz/network.1"][step] == pytest.approx(min(schur, np.linalg.norm(matrix)), rel=1e-4)
 
 
 class Clock(Callback):

@@ -49,6 +49,17 @@ def solve(trainer_of, module, penalty, steps=400):
     return module.weight.detach().numpy(), trainer.callback_metrics
 
 
+@pytest.mark.parametrize("mode", ["loss", "grad", "proximal"])
+def test_complex_weights_are_refused_by_name_before_training(trainer_of, mode):
+    module = Diagonal(OPTIMIZERS["SGD"])
+    module.phases = nn.Parameter(torch.ones(2, 2, dtype=torch.complex64))
+
+    with pytest.raises(TypeError, match=r"MCPPenalty takes real weights, but 'phases' is torch.complex64"):
+        trainer_of(MCPPenalty(0.1, mode=mode)).fit(module, range(1))
+
+    solve(trainer_of, module, MCPPenalty(0.1, mode=mode, select="weight"), steps=1)
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_ends_at_the_minimum_with_its_zeros_and_large_weights_as_without_a_penalty(trainer_of, name):
     module = Diagonal(OPTIMIZERS[name], start=np.full_like(CENTER, 0.4))

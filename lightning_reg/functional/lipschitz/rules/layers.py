@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lightning_reg.functional.lipschitz.budget import cheap_norm, is_too_late
+from lightning_reg.functional.lipschitz.budget import cheap_norm, in_time
 from lightning_reg.functional.lipschitz.chain import Chain
-from lightning_reg.functional.lipschitz.rounding import UPWARDS, norm_and_gram, precise, smaller, times
+from lightning_reg.functional.lipschitz.rounding import UPWARDS, norm_and_gram, norm_work, precise, smaller, times
 from lightning_reg.functional.lipschitz.rules.registry import (
     for_all,
     for_function,
@@ -28,7 +28,7 @@ from lightning_reg.functional.lipschitz.value import (
     largest,
 )
 from lightning_reg.functional.spectral.convolution import Convolution, Sizes, convolution, convolution_of
-from lightning_reg.functional.spectral.frequencies import certified_bound, reshaped_bound
+from lightning_reg.functional.spectral.frequencies import bound_work, certified_bound, reshaped_bound
 
 _GRID = 16
 
@@ -40,11 +40,12 @@ def _linear_layer(op: Operation, input: Traced) -> Bound:
 
 def dense(bound: Bound, weight: Tensor) -> Bound:
     """Return the bound after a product of the last dimension with `weight`, shape (out, in)."""
-    if is_too_late():
-        norm, chain = cheap_norm(weight), None
-    else:
+
+    def exact() -> tuple[float, Chain | None]:
         norm, gram = norm_and_gram(weight)
-        chain = (bound.chain or Chain.after(bound.value)).linear(weight, norm, gram)
+        return norm, (bound.chain or Chain.after(bound.value)).linear(weight, norm, gram)
+
+    norm, chain = in_time(exact, lambda: (cheap_norm(weight), None), norm_work(weight), weight.device)
     value = times(bound.value, norm)
     return Bound(
         value if chain is None else smaller(value, chain.least),
@@ -58,7 +59,12 @@ def dense(bound: Bound, weight: Tensor) -> Bound:
 
 def convolved(bound: Bound, weight: Tensor, layer: Convolution, size: Sizes | None) -> Bound:
     """Return the bound after a convolution of images of `size`; None for any size."""
-    norm = float(reshaped_bound(weight, layer, size) if is_too_late() else certified_bound(weight, layer, size, _GRID))
+    norm = in_time(
+        lambda: float(certified_bound(weight, layer, size, _GRID)),
+        lambda: float(reshaped_bound(weight, layer, size)),
+        bound_work(weight, layer, size, _GRID),
+        weight.device,
+    )
 
     def scaled(scale: Tensor) -> Bound:
         if layer.transposed:
