@@ -260,7 +260,7 @@ def compare_clipping() -> None:
         for _ in range(20):
             noise = torch.randn(shape)
             matrix = matrix + 0.01 * noise * matrix.norm() / noise.norm()
-            clipped, _, bases, _ = clip_followed(matrix[None], bound, bases)
+            clipped, _, bases, _, _ = clip_followed(matrix[None], bound, bases)
             matrix = clipped[0]
             worst = max(worst, torch.linalg.matrix_norm(matrix, 2).item() / bound - 1)
         variants: dict[str, Callable[[], object]] = {

@@ -177,7 +177,8 @@ class Projection:
         known = [self._bases.get(weight.name, start) for weight in own]
         bases = torch.cat([basis if basis.shape == start.shape else start for basis in known])
         found = clip_followed(matrices, self._bound * (1 - _BELOW), bases, _CLIPPING_ROUNDS)
-        at_most = torch.where(found.is_doubtful, torch.inf, self._at_most_clipped(found))
+        is_due = [self._rooms.is_due(weight.name) for weight in own for _ in range(each)]
+        at_most = torch.where(found.is_doubtful, torch.inf, self._at_most_clipped(found, is_due))
         doubts = _in_parts(_known_at_once(~(at_most <= self._bound)), each, len(own))
         for weight, doubtful, basis, now, limits in zip(
             own, doubts, *(torch.split(part, each) for part in (found.bases, found.matrices, at_most)), strict=True
@@ -193,14 +194,22 @@ class Projection:
                 local(weight).copy_(local_slice(whole_again, weight.parameter))
             self._rooms.note(weight.name, narrow.mT if is_tall else narrow, self._bound - limits)
 
-    def _at_most_clipped(self, found: Clipped) -> Tensor:
+    def _at_most_clipped(self, found: Clipped, is_due: Sequence[bool]) -> Tensor:
         """Return an upper limit of the norm of each clipped matrix, infinity if it is not certainly inside.
 
-        Norms that are not near the bound are taken as followed. Nothing is certified on a GPU.
+        Norms that are neither near the bound nor about to be relied on are taken as followed. Nothing is certified on a
+        GPU.
         """
-        at_most = (found.sigma * (1 + _NEAR)).clamp(max=self._bound)
-        is_near = (found.sigma > self._bound * (1 - _NEAR)) & ~found.is_doubtful
-        near = [index for index, one in enumerate(_known_at_once(is_near)) if one]
+        at_most = (found.sigma * (1 + _NEAR + _GAINS * found.gain)).clamp(min=self._bound * _NEAR)
+        is_near = ~(at_most <= self._bound)
+        for index, is_followed in enumerate(_known_at_once(~(is_near | found.is_doubtful))):
+            if is_followed and is_due[index]:
+                # Following may have missed a larger one, and within the room nothing would look for it.
+                share = float(at_most[index]) / self._bound
+                certified = certified_shares(found.matrices[index : index + 1], self._bound, (share,))
+                is_near[index : index + 1] = certified.isinf()
+        near = [index for index, one in enumerate(_known_at_once(is_near & ~found.is_doubtful)) if one]
+        at_most = at_most.clamp(max=self._bound)
         if near:
             some = found.matrices[near] if len(near) < len(at_most) else found.matrices
             shares = certified_shares(some, self._bound, _SHARES)
@@ -306,7 +315,8 @@ class SpectralConstraint(SpectralControl):
     larger matrices, the singular vectors above c are followed from step to step, and clipped to 0.999 c. If a norm
     is near c, the result is certified by a factorization; if it is outside, as with hundreds of singular values at
     c, the matrix is decomposed and clipped to 0.99 c. None of this is done before the weight can have moved from
-    its last norm to c, which one product with 8 random vectors tells (it errs with a probability below 1e-6). For
+    its last certified norm to c, which one product with 8 random vectors tells (it errs with a probability below
+    1e-6). For
     convolutions, and for matrices that are rescaled, the norm is followed, and held below c with a margin, with
     more steps of following if a step moves a weight far. On a GPU, where nothing waits for the device, all matrices
     are followed without a certificate, and the next steps correct the rest: with hundreds of singular values at c,

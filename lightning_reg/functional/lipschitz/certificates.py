@@ -124,7 +124,8 @@ def _between_rows(weight: Tensor, before: Bound) -> Tensor:
     own = history.of_differences(rows) if history and bool(bounds.isfinite().all()) else None
     if own is not None:
         bounds = torch.minimum(bounds, own.to(bounds.device))
-    return torch.where(distances == 0, 0, bounds * UPWARDS)
+    # Rounding differs on the two sides of the diagonal.
+    return torch.where(distances == 0, 0, torch.maximum(bounds, bounds.mT) * UPWARDS)
 
 
 def _downwards(values: Tensor, dtype: torch.dtype) -> Tensor:

@@ -47,6 +47,8 @@ class Clipped(NamedTuple):
     """The largest singular value that was found before, from below, shape (matrices,)."""
     bases: Tensor
     """The bases from which to continue."""
+    gain: Tensor
+    """The relative gain of sigma in the last round, shape (matrices,); small once following has settled."""
     is_doubtful: Tensor
     """Whether some may still be above the bound: more than the space holds, or not settled; shape (matrices,)."""
 
@@ -73,7 +75,7 @@ def clip_followed(matrices: Tensor, bound: float, bases: Tensor, rounds: int = 1
     """
     if not matrices.numel():
         nothing = matrices.new_zeros(len(matrices))
-        return Clipped(matrices, nothing, bases, nothing.bool())
+        return Clipped(matrices, nothing, bases, nothing, nothing.bool())
     basis = probing(bases)
     images = [basis @ matrices]
     for _ in range(rounds):
@@ -90,7 +92,9 @@ def clip_followed(matrices: Tensor, bound: float, bases: Tensor, rounds: int = 1
     excess = sizes - limit * identity
     at_least = (sizes + limit * identity + square_root(excess @ excess.mT)) / 2
     share = identity - limit * torch.linalg.inv_ex(at_least)[0]
-    top = (_top(gram) * scale[:, 0, 0]).to(matrices.dtype)
+    known = rounds * bases.shape[1]
+    now, before = _top(gram), _top(gram[:, :known, :known])
+    top = (now * scale[:, 0, 0]).to(matrices.dtype)
     coordinates = leading_subspace(gram, bases.shape[1])
     new = orthonormal(coordinates.mT.to(v.dtype) @ products)
     rows = share.to(v.dtype) @ v
@@ -109,18 +113,19 @@ def clip_followed(matrices: Tensor, bound: float, bases: Tensor, rounds: int = 1
         else torch.baddbmm(matrices.mT, rows.mT, left, alpha=-1).mT,
         torch.where(is_finite, top, torch.nan),
         torch.where((is_finite & (top > 0))[:, None, None], new, bases),
-        is_finite & _is_doubtful(gram, coordinates, limit, rounds * bases.shape[1], matrices.shape[1]),
+        (1 - before / torch.where(now > 0, now, 1)).to(matrices.dtype).clamp(min=0),
+        is_finite & _is_doubtful(gram, coordinates, limit, (now, before), matrices.shape[1]),
     )
 
 
-def _is_doubtful(gram: Tensor, coordinates: Tensor, limit: Tensor, known: int, rows: int) -> Tensor:
-    """Tell whether more may be above `limit` than the space of `gram` shows; `known` vectors are from before."""
+def _is_doubtful(gram: Tensor, coordinates: Tensor, limit: Tensor, tops: tuple[Tensor, Tensor], rows: int) -> Tensor:
+    """Tell whether more may be above `limit` than the space of `gram` shows; `tops`: sigma now, and a round before."""
     if coordinates.shape[-1] >= rows:
         return torch.zeros(len(gram), dtype=torch.bool, device=gram.device)  # the space is complete
     leading = coordinates.mT @ gram @ coordinates
     identity = torch.eye(leading.shape[-1], dtype=gram.dtype, device=gram.device)
     failed: Tensor = torch.linalg.cholesky_ex(leading - limit.square() * identity)[1]
-    now, before = (_top(part) for part in (gram, gram[:, :known, :known]))
+    now, before = tops
     unsettled = (now > limit[:, 0, 0] * (1 - 10 * _SETTLED)) & (before < now * (1 - _SETTLED))
     return (failed == 0) | unsettled
 

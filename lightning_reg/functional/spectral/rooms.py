@@ -23,14 +23,15 @@ from lightning_reg.functional.spectral.subspaces import start_basis
 
 _ROWS = 8
 _CERTAIN = 8.0
-# Where matrices leave their room at once, 1, 2, 4, ... steps pass before the next look, at most so many.
-_LONGEST = 16
+# Where matrices leave their room in fewer steps than the first number, 1, 2, 4, ... steps pass before the next one, at
+# most as many as the second: a room is certified, which costs as much as a few steps of following.
+_WORTH, _LONGEST = 4, 16
 
 
 class _Room(NamedTuple):
     sketch: Tensor  # (matrices, vectors, columns), when the room was known; without vectors while waiting
     room: Tensor  # (matrices,)
-    waits: Tensor  # (2,): the steps until the next sketch, and the last pause
+    waits: Tensor  # (2,): the steps until the next sketch, below 0 those since it, and the last pause
 
 
 class Rooms:
@@ -50,8 +51,16 @@ class Rooms:
         moved = torch.linalg.vector_norm(sketch - known.sketch, dim=(-2, -1)) * _CERTAIN
         is_inside = all((moved <= known.room).tolist())  # not if it is NaN
         if is_inside:
-            self._rooms[name] = known._replace(waits=torch.zeros_like(known.waits))
+            self._rooms[name] = known._replace(waits=known.waits - torch.tensor([1, 0]))
         return is_inside
+
+    def is_due(self, name: str) -> bool:
+        """Tell whether `note` will take the matrices as known to be inside, so that they had better be certified."""
+        known = self._rooms.get(name)
+        if known is None:
+            return True
+        left = known.waits.tolist()[0]
+        return bool(-left >= _WORTH if known.sketch.numel() else left <= 1)
 
     def note(self, name: str, matrices: Tensor, room: Tensor) -> None:
         """Note the room that matrices, as in `is_inside`, have now."""
@@ -60,7 +69,7 @@ class Rooms:
         known = self._rooms.get(name)
         left, pause = (0, 0) if known is None else known.waits.tolist()
         if known is not None and known.sketch.numel():  # they have left it
-            left = pause = min(max(1, 2 * pause), _LONGEST)
+            left = pause = 0 if -left >= _WORTH else min(max(1, 2 * pause), _LONGEST)
         elif known is not None:
             left -= 1
         sketch = _sketch(matrices) if left <= 0 else matrices.new_zeros(len(matrices), 0, matrices.shape[-1])

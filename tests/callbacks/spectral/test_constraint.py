@@ -155,6 +155,43 @@ def test_a_large_matrix_that_is_slow_at_first_is_stopped_at_the_bound(shape, tra
     torch.testing.assert_close(slow.results[10], first, rtol=1e-3, atol=1e-6)
 
 
+def random_matrix_of_norm(largest, rows, columns):
+    matrix = torch.randn(rows, columns, dtype=torch.float64)
+    return (matrix * largest / torch.linalg.svdvals(matrix)[0]).float()
+
+
+def one_value_above_many(largest, others, rows, columns):
+    u, s, vh = torch.linalg.svd(torch.randn(rows, columns), full_matrices=False)
+    return (u * torch.cat([torch.tensor([largest]), torch.full((len(s) - 1,), others)])) @ vh
+
+
+@pytest.mark.parametrize("made", [(random_matrix_of_norm, 1.03), (one_value_above_many, 1.05, 0.9)])
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_large_matrix_outside_that_hardly_moves_is_held_from_the_start_and_when_replaced(
+    made, is_replaced, trainer_of
+):
+    function, *numbers = made
+    outside = function(*numbers, 270, 300)
+    layer = nn.Linear(300, 270, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(random_matrix_of_norm(0.5, 270, 300) if is_replaced else outside)
+
+    class Slow(Plain):
+        def training_step(self, batch, batch_idx):
+            if batch_idx == 5 and is_replaced:
+                self.network.load_state_dict({"weight": outside})
+            return 1e-6 * self.network.weight.mean()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.network.parameters(), lr=1.0)
+
+    norms = EachStep(lambda module: spectral(module.network.weight))
+    trainer_of(SpectralConstraint(1.0), norms, max_epochs=1, limit_train_batches=8).fit(Slow(layer))
+
+    assert max(norms.results) <= 1 + 1e-5
+    assert norms.results[-1] > 0.95
+
+
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
 @pytest.mark.parametrize("saved", [3, 12, 22])
 def test_a_resumed_run_of_a_large_matrix_is_the_uninterrupted_one_bit_for_bit(saved, trainer_of, tmp_path):

@@ -63,6 +63,17 @@ def test_without_a_linear_last_layer_it_is_root_two_times_the_bound():
     np.testing.assert_allclose(margin_bounds(network, example), np.sqrt(2) * value * (1 - np.eye(4)), rtol=1e-7)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_margin_bounds_are_exactly_symmetric(seed):
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Linear(32, 16), nn.LeakyReLU(2.0), nn.Linear(16, 100), nn.SiLU(), nn.Linear(100, 16))
+
+    bounds = margin_bounds(network.double(), torch.zeros(1, 32, dtype=torch.float64))
+
+    assert bounds.isfinite().all()
+    assert torch.equal(bounds, bounds.mT)
+
+
 def test_margin_bounds_are_infinite_where_nothing_is_known_and_nan_where_weights_are():
     class Squared(nn.Module):
         def forward(self, x):

@@ -43,11 +43,11 @@ def test_a_few_values_above_the_bound_are_taken_off_exactly(shape, scale):
     values = [3.0, 2.5, 2.0, 1.2][:count] + [0.9 - 0.08 * index for index in range(max(0, count - 4))]
     matrix = with_values(*shape, values) * scale
     bases = clipping_bases(matrix[None])
-    clipped, sigma, bases, _ = clip_followed(matrix[None], scale, bases, rounds=3)
+    clipped, sigma, bases, _, _ = clip_followed(matrix[None], scale, bases, rounds=3)
 
     np.testing.assert_allclose(clipped[0] / scale, projection(matrix / scale, 1.0), atol=2e-4)
     assert sigma.item() == pytest.approx(norm(matrix / scale) * scale, rel=1e-3)
-    again, _, _, _ = clip_followed(clipped, scale, bases)
+    again, _, _, _, _ = clip_followed(clipped, scale, bases)
     assert norm(again[0] / scale) <= 1 + 1e-4
 
 
@@ -57,11 +57,11 @@ def test_the_bound_holds_over_sixty_steps_of_noise(shape):
     matrix *= 1.0 / norm(matrix)
     bases, worst = clipping_bases(matrix[None]), 0.0
     for _ in range(4):
-        _, _, bases, _ = clip_followed(matrix[None], 1.0, bases)
+        _, _, bases, _, _ = clip_followed(matrix[None], 1.0, bases)
     for step in range(60):
         noise = random(*shape, seed=step + 1)
         matrix = matrix + 0.01 * noise * matrix.norm() / noise.norm()
-        clipped, _, bases, _ = clip_followed(matrix[None], 1.0, bases)
+        clipped, _, bases, _, _ = clip_followed(matrix[None], 1.0, bases)
         matrix = clipped[0]
         worst = max(worst, norm(matrix) - 1)
 
@@ -73,7 +73,7 @@ def test_matrices_inside_the_bound_stay_bit_for_bit_and_a_batch_keeps_its_member
     broken[3, 4] = math.nan
     batch = torch.stack([inside, outside, torch.zeros(20, 30), broken])
     bases = clipping_bases(batch)
-    clipped, sigma, new, _ = clip_followed(batch, 1.0, bases, rounds=2)
+    clipped, sigma, new, _, _ = clip_followed(batch, 1.0, bases, rounds=2)
 
     assert torch.equal(clipped[0], inside)
     np.testing.assert_allclose(clipped[1], projection(outside, 1.0), atol=1e-5)
@@ -89,7 +89,7 @@ def test_rows_and_columns_of_zeros_stay_exactly_zero_over_many_steps():
     bases = clipping_bases(matrix[None])
     for step in range(50):
         matrix = matrix + 0.05 * random(40, 60, seed=step + 1) * rows[:, None] * columns
-        clipped, sigma, bases, _ = clip_followed(matrix[None], 5.0, bases)
+        clipped, sigma, bases, _, _ = clip_followed(matrix[None], 5.0, bases)
         assert sigma.item() > 5
         assert not torch.equal(clipped[0], matrix)
         matrix = clipped[0]
@@ -100,7 +100,7 @@ def test_rows_and_columns_of_zeros_stay_exactly_zero_over_many_steps():
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0)])
 def test_an_empty_matrix_stays(shape):
     matrix = torch.empty(1, *shape)
-    clipped, sigma, _, _ = clip_followed(matrix, 1.0, clipping_bases(matrix))
+    clipped, sigma, _, _, _ = clip_followed(matrix, 1.0, clipping_bases(matrix))
 
     assert clipped.shape == matrix.shape
     assert sigma.item() == 0
@@ -119,7 +119,7 @@ def test_more_above_the_bound_than_the_space_holds_is_doubtful():
     batch = torch.stack([few, many])
     bases = clipping_bases(batch)
     for _ in range(3):
-        _, _, bases, is_doubtful = clip_followed(batch, 1.0, bases)
+        _, _, bases, _, is_doubtful = clip_followed(batch, 1.0, bases)
 
     assert is_doubtful.tolist() == [False, True]
 

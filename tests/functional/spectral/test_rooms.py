@@ -60,7 +60,7 @@ def test_each_of_several_matrices_must_be_inside():
     assert not rooms.is_inside("weight", matrices)
 
 
-def test_after_looks_in_vain_pauses_grow_and_one_that_helps_ends_them():
+def test_after_looks_in_vain_pauses_grow_and_a_room_of_many_steps_ends_them():
     rooms, matrix, looks = Rooms(), random(30, 50), []
     for step in range(60):
         far = matrix[None] + 100 * step
@@ -72,7 +72,10 @@ def test_after_looks_in_vain_pauses_grow_and_one_that_helps_ends_them():
 
     while not rooms.is_inside("weight", far):
         rooms.note("weight", far, torch.tensor([1.0]))
-    rooms.note("weight", far + 100, torch.tensor([1.0]))
+    assert all(rooms.is_inside("weight", far) for _ in range(4))
+    far = far + 100
+    assert not rooms.is_inside("weight", far)
+    assert rooms.is_due("weight")
     rooms.note("weight", far, torch.tensor([1.0]))
     assert rooms.is_inside("weight", far)
 
