@@ -174,7 +174,7 @@ class Projection:
         parts = list(own.values())
         matrices, each = torch.cat(parts) if len(parts) > 1 else parts[0], len(parts[0])
         start = clipping_bases(matrices[:each])
-        known = [self._bases.get(weight.name, start) for weight in own]
+        known = [self._bases.get(weight.name, start).to(start.dtype) for weight in own]
         bases = torch.cat([basis if basis.shape == start.shape else start for basis in known])
         found = clip_followed(matrices, self._bound * (1 - _BELOW), bases, _CLIPPING_ROUNDS)
         is_due = [self._rooms.is_due(weight.name) for weight in own for _ in range(each)]
@@ -316,11 +316,10 @@ class SpectralConstraint(SpectralControl):
     is near c, the result is certified by a factorization; if it is outside, as with hundreds of singular values at
     c, the matrix is decomposed and clipped to 0.99 c. None of this is done before the weight can have moved from
     its last certified norm to c, which one product with 8 random vectors tells (it errs with a probability below
-    1e-6). For
-    convolutions, and for matrices that are rescaled, the norm is followed, and held below c with a margin, with
-    more steps of following if a step moves a weight far. On a GPU, where nothing waits for the device, all matrices
-    are followed without a certificate, and the next steps correct the rest: with hundreds of singular values at c,
-    norms can be a few per cent above it for some steps.
+    1e-6). For convolutions, and for matrices that are rescaled, the norm is followed, and held below c with a
+    margin, with more steps of following if a step moves a weight far. On a GPU, where nothing waits for the device,
+    all matrices are followed without a certificate, and the next steps correct the rest: with hundreds of singular
+    values at c, norms can be a few per cent above it for some steps.
 
     Logged: nothing during training; `RegularizationMonitor` logs the norms (`reg/spectral_norm_max`: the largest, on
     the scale of c). A table printed before training, and TensorBoard's text `reg/setup_spectral`, show what happens to

@@ -211,6 +211,25 @@ def test_a_resumed_run_of_a_large_matrix_is_the_uninterrupted_one_bit_for_bit(sa
     torch.testing.assert_close(weights_of(resumed), weights_of(whole), rtol=0, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+def test_a_run_of_a_large_matrix_is_resumed_in_another_precision(trainer_of, tmp_path):
+    class Save(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            if trainer.global_step == 12:
+                trainer.save_checkpoint(tmp_path / "middle.ckpt")
+
+    def module(dtype):
+        return Rising(nn.Linear(300, 270, bias=False, dtype=dtype))
+
+    norms = EachStep(lambda module: spectral(module.network.weight))
+    trainer_of(SpectralConstraint(1.5), Save(), max_epochs=1).fit(module(torch.float32))
+    trainer_of(SpectralConstraint(1.5), norms, max_epochs=1, precision="64-true").fit(
+        module(torch.float64), ckpt_path=tmp_path / "middle.ckpt"
+    )
+
+    assert 1.4 < max(norms.results) <= 1.5 * (1 + 1e-4)
+
+
 @pytest.mark.parametrize("lr", [0.1, 0.01])
 def test_convolutions_of_many_channels_stay_below_the_bound_at_every_step(lr, trainer_of):
     # So many that no certified bound is computed as long as the estimate is well below.
