@@ -19,6 +19,8 @@ from lightning_reg import ElasticNetPenalty, GroupLassoPenalty, L1Penalty, Penal
 
 STRENGTHS = 50
 SMALLEST = 1e-2
+MOST = 20_000
+"""The most epochs for each strength: none needs so many."""
 TARGET = 3.0
 """The largest share of the steps of one fit at the best strength."""
 Optimizers = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
@@ -116,23 +118,24 @@ def fit(path: RegularizationPath, module: Linear) -> list[float]:
 
 
 def row(name: str, problem: Problem, optimizer: str, tolerance: float) -> list[str]:
-    limits = {"epochs": 20_000, "tolerance": tolerance}
-    path = RegularizationPath(problem.penalty, strengths=STRENGTHS, smallest=SMALLEST, monitor="val/loss", **limits)
+    path = RegularizationPath(
+        problem.penalty,
+        strengths=STRENGTHS,
+        smallest=SMALLEST,
+        epochs=MOST,
+        tolerance=tolerance,
+        monitor="val/loss",
+    )
     steps = fit(path, Linear(problem, OPTIMIZERS[optimizer]))
     result = path.result
     if result is None:
         raise RuntimeError("the path has no strength")
     strengths = set(result.strengths)
     search = sum(strength not in strengths for strength in steps)
-    ones = [
-        len(
-            fit(
-                RegularizationPath(problem.penalty, strengths=[strength], **limits),
-                Linear(problem, OPTIMIZERS[optimizer]),
-            )
-        )
-        for strength in (result.strengths[result.best], result.strengths[-1])
-    ]
+    ones = []
+    for strength in (result.strengths[result.best], result.strengths[-1]):
+        alone = RegularizationPath(problem.penalty, strengths=[strength], epochs=MOST, tolerance=tolerance)
+        ones.append(len(fit(alone, Linear(problem, OPTIMIZERS[optimizer]))))
     shares = [f"{len(steps) / one:.1f}" for one in ones]
     return [
         name,

@@ -29,6 +29,8 @@ _SIZES = (
     "nbytes ndim ndimension nelement numel output_nr requires_grad result_type retains_grad shape size "
     "storage_offset stride type _version "
 )
+# Those that tell how many entries there are.
+_COUNTS = {"is_same_size", "len", "nbytes", "nelement", "numel", "shape", "size", "stride"}
 _TEXT = {"repr", "str", "format"}
 # What makes new tensors, into which something may be written.
 _FACTORIES = {
@@ -269,7 +271,7 @@ class Tracer(TorchFunctionMode):
         name = called_name(operation)
         is_copy = isinstance(value, bool | int | float | complex | list) and name != "data_ptr"
         is_read = name not in _SIZES.split() and not (is_copy and all(map(_is_fixed, states)))
-        if is_read or any(state.bound.has_any_size for state in states):
+        if is_read or (name in _COUNTS and any(state.bound.has_any_size for state in states)):
             msg = f"`{name}`: the path through the network depends on the values of its input"
             raise TraceError(msg)
         return value

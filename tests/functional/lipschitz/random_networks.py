@@ -298,7 +298,7 @@ BY_RANK = {
 # Parts without a bound, unless one before them bounds how large their input gets.
 WITHOUT = {"product", "square", "squeeze and excitation", "gMLP unit"}
 BOUNDED = {
-    *("clamp", "tanh", "sigmoid", "softmax", "layer norm", "rms norm", "group norm", "mixer"),
+    *("clamp", "tanh", "sigmoid", "F.softsign", "softmax", "layer norm", "rms norm", "group norm", "mixer"),
     *("rms norm by hand", "layer norm by hand", "clipped rows"),
 }
 SCALES = (1e-3, 0.1, 1.0, 1.0, 3.0, 10.0)

@@ -38,8 +38,12 @@ class OfNumbers(nn.Module):
         return self.model(**{self.name: x}, **self.rest)[0]
 
 
-def stretch(function, x, rounds=4):
+def stretch(model, x, rounds=4):
     """Return the norm of a gradient of a unit vector of the output, the best of some: below that of the Jacobian."""
+
+    def function(x):
+        return model(x.clone())  # some models change it in place
+
     generator = torch.Generator().manual_seed(0)
     direction = torch.randn(function(x).shape, generator=generator)
     best = 0.0
