@@ -1,7 +1,8 @@
-r"""Values that are parts of one value: several of them together change no more than it does.
+r"""Values that are parts of one value: several parts together change no more than the value.
 
-Chunks of a value, its largest and its least entries, :math:`\max(x, 0)` and :math:`\max(-x, 0)`: bounded one by one, a
-pair of them would count twice. Activations that sort (GroupSort, MaxMin) are written so.
+Examples are the chunks of a value, its largest and its smallest entries, or :math:`\max(x, 0)` and
+:math:`\max(-x, 0)`. If each part were bounded alone, a pair would count the value twice. Sorting activations
+(GroupSort, MaxMin) are written with such parts.
 """
 
 import itertools
@@ -17,25 +18,25 @@ from lightning_reg.functional.lipschitz.rounding import times
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Says that a value depends on one part of another value only."""
+    """A record that a value depends on only one part of another value."""
 
     whole: tuple[object, ...]
-    """The bounds of the other value, or of several as one, by identity."""
+    """The bounds of the other value, or of several values that count as one. They are compared by identity."""
     bound: float
-    """Their bound."""
+    """The bound of these values as one."""
     kind: Hashable
-    """Parts of one kind are apart if their places differ."""
+    """How the value was divided. Parts of the same kind are disjoint if their places differ."""
     place: Tensor | str
-    """A name, or a tensor that views the entries."""
+    """Which part it is: a name, or a tensor that views the entries."""
     factor: float = 1.0
-    """How much the part is enlarged."""
+    """The Lipschitz constant from the part to the value."""
 
     def times(self, factor: float) -> "Part":
-        """Return what is known after a function with this constant."""
+        """Return the part after a function with the Lipschitz constant `factor`."""
         return replace(self, factor=self.factor * factor)
 
     def is_like(self, other: "Part") -> bool:
-        """Tell whether both are of one kind, and of one value."""
+        """Return whether both are parts of the same value and of the same kind."""
         pairs = itertools.zip_longest(self.whole, other.whole)
         return self.kind == other.kind and all(first is second for first, second in pairs)
 
