@@ -42,7 +42,7 @@ class Part:
 
 
 def entries(whole: object, bound: float, before: Tensor, after: Tensor) -> tuple[Part, ...]:
-    """Return the part that `after` is of `before`, all of whose entries it views, or some; none if it does not."""
+    """Return `after` as a part of `before` if it is a view of entries of `before`, and nothing otherwise."""
     is_view = memory(before) == memory(after) and before.dtype == after.dtype and after.layout == torch.strided
     if not is_view or not (has_no_entry_twice(before) and has_no_entry_twice(after)):
         return ()
@@ -50,7 +50,10 @@ def entries(whole: object, bound: float, before: Tensor, after: Tensor) -> tuple
 
 
 def joint(parts: Sequence[Sequence[Part]]) -> float | None:
-    """Return the bound of values as one, by the parts that each of them is; None if they are not apart."""
+    """Return the bound of several values as one, if they are disjoint parts of the same value; None otherwise.
+
+    `parts` holds the known parts of each value.
+    """
     for first in parts[0] if parts else ():
         others = [next((each for each in known if each.is_like(first)), None) for known in parts]
         found = [each for each in others if each is not None]
@@ -68,7 +71,7 @@ def _are_apart(places: Sequence[Tensor | str]) -> bool:
 
 
 def _offsets(view: Tensor) -> Tensor:
-    """Return the places of entries in memory."""
+    """Return the places of the entries in memory."""
     offsets = torch.tensor(view.storage_offset())
     for size, stride in zip(view.shape, view.stride(), strict=True):
         offsets = offsets[..., None] + stride * torch.arange(size)
