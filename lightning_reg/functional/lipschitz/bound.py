@@ -66,8 +66,9 @@ def lipschitz_bound(
 
     Operations are bounded as follows:
 
-    - Linear layers: the exact norm of the matrix. Matrices of more than 1024 rows and columns have a certified bound,
-      at most 0.5 % above the norm. Convolutions: `conv_norm_bound` at the size of the image that they receive.
+    - Linear layers: the exact norm of the matrix. If the smaller side of the matrix has 1025 to 8192 entries, a
+      certified bound replaces the norm, and exceeds it by at most 0.5 %. Convolutions: `conv_norm_bound` at the size of
+      the image that they receive.
     - Activations: their largest slope, rounded up (GELU 1.12891, SiLU 1.09984). Softmax: 1/2. Log-softmax: the root of
       the number of classes.
     - Batch normalization: its slopes under the running statistics. LayerNorm, RMSNorm, GroupNorm and InstanceNorm:
@@ -79,7 +80,8 @@ def lipschitz_bound(
       mode, indexing and scatter.
     - Reductions, deviations, distances to constants, and losses with constant targets, as functions of the prediction
       (cross entropy: :math:`\sqrt 2 / \sqrt N` for a mean over N samples).
-    - `RNN` with tanh or ReLU: :math:`\|W\|` times the norm of the triangle of powers of :math:`\|U\|` over its steps.
+    - `RNN` with tanh or ReLU: :math:`\|W\|` times the norm of the triangular matrix of powers of :math:`\|U\|` over the
+      steps, for the input weight W and the recurrent weight U.
     - `LSTM` and `GRU`: a bound that grows with the number of steps like a product, because gates multiply bounded
       values.
     - Dot-product attention (`nn.MultiheadAttention`, `scaled_dot_product_attention`, or written by hand), gates and
@@ -87,8 +89,8 @@ def lipschitz_bound(
       after LayerNorm, RMSNorm or a sigmoid. The output of a head with n queries changes by at most
       :math:`s R_v (R_k \|\delta Q\| + \sqrt n R_q \|\delta K\|) + \sqrt n \|\delta V\|`, where R is the largest
       length of a row and s is the scale. So pre-norm transformers have a bound. In deep ones it is astronomical; read
-      its logarithm over training and the constants of single layers instead. Post-norm transformers have no bound,
-      because the input of the first attention can be arbitrarily large.
+      its logarithm over training and the constants of single layers instead. Post-norm transformers have no known
+      bound, because the input of the first attention can be arbitrarily large.
     - Other products, embeddings and unknown operations: infinity. The report names each of them with the reason.
       `register_lipschitz_rule` adds a rule.
 
@@ -107,8 +109,8 @@ def lipschitz_bound(
             lowers the bound. Default True.
         center: The center of a ball of inputs, of the same structure as `example_input`. Default: `example_input`. Only
             a finite `radius` makes its values matter. The bound then holds for any two inputs in the ball. It can be
-            smaller than the bound for all inputs, because only the slopes and sizes within the ball count: a ReLU that
-            stays negative there has the slope 0. If `forward` treats samples independently, the bound holds for each
+            smaller than the bound for all inputs, because only the slopes and sizes within the ball count: a ReLU whose
+            input stays negative has the slope 0. If `forward` treats samples independently, the bound holds for each
             sample in a ball of its own.
         radius: The radius of the ball in the 2-norm, > 0. Default infinity: the bound holds for all inputs.
         all_labels: Whether the bound must hold for any whole numbers and booleans in place of those among the inputs.
