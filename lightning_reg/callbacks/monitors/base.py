@@ -24,7 +24,7 @@ class Monitor(DuringFit[RunT], ABC):
 
     @abstractmethod
     def refuse_shared_tags(self, monitors: Sequence[Self]) -> None:
-        """Raise if two of the `monitors` of this kind would write under the same tags."""
+        """Raise if two of the `monitors` of this class would write under the same tags."""
 
     @abstractmethod
     def watch(self, trainer: Trainer, pl_module: LightningModule) -> RunT:

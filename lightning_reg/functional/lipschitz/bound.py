@@ -103,8 +103,8 @@ def lipschitz_bound(
         example_input: A tensor, or a tuple of the positional arguments of `forward`, on the module's device. The
             arguments may contain tensors at any depth. A dict is a single argument. The sizes matter, including the
             batch size; the values do not. If `forward` treats samples independently, one sample is enough and cheapest.
-            All floating-point tensors together count as one input, so its distance is the root of the sum of squares.
-            Whole numbers among the inputs stay fixed, unless `all_labels` is set.
+            All floating-point tensors together count as one input: the distance of two inputs is the root of the sum of
+            squares over all tensors. Whole numbers among the inputs stay fixed, unless `all_labels` is set.
         fold_batch_norm: Whether to fold batch normalization into the linear layer or convolution before it, if that
             lowers the bound. Default True.
         center: The center of a ball of inputs, of the same structure as `example_input`. Default: `example_input`. Only
@@ -210,9 +210,9 @@ def register_lipschitz_rule(target: type[nn.Module] | Callable[..., Any], rule: 
         rule: A function that returns the Lipschitz constant, a number >= 0 (infinity if there is none). It is called as
             `rule(module, *args, **kwargs)` for a module, and as `rule(*args, **kwargs)` for a function, with the
             arguments at the example input. `module` is in eval mode and has plain weights. All tensors among the
-            arguments together count as one input, so its distance is the root of the sum of squares. The constant may
-            depend on the sizes of tensors, but must hold for any values. `lipschitz_bound` relies on it without a
-            check.
+            arguments together count as one input: the distance of two inputs is the root of the sum of squares over
+            all tensors. The constant may depend on the sizes of tensors, but must hold for any values.
+            `lipschitz_bound` relies on it without a check.
 
     Raises:
         TypeError: If `target` is neither a module type nor a function, or if `rule` is not callable. `lipschitz_bound`

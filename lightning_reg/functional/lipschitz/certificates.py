@@ -17,7 +17,7 @@ from lightning_reg.functional.tensors.random import unchanged_generators
 
 __all__ = ["certified_radius", "margin_bounds"]
 
-# More than float64 rounds eigenvalues of matrices below 1.
+# An upper limit of float64's rounding of eigenvalues below 1.
 _ROUNDING = 1e-12
 
 

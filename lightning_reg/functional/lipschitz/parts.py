@@ -21,9 +21,9 @@ class Part:
     """A record that a value depends on only one part of another value."""
 
     whole: tuple[object, ...]
-    """The bounds of the other value, or of several values that count as one. They are compared by identity."""
+    """The bounds of the other value, or of several values together. They are compared by identity."""
     bound: float
-    """The bound of these values as one."""
+    """The joint bound of these values."""
     kind: Hashable
     """How the value was divided. Parts of the same kind are disjoint if their places differ."""
     place: Tensor | str
@@ -50,7 +50,7 @@ def entries(whole: object, bound: float, before: Tensor, after: Tensor) -> tuple
 
 
 def joint(parts: Sequence[Sequence[Part]]) -> float | None:
-    """Return the bound of several values as one, if they are disjoint parts of the same value; None otherwise.
+    """Return the joint bound of several values, if they are disjoint parts of the same value; None otherwise.
 
     `parts` holds the known parts of each value.
     """

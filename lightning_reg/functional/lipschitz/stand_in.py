@@ -33,7 +33,7 @@ _HOOKS = (
 
 
 class Opaque(nn.Module):
-    """Stands in for a module that Python cannot inspect."""
+    """A stand-in for a module that Python cannot inspect."""
 
     @override
     def forward(self, *_: Any, **__: Any) -> Any:

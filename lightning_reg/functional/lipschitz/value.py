@@ -167,7 +167,7 @@ class Traced:
 
 
 def together(bounds: Iterable[float]) -> float:
-    """Return the bound of several values as one: the root of the sum of squares."""
+    """Return the joint bound of several values: the root of the sum of squares."""
     each = list(bounds)
     # `hypot` of infinity and NaN would be infinity.
     return math.nan if any(map(math.isnan, each)) else math.hypot(*each)
@@ -186,7 +186,7 @@ def with_parts(bound: Bound, value: Tensor) -> Bound:
 
 
 def as_one(values: Iterable[Bound]) -> float:
-    """Return the bound of several values as one. Disjoint parts of the same value have a smaller bound."""
+    """Return the joint bound of several values. Disjoint parts of the same value have a smaller bound."""
     bounds = list(values)
     separate = together(each.value for each in bounds)
     shared = joint([each.parts for each in bounds])
