@@ -209,7 +209,7 @@ UNBOUNDED = {
     "transposed in place": (lambda x: torch.relu((x @ constant(3, 3).float()).t_()), "t_", "shape"),
     "enlarged windows": (lambda x: F.lp_pool1d(x, 2, 2, ceil_mode=True), "lp_pool1d", "ceil_mode"),
     "random": (lambda x: x + torch.randn(3), "forward", "random"),
-    "another path": (lambda x: 2 * x if type(x) is torch.Tensor else x, "trace", "something else"),
+    "another path": (lambda x: 2 * x if type(x) is torch.Tensor else x, "trace", "another result during the trace"),
     "number": (lambda x: x * x.sum().item(), "trace", "depend"),
 }
 
