@@ -12,7 +12,7 @@ Rounding, in float64 with unit u, for W of shape n x m and entries of at most 2:
 2. If the algorithm succeeds for :math:`M = c^2 - G`, then :math:`R^T R = M + E` with
    :math:`|E| \le \gamma_{n+1} |R|^T |R|`, hence :math:`\|E\| \le \gamma_{n+1} \|R\|_F^2`, and
    :math:`\|R\|_F^2 \le \operatorname{tr} M / (1 - \gamma_{n+1}) \le n c^2 / (1 - \gamma_{n+1})` (Higham, theorem 10.3).
-   As :math:`R^T R` is positive, no eigenvalue of M is below :math:`-\|E\|`.
+   Because :math:`R^T R` is positive, no eigenvalue of M is below :math:`-\|E\|`.
 3. The diagonal entries of M are then positive. So the diagonal entries of G are below :math:`c^2`, and its trace is
    below :math:`n c^2`. The error of each difference :math:`c^2 - G_{ii}` is at most :math:`u c^2`.
 

@@ -6,7 +6,7 @@ the block Krylov space
 .. math:: \operatorname{span}(U,\; W W^T U,\; (W W^T)^2 U)
 
 and computes its images under :math:`W^T` on the way. The Rayleigh-Ritz method finds the vector u of this space with the
-largest :math:`\sigma = \|W^T u\|`. It is a lower estimate, and the best one in the space. The next basis takes the
+largest :math:`\sigma = \|W^T u\|`. It is a lower estimate, and the best one in the space. The next basis spans the
 vectors of the largest singular values in the space.
 
 A block keeps singular vectors that are about to overtake the largest one. A single vector would lose track. On layers

@@ -1,6 +1,6 @@
 """Certified upper bounds of convolutions: the largest norm of their frequency response on a grid.
 
-Without a border a convolution is, at each frequency, a matrix between channels. A stride sorts the pixels into phases,
+Without a border, a convolution is a matrix between channels at each frequency. A stride sorts the pixels into phases,
 and each phase counts as further input channels. A layer with zero padding is a part of that operator. For images of any
 size, the operator acts on the whole line. For images of a known size, it acts on a ring that is long enough. A grid on
 the line may miss the largest norm. M. Riesz's lemma limits by how much: from its maximum, a trigonometric polynomial of
