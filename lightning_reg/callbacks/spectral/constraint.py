@@ -310,8 +310,9 @@ class SpectralConstraint(SpectralControl):
     below 1e-6. For convolutions and rescaled matrices, the callback follows the norm, and holds it below c with a
     margin. It takes more steps of following if an optimizer step moves a weight far.
 
-    On a GPU, the callback never waits for the device. It follows all matrices without a certificate, and later steps
-    correct what it missed. With hundreds of singular values at c, norms can exceed c by a few per cent for some steps.
+    During training on a GPU, the callback never waits for the device. It follows all matrices without a certificate.
+    Later steps correct what it missed: with hundreds of singular values at c, norms can exceed c by a few per cent for
+    some steps.
 
     Logged: nothing during training. `RegularizationMonitor` logs the norms (`reg/spectral_norm_max` is the largest, on
     the scale of c). A table printed before training, and TensorBoard's text `reg/setup_spectral`, show what happens to
