@@ -194,7 +194,7 @@ UNBOUNDED = {
     "power": (lambda x: x**2, "pow", "power"),
     "quotient": (lambda x: 1 / (1 + x.abs()), "truediv", "division"),
     "matmul": (lambda x: x @ x.T, "matmul", "product"),
-    "exp": (lambda x: x.exp(), "exp", "no bound"),
+    "exp": (lambda x: x.exp(), "exp", "derivative is unbounded"),
     "mask": (lambda x: x * (x > 0), "gt", "discontinuous"),
     "where": (lambda x: torch.where(x > 0, x, 0.0), "gt", "discontinuous"),
     "positions": (lambda x: x[:, x.argmax(1)], "argmax", "discontinuous"),
