@@ -1,8 +1,9 @@
-"""The steps of a regularization path of 50 strengths, as a multiple of the steps of one fit.
+"""Compare the steps of a regularization path of 50 strengths with the steps of a single fit.
 
-`python -m benchmarks.path` prints one table; `--quick` leaves out the smaller tolerance. A step is one gradient of all
-samples, and one epoch. The one fit starts with all weights at zero and ends at the same optimality residual; once at
-the best strength by validation loss, and once at the weakest. The steps that find the largest strength are counted too.
+`python -m benchmarks.path` prints one table; `--quick` leaves out the smaller tolerance. A step is one gradient over
+all samples, so it is also one epoch. A single fit starts with all weights at zero and ends at the same optimality
+residual. There are two: at the strength with the best validation loss, and at the smallest strength. The steps of the
+path include the search for the largest strength.
 """
 
 import sys
@@ -20,9 +21,9 @@ from lightning_reg import ElasticNetPenalty, GroupLassoPenalty, L1Penalty, Penal
 STRENGTHS = 50
 SMALLEST = 1e-2
 MOST = 20_000
-"""The most epochs for each strength: none needs so many."""
+"""The largest number of epochs per strength; no strength needs so many."""
 TARGET = 3.0
-"""The largest share of the steps of one fit at the best strength."""
+"""The path should take at most this multiple of the steps of a single fit at the best strength."""
 Optimizers = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
 OPTIMIZERS: dict[str, Optimizers] = {
     "SGD": lambda weights: torch.optim.SGD(weights, lr=0.3),
@@ -33,7 +34,7 @@ OPTIMIZERS: dict[str, Optimizers] = {
 
 @dataclass
 class Problem:
-    """A linear model, its penalty, and the samples to train it on and to choose a strength by."""
+    """A linear model's penalty and loss, with samples for training and validation."""
 
     penalty: Penalty
     loss: Callable[[Tensor, Tensor], Tensor]
@@ -55,7 +56,7 @@ def problems() -> dict[str, Problem]:
     progress = (progress / progress.std())[:, None]
     tasks = torch.hstack([progress, progress * patients[:, [1]].sign(), 442 * patients[:, [0]] * patients[:, [2]]])
     cells, is_benign = map(torch.tensor, load_breast_cancer(return_X_y=True))
-    # Not radius, perimeter and area, which say the same: a gradient takes long to tell them apart.
+    # Leave out radius, perimeter and area: they are nearly collinear, so gradient descent would converge slowly.
     cells = cells[:, [1, 4, 5, 7, 8, 9, 11, 14, 27, 28]]
     logistic = nn.functional.binary_cross_entropy_with_logits
     return {
@@ -67,7 +68,7 @@ def problems() -> dict[str, Problem]:
 
 
 class Linear(LightningModule):
-    """A linear model that starts at zero and sees all samples at once."""
+    """A linear model that starts at zero and takes all samples as one batch."""
 
     def __init__(self, problem: Problem, optimizer: Optimizers) -> None:
         super().__init__()
@@ -89,7 +90,7 @@ class Linear(LightningModule):
 
 
 class Steps(Callback):
-    """Notes the strength of each step."""
+    """Record the strength of each step."""
 
     def __init__(self, penalty: Penalty) -> None:
         self.penalty = penalty
@@ -129,7 +130,7 @@ def row(name: str, problem: Problem, optimizer: str, tolerance: float) -> list[s
     steps = fit(path, Linear(problem, OPTIMIZERS[optimizer]))
     result = path.result
     if result is None:
-        raise RuntimeError("the path has no strength")
+        raise RuntimeError("the path ended without a strength")
     strengths = set(result.strengths)
     search = sum(strength not in strengths for strength in steps)
     ones = []
@@ -162,14 +163,14 @@ def main() -> None:
             "problem",
             "optimizer",
             "tolerance",
-            "search, steps",
-            "path, steps",
-            "best strength of 50",
-            "one fit there",
-            "one at the weakest",
-            "all, of the fit at the best",
-            "of the weakest",
-            "target",
+            "steps of search",
+            "steps of strengths",
+            "best strength (of 50)",
+            "steps of best fit",
+            "steps of smallest fit",
+            "all / best fit",
+            "all / smallest fit",
+            "target for best fit",
         ],
         [
             row(name, problem, optimizer, tolerance)

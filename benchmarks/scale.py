@@ -1,12 +1,12 @@
-"""The cost of each callback on a module of the size of GPT-2 small (124 million weights), sharded by FSDP2.
+"""Measure the cost of each callback on a module as large as GPT-2 small (124 million weights), sharded by FSDP2.
 
     python -m benchmarks.scale
     python -m benchmarks.scale --variants none "L2Penalty, grad"
 
-Trains on all GPUs, or on two processes of a CPU, with each callback in processes of its own. Prints the time of a step
-that logs nothing, as the mean of two after two that are not timed, and the peak memory of a rank: on a GPU the memory
-that torch has allocated, on a CPU all that the process has used. `RegularizationMonitor` has a second line, for steps
-that log: in others it has nothing to do.
+Trains on all GPUs, or in two processes on a CPU. Each callback gets its own processes. Prints the time of a step that
+logs nothing: the mean of two steps, after two untimed ones. Also prints the peak memory of a rank. On a GPU, this is
+the memory that torch has allocated; on a CPU, the memory of the whole process. `RegularizationMonitor` only works in
+steps that log, so a second line shows it in these.
 """
 
 import argparse
@@ -83,7 +83,7 @@ VARIANTS: dict[str, Callable[[], list[Callback]]] = {
 
 @dataclass(frozen=True)
 class Size:
-    """How large the module is, and what one rank gives it in a step."""
+    """The size of the module, and of the batch on each rank."""
 
     vocabulary: int
     width: int
@@ -102,7 +102,7 @@ SIZES = {
 
 
 class Network(nn.Module):
-    """GPT-2: blocks with a norm before each part, and an embedding that is also the head."""
+    """GPT-2: pre-norm blocks, and an embedding that shares its weight with the head."""
 
     def __init__(self, size: Size) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class Network(nn.Module):
 
 
 class LanguageModel(LightningModule):
-    """Trains on next tokens, every block sharded by itself."""
+    """Predict the next token; each block is sharded separately."""
 
     def __init__(self, size: Size) -> None:
         super().__init__()
@@ -156,7 +156,7 @@ class LanguageModel(LightningModule):
 
 
 class Clock(Callback):
-    """Takes the time of each step, and the peak memory of the timed ones on a GPU."""
+    """Measure the time of each step, and on a GPU the peak memory of the timed steps."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
@@ -177,7 +177,7 @@ class Clock(Callback):
 
 
 def train(variant: str, size: str) -> tuple[float, float]:
-    """Train on every rank; return the seconds of a step and the peak memory of this rank in MiB."""
+    """Train on every rank; return the seconds per step and the peak memory of this rank in MiB."""
     ranks = torch.cuda.device_count() or 2
     clock, module = Clock(), LanguageModel(SIZES[size])
     given = SIZES[size]
@@ -206,7 +206,7 @@ def train(variant: str, size: str) -> tuple[float, float]:
 
 
 def in_new_processes(variant: str, size: str) -> tuple[float, float]:
-    """Train in processes that have trained nothing else: what they have used is what this variant needs."""
+    """Train in new processes, so their peak memory belongs to this variant only."""
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
         command = [sys.executable, "-m", "benchmarks.scale", "--size", size, "--only", variant, "--answer", str(answer)]
@@ -248,7 +248,7 @@ def main() -> None:
                 f"{memory - base[1]:+.0f}",
             )
         )
-    print_table(("callback", "step [ms]", "against none", "memory of a rank [MiB]", "against none"), rows)
+    print_table(("callback", "step [ms]", "versus none", "memory per rank [MiB]", "versus none"), rows)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """Learn one task after the other: elastic weight consolidation against forgetting.
 
-A network learns the digits 0 to 4, and then 5 to 9, with the same five outputs. The second task moves weights that the
-first one needs, so the first is forgotten. Elastic weight consolidation keeps each weight near its value after the
-first task, the more firmly, the more that task's predictions depend on it (its Fisher information). An `AnchorPenalty`,
-which treats all weights alike, is the comparison. Both strengths are about the best for the mean over both tasks.
+A network learns the digits 0 to 4, then 5 to 9, with the same five outputs. The second task moves weights that the
+first task needs, so the network forgets the first task. Elastic weight consolidation keeps each weight near its value
+after the first task. The penalty on a weight is larger if the first task's predictions depend more on it (its Fisher
+information). `AnchorPenalty` serves as the comparison: it treats all weights alike. Both strengths are close to the
+best for the mean accuracy over both tasks.
 
-The penalty is a subclass of `Penalty` with a memory. The result of its `remember` is saved in checkpoints, moved and
-sharded like the weights, restored when a run is resumed, and passed to `penalty` in the order of the weights.
+The penalty is a subclass of `Penalty` with a memory, which `remember` returns. The callback saves the memory in
+checkpoints, shards it like the weights, and restores it on resume. It passes the memory to `penalty` in the order of
+the weights.
 """
 
 import argparse
@@ -29,11 +31,11 @@ WEIGHTS = Select(min_ndim=1)  # biases as well
 
 
 class ElasticWeightConsolidation(Penalty):
-    r"""Add :math:`\lambda \sum_i F_i (w_i - w^0_i)^2` to the objective: important weights stay where they were.
+    r"""Add :math:`\lambda \sum_i F_i (w_i - w^0_i)^2` to the objective: important weights stay near their start.
 
     Args:
         strength: :math:`\lambda`, >= 0.
-        importance: :math:`F`, by names of weights.
+        importance: :math:`F`, one tensor per weight name.
 
     """
 
@@ -65,7 +67,7 @@ class Classifier(LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
-        # If predictions are certain, they do not depend on any weight.
+        # Label smoothing keeps predictions uncertain. The Fisher information of certain predictions would be zero.
         return nn.functional.cross_entropy(self(images), labels, label_smoothing=0.1)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -73,7 +75,7 @@ class Classifier(LightningModule):
 
 
 def data(digits: range) -> tuple[TensorDataset, TensorDataset]:
-    """Return the images of a task: half of them for training, the others for testing."""
+    """Return the images of a task: half for training, half for testing."""
     images, labels = map(torch.as_tensor, load_digits(return_X_y=True))
     chosen = (labels >= digits.start) & (labels < digits.stop)
     images, labels = images[chosen].float() / 16, labels[chosen] - digits.start
@@ -83,7 +85,7 @@ def data(digits: range) -> tuple[TensorDataset, TensorDataset]:
 
 
 def fisher_information(module: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """Return the mean square of the gradients of log p(label), over images and the module's probabilities of labels."""
+    """Return the mean squared gradient of log p(label), over images and over labels drawn from the module."""
     weights = {name: weight.detach() for name, weight in module.named_parameters()}
     with torch.no_grad():
         probabilities = module(images).softmax(1)
@@ -101,7 +103,7 @@ def fisher_information(module: nn.Module, images: Tensor) -> dict[str, Tensor]:
 
 
 class Accuracies(Callback):
-    """Records the accuracy on the test images of both tasks, starting before the first epoch."""
+    """Record the test accuracy on both tasks, before training and after each epoch."""
 
     def __init__(self) -> None:
         self.tests = [data(digits)[1].tensors for digits in (FIRST, SECOND)]
@@ -116,7 +118,7 @@ class Accuracies(Callback):
 
 
 def train(module: Classifier, digits: range, max_epochs: int, *callbacks: Callback) -> list[list[float]]:
-    """Train on one task; return the accuracies on both, over the epochs."""
+    """Train on one task; return the accuracies on both tasks over the epochs."""
     seed_everything(0)
     accuracies = Accuracies()
     trainer = Trainer(
@@ -145,12 +147,12 @@ def draw(found: dict[str, list[list[float]]], path: Path) -> None:
 
 
 def main() -> None:
-    """Learn the first task, then the second in three ways; print the accuracies, and draw them."""
+    """Learn the first task, then the second in three ways; print and draw the accuracies."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--max-epochs", type=int, default=10, help="on each task")
+    parser.add_argument("--max-epochs", type=int, default=10, help="epochs per task")
     parser.add_argument("--picture", type=Path, help="where to save the figure, as PNG")
     options = parser.parse_args()
-    torch.set_num_threads(1)  # the network is small: threads would wait for one another
+    torch.set_num_threads(1)  # the network is so small that more threads would slow it down
     seed_everything(0)
     module = Classifier()
     train(module, FIRST, options.max_epochs)

@@ -1,7 +1,7 @@
-"""From a dense network for digits to layers of low rank, and from those to a smaller network with the same outputs.
+"""Train a digit classifier with low-rank layers, and turn it into a smaller network with the same outputs.
 
-The nuclear norm, the sum of a layer's singular values, makes small ones exactly zero: the stronger, the lower the rank.
-`factorize` then makes two thin layers of each one where that saves parameters.
+The nuclear norm is the sum of a layer's singular values. Its penalty makes small singular values exactly zero, so a
+larger strength gives a lower rank. `factorize` then splits a layer into two thin ones where that saves parameters.
 """
 
 import argparse
@@ -36,21 +36,21 @@ class Classifier(LightningModule):
         return nn.functional.cross_entropy(self.network(images), digits)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        # Not Adam: its step sizes differ within a matrix.
+        # Adam would not work: its step sizes differ within a matrix.
         return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
 
 
 class Result(NamedTuple):
-    """What one training gives."""
+    """The result of training at one strength."""
 
     strength: float
     values: list[Tensor]
     """The singular values of each layer."""
     accuracy: float
     parameters: int
-    """Those of the smaller network."""
+    """The number of parameters of the smaller network."""
     error: float
-    """The largest difference of its outputs."""
+    """The largest difference between the outputs of the two networks."""
 
 
 def digits() -> tuple[TensorDataset, Tensor, Tensor]:
@@ -62,7 +62,7 @@ def digits() -> tuple[TensorDataset, Tensor, Tensor]:
 
 
 def train(strength: float, max_epochs: int, seed: int) -> Result:
-    """Train once, and make a smaller network of the result."""
+    """Train once, and factorize the result into a smaller network."""
     seed_everything(seed, verbose=False)
     training, images, labels = digits()
     module = Classifier()
@@ -83,17 +83,17 @@ def train(strength: float, max_epochs: int, seed: int) -> Result:
         error = (smaller(images) - outputs).abs().max().item()
         values = [torch.linalg.svdvals(layer.weight) for layer in module.network if isinstance(layer, nn.Linear)]
     if error > 1e-5 * max(1.0, outputs.abs().max().item()):
-        raise RuntimeError(f"the smaller network has other outputs: {error:.1e}")
+        raise RuntimeError(f"the outputs of the smaller network differ by {error:.1e}")
     return Result(strength, values, (outputs.argmax(1) == labels).float().mean().item(), count(smaller), error)
 
 
 def count(network: nn.Module) -> int:
-    """Return how many parameters there are."""
+    """Return the number of parameters."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
 def ranks(values: Sequence[Tensor]) -> str:
-    """Return how many singular values of each layer are not zero up to rounding."""
+    """Return the rank of each layer: the number of singular values that are not zero up to rounding."""
     return "-".join(str(int((some > 1e-5 * some[0]).sum())) for some in values)
 
 
@@ -116,13 +116,13 @@ def draw(results: Sequence[Result], path: Path) -> None:
 
 
 def main() -> None:
-    """Train with each strength and print what is left."""
+    """Train at each strength, and print ranks, accuracies and sizes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--max-epochs", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--picture", type=Path, help="where to save a picture of it, such as low_rank.png")
+    parser.add_argument("--picture", type=Path, help="where to save the picture, such as low_rank.png")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)  # the network is small: threads would wait for one another
+    torch.set_num_threads(1)  # the network is so small that more threads would slow it down
     warnings.filterwarnings("ignore", message=".*does not have many workers")
 
     results = [train(strength, arguments.max_epochs, arguments.seed) for strength in STRENGTHS]

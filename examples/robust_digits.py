@@ -1,14 +1,14 @@
-"""Train on digits without and with control of the layers' norms, and compare the networks under noise and an attack.
+"""Train on digits with and without spectral norm control, and compare the networks under noise and attacks.
 
     python examples/robust_digits.py
 
-Prints two tables. The first one: test accuracy on clean images, under Gaussian noise and under a small attack by the
-sign of the gradient (FGSM). It also shows the largest spectral norm of a layer, and the product of all norms, which
-bounds how much the network can stretch any change of its input.
+Prints two tables. The first table has test accuracy on clean images, under Gaussian noise and under a small attack by
+the sign of the gradient (FGSM). It also has the largest spectral norm of a layer, and the product of all norms. This
+product bounds how much the network can amplify a change of its input.
 
-The second one: accuracy under the worst change of each image within a radius, from below and from above. From below,
-the share of images that are certified: no change misleads the network. From above, the share of images for which an
-attack by projected gradient finds no change that does.
+The second table has a lower and an upper bound of the accuracy under the worst change of each image within a radius.
+The lower bound is the share of certified images: no change within the radius alters a correct prediction. The upper
+bound is the share of images for which an attack by projected gradient finds no such change.
 """
 
 import argparse
@@ -41,7 +41,7 @@ from lightning_reg.metrics import CertifiedAccuracy
 NOISE = 0.4
 ATTACK = 0.1
 RADII = (0.1, 0.25, 0.5)
-"""The radii of the second table: Euclidean distances between images, whose pixels are from 0 to 1."""
+"""The radii of the second table: Euclidean distances between images with pixels in [0, 1]."""
 ATTACKED = tuple(step / 20 for step in range(15))
 """The radii of attacks."""
 
@@ -80,7 +80,7 @@ class Classifier(LightningModule):
 
 
 def accuracy(module: Classifier, images: Tensor, digits: Tensor) -> Tensor:
-    """Return the share of images that are recognized."""
+    """Return the share of correctly classified images."""
     hits: Tensor = module(images).argmax(1) == digits
     return hits.float().mean()
 
@@ -108,10 +108,11 @@ def into_ball(change: Tensor, radius: float) -> Tensor:
 
 
 def withstand(module: Classifier, images: Tensor, digits: Tensor, starts: int) -> Mapping[float, Tensor]:
-    """Search for changes within each radius that mislead the network, and return which images withstand.
+    """Attack the network within each radius, and return which images it still classifies correctly.
 
-    Projected gradient: from a random start, ten steps along the gradient of another digit's lead, each back into the
-    ball. A change that was found within a smaller radius counts for a larger one, too.
+    The attack is projected gradient. From a random start, it takes ten steps along the gradient of the largest wrong
+    logit minus the correct one. Each step ends with a projection into the ball. A change found within a smaller radius
+    also counts for larger radii.
     """
     generator = torch.Generator().manual_seed(0)
     right: Tensor = module(images).argmax(1) == digits
@@ -135,7 +136,7 @@ def withstand(module: Classifier, images: Tensor, digits: Tensor, starts: int) -
 def from_both_sides(
     module: Classifier, images: Tensor, digits: Tensor, starts: int
 ) -> tuple[CertifiedAccuracy, Mapping[float, float]]:
-    """Return the certified accuracy, and the accuracy under attack by radius; the truth is in between."""
+    """Return the certified accuracy, and the accuracy under attack by radius; the true accuracy lies in between."""
     with torch.no_grad():
         logits, bounds = module(images), margin_bounds(module, images[:1])
     certified = CertifiedAccuracy([step / 100 for step in range(71)])
@@ -145,7 +146,7 @@ def from_both_sides(
     for radius, withstood in withstand(module, images, digits, starts).items():
         misled = (radii > radius) & (logits.argmax(1) == digits) & ~withstood
         if misled.any():
-            msg = f"An attack within {radius:g} has misled the network on {misled.sum()} certified images."
+            msg = f"An attack within radius {radius:g} changed the prediction of {misled.sum()} certified images."
             raise RuntimeError(msg)
         shares[radius] = withstood.float().mean().item()
     return certified, shares
@@ -198,7 +199,7 @@ def show(*rows: tuple[str, ...]) -> None:
 
 
 def draw_bars(axes: Axes, rows: Sequence[tuple[str, ...]], columns: Mapping[str, int]) -> None:
-    """Draw columns of the first table: accuracies as bars."""
+    """Draw accuracies of the first table as bars."""
     width = 0.8 / len(columns)
     for number, (label, column) in enumerate(columns.items()):
         places = [place + width * (number - (len(columns) - 1) / 2) for place in range(len(rows))]
@@ -210,7 +211,7 @@ def draw_bars(axes: Axes, rows: Sequence[tuple[str, ...]], columns: Mapping[str,
 
 
 def draw_curves(axes: Axes, sides: Mapping[str, tuple[CertifiedAccuracy, Mapping[float, float]]]) -> None:
-    """Draw accuracy against the radius, from both sides, of the networks without control and with the constraint."""
+    """Draw certified and attacked accuracy against the radius, without control and with the constraint."""
     for name, colour in (("none", "tab:gray"), ("constraint", "tab:blue")):
         certified, under_attack = sides[name]
         certified.plot(ax=axes)
@@ -221,13 +222,13 @@ def draw_curves(axes: Axes, sides: Mapping[str, tuple[CertifiedAccuracy, Mapping
 
 
 def main() -> None:
-    """Train with each control and print its effect."""
+    """Train with each kind of norm control, and print both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--max-epochs", type=int, default=60)
-    parser.add_argument("--starts", type=int, default=10, help="how often an attack starts anew, at each radius")
+    parser.add_argument("--starts", type=int, default=10, help="random starts of the attack at each radius")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--logdir", type=Path, default=Path("lightning_logs/robust_digits"))
-    parser.add_argument("--picture", type=Path, help="where to save a picture of it, such as robust_digits.png")
+    parser.add_argument("--picture", type=Path, help="where to save the picture, such as robust_digits.png")
     arguments = parser.parse_args()
 
     images, labels = digits()[1].tensors

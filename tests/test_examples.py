@@ -128,7 +128,7 @@ def test_the_path_leaves_ever_fewer_pixels_and_the_most_useful_ones(tmp_path, mo
     rows = [line.split() for line in table.splitlines()[1:5]]
     counts = [int(row[1]) for row in rows]
     assert 64 > counts[0] > counts[1] > counts[3]
-    assert sum("choice" in line for line in table.splitlines()[1:5]) == 1
+    assert sum("<- chosen" in line for line in table.splitlines()[1:5]) == 1
     (again,) = re.findall(r"^ +(\d+) +([\d.]+)%$", table, re.MULTILINE)
     assert 0 < int(again[0]) <= 30
     assert float(again[1]) > 80

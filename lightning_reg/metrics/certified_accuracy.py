@@ -1,4 +1,4 @@
-"""The share of samples whose correct classification is certified within a radius."""
+"""Certified accuracy: the share of samples that are certified to stay correctly classified within a radius."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 @final
 class CertifiedAccuracy(Metric):
-    r"""The share of samples that are classified correctly with a certified radius greater than each of `radii`.
+    r"""For each radius, the share of samples that are classified correctly and have a greater certified radius.
 
-    A lower bound of the accuracy under any attack within that radius, in the 2-norm of the network's input; see
-    `functional.certified_radius`. Samples accumulate over updates and ranks.
+    This is a lower bound of the accuracy under any attack that moves each input by at most that radius, in the 2-norm.
+    `functional.certified_radius` computes the certified radius of a sample. Samples accumulate over updates and ranks.
 
     Args:
-        radii: Radii, each >= 0, in the unit of the input.
+        radii: One or more radii, each >= 0, in the unit of the input.
         **kwargs: Keyword arguments of `torchmetrics.Metric`.
 
     Raises:
         TypeError: If `radii` is not a list of numbers.
-        ValueError: If `radii` is empty, or a radius is negative or not finite.
+        ValueError: If `radii` is empty, or if a radius is negative or not finite.
 
     Example:
         >>> import torch
@@ -64,24 +64,25 @@ class CertifiedAccuracy(Metric):
 
         Args:
             logits: Outputs of a classifier in eval mode, shape (N, K).
-            target: The true classes, whole numbers, shape (N,).
-            margin_bounds: Result of `functional.margin_bounds` for the classifier, shape (K, K).
+            target: The true classes as whole numbers, shape (N,).
+            margin_bounds: The result of `functional.margin_bounds` for the classifier, shape (K, K).
 
         Raises:
-            TypeError: If `target` is not a tensor of whole numbers.
-            ValueError: If the shapes do not fit together.
+            TypeError: If `target` is not a tensor of whole numbers, or if `logits` or `margin_bounds` is not a tensor
+                of real floating-point numbers.
+            ValueError: If the shapes do not match, or if an entry of `margin_bounds` is negative.
 
         """
         radii = certified_radius(logits, margin_bounds)
         if not _holds_classes(target):
             kind = getattr(target, "dtype", type(target).__name__)
-            msg = f"`target` must be a tensor of classes, whole numbers, got {kind}."
+            msg = f"`target` must be a tensor of classes as whole numbers, got {kind}."
             raise TypeError(msg)
         if target.shape != radii.shape:
-            msg = f"`target` must have a class for each of the {len(radii)} samples, got shape {tuple(target.shape)}."
+            msg = f"`target` must have one class for each of the {len(radii)} samples, got shape {tuple(target.shape)}."
             raise ValueError(msg)
         right = logits.argmax(1) == target.to(logits.device)
-        # Compare with the radii in double precision: a rounded radius could be smaller.
+        # Compare in double precision, because rounding could make one of `radii` smaller.
         limits = torch.tensor(
             self.radii, dtype=torch.float64, device=radii.device if radii.device.type != "mps" else "cpu"
         )
@@ -91,7 +92,7 @@ class CertifiedAccuracy(Metric):
 
     @override
     def compute(self) -> Tensor:
-        """Return the share for each radius, shape (R,) for R radii."""
+        """Return one share in [0, 1] for each radius, shape (R,) for R radii."""
         return self.certified / self.count
 
     @override
@@ -99,11 +100,11 @@ class CertifiedAccuracy(Metric):
         """Draw the robustness curve: certified accuracy against the radius, in steps that never overstate it.
 
         Args:
-            val: What `compute` or `forward` has returned. Default: what `compute` returns now.
-            ax: The axes to draw into. Default: axes of a new figure.
+            val: A result of `compute` or `forward`. Default: the current result of `compute`.
+            ax: The axes to draw into. Default: the axes of a new figure.
 
         Returns:
-            The figure and its axes, as of every metric of torchmetrics.
+            The figure and its axes, like the `plot` of every metric of torchmetrics.
 
         Raises:
             ImportError: If matplotlib is not installed.
@@ -119,7 +120,7 @@ class CertifiedAccuracy(Metric):
             ax.set(xlabel="radius", ylabel="certified accuracy", ylim=(0, 1))
         shares = self.compute() if val is None else val
         points = sorted(zip(self.radii, shares.tolist(), strict=True))
-        # Between two radii, accuracy is at least that of the larger one.
+        # Between two radii, the accuracy is at least the accuracy at the larger one.
         ax.plot(*zip(*points, strict=True), drawstyle="steps-pre")
         return cast("Figure", ax.figure), ax
 
@@ -139,7 +140,7 @@ def check_radii(name: str, radii: object) -> tuple[float, ...]:
 
     Raises:
         TypeError: If `radii` is not a list of numbers.
-        ValueError: If `radii` is empty, or a radius is negative or not finite.
+        ValueError: If `radii` is empty, or if a radius is negative or not finite.
 
     """
     if not _checks.is_list(radii):

@@ -1,4 +1,4 @@
-"""Constraints on zero entries: zeros stay zero, or all but the largest of each group of neighbours become zero."""
+"""Constraints on zeros: keep existing zeros, or set all but the largest entries of each group to zero."""
 
 from collections.abc import Callable, Sequence
 from typing import final
@@ -19,7 +19,7 @@ from lightning_reg.selection import Select
 
 
 class KeptZeros(Constraint):
-    """Every entry that is exactly zero right before a step is zero after it, where `timetable` is not 0."""
+    """Keep entries that are exactly zero right before a step at zero, while `timetable` is not 0."""
 
     change = "zeros"
     takes_shards = True
@@ -38,23 +38,23 @@ class KeptZeros(Constraint):
                 self._run.spare.setdefault((part.shape, part.device), []).append(left)
 
     def _mask_like(self, part: Tensor) -> Tensor:
-        """Return memory for a mask, reused from the last step if possible: new memory costs more than filling it."""
+        """Return memory for a mask; reuse it from the last step, because allocating costs more than filling."""
         spare = self._run.spare.get((part.shape, part.device)) if self._run is not None else None
         return spare.pop() if spare else torch.empty(part.shape, dtype=torch.bool, device=part.device)
 
 
 @final
 class KeepZeros(KeptZeros):
-    r"""Keep zeros: from step :math:`t_0` on, every entry that is exactly zero right before a step is zero after it.
+    r"""Keep zeros: from step :math:`t_0` on, an entry that is exactly zero right before a step is zero after it.
 
-    This holds for any optimizer, so the set of zeros only grows. Combine it with a penalty in `mode="proximal"` whose
-    schedule falls to 0 by `start`: the zeros stay, and the other weights are no longer shrunk. The lasso then becomes
-    least squares on the selected features.
+    This holds for any optimizer, so the set of zeros only grows. Combine it with a penalty in `mode="proximal"` and a
+    schedule that falls to 0 by `start`: the zeros stay, and the penalty no longer shrinks the other weights. The lasso
+    then becomes least squares on the selected features.
 
-    Logged: nothing during training; TensorBoard's text `reg/setup_constraints` shows what happens to each weight.
+    Logged: nothing during training. TensorBoard's text `reg/setup_constraints` shows what happens to each weight.
 
     Args:
-        start: :math:`t_0`, the first optimizer step: an int, or a float in (0, 1] for a share of the whole run.
+        start: :math:`t_0`, the first optimizer step: an int, or a float in (0, 1] as a share of the whole run.
         select: Which weights, see `Constraint`.
 
     Raises:
@@ -90,21 +90,21 @@ class KeepZeros(KeptZeros):
 
 @final
 class NMSparsity(Constraint):
-    r"""Keep n of every m entries: after each step, all but the n largest magnitudes of m neighbours become zero.
+    r"""Keep n of every m entries: after each step, set all but the n largest magnitudes in each group of m to zero.
 
-    Neighbours follow one another along `dim`, by default the inputs of each output unit. Among equal magnitudes the
-    first stays. With a schedule s, the :math:`m - \mathrm{round}((m - n) s(t))` largest stay: entries vanish one by
-    one. Sparse tensor cores take matrices with 2 of 4 (`torch.sparse.to_sparse_semi_structured`).
+    A group is m consecutive entries along `dim`: by default, inputs of one output unit. Among equal magnitudes, the
+    first stays. With a schedule s, the :math:`m - \mathrm{round}((m - n) s(t))` largest stay, so entries vanish one by
+    one. Sparse tensor cores can multiply 2 of 4 (`torch.sparse.to_sparse_semi_structured`).
 
-    Logged: nothing during training; TensorBoard's text `reg/setup_constraints` shows what happens to each weight.
+    Logged: nothing during training. TensorBoard's text `reg/setup_constraints` shows what happens to each weight.
 
     Args:
         n: Number of entries that stay in each group, >= 1 and below m.
         m: Number of entries in each group.
-        dim: The dimension along which neighbours lie: 1 for input units or channels, 0 for output units, whatever the
-            layout, see `MaxNorm`.
-        schedule: :math:`s(t)`, a schedule or any callable from optimizer steps so far to a share in [0, 1]; 1 by
-            default.
+        dim: The dimension along which groups lie: 1 for input units or channels, 0 for output units, in any layout (see
+            `MaxNorm`).
+        schedule: :math:`s(t)`, a schedule, or a callable that maps the number of optimizer steps so far to a share in
+            [0, 1]. Default: 1.
         select: Which weights, see `Constraint`.
 
     Raises:
@@ -152,9 +152,8 @@ class NMSparsity(Constraint):
         check_dim([weight], self.dim)
         if weight.shape[self.dim] % self.m:
             msg = (
-                f"NMSparsity: `m` must divide the number of entries of {name!r} along `dim`={self.dim}, got"
-                f" m={self.m} and {weight.shape[self.dim]} entries. Leave the weight out:"
-                f" `select=Select(exclude={name!r})`."
+                f"NMSparsity: `m` must divide the size of {name!r} along `dim`={self.dim}, got m={self.m} and a size of"
+                f" {weight.shape[self.dim]}. To leave the weight out, pass `select=Select(exclude={name!r})`."
             )
             raise ValueError(msg)
 

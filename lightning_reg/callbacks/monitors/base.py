@@ -16,7 +16,7 @@ RunT = TypeVar("RunT")
 
 
 class Monitor(DuringFit[RunT], ABC):
-    """Measures the network during `fit`, and logs the results."""
+    """A callback that measures the network during `fit` and logs the results."""
 
     regularizes = False
     layout: bool
@@ -24,11 +24,11 @@ class Monitor(DuringFit[RunT], ABC):
 
     @abstractmethod
     def refuse_shared_tags(self, monitors: Sequence[Self]) -> None:
-        """Raise if two of the `monitors` of this kind would write under the same tags."""
+        """Raise if two of the `monitors` of this class would write under the same tags."""
 
     @abstractmethod
     def watch(self, trainer: Trainer, pl_module: LightningModule) -> RunT:
-        """Return the state for the fit that starts."""
+        """Return the state of the monitor for the fit that starts."""
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -51,7 +51,7 @@ class Monitor(DuringFit[RunT], ABC):
 
 
 def _refuse_missing_logger(trainer: Trainer, name: str) -> None:
-    """Raise if the trainer has no logger to keep the results of a monitor."""
+    """Raise if the trainer has no logger for the results of the monitor called `name`."""
     if not trainer.loggers:
         msg = (
             f"{name} needs a logger to write to, but the trainer has none."

@@ -1,4 +1,4 @@
-"""Certified accuracy: the share of the validation set classified correctly under any change within a radius."""
+"""Certified accuracy: the share of the validation set that stays correctly classified within a radius."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,16 +19,16 @@ from lightning_reg.metrics.certified_accuracy import CertifiedAccuracy
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Of the curve.
+# The number of radii of the curve.
 _STEPS = 100
 
 
 class Certificate:
-    """Certified accuracy over one pass through the validation set; it does not affect training.
+    """The certified accuracy over one pass through the validation set. It does not affect training.
 
     Args:
         target: The classifier.
-        radii: Radii in the unit of its input.
+        radii: Radii in the unit of the classifier's input.
 
     """
 
@@ -46,15 +46,15 @@ class Certificate:
         labels: InputTransform | None,
         count: Callable[[int], int],
     ) -> None:
-        """Add the samples of a batch: of so many rows as many as `count` says."""
+        """Add the samples of a batch. Of its n rows, the first `count(n)` are added."""
         if self._network is None:
-            # Not before: callbacks put averaged weights in place for this pass when its epoch starts.
+            # Copy the network only now: at the start of validation, callbacks may first swap in averaged weights.
             self._network = stand_in(self._target.module)
         samples = widened(self._target.samples(batch, None, inputs))
         arguments = samples if isinstance(samples, tuple) else (samples,)
         tensors = list(found(arguments, Tensor))
         if self._bounds is None or not all(tensor.is_floating_point() for tensor in tensors):
-            # Whole numbers are held fixed: the bounds hold for the ones in this batch.
+            # The bounds hold for the whole numbers in this batch only.
             self._bounds = margin_bounds(self._network, arguments)
         device = tensors[0].device
         with (
@@ -69,8 +69,8 @@ class Certificate:
             self._metric.to(device).update(logits[:rows], classes[:rows], self._bounds)
 
     def shares(self, trainer: Trainer) -> dict[float, float]:
-        """Return the certified accuracy by radius, of `radii` and of a curve up to the largest; a collective call."""
-        # Not `compute`, which warns on ranks that have no batch.
+        """Return the certified accuracy at `radii` and along a curve up to the largest radius; a collective call."""
+        # `compute` would warn on ranks that have no batch.
         sums = torch.cat([self._metric.certified, self._metric.count[None]]).to(trainer.strategy.root_device)
         *certified, count = state.sums_over_ranks(trainer, sums).tolist()
         return {radius: number / count for radius, number in zip(self._metric.radii, certified, strict=True) if count}
@@ -85,7 +85,7 @@ def _labels(batch: Any) -> Any:
     if isinstance(batch, tuple | list) and len(batch) > 1:
         return batch[1]
     msg = (
-        f"LipschitzMonitor(certify=...) expects labels as the second entry of a batch, but got a"
+        f"LipschitzMonitor(certify=...) expects labels as the second entry of a batch, but the batch is a"
         f" {type(batch).__name__}. Pass `label_transform`, a function from the batch to the classes of its samples."
     )
     raise MisconfigurationException(msg)

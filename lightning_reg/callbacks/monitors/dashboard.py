@@ -1,4 +1,4 @@
-"""Entries written once, before training: charts, the order of the layers, the hyperparameters of a run."""
+"""Entries that are written once, before training: charts, the order of the layers, and hyperparameters."""
 
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.loggers import other_loggers, prefixed, tensorboard_writers
@@ -18,7 +18,7 @@ def write_layout(trainer: Trainer) -> None:
 def write_network_order(trainer: Trainer, pl_module: LightningModule) -> None:
     """Write the names of all layers, logged or not, in the order of the network, to every TensorBoard logger.
 
-    Every callback writes all names, because a later entry replaces an earlier one.
+    Every monitor writes all names, because a later entry replaces an earlier one.
     """
     names = layer_names(pl_module)
     for logger, writer in tensorboard_writers(trainer):
@@ -26,10 +26,10 @@ def write_network_order(trainer: Trainer, pl_module: LightningModule) -> None:
 
 
 def write_hyperparameters(trainer: Trainer, pl_module: LightningModule) -> None:
-    """Write the settings of this package's callbacks beside the user's hyperparameters, to every logger.
+    """Write the settings of this package's callbacks, together with the user's hyperparameters, to every logger.
 
-    Call this before Lightning writes the user's hyperparameters, right after `on_fit_start`: TensorBoard keeps the
-    first entries. The other loggers add the user's hyperparameters to these.
+    Call this before Lightning writes the user's hyperparameters, which happens right after `on_fit_start`. TensorBoard
+    keeps the first entries. The other loggers add the user's hyperparameters to these.
     """
     users = state.hyperparameters(trainer, pl_module)
     ours = regularization_settings(state.callbacks_of(trainer, object))

@@ -1,4 +1,4 @@
-"""Bounds of the network's Lipschitz constant from both sides."""
+"""Lower and upper bounds of the network's Lipschitz constant during training."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -25,65 +25,68 @@ from lightning_reg.tensorboard import tags
 
 @final
 class LipschitzMonitor(Monitor[Run]):
-    r"""Log an upper and a lower bound of how much the network stretches differences of its inputs.
+    r"""Log a lower and an upper bound of the network's Lipschitz constant.
 
-    The Lipschitz constant, the smallest L with :math:`\|f(x) - f(y)\|_2 \le L \|x - y\|_2` for all inputs, cannot be
-    computed for networks of realistic size. These bounds of it are logged:
+    The Lipschitz constant is the smallest L with :math:`\|f(x) - f(y)\|_2 \le L \|x - y\|_2` for all inputs. It cannot
+    be computed for networks of realistic size, so the monitor logs bounds:
 
     - `reg/lipschitz_lower`: a lower bound, the largest norm of the input Jacobian over `samples` samples of the current
-      training batch, and over ranks (`functional.jacobian_norm`, which also explains the effect of kinks).
-    - `reg/lipschitz_upper`: an upper bound for all inputs (`functional.lipschitz_bound`). It is infinite if the network
-      has operations without a known bound; a warning names them. `reg/lipschitz_log10` is its decimal logarithm.
-    - `reg/lipschitz_gap`: upper over lower, a ratio >= 1. The constant is somewhere in between. A large gap means that
-      it may be far from both bounds.
-    - An upper bound of each layer, on TensorBoard's page "Regularization"; up to 16 layers also as
-      `reg.lipschitz/<layer>`. Convolutions are bounded for the image size of the batch. The norm over images of any
-      size, which `RegularizationMonitor` estimates from below, can be larger.
-    - `reg/certified_accuracy@<radius>` for each radius in `certify`, at the end of each validation: the share of the
-      validation set that is classified correctly under any change of a sample within that radius
-      (`metrics.CertifiedAccuracy`), with the weights that validation uses, averaged ones too, and each sample once on
-      any number of ranks. It is zero without a known upper bound. With matplotlib, TensorBoard has it as a curve up to
-      the largest radius, in the image `reg/certified_accuracy`.
+      training batch and over ranks. `functional.jacobian_norm` computes it, and explains the effect of kinks.
+    - `reg/lipschitz_upper`: an upper bound for all inputs, from `functional.lipschitz_bound`. It is infinite if the
+      network has operations without a known bound. A warning names these operations.
+    - `reg/lipschitz_log10`: the decimal logarithm of the upper bound.
+    - `reg/lipschitz_gap`: the upper bound divided by the lower bound, a ratio >= 1. The constant lies between the
+      bounds. If the gap is large, it may be far from both.
+    - `reg.lipschitz/<layer>`: an upper bound of each layer, if there are at most 16 layers. TensorBoard's page
+      "Regularization" shows any number of layers. Convolutions are bounded for the image size of the batch.
+      `RegularizationMonitor` estimates their norm over images of any size, which can be larger.
+    - `reg/certified_accuracy@<radius>`: logged at the end of each validation for each radius in `certify`. It is the
+      share of the validation set that stays correctly classified under any change of a sample within that radius
+      (`metrics.CertifiedAccuracy`). It describes the weights that validation uses, averaged weights included, and
+      counts each sample once on any number of ranks. If no upper bound is known, it is zero. If matplotlib is
+      installed, TensorBoard shows the curve up to the largest radius in the image `reg/certified_accuracy`.
 
-    With several monitors the tags contain the target: `reg/lipschitz_lower/<target>`.
+    With several monitors, the tags of the whole network end with the target: `reg/lipschitz_lower/<target>`.
 
-    Both bounds are computed after the first and the last step. In between, the lower bound is computed at the trainer's
-    logging steps, and the upper bound, gap and layers after the last step of epochs. All values belong to the weights
-    after that step, in eval mode. They are on the step axis of `self.log` and in `trainer.callback_metrics`.
+    Both bounds are computed after the first and the last step. In between, the lower bound is computed at logging steps
+    of the trainer, and the upper bound, the gap and the layers after the last step of an epoch. All values describe the
+    weights after that step, in eval mode. They use the step axis of `self.log`. `trainer.callback_metrics` contains
+    them, so other callbacks can read them.
 
-    The monitor changes nothing: training with it ends in the same weights, bit for bit. It computes in float32 without
-    autocast; in true half precision the lower bound is computed in the module's own precision.
+    The monitor does not affect training: the weights at the end are the same, bit for bit. It computes in float32
+    without autocast. In true half precision, it computes the lower bound in the module's own precision.
 
     Args:
-        target: Name of the module to bound, such as `"network.encoder"`; it must be a function of one tensor. Default:
-            the `forward` of the LightningModule.
+        target: Name of the module to bound, such as `"network.encoder"`. Its `forward` must take one tensor, unless
+            `input_transform` returns all arguments. Default: the LightningModule itself.
         every_n_epochs: Epochs between two upper bounds, >= 1.
-        every_n_steps: Least number of optimizer steps between two lower bounds, >= 1, and between two upper bounds if
-            epochs are shorter. Lower bounds are computed at logging steps only; 1 means every logging step. With the
-            default, both cost less than 2 % of the training time in typical networks.
-        samples: Largest number of samples for a lower bound on each rank, >= 1: the first ones of the batch.
-        budget: Largest share of the training time for upper bounds, in [0, 1]; the first five seconds are free. Norms
-            of layers that would exceed it, by their size and the speed so far, are bounded in a cheaper way, equally
-            certain but several times larger. A warning says so, and `reg/lipschitz_cheap_norms` counts them. Default
-            0.05.
+        every_n_steps: Smallest number of optimizer steps between two lower bounds, >= 1. It also limits upper bounds
+            if epochs are shorter. Lower bounds are computed at logging steps only, so 1 means every logging step. With
+            the default 250, both bounds take less than 2 % of the training time in typical networks.
+        samples: Largest number of samples for a lower bound on each rank, >= 1. The first samples of the batch are
+            used.
+        budget: Largest share of the training time for upper bounds, in [0, 1]. The first five seconds are free. If the
+            norm of a layer would exceed the budget, a cheaper bound replaces it. The cheaper bound is equally certain,
+            but can be several times larger. A warning reports this, and `reg/lipschitz_cheap_norms` counts the replaced
+            norms. Default 0.05.
         input_transform: A function from a batch to the target's input, shape (batch, ...), or to a tuple or dict of all
-            arguments of its `forward`. Floating-point numbers count as one input; whole numbers, such as labels, are
-            held fixed, unless `all_labels`. Default: the first tensor of floating-point numbers in the batch.
-        certify: Radii, each >= 0, in the unit of the target's input. The target must then be a classifier that returns
-            logits, shape (batch, classes).
-        label_transform: A function from a batch to the classes of its samples, shape (batch,). Default: the second
-            entry of the batch.
-        all_labels: Whether the upper bound holds for any whole numbers in place of those in the batch, such as the
-            labels of a conditional critic: an embedding then counts with all its rows, see `lipschitz_bound`. Default
+            arguments of its `forward`. All floating-point tensors together count as one input. Whole numbers, such as
+            labels, stay fixed, unless `all_labels` is set. Default: the first floating-point tensor in the batch.
+        certify: Radii for the certified accuracy, each >= 0, in the unit of the target's input. The target must then be
+            a classifier that returns logits, shape (batch, classes). Default: no certified accuracy.
+        label_transform: A function from a batch to the classes of its samples, shape (batch,), for `certify`. Default:
+            the second entry of the batch.
+        all_labels: Whether the upper bound must hold for any whole numbers in place of those in the batch, such as the
+            labels of a conditional critic. An embedding then counts with all its rows, see `lipschitz_bound`. Default
             False.
         prog_bar: Whether to show both bounds in the progress bar.
         layout: Whether to write the charts of TensorBoard's page "Custom Scalars", see `RegularizationMonitor`.
 
     Raises:
-        TypeError: If an argument is of the wrong kind.
-        ValueError: If an argument is out of range; when training starts, if no module is called `target`.
-        MisconfigurationException: When training starts, if there is no logger, if the strategy spreads the weights, or
-            if the target is not a function of one tensor that the batch has.
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument is out of range. When training starts, if no module has the name `target`.
+        MisconfigurationException: When training starts, if there is no logger, if the strategy hides the weights, if
+            the batch contains no input for the target, or if the target cannot be evaluated on it.
 
     Example:
         >>> monitor = LipschitzMonitor(target="network", every_n_epochs=5)
@@ -132,7 +135,7 @@ class LipschitzMonitor(Monitor[Run]):
         targets = [monitor.target for monitor in monitors]
         for target in targets:
             if targets.count(target) > 1:
-                msg = f"Two LipschitzMonitors have target={target!r} and would log under the same tags. Leave one out."
+                msg = f"Two LipschitzMonitors have target={target!r} and would log under the same tags. Remove one."
                 raise MisconfigurationException(msg)
 
     @override
@@ -149,7 +152,7 @@ class LipschitzMonitor(Monitor[Run]):
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         run = self._run
-        if run is not None and run.inputs is None:  # before the first step, so that errors come early
+        if run is not None and run.inputs is None:  # check before the first step, so errors come early
             run.inputs = run.target.samples(batch, self.samples, self.input_transform)
             run.check(trainer)
 
@@ -196,7 +199,7 @@ class LipschitzMonitor(Monitor[Run]):
         if not shares:
             return
         numbers = {f"{tags.CERTIFIED_ACCURACY}@{radius:g}{run.suffix}": shares[radius] for radius in self.certify}
-        # All ranks have the same numbers; Lightning warns of values that are not reduced.
+        # All ranks have the same numbers. `sync_dist` avoids Lightning's warning about unreduced values.
         pl_module.log_dict(
             numbers, on_step=False, on_epoch=True, logger=False, batch_size=1, sync_dist=True, reduce_fx="max"
         )
@@ -206,7 +209,7 @@ class LipschitzMonitor(Monitor[Run]):
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # In `on_train_end`, callbacks that average weights may already have replaced the weights.
+        # Do not wait for `on_train_end`: callbacks that average weights may have replaced the weights by then.
         if state.ends_training(trainer):
             self._finish(trainer)
 
@@ -215,7 +218,7 @@ class LipschitzMonitor(Monitor[Run]):
         self._finish(trainer)  # needed if the run was stopped after `on_train_epoch_end`
 
     def _finish(self, trainer: Trainer) -> None:
-        """Write the missing values of the last step."""
+        """Write the values of the last step that are still missing."""
         run = self._run
         if run is not None and run.last_step is not None:
             found = run.measure(trainer, upper=True)
@@ -225,7 +228,7 @@ class LipschitzMonitor(Monitor[Run]):
         return (trainer.current_epoch + 1) % self.every_n_epochs == 0 and state.ends_epoch(trainer)
 
     def _is_due(self, step: int, before: int | None) -> bool:
-        """Tell whether one of the steps since `before` ends an interval, so that a resumed run keeps the intervals."""
+        """Return whether an interval has ended since the step `before`. A resumed run keeps the same intervals."""
         return before is None or (step + 1) // self.every_n_steps > (before + 1) // self.every_n_steps
 
     def _log(self, pl_module: LightningModule, found: Found) -> None:
@@ -242,5 +245,5 @@ def _write(trainer: Trainer, found: Found, step: int) -> None:
 
 
 def _is_inside(target: str | None, other: str | None) -> bool:
-    """Tell whether the monitor of another target writes the numbers of these layers."""
+    """Return whether `target` is part of the target `other`, whose monitor then writes the numbers of the layers."""
     return target is not None and (other is None or target.startswith(f"{other}."))

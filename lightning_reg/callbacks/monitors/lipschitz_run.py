@@ -20,10 +20,10 @@ from lightning_reg.functional.lipschitz.stand_in import stand_in
 from lightning_reg.tensorboard import tags
 
 _NODES_NAMED = 5
-# Seconds for upper bounds that the budget does not count.
+# Upper bounds may take this many seconds before the budget counts.
 _GRACE = 5.0
-# Rounding alone puts a lower bound above the upper bound by at most this share, or by so many units in the last place
-# in half precision.
+# Rounding alone can put a lower bound above the upper bound by at most this share. In half precision, the limit is this
+# many units in the last place.
 _ROUNDING, _UNITS = 1e-3, 16
 
 
@@ -31,24 +31,24 @@ class Found(NamedTuple):
     """The numbers of one step."""
 
     summary: Mapping[str, float]
-    """By tag."""
+    """The numbers of the whole network, by tag."""
     layers: Mapping[str, float]
-    """By layer."""
+    """The upper bound of each layer, by name."""
 
 
 @dataclass
 class Run:
-    """State of the monitor between the start and the end of `fit`; a resume needs nothing of it."""
+    """State of the monitor between the start and the end of `fit`. A resumed run does not need it."""
 
     target: Target
     suffix: str
-    """The end of the tags of the whole network; it distinguishes several monitors."""
+    """The end of the tags of the whole network, which tells several monitors apart."""
     has_layers: bool
     """Whether to compute the bounds of single layers."""
     inputs: Tensor | tuple[Any, ...] | None = None
-    """Samples of the last batch at a logging step, for the lower bound."""
+    """Samples for the lower bound, from the last batch at a logging step."""
     last_step: int | None = None
-    """The last step of training so far, in this run."""
+    """The latest training step of this run."""
     lower: float = math.nan
     lower_step: int | None = None
     upper_step: int | None = None
@@ -57,12 +57,12 @@ class Run:
     budget: float = math.inf
     """The share of the training time that upper bounds may take."""
     all_labels: bool = False
-    """Whether upper bounds hold for any whole numbers in the batch."""
+    """Whether upper bounds must hold for any whole numbers in the batch."""
     start: float = field(default_factory=now)
     spent: float = 0.0
-    """Seconds that upper bounds have taken."""
+    """Seconds that upper bounds have taken so far."""
     speed: Speed = field(default_factory=Speed)
-    """How fast norms are computed, to know in time which would exceed the budget."""
+    """How fast norms are computed. It predicts which norms would exceed the budget."""
     has_warned_of_budget: bool = False
     certificate: Certificate | None = None
     """The certified accuracy of the current validation."""
@@ -75,16 +75,16 @@ class Run:
             name = self.target.name or type(self.target.module).__name__
             msg = (
                 f"LipschitzMonitor cannot evaluate {name!r} on {_described(self.inputs)}, the first floating-point"
-                f" tensor of a batch or the result of `input_transform`: {error} Pass as `target=` a part of the"
-                " network that is a function of one tensor, and as `input_transform=` a function from the batch to that"
-                " part's input."
+                f" tensor of the batch or the result of `input_transform`: {error} Pass `target=`, the name of a part"
+                " of the network that is a function of one tensor, and `input_transform=`, a function from the batch"
+                " to the input of that part."
             )
             raise MisconfigurationException(msg) from error
 
     def measure(self, trainer: Trainer, *, upper: bool) -> Found:
-        """Return the lower bound after the last step, and with `upper` the upper bound; a collective call.
+        """Return the lower bound after the last step and, if `upper`, the upper bound; a collective call.
 
-        Values already returned for that step are left out.
+        Values that were already returned for that step are left out.
         """
         summary: dict[str, float] = {}
         layers: dict[str, float] = {}
@@ -103,16 +103,16 @@ class Run:
         return Found({f"{tag}{self.suffix}": value for tag, value in summary.items()}, layers)
 
     def _compare(self, upper: float) -> None:
-        """Warn, once, of an upper bound that a sample contradicts."""
+        """Warn once if a sample contradicts the upper bound."""
         types = (tensor.dtype for tensor in found(self.inputs, Tensor) if tensor.is_floating_point())
         rounding = max(_ROUNDING, *(_UNITS * torch.finfo(kind).eps for kind in types))
         if self.lower > upper * (1 + rounding) and not self.has_contradicted:
             self.has_contradicted = True
             rank_zero_warn(
                 f"LipschitzMonitor found an upper bound of {upper:g} for {self.target.name or 'the module'!r}, but a"
-                f" sample with the lower bound {self.lower:g}: one of the two is wrong. The cause can be a rule that"
-                " you registered, or a kink at the sample (see `jacobian_norm`). Otherwise this is a bug in"
-                " lightning_reg. Please report it with the module."
+                f" sample gives the larger lower bound {self.lower:g}, so one of the two is wrong. Check the rules that"
+                " you registered, and whether the sample lies on a kink (see `jacobian_norm`). Otherwise this is a bug"
+                " in lightning_reg. Please report it together with the module."
             )
 
     def _lower_bound(self, trainer: Trainer) -> float:
@@ -121,9 +121,9 @@ class Run:
     def _norms(self, trainer: Trainer) -> Tensor:
         """Return the norm of the Jacobian at each of this rank's samples."""
         module = self.target.module
-        # The hooks of FSDP2 treat the first module that is called as the root.
+        # The hooks of FSDP2 treat the first module that is called as the root module.
         fn = stand_in(module) if is_a(trainer.strategy, "ModelParallelStrategy") else module
-        # In true half precision, modules may rely on the default type.
+        # In true half precision, modules may rely on the trainer's default dtype.
         with trainer.precision_plugin.forward_context():
             if isinstance(self.inputs, Tensor):
                 return jacobian_norm(fn, self.inputs)
@@ -134,13 +134,13 @@ class Run:
         return self.inputs if isinstance(self.inputs, tuple) else (self.inputs,)
 
     def _upper_bound(self, trainer: Trainer) -> tuple[float, dict[str, float], float]:
-        """Return the bound, the bound of each layer, and how many norms of layers exceeded the budget."""
+        """Return the bound, the bound of each layer, and how many norms a cheaper bound replaced."""
         trained = now() - self.start - self.spent
         with within(_GRACE + self.budget * trained - self.spent, self.speed) as budget:
             report = lipschitz_bound(self.target.module, self._arguments(), all_labels=self.all_labels)
         used = budget.used()
         self.spent += used
-        # Ranks have different clocks. The largest of their bounds is also a bound.
+        # Ranks have different clocks, so their bounds may differ. The largest one is also a bound.
         device = next(found(self.inputs, Tensor)).device
         kind = torch.float32 if device.type == "mps" else torch.float64
         value, cheap = (
@@ -152,9 +152,10 @@ class Run:
             verb = "has used up" if used > budget.seconds else "would exceed"
             rank_zero_warn(
                 f"LipschitzMonitor {verb} its budget, {self.budget:g} of the training time: {cheap:g} norms of"
-                " layers are bounded in a cheaper way, by the root of |W|_1 |W|_inf or by the norm of a reshaped kernel"
-                " times the root of its taps. These bounds are true, but several times larger."
-                f" `{tags.LIPSCHITZ_CHEAP}` logs their number. Raise `budget`, `every_n_epochs` or `every_n_steps`."
+                " layers are bounded in a cheaper way. Matrices have the bound sqrt(|W|_1 |W|_inf) or their Frobenius"
+                " norm, and convolutions the norm of the reshaped kernel times the square root of its number of taps."
+                f" These bounds are valid, but can be several times larger. `{tags.LIPSCHITZ_CHEAP}` logs how many"
+                " there are. For sharper bounds, raise `budget`, `every_n_epochs` or `every_n_steps`."
             )
         if report.unbounded and not self.has_warned:
             self.has_warned = True
@@ -162,9 +163,9 @@ class Run:
             rest = len(report.unbounded) - _NODES_NAMED
             rank_zero_warn(
                 f"LipschitzMonitor knows no upper bound of the Lipschitz constant: {nodes}"
-                f"{f'; and {rest} more' if rest > 0 else ''}. It logs infinity as the upper bound; the lower bound and"
-                " the bounds of single layers are logged as usual. Pass as `target=` a part of the network without"
-                " these operations, or give their bounds with `lightning_reg.register_lipschitz_rule`."
+                f"{f'; and {rest} more' if rest > 0 else ''}. It logs infinity as the upper bound. It logs the lower"
+                " bound and the bounds of single layers as usual. Pass `target=`, the name of a part of the network"
+                " without these operations, or add rules for them with `lightning_reg.register_lipschitz_rule`."
             )
         layers = {self.target.layer(name): own for name, own in report.per_layer.items() if self.has_layers}
         return value, layers, cheap
@@ -175,7 +176,7 @@ def _described(inputs: Any) -> str:
 
 
 def _ratio(upper: float, lower: float) -> float:
-    """Return the ratio of two bounds; 1 if both are 0 because the network is constant."""
+    """Return the ratio of two bounds. It is 1 if both are 0, because the network is then constant."""
     if lower:
         return upper / lower
     return 1.0 if upper == 0 else upper * math.inf

@@ -1,4 +1,4 @@
-"""The function whose Lipschitz constant a monitor bounds, and the samples for the lower bound."""
+"""The function whose Lipschitz constant a monitor bounds, and the samples for its lower bound."""
 
 import inspect
 from collections.abc import Callable
@@ -18,38 +18,38 @@ from lightning_reg.functional.lipschitz.nested import found, replaced
 from lightning_reg.selection.weights import clean_name
 
 InputTransform = Callable[[Any], Any]
-_REMEDY = "Pass a part of it that is a function of one tensor as `target=`"
+_REMEDY = "Pass `target=`, the name of a part of it that is a function of one tensor"
 
 
 @dataclass(frozen=True)
 class Target:
-    """A function of one tensor of samples."""
+    """The module to bound, as a function of samples."""
 
     name: str
-    """The name that the user wrote; empty for the LightningModule itself."""
+    """The name that the user passed. It is empty for the LightningModule itself."""
     module: nn.Module
 
     def layer(self, name: str) -> str:
-        """Return the name in the LightningModule of a layer with this name in a report on the target."""
-        # In the report, a target that is a single layer has the name of its class.
+        """Return a layer's name in the LightningModule, given its name in a report on the target."""
+        # If the target is a single layer, the report uses the name of its class.
         is_inside = hasattr(self.module, name.partition(".")[0])
         return ".".join(filter(None, (self.name, clean_name(name) if is_inside else ""))) or name
 
     def samples(self, batch: Any, count: int | None, transform: InputTransform | None) -> Tensor | tuple[Any, ...]:
         """Return the target's input for the first `count` samples of a batch, in the precision of the target.
 
-        The input is a tensor, or the arguments of `forward` if `transform` returns several.
+        The input is a tensor, or the tuple of the arguments of `forward` if `transform` returns several.
 
         Raises:
-            TypeError: If `transform` does not return floating-point numbers with one row for each sample.
-            MisconfigurationException: If the batch has no such tensor.
+            TypeError: If `transform` does not return floating-point tensors with one row for each sample.
+            MisconfigurationException: If there is no `transform`, and the batch has no floating-point tensor.
 
         """
         if transform is None:
             inputs = next(filter(_has_samples, tensors_in(batch)), None)
             if inputs is None:
                 msg = (
-                    f"LipschitzMonitor finds no tensor of floating-point numbers in the batch, a"
+                    f"LipschitzMonitor finds no floating-point tensor in the batch, which is a"
                     f" {type(batch).__name__}. Pass `input_transform`, a function from the batch to the target's input."
                 )
                 raise MisconfigurationException(msg)
@@ -57,7 +57,7 @@ class Target:
             inputs = _checked(transform(batch))
 
         def taken(tensor: Tensor) -> Tensor:
-            # A copy, so that the rest of the batch is freed.
+            # A copy does not keep the rest of the batch in memory.
             rows = tensor[:count].detach()
             return rows.to(_precision(self.module, tensor) if tensor.is_floating_point() else tensor.dtype, copy=True)
 
@@ -65,9 +65,9 @@ class Target:
 
 
 class OfOneTensor(nn.Module):
-    """A module as a function of all floating-point numbers among its arguments, a row for each sample.
+    """A module as a function of one matrix: all floating-point numbers among its arguments, one row for each sample.
 
-    Whole numbers are held fixed.
+    Whole numbers stay fixed.
 
     Args:
         module: The module to call.
@@ -81,7 +81,7 @@ class OfOneTensor(nn.Module):
         self._tensors = [tensor for tensor in found(arguments, Tensor) if tensor.is_floating_point()]
 
     def rows(self) -> Tensor:
-        """Return the numbers, shape (samples, numbers)."""
+        """Return the matrix at the given arguments, shape (samples, numbers)."""
         return torch.cat([tensor.flatten(1) if tensor.ndim > 1 else tensor[:, None] for tensor in self._tensors], 1)
 
     @override
@@ -99,19 +99,20 @@ class OfOneTensor(nn.Module):
 
 
 def find_target(pl_module: LightningModule, name: str | None, *, has_transform: bool = False) -> Target:
-    """Return the module of that name without its wrappers; `None` means the LightningModule.
+    """Return the module of that name without its wrappers. `None` stands for the LightningModule.
 
     Args:
-        pl_module: The module that trains.
-        name: The name that the user wrote.
-        has_transform: Whether a user's function returns all arguments of `forward`.
+        pl_module: The LightningModule that trains.
+        name: The name that the user passed.
+        has_transform: Whether a function of the user may return several arguments of `forward`.
 
     Raises:
         ValueError: If no module has that name.
-        MisconfigurationException: If the module is not a function of one tensor.
+        MisconfigurationException: If the module has no `forward`, or if it needs several arguments without a
+            transform.
 
     """
-    # A wrapper has the clean name of the wrapped module, and comes before it.
+    # A wrapper has the same clean name as the wrapped module. It comes first, so the wrapped module replaces it.
     found = {clean_name(path): module for path, module in pl_module.named_modules(remove_duplicate=False)}
     if name is not None and name not in found:
         nearest = _checks.nearest(name, filter(None, found))
@@ -125,9 +126,11 @@ def find_target(pl_module: LightningModule, name: str | None, *, has_transform: 
 def _refuse_other_signatures(module: nn.Module, names: list[str], *, several: bool) -> None:
     title = type(module).__name__
     if not has_forward(module):
-        msg = f"LipschitzMonitor needs a function, but {title} has no `forward`. {_REMEDY}, e.g. one of {names}."
+        msg = (
+            f"LipschitzMonitor needs a function to bound, but {title} has no `forward`. {_REMEDY}, e.g. one of {names}."
+        )
         raise MisconfigurationException(msg)
-    with suppress(ValueError):  # a builtin shows no signature
+    with suppress(ValueError):  # a builtin has no signature
         needed = [
             parameter.name
             for parameter in inspect.signature(type(module).forward).parameters.values()
@@ -143,17 +146,17 @@ def _refuse_other_signatures(module: nn.Module, names: list[str], *, several: bo
 
 
 def _checked(inputs: object) -> Any:
-    """Return the result of a user's function of a batch, if a Jacobian with respect to it exists."""
+    """Return the result of `input_transform`. Raise if a Jacobian with respect to it does not exist."""
     if isinstance(inputs, Tensor) and _has_samples(inputs):
         return inputs
     if isinstance(inputs, tuple | list | dict):
         tensors = list(found(inputs, Tensor))
         if any(map(_has_samples, tensors)) and len({tensor.shape[:1] for tensor in tensors}) == 1:
             return (inputs,) if isinstance(inputs, dict) else tuple(inputs)
-    kind = f"one of {inputs.dtype}" if isinstance(inputs, Tensor) else f"a {type(inputs).__name__}"
+    kind = f"a tensor of {inputs.dtype}" if isinstance(inputs, Tensor) else type(inputs).__name__
     msg = (
-        f"`input_transform` must return a tensor of floating-point numbers, shape (batch, ...), or a tuple or dict with"
-        f" such tensors, in which all tensors have a row for each sample, got {kind}."
+        f"`input_transform` must return a floating-point tensor of shape (batch, ...), or a tuple or dict with such"
+        f" tensors, in which every tensor has one row for each sample, got {kind}."
     )
     raise TypeError(msg)
 
@@ -163,6 +166,6 @@ def _has_samples(tensor: Tensor) -> bool:
 
 
 def _precision(module: nn.Module, inputs: Tensor) -> torch.dtype:
-    """Return the dtype for the module's input: the dtype of its parameters, or at least float32."""
+    """Return the dtype for the module's input: the dtype of its parameters. Without any, it is at least float32."""
     own = (tensor.dtype for tensor in chain(module.parameters(), module.buffers()) if tensor.is_floating_point())
     return next(own, torch.promote_types(inputs.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""One picture of all layers, for loggers that take pictures and the folder of a CSV logger, and an optional page."""
+"""A picture of all layers, for loggers that accept pictures and for CSV loggers, and an optional HTML page."""
 
 import io
 import time
@@ -20,7 +20,7 @@ _NAME = "reg"
 
 
 class History:
-    """The numbers of all layers at the logged steps; at 400 steps every other one is dropped."""
+    """The numbers of all layers at the logged steps. Whenever 400 steps are full, every other step is dropped."""
 
     def __init__(self, *, has_page: bool) -> None:
         self._has_page = has_page
@@ -38,7 +38,7 @@ class History:
         self._reports.append(layers)
 
     def give(self, trainer: Trainer, *, now: bool) -> None:
-        """Give the picture to the loggers and save the page, if `now` or if the last ones are ten minutes old."""
+        """Send the picture to the loggers and save the page, if `now` is set or ten minutes have passed since then."""
         loggers = list(other_loggers(trainer))
         if not (self._steps and (loggers or self._has_page)) or not (now or time.monotonic() - self._given > _SECONDS):
             return
@@ -65,11 +65,11 @@ class History:
 
 
 def _give(logger: Any, image: Image, step: int) -> None:
-    """Give a logger the picture through its own method, if it has one."""
+    """Log the picture through the logger's own method, if it has one."""
     if is_a(logger, "CSVLogger") and logger.log_dir is not None:
         save(logger.log_dir, f"{_NAME}.png", _png(image))
     elif is_a(logger, "WandbLogger"):
-        logger.log_image(f"{_NAME}/layers", [image], step=step)  # puts the prefix before it
+        logger.log_image(f"{_NAME}/layers", [image], step=step)  # adds the prefix itself
     elif is_a(logger, "MLFlowLogger"):
         logger.experiment.log_image(logger.run_id, image, f"{prefixed(logger, _NAME)}.png")
     elif is_a(logger, "CometLogger"):

@@ -32,51 +32,56 @@ _LANCZOS_ITERATIONS = 5
 class RegularizationMonitor(Monitor[Run]):
     r"""Log weight norms, sparsity and spectral norms: of each layer, over the layers, and of all layers together.
 
-    Each metric is written at the trainer's `log_every_n_steps`, at the first step of a run and at the last one, on the
-    step axis of `self.log`, with the values after that optimizer step. It is also measured at the end of an epoch if a
-    callback or a scheduler reads it there, as with `monitor=`:
+    The monitor writes each metric at the trainer's `log_every_n_steps`, and at the first and the last step of a run.
+    The values describe the weights after that optimizer step, and use the step axis of `self.log`. If a callback or a
+    scheduler reads a metric at the end of an epoch, as with `monitor=`, the metric is measured there, too.
 
-    - `reg/<metric>`: all layers together; `reg/<metric>_min`, `_median`, `_max`: over the layers. They are also in
-      `trainer.callback_metrics`, so `EarlyStopping(monitor="reg/sparsity")` and `ModelCheckpoint` can use them.
-    - Each layer, under the name of its weight without `.weight`: one tensor for each metric, with any number of layers,
-      for TensorBoard's page "Regularization". With `per_layer`, also scalars `reg.<metric>/<layer>` for every logger.
-    - `reg/<metric>_over_layers`: a histogram over the layers (TensorBoard only), from the first step with a value that
-      is not zero.
-    - With `updates`, :math:`\|\Delta w\|_2 / \|w\|_2` of the whole optimizer step, w before it: `reg/update_ratio_min`,
-      `_median`, `_max`, and the ratio of each layer; 0 for a skipped step. Also `reg/decay_ratio_...`: the share of w
-      that decay alone takes in that step, by `WeightDecay`, by an optimizer with decoupled decay, or by SGD.
+    - `reg/<metric>`: all layers together. `reg/<metric>_min`, `_median` and `_max`: over the layers.
+      `trainer.callback_metrics` contains these, so `EarlyStopping(monitor="reg/sparsity")` and `ModelCheckpoint` can
+      use them.
+    - The numbers of each layer, under the name of its weight without `.weight`. TensorBoard's page "Regularization"
+      shows them for any number of layers. With `per_layer`, every logger also receives a scalar
+      `reg.<metric>/<layer>`.
+    - `reg/<metric>_over_layers`: a histogram over the layers (TensorBoard only). It starts at the first step at which a
+      value is not zero.
+    - `reg/update_ratio_min`, `_median` and `_max`, and the ratio of each layer, with `updates`:
+      :math:`\|\Delta w\|_2 / \|w\|_2` of the whole optimizer step, where w is the weight before the step. The ratio of
+      a skipped step is 0.
+    - `reg/decay_ratio_min`, `_median` and `_max`, and the ratio of each layer, with `updates`: the share of w that
+      decay alone removes in that step. The decay comes from `WeightDecay`, an optimizer with decoupled decay, or SGD.
     - `reg.weights/<layer>`: a histogram of the layer's weights at the end of epochs, with `histograms` (TensorBoard
       only).
 
-    Weights are measured as the forward pass uses them (parametrized, pruned); FSDP2's are gathered. The monitor changes
-    nothing: training with it ends in the same weights, bit for bit. `spectral_norm` is a lower estimate, for
-    convolutions on images of any size, see `SpectralNorm(iterations=5, input_size="any")`. The bounds of
+    The monitor measures weights as the forward pass uses them: parametrized, pruned, and gathered under FSDP2. It does
+    not affect training: the weights at the end are the same, bit for bit. `spectral_norm` is an estimate from below.
+    For convolutions it covers images of any size, see `SpectralNorm(iterations=5, input_size="any")`. The bounds of
     `LipschitzMonitor` hold for the image size of the batch, and can be smaller.
 
     Args:
-        metrics: A mapping from names to metrics of `lightning_reg.metrics`, or your own with the same `update`.
-            Default: `weight_norm` (:math:`\|w\|_2`, in the unit of weights), `sparsity` (share of exact zeros, in
-            [0, 1]) and `spectral_norm` (:math:`\sigma`, the largest factor by which a layer stretches its input).
-        select: Which weights: a glob, a list of globs, or a `Select`. Default: every trainable weight of two or more
-            dimensions. Weights are left out while they are frozen.
-        per_layer: Whether to write a scalar for each layer and metric: `True`, or a selection of the layers to write.
-            `"auto"`: only the tensors for the page "Regularization". `False`: no numbers of single layers at all.
+        metrics: A mapping from names to metrics of `lightning_reg.metrics`, or to your own metrics with the same
+            `update`. Default: `weight_norm` (:math:`\|w\|_2`, in the unit of weights), `sparsity` (share of exact
+            zeros, in [0, 1]) and `spectral_norm` (:math:`\sigma`, the largest factor by which a layer stretches its
+            input).
+        select: The weights to measure: a glob, a list of globs, or a `Select`. Default: every trainable weight of two
+            or more dimensions. Weights are left out while they are frozen.
+        per_layer: Which layers to write as scalars. `True`: all layers. A selection: its layers. `"auto"`: none, but
+            the page "Regularization" shows all layers. `False`: none, and the page has no layers either.
         histograms: Whether to write histograms of the weights.
         every_n_epochs: Epochs between two histograms of the weights, >= 1.
-        updates: Whether to log how far optimizer steps move the weights. It copies the weights in logged steps.
+        updates: Whether to log how far optimizer steps move the weights. This copies the weights at logged steps.
         layout: Whether to write the charts of TensorBoard's page "Custom Scalars". `False` keeps your own charts;
             `lightning_reg.tensorboard.layout()` returns ours for merging.
         hparams: Whether to show the settings of this package's callbacks on TensorBoard's page "HPARAMS", beside the
             hyperparameters that your modules save. `False` leaves that page to Lightning.
-        html: Whether to save all layers against steps as `reg.html`, one file for any browser, without TensorBoard. It
-            lies in the folder of each logger, beside logs or checkpoints. It is saved at the end of training, and at
-            the end of an epoch if ten minutes have passed. It holds a selection of the steps, below 1 MB for 200
-            layers.
+        html: Whether to save a heatmap of all layers against steps as `reg.html`, one file for any browser, without
+            TensorBoard. Each logger has it in its folder, beside logs or checkpoints. It is saved at the end of
+            training, and at the end of an epoch if ten minutes have passed. It contains a selection of the steps, so it
+            stays below 1 MB for 200 layers.
 
     Raises:
-        TypeError: If an argument is of the wrong kind.
-        ValueError: If an argument is out of range, or `html` meets `per_layer=False`; when training starts, if a
-            pattern of a selection matches nothing.
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument is out of range, or if `html=True` is combined with `per_layer=False`. When training
+            starts, if a pattern of a selection matches nothing.
         MisconfigurationException: When training starts, if there is no logger, or if the strategy hides the weights.
 
     Example:
@@ -116,7 +121,7 @@ class RegularizationMonitor(Monitor[Run]):
         self.html = _checks.boolean("html", html)
         if html and per_layer is False:
             msg = (
-                "`html` needs the numbers of single layers, but `per_layer` leaves them out, got html=True and"
+                "`html` needs the numbers of single layers, but `per_layer=False` leaves them out, got html=True and"
                 " per_layer=False. Leave `per_layer` at 'auto', which writes no scalars for single layers."
             )
             raise ValueError(msg)
@@ -178,8 +183,8 @@ class RegularizationMonitor(Monitor[Run]):
         if self._run is None:
             return
         if state.ends_training(trainer):
-            # Training may stop in mid-epoch. In `on_train_end`, callbacks that average weights may already have
-            # replaced the weights.
+            # Training may stop in mid-epoch. Do not wait for `on_train_end`: callbacks that average weights may have
+            # replaced the weights by then.
             self._run.measure()
         self._run.history.give(trainer, now=False)
         if self.histograms and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
@@ -192,7 +197,7 @@ class RegularizationMonitor(Monitor[Run]):
             self._run.history.give(trainer, now=True)
 
     def _looks_now(self, trainer: Trainer, run: Run, *, first_step: bool) -> bool:
-        """Tell whether a logger, or a callback at the end of an epoch, reads the values of the current step."""
+        """Return whether a logger, or a callback at the end of an epoch, reads the values of the current step."""
         if first_step or state.writes_now(trainer) or state.may_end_training(trainer):
             return True
         return state.ends_epoch(trainer) and names_a_value(trainer, run.tags())

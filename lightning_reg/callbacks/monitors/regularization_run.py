@@ -26,21 +26,21 @@ class Report:
     """The numbers of one step."""
 
     summary: dict[str, float] = field(default_factory=dict)
-    """By tag: of all layers together, and over the layers."""
+    """Tag -> number, of all layers together and over the layers."""
     layers: dict[str, dict[str, float]] = field(default_factory=dict)
     """Metric -> layer -> number."""
     spreads: dict[str, Tensor] = field(default_factory=dict)
-    """The numbers of all layers, shape (layers,), for one histogram each."""
+    """Tag of a histogram -> the numbers of all layers, shape (layers,)."""
 
 
 @dataclass
 class Run:
-    """State of the monitor between the start and the end of `fit`; a resume needs nothing of it."""
+    """State of the monitor between the start and the end of `fit`. A resumed run does not need it."""
 
     weights: Sequence[Weight]
     metrics: Mapping[str, Metric]
     updates: Updates | None
-    """How far steps move the layers, if `updates` is set."""
+    """Measures how far optimizer steps move the layers, if `updates` is set."""
     shown: frozenset[str]
     """The layers whose numbers are written as scalars."""
     has_layers: bool
@@ -48,20 +48,20 @@ class Run:
     history: History
     """The data of the picture and the page, for use without TensorBoard."""
     last_step: int | None = None
-    """The last step of training so far, in this run."""
+    """The latest training step of this run."""
     reported_step: int | None = None
     written_step: int | None = None
     spread_tags: set[str] = field(default_factory=set)
-    """The tags of the histograms over the layers that were written at least once."""
+    """The tags of the histograms over the layers. A tag joins at the first value that is not zero."""
     report: Report = field(default_factory=Report)
 
     def tags(self) -> list[str]:
-        """Return the common starts of the tags of all layers together and over the layers."""
+        """Return the prefixes of all tags in the summary."""
         return [*map(tags.overall, self.metrics), *([tags.overall(tags.UPDATE_RATIO)] if self.updates else [])]
 
     @torch.no_grad()
     def measure(self) -> Report:
-        """Measure all layers after the last step; synchronises once. A collective call for sharded weights."""
+        """Measure all layers after the last step. This synchronizes once. Sharded weights make it a collective call."""
         if self.reported_step != self.last_step:
             self.report, self.reported_step = self._measure(), self.last_step
         return self.report
@@ -104,7 +104,7 @@ class Run:
                 write_layers(trainer, metric, layers, step)
         if self.has_layers and trainer.is_global_zero:
             self.history.add(step, report.layers)
-        # Otherwise the page "Distributions" would first show the zeros of a network without sparsity.
+        # Without this, the page "Distributions" would start with the zeros of a network without sparsity.
         self.spread_tags.update(tag for tag, values in report.spreads.items() if values.any())
         for logger, writer in tensorboard_writers(trainer):
             for tag in self.spread_tags & report.spreads.keys():
@@ -121,7 +121,7 @@ class Run:
         }
 
     def write_histograms(self, trainer: Trainer, step: int) -> None:
-        """Write a histogram of every layer's weights; a collective call for sharded weights."""
+        """Write a histogram of every layer's weights. Sharded weights make this a collective call."""
         for layer in self._layers():
             values = whole(layer.tensor)
             for logger, writer in tensorboard_writers(trainer):
@@ -134,7 +134,7 @@ class Run:
 
 
 def _over_layers(values: Sequence[float]) -> dict[str, float]:
-    """Return minimum, median and maximum; NaN if one value is."""
+    """Return the minimum, the median and the maximum; NaN if one value is NaN."""
     if any(map(math.isnan, values)):
         return dict.fromkeys(("min", "median", "max"), math.nan)
     return {"min": min(values), "median": statistics.median(values), "max": max(values)}

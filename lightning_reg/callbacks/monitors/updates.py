@@ -19,9 +19,9 @@ class Moved(NamedTuple):
 
 
 class Updates:
-    """Copies weights before a measured step, and returns how far the step moved them.
+    """A measurement of how far a step moves the weights. It copies the weights before the step.
 
-    A step includes the changes of callbacks right before and after the optimizer's update.
+    A step includes the changes that callbacks make right before and after the optimizer's update.
     """
 
     def __init__(self, weights: Sequence[Weight]) -> None:
@@ -31,16 +31,17 @@ class Updates:
 
     @torch.no_grad()
     def begin(self, decay: Mapping[Tensor, NumberOrTensor]) -> None:
-        """Copy the weights that are trained now, and record the share that decay takes in the coming step."""
+        """Copy the weights that train now, and record the share that decay will remove in the coming step."""
         self._decay = decay
         trained = [weight for weight in self._weights if weight.parameter.requires_grad]
         self._before = {weight.name: weight.parameter.detach().clone() for weight in trained}
 
     @torch.no_grad()
     def end(self) -> Moved:
-        r"""Return :math:`\|\Delta w\|_2 / \|w\|_2` of each weight, w before the step; nothing without `begin`.
+        r"""Return :math:`\|\Delta w\|_2 / \|w\|_2` for each weight, where w is the weight before the step.
 
-        0 if nothing moved, infinity if a weight of zeros moved. A collective call for sharded weights.
+        The ratio is 0 if a weight did not move, and infinity if a weight of zeros moved. Without `begin`, there are no
+        ratios. Sharded weights make this a collective call.
         """
         before, self._before = self._before, {}
         pairs = [(weight, before[weight.name]) for weight in self._weights if weight.name in before]

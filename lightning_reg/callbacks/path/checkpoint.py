@@ -1,4 +1,4 @@
-"""What a checkpoint keeps of a path, so that a resumed one equals the uninterrupted one."""
+"""Save and load the state of a path. A resumed path equals the uninterrupted one."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def save(run: PathRun) -> dict[str, Any]:
 
 
 def load(run: PathRun, kept: dict[str, Any], pl_module: LightningModule) -> None:
-    """Go on where the checkpoint was made."""
+    """Load the state of the path from a checkpoint."""
     run.strengths, run.position, run.epochs = kept["strengths"], kept["position"], kept["epochs"]
     run.is_solved, run.solved = kept["is_solved"], kept["solved"]
     run.owes_start, run.owes_end = kept["owes_start"], kept["owes_end"]

@@ -10,25 +10,25 @@ from lightning_reg.functional.tensors.shards import as_placed, has_dtensors, spr
 
 
 class MeanGradient:
-    """The gradients of some weights, summed over optimizer steps, each with its share of a full step."""
+    """Average the gradients of weights over optimizer steps; a step counts by its share of a full step."""
 
     def __init__(self) -> None:
         self._sums: dict[Tensor, Tensor] = {}
         self._shares: dict[Tensor, Tensor | float] = {}
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Forget all gradients."""
         self._sums, self._shares = {}, {}
 
     @torch.no_grad()
     def add(self, weights: Sequence[Tensor], share: float, scale: Tensor | None, *, may_skip: bool) -> None:
-        """Add the gradients of one step, which still carry the factor `scale` if not None.
+        """Add the gradients of one step.
 
         Args:
             weights: The weights of one optimizer.
-            share: The share of a full accumulation window in them.
-            scale: The factor of fp16, if it is still in the gradients.
-            may_skip: Whether gradients may be infinite, and the step does not happen then.
+            share: The step's share of a full accumulation window.
+            scale: The fp16 loss scale, if the gradients still contain it.
+            may_skip: Whether the optimizer skips a step with infinite gradients; such a step is not counted.
 
         """
         grads = {weight: _dense(weight) for weight in weights if weight.grad is not None}
@@ -41,12 +41,12 @@ class MeanGradient:
         for weight, grad in grads.items():
             grad = grad if scale is None else grad / scale
             self._sums[weight] = self._sums[weight].add_(grad) if weight in self._sums else grad.clone()
-        # Also of weights that the loss did not reach: their gradient of this step is 0.
+        # Count the step for weights without a gradient, too: their gradient is 0.
         for weight in weights:
             self._shares[weight] = self._shares.get(weight, 0.0) + counts
 
     def of(self, weight: Tensor) -> Tensor:
-        """Return the mean gradient of a weight over a full step; zero if it had none."""
+        """Return a weight's mean gradient, per full step; zero if it never had a gradient."""
         return self._sums[weight] / self._shares[weight] if weight in self._sums else torch.zeros_like(weight)
 
     @property
@@ -55,7 +55,7 @@ class MeanGradient:
         return not self._sums
 
     def state(self, names: dict[Tensor, str]) -> dict[str, object]:
-        """Return the sums for a checkpoint; a collective call where they are sharded."""
+        """Return the sums for a checkpoint; a collective call if they are sharded."""
         sums = {names[weight]: whole(total).to("cpu", copy=True) for weight, total in self._sums.items()}
         return {"sums": sums, "shares": {names[weight]: float(share) for weight, share in self._shares.items()}}
 
@@ -70,8 +70,8 @@ class MeanGradient:
 
 
 def _dense(weight: Tensor) -> Tensor:
-    """Return the gradient of a weight, in float32 at least, placed as the weight."""
-    assert weight.grad is not None  # the caller has looked
+    """Return the gradient of a weight, dense, in float32 or wider, and sharded like the weight."""
+    assert weight.grad is not None  # the caller checks
     grad = weight.grad.to_dense() if weight.grad.is_sparse else weight.grad
     placed = as_placed(grad, weight) if has_dtensors([grad]) else grad
     return placed.to(torch.promote_types(placed.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""The epochs that find the largest strength: what they show of it, and the strengths that follow from it."""
+"""Find the largest strength in the first epochs, and compute the other strengths from it."""
 
 import torch
 from torch import Tensor
@@ -15,8 +15,8 @@ _ROUND_UP = 5e-7
 
 
 def look(settings: Settings, trainer: Trainer, pl_module: LightningModule, run: PathRun, search: Search) -> None:
-    """Estimate the largest strength after an epoch, and begin the path if it is known."""
-    if run.epochs == 1 or run.mean.is_empty or not search.begun:  # its first step was of the dense network
+    """Estimate the largest strength after an epoch; start the path once the estimate has converged."""
+    if run.epochs == 1 or run.mean.is_empty or not search.begun:  # the first step of epoch 1 had dense weights
         return
     each = vanishing(settings.penalty, trainer, run, list(run.names))
     search.estimates.append(max(each.values()))
@@ -29,18 +29,18 @@ def look(settings: Settings, trainer: Trainer, pl_module: LightningModule, run: 
     start, run.search, run.start, run.epochs = run.start, None, None, 0
     largest = search.estimates[-1]
     if settings.direction == "up" or at_rest:
-        assert start is not None  # made with the search
+        assert start is not None  # exists as long as the search
         start.start_from(trainer, pl_module)
     if at_rest:
         if settings.direction == "down":
             msg = (
-                "Zero is a resting place of the chosen weights: with all of them at zero, no gradient reaches some,"
-                " so a path down from zero would never leave it. Start dense, with `direction='up'`, or choose the"
-                " weights of one layer by the penalty's `select`."
+                "RegularizationPath cannot start from zero weights: if all weights that the penalty selects are zero,"
+                " some of them get no gradient and can never grow (zero is a stationary point). Start from the dense"
+                " network with `direction='up'`, or let the penalty's `select` match one layer only."
             )
             raise MisconfigurationException(msg)
         largest = max(search.begun.values())
-    # Rounded up, past the error of the search, so that at the largest strength all weights are zero.
+    # Round up by more than the error of the search: at the largest strength, all weights must be zero.
     largest *= 1 + max(_ROUND_UP, 4 * torch.finfo(next(iter(run.names)).dtype).eps)
     count = count_of(settings.strengths)
     grid = [largest * settings.smallest ** (index / (count - 1)) for index in range(count)]
@@ -49,9 +49,9 @@ def look(settings: Settings, trainer: Trainer, pl_module: LightningModule, run: 
 
 @torch.no_grad()
 def vanishing(penalty: Penalty, trainer: Trainer, run: PathRun, weights: list[Tensor]) -> dict[str, float]:
-    """Return for each weight, by name, the least strength at which it stays zero under the mean gradient."""
+    """Return the smallest strength that keeps each weight at zero against its mean gradient, by name."""
     kept = [weight.detach().clone() for weight in weights]
-    for weight in weights:  # layers of units are known by their weights
+    for weight in weights:  # in place, because a penalty looks up the units of a layer by its weight
         weight.copy_(-run.mean.of(weight))
     found = penalty.vanishing_strengths(weights, [1.0] * len(weights))
     for weight, before in zip(weights, kept, strict=True):

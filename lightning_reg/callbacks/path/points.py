@@ -1,4 +1,4 @@
-"""The outcome of each strength: a point of the result, and numbers for the loggers."""
+"""Record the outcome of each strength, for the result and for the loggers."""
 
 import math
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ from lightning_reg.tensorboard import tags
 
 
 def add_point(settings: Settings, trainer: Trainer, pl_module: LightningModule, run: PathRun) -> None:
-    """Note what the current strength has led to, and keep the module if it may be the choice."""
+    """Record the outcome of the current strength, and keep the module if `rule` may choose it."""
     strength, nonzero = run.strengths[run.position], count_nonzero(run.names)
     score, error = run.scores.end_epoch(trainer) if run.scores else (math.nan, math.nan)
     weights = {name: whole(weight.detach()).to("cpu", copy=True) for weight, name in run.names.items()}
@@ -34,7 +34,7 @@ def add_point(settings: Settings, trainer: Trainer, pl_module: LightningModule, 
 
 
 def result_of(settings: Settings, run: PathRun) -> PathResult:
-    """Return the path so far."""
+    """Return the result of the path so far."""
     dims = settings.penalty.unit_dims(list(run.names))
     return PathResult(
         run.points,
@@ -46,5 +46,5 @@ def result_of(settings: Settings, run: PathRun) -> PathResult:
 
 
 def count_nonzero(weights: Iterable[Tensor]) -> int:
-    """Return how many entries are not zero, over all ranks."""
+    """Return the number of nonzero entries over all ranks."""
     return sum(int(whole(weight.detach()).count_nonzero()) for weight in weights)

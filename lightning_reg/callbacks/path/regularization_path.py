@@ -48,16 +48,16 @@ from lightning_reg.callbacks.trainer.packages import (
 )
 from lightning_reg.tensorboard import tags
 
-# Holds all weights at zero, whatever their gradients; or the largest number of the weights' precision, if that is less.
+# A strength that holds all weights at zero, whatever their gradients. Low precisions use their largest number instead.
 _HOLDS_AT_ZERO = 1e12
 # The search for the largest strength may take this many batches, or a third of the epochs of the path if that is more.
 _SEARCH = 10_000
-# Minima that a line goes through.
+# The number of minima that define a line.
 _POINTS = 2
 
 
 class _Behind(Callback):
-    """Sees gradients behind all other callbacks: with what they have added."""
+    """Read gradients after all other callbacks have added their share."""
 
     def __init__(self, path: "RegularizationPath") -> None:
         self._path = path
@@ -71,58 +71,64 @@ class _Behind(Callback):
 class RegularizationPath(DuringFit[PathRun]):
     r"""Train through a series of strengths in one fit, and keep the best: the regularization path.
 
-    The strengths are :math:`\lambda_k = \lambda_{\max}\, q^{k / (n - 1)}`, with :math:`q` the `smallest`. Each starts
-    from the weights and the optimizer state of the one before, which are close. After two strengths in a row that end
-    by `tolerance`, the chosen weights start on the straight line through both minima instead, and the optimizer's mean
-    gradients of SGD and Adam in proportion to the strength; zeros stay. With the lasso, minima lie on such a line until
-    an entry comes or goes. The fit ends itself; then the module has the weights of the choice.
+    The strengths are :math:`\lambda_k = \lambda_{\max}\, q^{k / (n - 1)}`, where :math:`q` is `smallest`. Each strength
+    starts from the weights and the optimizer state of the one before. If the last two strengths both ended by
+    `tolerance`, the selected weights start on the straight line through these two minima instead, and zeros stay zero.
+    The mean gradients that SGD and Adam store are then rescaled to the new strength. Lasso minima lie on such a line
+    until an entry becomes zero or nonzero. The fit ends itself. The module then has the weights of the strength that
+    `rule` chooses.
 
-    :math:`\lambda_{\max}` is the least strength at which all chosen weights vanish, of the mean loss over an epoch,
-    with all other parameters at their optimum: for a linear model, such as `Lasso`, scikit-learn's largest `alpha`. The
-    first epochs find it: they hold the chosen weights at zero and train the others until the estimate settles, for
-    10000 batches or a third of the path at most. `direction="down"` goes on from there. It is the default, since where
-    the loss is convex each strength takes a few steps. Where all layers of a deep network are chosen, zero is a resting
-    place, which no gradient leaves: this is refused, and `direction="up"` starts with the dense network, at the weakest
-    strength. Its largest strength is then the least at which all chosen weights would vanish by the gradient of the
-    first step. A dense network keeps weights far beyond :math:`\lambda_{\max}`, since the layers that are not penalized
-    grow as these shrink: for a sparse one, pass `strengths` that go further.
+    :math:`\lambda_{\max}` is the smallest strength at which all selected weights are zero, if the other parameters
+    minimize the mean loss over an epoch. For a linear model, such as `Lasso`, it is scikit-learn's largest `alpha`. The
+    first epochs find it: they hold the selected weights at zero, and train the others until the estimate converges.
+    They take at most 10000 batches, or a third of the epochs of the path if that is more.
 
-    Logged, for the loggers once for each strength and for callbacks at the end of each epoch: `reg/path/strength`, also
-    in the progress bar, and `reg/path/nonzero`, the number of entries that are not zero. At the end TensorBoard has
-    `result.plot()` as the image `reg/path`. Checkpoints hold the chosen weights of every strength so far, and what is
-    needed to go on: a resumed path equals the uninterrupted one.
+    `direction="down"`, the default, continues from these zeros. Where the loss is convex, each strength takes a few
+    steps. If all layers of a deep network are selected, zero is a stationary point: no gradient moves the weights away.
+    Training down then raises an error. `direction="up"` starts from the dense network, at the weakest strength. At a
+    stationary point, its largest strength is the smallest one at which the gradient of the first step would let all
+    selected weights vanish. A dense network keeps weights far beyond :math:`\lambda_{\max}`, because the layers without
+    penalty grow as the penalized ones shrink. For a sparse network, pass larger `strengths`.
 
-    A penalty shrinks the weights that it leaves, too. With `relaxed_epochs` the choice trains on at strength 0, and its
-    zeros stay: the relaxed solution, for a linear model least squares on the selected inputs. The optimizers begin anew
-    there. Its score is `result.relaxed_score`, logged as `reg/path/relaxed_score`.
+    Logged: `reg/path/strength`, also in the progress bar, and `reg/path/nonzero`, the number of nonzero entries.
+    Loggers get both once per strength, other callbacks at the end of each epoch. After training, TensorBoard shows
+    `result.plot()` as the image `reg/path`. Checkpoints hold the selected weights of every strength so far and the
+    state of the path. A resumed path equals the uninterrupted one.
+
+    The penalty also shrinks the weights that stay nonzero. `relaxed_epochs` trains the chosen strength's weights
+    further at strength 0, and its zeros stay zero. The result is the relaxed solution: for a linear model, least
+    squares on the selected inputs. The optimizers start with an empty state. The score is `result.relaxed_score`,
+    logged as `reg/path/relaxed_score`.
 
     Args:
-        penalty: A penalty with `mode="proximal"` and no schedule, not in the trainer's callbacks itself. Its own
-            strength is ignored, and is what it was afterwards.
-        strengths: How many, >= 2, on a logarithmic grid from the largest down to `smallest` times it; or the strengths,
-            > 0, which are visited in the order of `direction`.
-        smallest: The least strength as a share of the largest, in (0, 1).
-        epochs: The most epochs for each strength, >= 1.
-        tolerance: Go on to the next strength as soon as the optimality residual (see `Penalty`) is at most this, >= 0,
-            in two epochs in a row. It is of the weights at the end of an epoch, and of the mean gradient over it: exact
-            where an epoch is one step, and near a minimum, where weights hardly move. It takes the memory of one copy
-            of the chosen weights. `None`: each strength has all its epochs.
-        monitor: The name of a value that the module logs, to choose the best strength by. `None`: the last.
-        monitor_mode: Whether the best is the `"min"` or the `"max"`.
-        rule: `"best"`; or `"one_se"`, the strongest whose score is within one standard error of the best, over the
-            monitor's values of the validation batches of the best. It keeps the module at all strengths on the CPU.
-        direction: `"down"`, from the largest strength, or `"up"`, from the weakest.
-        restore: Whether to leave the choice in the module, all parameters and buffers; otherwise the last strength
-            stays.
-        relaxed_epochs: How many epochs the choice trains on at the end, without the penalty and with its zeros kept,
-            >= 0; needs `restore=True`.
+        penalty: A penalty with `mode="proximal"` and no schedule. Do not add it to the trainer's callbacks. The path
+            ignores its strength, and restores it after training.
+        strengths: The number of strengths, >= 2, on a logarithmic grid from the largest down to `smallest` times the
+            largest; or a list of strengths, > 0. `direction` sets their order.
+        smallest: The smallest strength as a share of the largest, in (0, 1).
+        epochs: The largest number of epochs per strength, >= 1.
+        tolerance: Move to the next strength once the optimality residual (see `Penalty`) is at most this, >= 0, in two
+            epochs in a row. The residual combines the weights at the end of an epoch with the mean gradient over the
+            epoch, so it is accurate near a minimum, where weights hardly move. It takes the memory of one copy of the
+            selected weights. `None`: each strength takes all its epochs.
+        monitor: The name of a logged value that scores a strength. `None`: the last strength is chosen.
+        monitor_mode: Whether the best score is the `"min"` or the `"max"`.
+        rule: `"best"` chooses the strength with the best score. `"one_se"` chooses the largest strength with a score
+            within one standard error of the best. The standard error is over the validation batches of the best
+            strength. `"one_se"` keeps one copy of the module per strength on the CPU.
+        direction: `"down"`, from the largest strength, or `"up"`, from the smallest.
+        restore: Whether the module ends with the parameters and buffers of the chosen strength. Otherwise it keeps
+            those it has after the last strength.
+        relaxed_epochs: The number of epochs without the penalty after the last strength, >= 0. They start from the
+            chosen strength and keep its zeros. Needs `restore=True`.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
         ValueError: If an argument is out of range.
         MisconfigurationException: When training starts, if `max_epochs`, `max_steps`, `max_time` or `EarlyStopping`
-            might cut the path, if a callback averages weights, under FSDP1, and for the reasons of the penalty; during
-            training, if zero is a resting place, or `monitor` is not logged.
+            might stop the path early, if a callback averages weights, if epochs do not end with the validation that
+            `monitor` needs, under FSDP1, or if the penalty itself raises it; during training, if zero is a stationary
+            point, or `monitor` is not logged.
 
     Example:
         >>> from lightning_reg import L1Penalty
@@ -132,13 +138,13 @@ class RegularizationPath(DuringFit[PathRun]):
 
     Reference:
         Friedman, Hastie & Tibshirani, Regularization Paths for Generalized Linear Models via Coordinate Descent, 2010,
-        doi:10.18637/jss.v033.i01; for lines, Rosset & Zhu, Piecewise Linear Regularized Solution Paths, 2007,
-        doi:10.1214/009053606000001370; for networks, Lemhadri et al., LassoNet, 2021, arXiv:1907.12207; Meinshausen,
-        Relaxed Lasso, 2007, doi:10.1016/j.csda.2006.12.019.
+        doi:10.18637/jss.v033.i01; for straight lines, Rosset & Zhu, Piecewise Linear Regularized Solution Paths, 2007,
+        doi:10.1214/009053606000001370; for networks, Lemhadri et al., LassoNet, 2021, arXiv:1907.12207; for
+        `relaxed_epochs`, Meinshausen, Relaxed Lasso, 2007, doi:10.1016/j.csda.2006.12.019.
 
     """
 
-    def __init__(  # noqa: PLR0913  # settings of a path, each for itself
+    def __init__(  # noqa: PLR0913  # independent settings
         self,
         penalty: Penalty,
         *,
@@ -161,7 +167,7 @@ class RegularizationPath(DuringFit[PathRun]):
         self.strengths = checked_strengths(strengths)
         self.smallest = _checks.in_range("smallest", smallest, 0, 1)
         if self.smallest in (0, 1):
-            msg = f"`smallest` must be in (0, 1), without 0 and 1, got {smallest}."
+            msg = f"`smallest` must be in (0, 1), excluding 0 and 1, got {smallest}."
             raise ValueError(msg)
         self.epochs = _checks.count("epochs", epochs, 1)
         self.tolerance = None if tolerance is None else _checks.non_negative("tolerance", tolerance)
@@ -174,7 +180,10 @@ class RegularizationPath(DuringFit[PathRun]):
         self.rule: Rule = rule
         _checks.one_of("rule", rule, get_args(Rule))
         if rule == "one_se" and monitor is None:
-            msg = "`rule='one_se'` needs a `monitor`, whose values over validation batches have a standard error."
+            msg = (
+                "`rule='one_se'` needs a `monitor`, to compute a standard error over validation batches, got"
+                " monitor=None. Pass the name of a value that `validation_step` logs, or use `rule='best'`."
+            )
             raise ValueError(msg)
         self.restore = _checks.boolean("restore", restore)
         self.relaxed_epochs = _checks.count("relaxed_epochs", relaxed_epochs, 0)
@@ -188,7 +197,7 @@ class RegularizationPath(DuringFit[PathRun]):
 
     @property
     def result(self) -> PathResult | None:
-        """The path so far, or of the last fit; None before the first strength has had its time."""
+        """The result of the current or last fit; None until its first strength ends."""
         return self._result
 
     @override
@@ -220,7 +229,7 @@ class RegularizationPath(DuringFit[PathRun]):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         run, of_penalty = self._run, self.penalty.run
-        if run is None or of_penalty is None:  # a tuner trains for a moment before `on_fit_start`
+        if run is None or of_penalty is None:  # a tuner runs a short fit before `on_fit_start`
             return
         refuse_cuts(
             trainer,
@@ -249,7 +258,7 @@ class RegularizationPath(DuringFit[PathRun]):
             run.strengths = sorted(self.strengths, reverse=self.direction == "down")
         self._enter(trainer, pl_module, run)
         known = [f"{strength:.3g}" for strength in (*run.strengths[:1], *run.strengths[1:][-1:])]
-        of_penalty.told = " to ".join(known) or "(searching the largest strength)"
+        of_penalty.told = " to ".join(known) or "(searching for the largest strength)"
         trainer.should_stop = trainer.should_stop or run.is_over
 
     @override
@@ -263,13 +272,13 @@ class RegularizationPath(DuringFit[PathRun]):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         run = self._run
         if run is not None and run.owes_end and not run.is_over:
-            # Resumed from a checkpoint of an epoch's last batch: Lightning leaves out validation and the hooks of its
-            # end. A strength that needs a score from there has one more epoch.
+            # The checkpoint is from the last batch of an epoch. Lightning then skips validation and the hooks at the
+            # end of that epoch. A strength that needs a score from them takes one more epoch.
             self._end_epoch(trainer, pl_module, run, has_score=run.scores is None)
             self._enter(trainer, pl_module, run)
 
     def see_gradients(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Add up the gradients of the step that `optimizer` is about to make, if they are needed."""
+        """Add the gradients of the coming step of `optimizer` to the mean, if the path needs them."""
         run, of_penalty = self._run, self.penalty.run
         if run is None or of_penalty is None or (run.search is None and self.tolerance is None) or run.has_all_points:
             return
@@ -279,8 +288,8 @@ class RegularizationPath(DuringFit[PathRun]):
         if run.search is not None and (dense := [w for w in weights if run.names[w] not in run.search.begun]):
             begun = vanishing(self.penalty, trainer, run, dense)
             if state.may_skip_steps(trainer) and any(math.isnan(strength) for strength in begun.values()):
-                return  # fp16 skips the step, which has no gradient
-            # The first step of this optimizer: from now on its weights are zero, and the coming epochs count.
+                return  # fp16 skips this step, because its gradient is not finite
+            # This is the first step of the optimizer. From now on, hold its weights at zero.
             run.search.begun |= begun
             with torch.no_grad():
                 for weight in dense:
@@ -332,7 +341,7 @@ class RegularizationPath(DuringFit[PathRun]):
             self._end_epoch(trainer, pl_module, self._run, has_score=True)
 
     def _end_epoch(self, trainer: Trainer, pl_module: LightningModule, run: PathRun, *, has_score: bool) -> None:
-        """Count an epoch, and go on to the next strength if it was the last of this one."""
+        """Count an epoch, and move to the next strength if this one is complete."""
         run.owes_end = False
         run.epochs += 1
         if run.search is not None:
@@ -344,7 +353,7 @@ class RegularizationPath(DuringFit[PathRun]):
             elif run.is_over:
                 run.epochs -= 1
         else:
-            # Twice in a row: weights that swing past a minimum and back may look solved once.
+            # Ask for two epochs in a row: weights that oscillate around a minimum may look solved in one.
             was_solved, run.is_solved = run.is_solved, is_solved(self, trainer, run)
             if run.epochs >= self.epochs or (was_solved and run.is_solved):
                 if has_score:
@@ -375,7 +384,7 @@ class RegularizationPath(DuringFit[PathRun]):
         state.remove_callback(trainer, self.penalty)
         state.remove_callback(trainer, self._zeros)
         state.remove_callback(trainer, self._behind)
-        if run is not None and run.start is not None:  # cut while it looked for the largest strength
+        if run is not None and run.start is not None:  # the fit stopped during the search for the largest strength
             run.start.restore(trainer.lightning_module)
 
     @override
@@ -387,14 +396,14 @@ class RegularizationPath(DuringFit[PathRun]):
         self._loaded = state_dict
 
     def _is_relaxed(self) -> bool:
-        """Whether the choice trains on without the penalty at the moment."""
+        """Tell whether the path has reached its epochs without the penalty."""
         return self._run is not None and self._run.is_relaxed
 
     def _enter(self, trainer: Trainer, pl_module: LightningModule, run: PathRun) -> None:
-        """Set the strength of the coming steps, and the weights that they start from."""
+        """Set the strength and the first weights of the coming steps."""
         if run.has_all_points and not run.is_over and not run.is_relaxed:
             relaxed.begin(trainer, pl_module, run)
-        # Not before: the epoch's checkpoints, of callbacks that come later, are to have the minimum.
+        # Wait until now: later callbacks save checkpoints at the end of the epoch, which must hold the minimum.
         if run.owes_start and not run.has_all_points and run.solved >= _POINTS:
             extrapolate(trainer, pl_module, run)
         run.owes_start = False
@@ -405,5 +414,5 @@ class RegularizationPath(DuringFit[PathRun]):
             self.penalty.strength = run.strength
         elif run.search is not None and run.search.begun:
             self.penalty.strength = min(_HOLDS_AT_ZERO, *(torch.finfo(weight.dtype).max for weight in run.names))
-        else:  # as long as weights are dense, such a penalty would be a number that hides all others in a chart
+        else:  # with dense weights, a large strength would log a penalty that dwarfs all other values in a chart
             self.penalty.strength = 0.0

@@ -1,4 +1,4 @@
-"""The relaxed solution: the choice of a path trains on without the penalty, and its zeros stay."""
+"""The relaxed solution: train the chosen strength's weights without the penalty, and keep its zeros."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -18,10 +18,10 @@ from lightning_reg.tensorboard import tags
 
 @final
 class RelaxedZeros(KeptZeros):
-    """Keeps zeros in the last epochs of a path."""
+    """Keep zeros in the last epochs of a path."""
 
-    regularizes = False  # its settings are those of the path
-    survives_averaging = True  # a path refuses averages itself
+    regularizes = False  # the path itself reports the settings
+    survives_averaging = True  # the path itself refuses averages
 
     def __init__(self, epochs: int, select: str | Sequence[str] | Select | None, acts: Callable[[], bool]) -> None:
         super().__init__(select=select)
@@ -34,14 +34,14 @@ class RelaxedZeros(KeptZeros):
 
 
 def begin(trainer: Trainer, pl_module: LightningModule, run: PathRun) -> None:
-    """Go back to the choice, with optimizers that begin anew: what they know is of the last strength."""
+    """Load the chosen strength into the module, and clear the optimizer state, which is from the last strength."""
     run.snapshots[run.best].start_from(trainer, pl_module)
     run.snapshots.clear()
     run.is_relaxed = True
 
 
 def end(trainer: Trainer, run: PathRun) -> None:
-    """Note the score of the relaxed solution."""
+    """Record and log the score of the relaxed solution."""
     values = {f"{tags.PATH}/strength": 0.0, f"{tags.PATH}/nonzero": float(count_nonzero(run.names))}
     if run.scores is not None:
         run.relaxed_score, _ = run.scores.end_epoch(trainer)

@@ -1,4 +1,4 @@
-"""What a path leaves behind: strengths, what each leaves of the weights, scores, and the choice among them."""
+"""The result of a path: strengths with their weights and scores, and the chosen strength."""
 
 import csv
 import math
@@ -21,7 +21,7 @@ _MOST_LINES = 64
 
 @dataclass(frozen=True)
 class Point:
-    """One strength of a path, when its time was over."""
+    """One strength of a path, at the end of its epochs."""
 
     strength: float
     nonzero: int
@@ -31,14 +31,14 @@ class Point:
 
 
 class PathResult:
-    """The strengths of a path so far, in the order in which they were visited.
+    """The strengths of a path so far, in training order.
 
     Args:
-        points: One for each strength.
-        best: The index of the choice.
-        monitor: The name of the score; None without one.
-        unit_dims: Of each weight the dimension of its units, if units vanish together.
-        relaxed_score: The score of the choice after epochs without the penalty; NaN if there is none.
+        points: The outcome of each strength.
+        best: The index of the chosen strength.
+        monitor: The name of the score; None if the path has no monitor.
+        unit_dims: The dimension of the units in each weight, by name, if whole units vanish together.
+        relaxed_score: The score after the epochs without the penalty; NaN if there are none.
 
     """
 
@@ -54,30 +54,30 @@ class PathResult:
         self._monitor = monitor
         self._unit_dims = dict(unit_dims or {})
         self.best = best
-        """The index of the choice."""
+        """The index of the chosen strength."""
         self.relaxed_score = relaxed_score
-        """The monitored value after `relaxed_epochs`, to compare with `scores[best]`; NaN without."""
+        """The monitored value after `relaxed_epochs`, comparable with `scores[best]`; NaN if there is none."""
 
     @property
     def strengths(self) -> tuple[float, ...]:
-        """The strengths."""
+        """The strengths, in training order."""
         return tuple(point.strength for point in self._points)
 
     @property
     def nonzeros(self) -> tuple[int, ...]:
-        """How many entries of the chosen weights are not zero, for each strength."""
+        """The number of nonzero entries in the selected weights, for each strength."""
         return tuple(point.nonzero for point in self._points)
 
     @property
     def scores(self) -> tuple[float, ...]:
-        """The monitored value at the end of each strength; NaN without a monitor."""
+        """The monitored value at the end of each strength; NaN if the path has no monitor."""
         return tuple(point.score for point in self._points)
 
     def __len__(self) -> int:
         return len(self._points)
 
     def weights(self, index: int) -> dict[str, Tensor]:
-        """Return the chosen weights at one strength, by name, on the CPU.
+        """Return the selected weights at one strength, by name, on the CPU.
 
         Raises:
             IndexError: If there is no such strength.
@@ -94,10 +94,10 @@ class PathResult:
                 writer.writerow([repr(point.strength), point.nonzero, repr(point.score), index == self.best])
 
     def plot(self) -> "Figure":
-        """Return a figure of the path: weights against the strength, the score beside them, the choice marked.
+        """Return a figure of the path: weights and scores against the strength, with the chosen strength marked.
 
-        Up to 64 lines it shows each entry, or the norm of each unit if units vanish together; of more weights it shows
-        how many entries each layer has left.
+        The figure draws one line per entry, or one line per unit (its norm) if whole units vanish together. If that
+        takes more than 64 lines, it draws the number of nonzero entries, or units, in each weight.
 
         Raises:
             ImportError: If matplotlib is not installed.
@@ -148,12 +148,12 @@ class PathResult:
 
 
 def choice(points: Sequence[Point], rule: Rule, *, lower_is_better: bool, has_scores: bool) -> int:
-    """Return the index of the best point, or of the strongest within one standard error of it."""
+    """Return the index of the best point, or of the largest strength within one standard error of the best score."""
     if not has_scores:
         return len(points) - 1
     losses = [point.score if lower_is_better else -point.score for point in points]
     losses = [math.inf if math.isnan(loss) else loss for loss in losses]
-    # Of equal scores the strongest.
+    # Among equal scores, take the largest strength.
     best = min(range(len(points)), key=lambda index: (losses[index], -points[index].strength))
     if rule == "best" or math.isnan(points[best].error):
         return best

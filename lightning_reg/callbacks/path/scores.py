@@ -1,4 +1,4 @@
-"""The monitored value of each strength, and its standard error over validation batches."""
+"""Read the monitored value of each strength, and its standard error over validation batches."""
 
 import math
 from dataclasses import dataclass, field
@@ -12,27 +12,27 @@ from lightning_reg.callbacks.trainer.packages import MisconfigurationException, 
 
 @dataclass
 class Scores:
-    """Reads the monitor of a path."""
+    """Read the monitor of a path."""
 
     monitor: str
     with_error: bool
     """Whether the standard error is needed."""
     value: float | None = None
-    """Of the last validation in this epoch; None if the monitor is not one of validation."""
+    """The monitored value in the last validation of this epoch; None if validation does not log it."""
     error: float = math.nan
     _sums: tuple[float, float] = (0.0, 0.0)
     _batches: list[float] = field(default_factory=list)
 
     def begin_epoch(self) -> None:
-        """Forget the epoch before."""
+        """Forget the values of the last epoch."""
         self.value, self.error = None, math.nan
 
     def begin_validation(self) -> None:
-        """Forget the batches before."""
+        """Forget the values of the last validation's batches."""
         self._sums, self._batches = (0.0, 0.0), []
 
     def end_batch(self, trainer: Trainer) -> None:
-        """Take in the value of one batch."""
+        """Store the value of one batch."""
         if not self.with_error:
             return
         sums = state.logged_sums(trainer, self.monitor)
@@ -43,8 +43,8 @@ class Scores:
                 self._batches.append(total / count)
 
     def end_validation(self, trainer: Trainer) -> None:
-        """Take in the value of one validation, if it has logged one."""
-        # A value of training has no mean of this epoch yet, only that of the last.
+        """Store the value of one validation, if it logged one."""
+        # If training logs the value, only the mean of the last epoch exists at this point.
         if not state.is_logged(trainer, self.monitor):
             return
         self.value = self._of_all_ranks(trainer, trainer.callback_metrics[self.monitor])
@@ -58,16 +58,16 @@ class Scores:
             if found is None or state.is_outdated(trainer, self.monitor):
                 known = ", ".join(sorted(map(str, trainer.callback_metrics))) or "none"
                 msg = (
-                    f"`monitor` must be a value that the module logs in every epoch, got {self.monitor!r}; logged are:"
-                    f" {known}. Log it with `self.log` in `validation_step`, in every epoch; what the module logs in"
-                    " `on_train_epoch_end` is too late."
+                    f"`monitor` must be a value that the module logs in every epoch, got {self.monitor!r}. Logged"
+                    f" values: {known}. Call `self.log` in `validation_step`, in every epoch; `on_train_epoch_end` is"
+                    " too late."
                 )
                 raise MisconfigurationException(msg)
             self.value = self._of_all_ranks(trainer, found)
         if self.with_error and math.isnan(self.error) and not math.isnan(self.value):
             msg = (
-                f"`rule='one_se'` must know the monitor of each validation batch, and at least two of them, but"
-                f" {self.monitor!r} has none. Log a mean over samples in `validation_step`, as in"
+                "`rule='one_se'` needs the value of `monitor` in two or more validation batches, but"
+                f" {self.monitor!r} has fewer. Log a mean over samples in `validation_step`, as in"
                 f" `self.log({self.monitor!r}, loss)`, or use `rule='best'`."
             )
             raise MisconfigurationException(msg)
@@ -78,7 +78,7 @@ class Scores:
         return float(state.mean_over_ranks(trainer, value.detach().float()))
 
     def _error(self, trainer: Trainer) -> float:
-        """Return the standard error of the mean over the batches of all ranks; NaN of fewer than two."""
+        """Return the standard error of the mean over the batches of all ranks; NaN for fewer than two batches."""
         values = torch.tensor(self._batches, dtype=torch.float64)
         count, total, squares = state.sums_over_ranks(
             trainer, torch.stack([torch.tensor(len(values)).double(), values.sum(), values.square().sum()])

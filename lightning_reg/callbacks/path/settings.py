@@ -1,4 +1,4 @@
-"""The arguments of a path: their checks, and what its parts read of them."""
+"""The arguments of a path, and their checks."""
 
 from collections.abc import Sequence
 from typing import Literal, Protocol
@@ -29,7 +29,7 @@ class Settings(Protocol):
 
 
 def count_of(strengths: int | Sequence[float]) -> int:
-    """Return how many strengths there are."""
+    """Return the number of strengths."""
     return strengths if isinstance(strengths, int) else len(strengths)
 
 
@@ -47,35 +47,38 @@ def checked_strengths(strengths: object) -> int | list[float]:
 def check_penalty(penalty: object) -> None:
     """Raise if the path cannot set the strength of the penalty."""
     if not isinstance(penalty, Penalty):
-        msg = f"`penalty` must be a penalty with mode='proximal', got {penalty!r}."
+        msg = f"`penalty` must be a penalty of this package with mode='proximal', got {penalty!r}."
         raise TypeError(msg)
     if penalty.mode != "proximal" or penalty.schedule is not None:
         msg = (
-            f"`penalty` must have mode='proximal', the one that makes zeros, and no schedule, got {penalty!r}."
-            " The path itself changes the strength."
+            "`penalty` must have mode='proximal', which makes exact zeros, and no schedule, because the path sets the"
+            f" strength, got {penalty!r}."
         )
         raise ValueError(msg)
 
 
 def check_relaxed(relaxed_epochs: int, penalty: Penalty, *, restore: bool) -> None:
-    """Raise if there is no choice, or no zeros, to train on with."""
+    """Raise if training without the penalty would lack a chosen strength, or its zeros."""
     if relaxed_epochs and not restore:
-        msg = f"`relaxed_epochs` trains the choice on, so it needs `restore=True`, got relaxed_epochs={relaxed_epochs}."
+        msg = (
+            "`relaxed_epochs` starts from the weights of the chosen strength, so it needs `restore=True`, got"
+            f" relaxed_epochs={relaxed_epochs} and restore=False."
+        )
         raise ValueError(msg)
     if relaxed_epochs and not penalty.keeps_zeros:
         msg = (
-            "`relaxed_epochs` keeps the zeros of the choice, so it needs a penalty that makes entries zero"
+            "`relaxed_epochs` keeps the zeros of the chosen strength, so it needs a penalty that makes entries zero"
             f" (`keeps_zeros`), got {relaxed_epochs} for {penalty!r}."
         )
         raise ValueError(msg)
 
 
 def check_limit(strengths: int | list[float], penalty: Penalty) -> None:
-    """Raise if the largest strength is not given, and cannot be computed."""
+    """Raise if the path must compute the largest strength, and the penalty has no formula for it."""
     is_known = type(penalty).vanishing_strengths is not Formula.vanishing_strengths
     if isinstance(strengths, int) and (not is_known or getattr(penalty, "l1_ratio", 1.0) == 0):
         msg = (
-            "`strengths` must be a list of strengths for a penalty that does not know at which strength weights"
-            f" vanish (`vanishing_strengths`), got {strengths} for {penalty!r}."
+            f"`strengths` must be a list of numbers for {penalty!r}, because this penalty cannot compute the strength"
+            f" at which weights vanish (`vanishing_strengths`), got {strengths}."
         )
         raise ValueError(msg)

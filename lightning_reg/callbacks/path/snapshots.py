@@ -1,4 +1,4 @@
-"""All parameters and buffers of a module at one time, on the CPU, and a new start from there."""
+"""Copies of a module's parameters and buffers on the CPU, to restore the module or to restart training from them."""
 
 from collections.abc import Iterator, Mapping
 
@@ -12,7 +12,7 @@ from lightning_reg.functional.tensors.shards import Offloaded, has_dtensors, loc
 
 
 class Snapshot:
-    """The parameters and buffers of a module; of sharded ones the parts of this rank."""
+    """The parameters and buffers of a module; if they are sharded, the parts of this rank."""
 
     def __init__(self, module: LightningModule, saved: Mapping[str, Tensor] | None = None) -> None:
         self._kept = {
@@ -25,17 +25,17 @@ class Snapshot:
 
     @torch.no_grad()
     def restore(self, module: LightningModule) -> None:
-        """Give the module its parameters and buffers back."""
+        """Copy the stored parameters and buffers back into the module."""
         for name, tensor in _tensors(module):
             if name in self._kept:
                 part = local_part(tensor) if has_dtensors([tensor]) else tensor
                 part.copy_(self._kept[name].part)
 
     def start_from(self, trainer: Trainer, module: LightningModule) -> None:
-        """Give the module its parameters and buffers back, and have the optimizers begin anew."""
+        """Copy the stored parameters and buffers back into the module, and reset the optimizers."""
         self.restore(module)
         for optimizer in trainer.optimizers:
-            if isinstance(optimizer, Adagrad):  # before torch 2.13 it makes its state only when it is built
+            if isinstance(optimizer, Adagrad):  # before torch 2.13, only its constructor creates its state
                 for group in optimizer.param_groups:
                     for kept in (optimizer.state[weight] for weight in group["params"]):
                         kept["step"].zero_()
@@ -44,7 +44,7 @@ class Snapshot:
                 optimizer.state.clear()
 
     def state(self) -> dict[str, Tensor]:
-        """Return whole tensors for a checkpoint; a collective call where they are sharded."""
+        """Return whole tensors for a checkpoint; a collective call if they are sharded."""
         return {name: kept.whole().to("cpu", copy=True) for name, kept in self._kept.items()}
 
 

@@ -1,4 +1,4 @@
-"""When a strength has had enough epochs: its weights are near the minimum."""
+"""Decide when to move to the next strength: when the weights are close enough to the minimum."""
 
 import torch
 
@@ -9,7 +9,7 @@ from lightning_reg.callbacks.trainer.packages import MisconfigurationException, 
 
 
 def is_solved(settings: Settings, trainer: Trainer, run: PathRun) -> bool:
-    """Tell whether the weights are near enough to the minimum at this strength."""
+    """Tell whether the residual of the weights at this strength is within the tolerance."""
     if settings.tolerance is None or run.mean.is_empty:
         return False
     strength = run.strengths[run.position]
@@ -18,8 +18,8 @@ def is_solved(settings: Settings, trainer: Trainer, run: PathRun) -> bool:
     values = [value for value in found if value is not None]
     if not values:
         msg = (
-            f"`tolerance` needs a penalty that defines `residual`, the distance from a minimum, got"
-            f" {settings.penalty!r}. Define it, or leave `tolerance` out."
+            "`tolerance` needs a penalty that defines `residual`, which is 0 at a minimum, got"
+            f" {settings.penalty!r}. Define `residual`, or remove `tolerance`."
         )
         raise MisconfigurationException(msg)
     worst = torch.stack([value.to(values[0].device) for value in values]).amax()

@@ -1,4 +1,4 @@
-"""The spectral constraint: weights that leave the ball of norm c are projected back right after the step."""
+"""The spectral constraint: right after each step, project weights with a norm above c back to norm c."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -40,35 +40,35 @@ from lightning_reg.functional.tensors.precision import without_autocast
 from lightning_reg.functional.tensors.shards import has_dtensors, local_slice
 from lightning_reg.selection import Select, Weight
 
-# Matrices with a side of at most this length are checked exactly, which costs no more than following.
+# Matrices with a side of at most this length are checked exactly, because following would not be cheaper.
 _SHORT_SIDE = 256
-# Followed norms are held below the bound by a margin for what following may miss: for matrices that are clipped, in one
-# round; and for norms, plus a multiple of the gain of the last round.
+# Following may miss part of a norm, so it aims below the bound by a margin. Clipping uses this share of the bound, in
+# this many rounds. Rescaling uses `_MISSED` plus `_GAINS` times the gain of the last round.
 _BELOW = 1e-3
 _CLIPPING_ROUNDS = 1
-# Where many singular values are at the bound, following cannot tell them apart. A norm found within this share of the
-# bound is certified; if it is outside, the matrix is clipped by a decomposition, to this share below the bound, so that
-# the next one is many steps away.
+# Following cannot separate many singular values at the bound. A followed norm within this share of the bound needs a
+# certificate. If that fails, a decomposition clips the matrix to this share below the bound: the next decomposition is
+# then many steps away.
 _NEAR = 1e-2
-# Shares of the bound for certificates: with a smaller one, more steps pass before the next.
+# Certificates try these shares of the bound. After a smaller one, more steps pass before the next certificate.
 _SHARES = 0.9925, 0.995, 0.9975, 1.0
 _MISSED, _GAINS = 2e-3, 4
-# If a round raises a norm by more than this share, further rounds follow, at most this many.
+# If a round raises a norm by more than this share, more rounds follow, at most this many.
 _SETTLED, _MORE_STEPS = 5e-3, 4
-# Steps of clipping from a random start.
+# The number of clipping steps from a random start.
 _START_STEPS = 3
-# Beyond this multiple of the bound, rounding in float32 would show in the result.
+# Above this multiple of the bound, float32 rounding errors would show in the result.
 _FAR = 10
-# Smaller matrices of one shape are clipped together.
+# Matrices of one shape are clipped together, up to this many entries.
 _STACK_ENTRIES = 1 << 22
 
 
 class Projection:
-    """Projects weights onto norms of at most a bound.
+    """Project weights to norms of at most a bound.
 
     Args:
         norm_bound: c, the largest norm.
-        clips: Whether singular values of matrices are clipped; otherwise matrices are rescaled, like convolutions.
+        clips: Whether to clip the singular values of matrices; otherwise they are rescaled, like convolutions.
 
     """
 
@@ -77,13 +77,13 @@ class Projection:
         self._norms = WeightNorms()
         self._weights: dict[Tensor, Weight] = {}
         self._bases: dict[str, Tensor] = {}
-        """The bases from which clipping continues, by the names of the weights."""
+        """The bases from which clipping continues, by weight name."""
         self._rooms = Rooms()
-        """How far clipped matrices may move before they can be outside."""
+        """How far each clipped matrix can move before its norm can exceed the bound."""
 
     @torch.no_grad()
     def start(self, weights: Iterable[Weight], saved: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Project `weights`; weights in `saved` are inside already."""
+        """Project `weights`; weights in `saved` are already within the bound."""
         new = []
         for weight in weights:
             self._weights[weight.parameter] = weight
@@ -105,7 +105,7 @@ class Projection:
         self._rescale([weight for weight in new if not is_matrix(weight)])
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """Return the state from which the next projections continue, on the CPU."""
+        """Return the state for the next projections, on the CPU."""
         followed = self._norms.followed.state()
         clipped = {name: {"bases": bases.cpu().clone()} for name, bases in self._bases.items()}
         parts = followed, clipped, self._rooms.state()
@@ -115,14 +115,14 @@ class Projection:
         }
 
     def before_step(self, optimizer: Optimizer) -> None:
-        """Do nothing: gradients are as they are."""
+        """Do nothing: a projection does not change gradients."""
 
     def before_backward(self) -> None:
-        """Do nothing: gradients are as they are."""
+        """Do nothing: a projection does not change gradients."""
 
     @torch.no_grad()
     def after_step(self, optimizer: Optimizer) -> None:
-        """Project the weights that `optimizer` moved out of the ball."""
+        """Project the weights that the step of `optimizer` moved above the bound."""
         held = (tensor for group in optimizer.param_groups for tensor in group["params"] if tensor.grad is not None)
         weights = [self._weights[tensor] for tensor in held if tensor in self._weights]
         clipped = [weight for weight in weights if self._is_clipped(weight)]
@@ -130,13 +130,13 @@ class Projection:
         self._rescale([weight for weight in weights if not self._is_clipped(weight)])
 
     def stop(self) -> None:
-        """Do nothing: the weights are in the ball after each step."""
+        """Do nothing: the weights are within the bound after each step."""
 
     def _is_clipped(self, weight: Weight) -> bool:
         return self._clips and is_matrix(weight) and mask_of(weight) is None
 
     def _clip(self, weights: Sequence[Weight]) -> None:
-        """Clip singular values above the bound: exactly in small matrices, as far as followed in large ones."""
+        """Clip singular values above the bound: all in small matrices, the followed ones in large matrices."""
         alike: dict[tuple[torch.Size, bool, torch.dtype, torch.device], list[Weight]] = defaultdict(list)
         for weight in weights:
             alike[weight.shape, weight.is_stack, weight.parameter.dtype, weight.parameter.device].append(weight)
@@ -149,7 +149,7 @@ class Projection:
                     clip(members[start : start + count])
 
     def _clip_checked(self, weights: Sequence[Weight]) -> None:
-        """Clip small matrices of one shape, or stacks of them, by decompositions of those that are outside."""
+        """Check small matrices of one shape, or stacks of them; decompose and clip the ones above the bound."""
         layers = [layer_of(weight) for weight in weights]
         own = [layer.matrices() for layer in layers]
         doubts = (~are_inside(torch.cat(own) if len(own) > 1 else own[0], self._bound)).tolist()
@@ -161,7 +161,7 @@ class Projection:
                 local(weight).copy_(local_slice(layer.from_matrices(clipped), weight.parameter))
 
     def _clip_followed(self, weights: Sequence[Weight]) -> None:
-        """Clip large matrices of one shape, or stacks of them, as far as followed; and those in doubt exactly."""
+        """Clip the followed singular values of large matrices of one shape; decompose matrices that stay in doubt."""
         layers = {weight: layer_of(weight) for weight in weights}
         is_tall = _is_tall(layers[weights[0]])
         own = {
@@ -186,7 +186,7 @@ class Projection:
             self._bases[weight.name] = basis
             narrow = now.mT if is_tall else now
             if any(doubtful):
-                # Below the bound, so that the next decomposition is many steps away.
+                # Clip to below the bound: the next decomposition is then many steps away.
                 narrow = _clipped_exactly(narrow, doubtful, self._inside(weight) * (1 - _NEAR), is_rough=True)
                 limits = torch.where(torch.tensor(doubtful), self._bound * (1 - _NEAR / 2), limits)
             if any(doubtful) or found.matrices is not matrices:
@@ -195,10 +195,10 @@ class Projection:
             self._rooms.note(weight.name, narrow.mT if is_tall else narrow, self._bound - limits)
 
     def _at_most_clipped(self, found: Clipped, is_due: Sequence[bool]) -> Tensor:
-        """Return an upper limit of the norm of each clipped matrix, infinity if it is not certainly inside.
+        """Return an upper limit of the norm of each clipped matrix; infinity if it may exceed the bound.
 
-        Norms that are neither near the bound nor about to be relied on are taken as followed. Nothing is certified on a
-        GPU.
+        A followed norm far from the bound counts without a certificate, unless the next steps will rely on it. On a
+        GPU, no norm gets a certificate.
         """
         at_most = (found.sigma * (1 + _NEAR + _GAINS * found.gain)).clamp(min=self._bound * _NEAR)
         is_near = ~(at_most <= self._bound)
@@ -217,7 +217,7 @@ class Projection:
         return at_most
 
     def _rescale(self, weights: Sequence[Weight]) -> None:
-        """Shrink weights whose norms may be above the bound, by their followed norms."""
+        """Rescale weights whose followed norms may be above the bound."""
         found = dict(zip(weights, self._norms.advance(weights), strict=True))
         unsettled = list(weights)
         for _ in range(_MORE_STEPS):
@@ -231,7 +231,7 @@ class Projection:
             local(weight).mul_(of_entries(torch.where(factor < 1, factor, 1), weight))
 
     def _at_most(self, weight: Weight, norm: FollowedNorm) -> Tensor:
-        """Return an upper limit of the norm of a weight, as far as it is followed, or of its certified bound."""
+        """Return an upper limit of a weight's followed norm; for a convolution, of its certified bound."""
         convolution = layer_of(weight).convolution()
         allowance = 1.0 if convolution is None else bound_allowance(convolution)
         return norm.sigma * ((1 + _MISSED + _GAINS * norm.gain.clamp(min=0)) * allowance)
@@ -241,7 +241,7 @@ class Projection:
         return (norm.gain > _SETTLED) & (self._at_most(weight, norm) > self._bound)
 
     def _project_exactly(self, weight: Weight) -> None:
-        """Project a matrix by its decomposition; matrices with NaN do not change. Waits for the device."""
+        """Project a matrix by a decomposition, which waits for the device; leave a matrix with NaN unchanged."""
         layer, values = layer_of(weight), local(weight)
         with without_autocast(values.device):
             matrices, inside = layer.matrices(), self._inside(weight)
@@ -260,12 +260,12 @@ class Projection:
                 values.copy_(values * of_entries(factors if weight.is_stack else factors[0], weight))
 
     def _inside(self, weight: Weight) -> float:
-        """Return the bound minus a small margin, because rounding may lengthen."""
+        """Return the bound minus a small margin, because rounding may raise a norm."""
         return self._bound * (1 - torch.finfo(weight.parameter.dtype).eps)
 
 
 def _clipped_exactly(matrices: Tensor, doubtful: Sequence[bool], inside: float, *, is_rough: bool = False) -> Tensor:
-    """Return matrices of which the doubtful ones are clipped by decompositions."""
+    """Return `matrices` with the doubtful ones clipped by decompositions."""
     clipped = [
         clip_exactly(matrix, inside, is_rough=is_rough) if is_doubtful else matrix
         for matrix, is_doubtful in zip(matrices, doubtful, strict=True)
@@ -279,7 +279,7 @@ def _is_tall(layer: Layer) -> bool:
 
 
 def _in_parts(doubts: Sequence[bool], each: int, parts: int) -> list[Sequence[bool]]:
-    """Return the doubts about each weight, of which there are none if `doubts` are not known."""
+    """Split `doubts` into one part per weight; empty parts if `doubts` is empty, because nothing is known."""
     return [doubts[part * each : (part + 1) * each] for part in range(parts)]
 
 
@@ -288,7 +288,7 @@ def _short_side(weight: Weight) -> int:
 
 
 def _known_at_once(doubts: Tensor) -> list[bool]:
-    """Return the doubts known without waiting: none on a GPU, where the next step corrects them."""
+    """Return the doubts on a CPU; nothing on a GPU, where reading would wait and the next step corrects weights."""
     return doubts.tolist() if doubts.device.type == "cpu" else []
 
 
@@ -297,46 +297,48 @@ Method = Literal["clip", "rescale"]
 
 @final
 class SpectralConstraint(SpectralControl):
-    r"""Keep the norm of each layer at c or below: after each optimizer step, back into :math:`\sigma(W) \le c`.
+    r"""Keep the norm of each layer at c or below: project weights to :math:`\sigma(W) \le c` after each optimizer step.
 
-    The bound is hard: it holds from the start of `fit` on, after every step, up to a factor of 1.0001 (in half
-    precision up to the rounding of weights). Weights inside it are not touched. A step skipped by the fp16 scaler does
-    not count.
+    The bound is hard: it holds from the start of `fit`, after every step, up to a factor of 1.0001. In half precision,
+    the rounding of weights comes on top; on a GPU, see the exception below. Weights within the bound do not change. A
+    step that the fp16 scaler skips does not count.
 
     - Matrices (of Linear, Embedding, LSTM, attention) are clipped: singular values above c become c. This is the true
-      projection, the nearest matrix inside. Rescaling would shrink all singular values, step after step, and starve the
-      network at a tight bound. Rows and columns of zeros stay exactly zero.
+      projection, to the nearest matrix within the bound. Rescaling would shrink all singular values, step after step,
+      and starve the network at a tight bound. Rows and columns of zeros stay exactly zero.
     - Convolutions are rescaled until their certified bound (`functional.conv_norm_bound`, for images of any size) is at
       most c, so their true norms end a few per cent below c.
-    - Modules, `state_dict` and gradients do not change. Ranks of DDP stay equal; under FSDP2 one layer is gathered at a
-      time.
+    - Modules, `state_dict` and gradients do not change. Ranks of DDP stay equal. Under FSDP2, one layer is gathered at
+      a time.
 
-    Cost: matrices with a side of 256 or less are checked after each step, and decomposed if they are outside. In
-    larger matrices, the singular vectors above c are followed from step to step, and clipped to 0.999 c. If a norm
-    is near c, the result is certified by a factorization; if it is outside, as with hundreds of singular values at
-    c, the matrix is decomposed and clipped to 0.99 c. None of this is done before the weight can have moved from
-    its last certified norm to c, which one product with 8 random vectors tells (it errs with a probability below
-    1e-6). For convolutions, and for matrices that are rescaled, the norm is followed, and held below c with a
-    margin, with more steps of following if a step moves a weight far. On a GPU, where nothing waits for the device,
-    all matrices are followed without a certificate, and the next steps correct the rest: with hundreds of singular
-    values at c, norms can be a few per cent above it for some steps.
+    Cost: the callback checks matrices with a side of 256 or less after each step, and decomposes them if they are above
+    the bound. In larger matrices, it follows the singular vectors above c from step to step, and clips their values to
+    0.999 c. If the norm is then near c, a factorization certifies the result. If that fails, as with hundreds of
+    singular values at c, a decomposition clips the matrix to 0.99 c. The callback skips all this while the weight
+    cannot have moved from its last certified norm to c. One product with 8 random vectors decides that, with an error
+    probability below 1e-6. For convolutions and rescaled matrices, the callback follows the norm, and holds it below c with a
+    margin. It takes more steps of following if an optimizer step moves a weight far.
 
-    Logged: nothing during training; `RegularizationMonitor` logs the norms (`reg/spectral_norm_max`: the largest, on
+    During training on a GPU, the callback never waits for the device. It follows all matrices without a certificate.
+    Later steps correct what it missed: with hundreds of singular values at c, norms can exceed c by a few per cent for
+    some steps.
+
+    Logged: nothing during training. `RegularizationMonitor` logs the norms (`reg/spectral_norm_max` is the largest, on
     the scale of c). A table printed before training, and TensorBoard's text `reg/setup_spectral`, show what happens to
     each weight.
 
     Args:
         norm_bound: c, > 0.
         select: Which weights: a glob, a list of globs, or a `Select`. Default: every trainable weight of two or more
-            dimensions. Weights that sit in no layer (class tokens, position tables, layer scales; see `register_layer`)
-            are left alone, unless a pattern matches nothing else. Stacked experts (experts x out x in, in a module that
-            is not a layer of torch) are one matrix each.
-        method: For matrices: `"clip"` or `"rescale"`. Pruned matrices are rescaled.
+            dimensions. Weights outside any layer (class tokens, position tables, layer scales; see `register_layer`)
+            are left alone, unless a pattern matches nothing else. Each stacked expert (experts x out x in, in a module
+            that is not a layer of torch) is one matrix.
+        method: How to project matrices: `"clip"` or `"rescale"`. Pruned matrices are always rescaled.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
-        ValueError: If an argument is out of range; when training starts, if a pattern of `select` matches nothing, or a
-            weight is complex or computed by another parametrization, or c too large for its precision.
+        ValueError: If an argument is out of range; when training starts, if a pattern of `select` matches nothing, if a
+            weight is complex or computed by another parametrization, or if c is too large for its precision.
         MisconfigurationException: When training starts, if the strategy hides weights (FSDP1, DeepSpeed, XLA), or a
             weight is controlled twice.
 

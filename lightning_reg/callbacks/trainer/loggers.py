@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _FEW_LAYERS = 16
-"""The most layers whose numbers also become scalars without an argument that asks for them."""
+"""Up to this number of layers, values per layer also become scalars, even if no argument asks for them."""
 
 
 @dataclass
 class _Pending:
-    """Values of a step that callbacks have written, and loggers have not received yet."""
+    """Values of a step that callbacks have written and loggers have not received yet."""
 
     step: int = -1
     values: dict[str, float] = field(default_factory=dict)
@@ -30,11 +30,11 @@ class _Pending:
 
 _pending: WeakKeyDictionary[Trainer, _Pending] = WeakKeyDictionary()
 _named: WeakKeyDictionary[SummaryWriter, set[str]] = WeakKeyDictionary()
-"""The tags of tensors for which a writer has written the names of layers."""
+"""The tensor tags for which a writer has already written the layer names."""
 
 
 def tensorboard_writers(trainer: Trainer) -> Iterator[tuple[Logger, SummaryWriter]]:
-    """Yield the TensorBoard loggers with their writers, on rank 0 only."""
+    """Yield each TensorBoard logger with its writer, on rank 0 only."""
     for logger in trainer.loggers:
         if trainer.is_global_zero and is_a(logger, "TensorBoardLogger"):
             writer: SummaryWriter = logger.experiment  # type: ignore[attr-defined]
@@ -42,14 +42,14 @@ def tensorboard_writers(trainer: Trainer) -> Iterator[tuple[Logger, SummaryWrite
 
 
 def other_loggers(trainer: Trainer) -> Iterator[Logger]:
-    """Yield the loggers that are not TensorBoard's, on rank 0 only."""
+    """Yield the loggers other than TensorBoard, on rank 0 only."""
     for logger in trainer.loggers:
         if trainer.is_global_zero and not is_a(logger, "TensorBoardLogger"):
             yield logger
 
 
 def run_folder(trainer: Trainer, logger: Logger) -> str:
-    """Return the folder, or address, of a logger's run: the folder of its logs, or else of its checkpoints."""
+    """Return the folder or URL of a logger's run: its log folder, or else its checkpoint folder."""
     if logger.log_dir is not None:
         return logger.log_dir
     version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
@@ -57,7 +57,7 @@ def run_folder(trainer: Trainer, logger: Logger) -> str:
 
 
 def save(folder: str, name: str, content: bytes) -> None:
-    """Write a file to a folder of this machine, or to a remote one as Lightning does (`s3://`, `gs://`, ...)."""
+    """Write a file to a local folder, or to a remote one that Lightning supports (`s3://`, `gs://`, ...)."""
     files = get_filesystem(folder)
     files.makedirs(folder, exist_ok=True)
     with files.open(f"{folder}/{name}", "wb") as file:
@@ -65,15 +65,16 @@ def save(folder: str, name: str, content: bytes) -> None:
 
 
 def prefixed(logger: Logger, tag: str) -> str:
-    """Return `tag` as a logger writes it, behind the prefix that it was given."""
+    """Return `tag` with the logger's prefix in front, as the logger writes it."""
     prefix = state.log_prefix(logger)
     return f"{prefix}{getattr(logger, 'LOGGER_JOIN_CHAR', '_')}{tag}" if prefix else tag
 
 
 def write_scalars(trainer: Trainer, values: Mapping[str, float], step: int) -> None:
-    """Write many numbers at `step` to every logger, to TensorBoard as one event; on rank 0.
+    """Write many numbers at `step` to every logger; on rank 0.
 
-    The other loggers get the numbers of all callbacks in one call, when the step is over: see `flush`.
+    TensorBoard gets them as one event. The other loggers get the numbers of all callbacks in one call, after the step:
+    see `flush`.
     """
     if not (trainer.is_global_zero and values):
         return
@@ -88,7 +89,7 @@ def write_scalars(trainer: Trainer, values: Mapping[str, float], step: int) -> N
 
 
 def flush(trainer: Trainer) -> None:
-    """Pass the pending values of callbacks to the loggers other than TensorBoard's."""
+    """Pass the pending values of callbacks to the loggers other than TensorBoard."""
     pending = _pending.get(trainer)
     if pending is None or not pending.values:
         return
@@ -111,7 +112,7 @@ def write_figure(trainer: Trainer, tag: str, draw: Callable[[], "Figure"], step:
 
 
 def write_layers(trainer: Trainer, metric: str, values: Mapping[str, float], step: int) -> None:
-    """Write a number for each layer to TensorBoard, as one tensor for the page "Regularization"; on rank 0."""
+    """Write one number per layer to TensorBoard, as a tensor for the page "Regularization"; on rank 0."""
     if not values:
         return
     names = list(values)
@@ -124,7 +125,7 @@ def write_layers(trainer: Trainer, metric: str, values: Mapping[str, float], ste
 
 
 def write_layers_and_few_scalars(trainer: Trainer, metric: str, values: Mapping[str, float], step: int) -> None:
-    """Write a number for each layer as `write_layers` does, and also as scalars if there are few."""
+    """Write one number per layer as `write_layers` does, and also as scalars if there are few layers."""
     write_layers(trainer, metric, values, step)
     if len(values) <= _FEW_LAYERS:
         write_scalars(trainer, {tags.per_layer(metric, layer): value for layer, value in values.items()}, step)
@@ -135,13 +136,14 @@ def log_for_callbacks(
 ) -> None:
     """Log a few numbers for other callbacks, in `trainer.callback_metrics`, and on request for the progress bar.
 
-    Loggers do not get them: if a later hook stopped training, Lightning would write old values at the last step.
+    Loggers do not get these numbers. If a later hook stopped training, Lightning would write old values for the last
+    step.
     """
     if prog_bar:
-        # With a batch size of 1, Lightning does not search the batch for its size, which only matters for epoch means.
+        # Pass a batch size, or Lightning searches the batch for it. Only epoch means would use it.
         pl_module.log_dict(dict(values), prog_bar=True, on_step=True, on_epoch=False, logger=False, batch_size=1)
         return
-    # `self.log` takes 0.2 ms for each number, and makes every later step of the epoch longer.
+    # Avoid `self.log`: it takes 0.2 ms per number, and slows down every later step of the epoch.
     kept = pl_module.trainer.callback_metrics
     kept.update((tag, value.detach().clone()) for tag, value in values.items() if isinstance(value, Tensor))
     numbers = {tag: value for tag, value in values.items() if not isinstance(value, Tensor)}
@@ -150,7 +152,7 @@ def log_for_callbacks(
 
 
 def names_a_value(trainer: Trainer, tags: Iterable[str]) -> bool:
-    """Tell whether a callback or a scheduler refers to one of `tags`, as `monitor` or in a file name."""
+    """Tell whether a callback or scheduler uses one of `tags`, as `monitor` or in a file name."""
     settings = [value for callback in state.callbacks_of(trainer, object) for value in vars(callback).values()]
     names = [value for value in settings if isinstance(value, str)]
     names += [str(config.monitor) for config in trainer.lr_scheduler_configs]
@@ -163,9 +165,10 @@ def log(
     values: Mapping[str, Tensor | float],
     per_layer: Mapping[str, Mapping[str, float]] | None = None,
 ) -> None:
-    """Log numbers for the current step: `values` for other callbacks, all for the loggers if this is a logging step.
+    """Log numbers for the current step.
 
-    `per_layer` maps each metric to the numbers of layers.
+    Other callbacks get `values`. Loggers get `values` and `per_layer`, if this is a logging step. `per_layer` maps each
+    metric to one number per layer.
     """
     log_for_callbacks(pl_module, values)
     if state.writes_now(trainer):

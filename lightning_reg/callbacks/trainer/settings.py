@@ -1,4 +1,4 @@
-"""The arguments of a callback, for its `repr`, its name in logs and the hyperparameters of a run."""
+"""Read a callback's arguments, for its `repr`, its name in logs and the hyperparameters of a run."""
 
 import inspect
 import re
@@ -12,7 +12,7 @@ def settings_of(callback: object) -> dict[str, object]:
 
 
 def call_of(callback: object, *, without: str = "") -> str:
-    """Return the call that makes an equal callback, without one argument that does not matter."""
+    """Return the constructor call that makes an equal callback, except for the argument `without`."""
     arguments = ", ".join(f"{name}={value!r}" for name, value in settings_of(callback).items() if name != without)
     return f"{type(callback).__name__}({arguments})"
 
@@ -25,7 +25,7 @@ def log_name(callback: object, callbacks: Sequence[object]) -> str:
 
 
 def regularization_settings(callbacks: Sequence[object]) -> dict[str, bool | float | str]:
-    """Return every setting of the callbacks that regularize, as `<name of the callback>.<name of the setting>`."""
+    """Return all settings of the regularizing callbacks, named `<callback>.<setting>`."""
     ours = [callback for callback in callbacks if getattr(callback, "regularizes", False)]
     return {
         f"{log_name(callback, ours)}.{name}": value if isinstance(value, (bool, int, float, str)) else repr(value)

@@ -36,14 +36,14 @@ def _of_lightning(trainer: Trainer, kind: Kind) -> list[Any]:
 
 
 def insert_callback(trainer: Trainer, new: Callback, after: Callback) -> None:
-    """Have Lightning call the hooks of `new` right behind the hooks of `after`, starting with the current hook."""
+    """Make Lightning call each hook of `new` right after the same hook of `after`, starting with the current hook."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
     callbacks.insert(callbacks.index(after) + 1, new)
 
 
 def remove_callback(trainer: Trainer, callback: Callback) -> None:
     """Undo `insert_callback` after the current round of hooks."""
-    # Assign a new list: removing the callback from the list that Lightning walks would skip the next one.
+    # Assign a new list: Lightning iterates over the old one, and a removal there would skip the next callback.
     trainer.callbacks = [other for other in trainer.callbacks if other is not callback]  # type: ignore[attr-defined]
 
 
@@ -53,17 +53,17 @@ def has_flat_shards(trainer: Trainer) -> bool:
 
 
 def has_whole_weights(trainer: Trainer, pl_module: LightningModule) -> bool:
-    """Tell whether every rank has all weights, so that it can make a pass without the other ranks."""
+    """Tell whether every rank has all weights, and can run a forward pass without the other ranks."""
     model = getattr(trainer.strategy.model, "_orig_mod", trainer.strategy.model)
     is_plain = model is pl_module or isinstance(model, DistributedDataParallel)
     return is_plain and not has_dtensors(pl_module.parameters())
 
 
 def shard_again(pl_module: LightningModule) -> None:
-    """Have FSDP2 hold the parameters as the optimizers do.
+    """Make the modules hold the same sharded parameters as the optimizers, under FSDP2.
 
-    After a forward pass without backward, as in validation, the outermost module has whole copies in their places: what
-    is written there is lost.
+    After a forward pass without a backward pass, as in validation, the outermost module holds whole copies instead.
+    FSDP2 discards what is written to these copies.
     """
     for part in pl_module.modules():
         if isinstance(part, FSDPModule):
@@ -71,7 +71,7 @@ def shard_again(pl_module: LightningModule) -> None:
 
 
 def original_shapes(trainer: Trainer) -> Mapping[nn.Parameter, torch.Size]:
-    """Return the shapes of the parameters that FSDP1 has flattened; a collective call under FSDP1."""
+    """Return the original shapes of parameters that FSDP1 has flattened; a collective call under FSDP1."""
     shapes: dict[nn.Parameter, torch.Size] = {}
     if has_flat_shards(trainer) and isinstance(trainer.model, nn.Module):
         for unit in FullyShardedDataParallel.fsdp_modules(trainer.model):
@@ -84,9 +84,9 @@ def original_shapes(trainer: Trainer) -> Mapping[nn.Parameter, torch.Size]:
 
 
 def marks_unused_parameters(trainer: Trainer) -> bool:
-    """Tell whether DDP searches, or has once searched, for parameters that the forward pass did not use.
+    """Tell whether DDP searches, or has searched once, for parameters that the forward pass did not use.
 
-    DDP then expects no gradient for them, and fails if a loss term that it has not seen provides one.
+    DDP then expects no gradient for these. It fails if a loss term outside its forward pass provides one.
     """
     model = trainer.strategy.model
     return isinstance(model, DistributedDataParallel) and bool(model.find_unused_parameters or model.static_graph)
@@ -95,8 +95,8 @@ def marks_unused_parameters(trainer: Trainer) -> bool:
 def share_of_step(trainer: Trainer, pl_module: LightningModule) -> float:
     """Return the share of an optimizer step's gradient that comes from this backward pass.
 
-    Lightning divides the loss by `accumulate_grad_batches`, even in a shorter last window, whose gradient is therefore
-    smaller. In manual optimization users control each step themselves.
+    Lightning always divides the loss by `accumulate_grad_batches`, so a shorter last window has a smaller gradient. In
+    manual optimization, users control each step themselves.
     """
     return 1 / trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1.0
 
@@ -120,7 +120,7 @@ def may_skip_steps(trainer: Trainer) -> bool:
 
 
 def gradient_scale(trainer: Trainer, optimizer: Optimizer) -> Tensor | None:
-    """Return the factor that this optimizer's gradients still carry before its step; `None` if there is none.
+    """Return the factor that this optimizer's gradients still contain before its step; `None` if there is none.
 
     Fused optimizers divide by the fp16 scale inside `step`. The factor is a tensor: reading it would wait for the
     device.
@@ -132,7 +132,7 @@ def gradient_scale(trainer: Trainer, optimizer: Optimizer) -> Tensor | None:
 
 
 def sum_flat_shards(trainer: Trainer, value: Tensor) -> Tensor:
-    """Under FSDP1, sum over ranks a value that each rank computed from its flat shards; otherwise return it."""
+    """Return the sum over ranks of a value that each rank computed from its flat shards; `value` without FSDP1."""
     model = trainer.strategy.model
     if isinstance(model, FullyShardedDataParallel) and model.sharding_strategy != ShardingStrategy.NO_SHARD:
         torch.distributed.all_reduce(value, group=model.process_group)
@@ -140,15 +140,15 @@ def sum_flat_shards(trainer: Trainer, value: Tensor) -> Tensor:
 
 
 def running_hook(pl_module: LightningModule) -> str | None:
-    """Return the hook that Lightning is running, of the module, the strategy (`"backward"`) or any callback."""
+    """Return the name of the running hook, of the module, the strategy (`"backward"`) or any callback."""
     return pl_module._current_fx_name
 
 
 def tick(trainer: Trainer, pl_module: LightningModule) -> int:
     """Return the number of optimizer steps so far, which Lightning restores from a checkpoint.
 
-    In manual optimization it is the number of batches: `global_step` counts the steps of every optimizer, so the steps
-    of a GAN would count double.
+    In manual optimization, return the number of batches instead. `global_step` adds up the steps of all optimizers, so
+    it would count each batch of a GAN twice.
     """
     return trainer.global_step if pl_module.automatic_optimization else trainer.fit_loop.total_batch_idx
 
@@ -167,7 +167,7 @@ def total_ticks(trainer: Trainer, pl_module: LightningModule) -> float:
 
 
 def total_epochs(trainer: Trainer, pl_module: LightningModule) -> float:
-    """Return the number of epochs of the whole run, including a last one that is cut; infinite if unknown."""
+    """Return the number of epochs of the whole run, including an incomplete last one; infinite if unknown."""
     epochs, batches = _epochs(trainer), trainer.num_training_batches
     # In manual optimization, and in a stream, the number of steps in an epoch is unknown.
     if trainer.max_steps == -1 or math.isinf(batches) or not pl_module.automatic_optimization:
@@ -202,13 +202,13 @@ def _epochs(trainer: Trainer) -> float:
 
 
 def _has_epoch_without_steps(trainer: Trainer) -> bool:
-    """Tell whether SWA has added an epoch that only measures statistics for batch norm."""
+    """Tell whether SWA has added an epoch that only measures batch norm statistics."""
     averages = _of_lightning(trainer, "StochasticWeightAveraging")
     return trainer.max_epochs != -1 and any(callback._model_contains_batch_norm for callback in averages)
 
 
 def only_measures(trainer: Trainer) -> bool:
-    """Tell whether this is the epoch that SWA has added, whose batches Lightning counts differently."""
+    """Tell whether this is the epoch that SWA has added; Lightning counts its batches differently."""
     averages = _of_lightning(trainer, "StochasticWeightAveraging")
     return _has_epoch_without_steps(trainer) and any(trainer.current_epoch > callback.swa_end for callback in averages)
 
@@ -226,8 +226,8 @@ def mean_over_ranks(trainer: Trainer, value: Tensor) -> Tensor:
 
 
 def largest_over_ranks(trainer: Trainer, value: Tensor) -> Tensor:
-    """Return the maximum of `value` over all ranks, NaN if one is; a collective call."""
-    # Not a maximum reduction, because it depends on the backend whether that keeps a NaN.
+    """Return the maximum of `value` over all ranks, NaN if any is NaN; a collective call."""
+    # Gather instead of reducing: only some backends keep a NaN in a maximum reduction.
     return trainer.strategy.all_gather(value).amax(0) if trainer.world_size > 1 else value
 
 
@@ -238,29 +238,29 @@ def sums_over_ranks(trainer: Trainer, values: Tensor) -> Tensor:
 
 
 def rows_not_repeated(trainer: Trainer, batch_idx: int, dataloader_idx: int, rows: int) -> int:
-    """Return how many rows of a validation batch of `rows` this rank takes for the first time in the pass.
+    """Return how many of the `rows` of this rank's validation batch do not repeat samples of the same pass.
 
-    So that all ranks have equally many samples, `DistributedSampler` repeats some at the end.
+    `DistributedSampler` repeats some samples at the end, to give all ranks the same number.
     """
     loader = trainer.fit_loop.epoch_loop.val_loop._combined_loader.flattened[dataloader_idx]  # type: ignore[union-attr]
     sampler, size = getattr(loader, "sampler", None), getattr(loader, "batch_size", None)
     if not isinstance(sampler, DistributedSampler) or size is None:
         return rows
     start = batch_idx * size
-    if rows != min(size, sampler.num_samples - start):  # a sample has become several rows
+    if rows != min(size, sampler.num_samples - start):  # a sample is not one row
         return rows
     total = len(sampler.dataset)  # type: ignore[arg-type]  # has a length, as the sampler demands
-    # Ranks take turns, and what is repeated comes last.
+    # Ranks take turns, and repetitions come last.
     return min(rows, len(range(sampler.rank, total, sampler.num_replicas)[start:]))
 
 
 def has_callback(trainer: Trainer, kind: Kind) -> bool:
-    """Tell whether the trainer has a callback of this class of Lightning's."""
+    """Tell whether the trainer has a callback of this Lightning class."""
     return bool(_of_lightning(trainer, kind))
 
 
 def logged_sums(trainer: Trainer, name: str) -> tuple[float, float] | None:
-    """Return the sum over samples so far, and their number, of a mean that the running loop logs; `None` if unknown."""
+    """Return the sum and the number of samples so far of a mean that the current loop logs; `None` if unknown."""
     for metric in _logged_as(trainer._results, name):
         if metric.is_tensor and metric.meta.is_mean_reduction and metric.meta.on_epoch:
             return float(metric.value), float(metric.cumulated_batch_size)
@@ -268,12 +268,12 @@ def logged_sums(trainer: Trainer, name: str) -> tuple[float, float] | None:
 
 
 def is_logged(trainer: Trainer, name: str) -> bool:
-    """Tell whether the running loop, of training or of validation, has logged a value of this name."""
+    """Tell whether the current loop, training or validation, has logged a value of this name."""
     return any(not metric.has_reset for metric in _logged_as(trainer._results, name))
 
 
 def is_outdated(trainer: Trainer, name: str) -> bool:
-    """Tell whether what `callback_metrics` has under this name was logged in an earlier epoch."""
+    """Tell whether the value of this name in `callback_metrics` is from an earlier epoch."""
     loop = trainer.fit_loop.epoch_loop
     metrics = [*_logged_as(loop._results, name), *_logged_as(loop.val_loop._results, name)]
     return bool(metrics) and all(metric.has_reset for metric in metrics)
@@ -298,8 +298,9 @@ def steps_now(trainer: Trainer) -> bool:
 def logs_now(trainer: Trainer, *, first_step: bool) -> bool:
     """Tell whether a logger or a callback reads the values logged for the current step.
 
-    Lightning writes only at every `log_every_n_steps`-th step. But callbacks such as `ModelCheckpoint(monitor=...)` may
-    read the value at any time, so it exists from the first step on, and is up to date at the end of an epoch.
+    Lightning writes to loggers at every `log_every_n_steps`-th step only. But a callback such as
+    `ModelCheckpoint(monitor=...)` may read a value at any time. So values exist from the first step on, and are up to
+    date at the end of an epoch.
     """
     if trainer.barebones:
         return False
@@ -313,9 +314,9 @@ def writes_now(trainer: Trainer) -> bool:
 
 
 def log_step(trainer: Trainer) -> int:
-    """Return the position of the current step on the axis of `self.log`; after the step, the position of the next.
+    """Return the x-axis position that `self.log` uses for the current step; after the step, for the next one.
 
-    `trainer.global_step` is one larger, and counts twice with two manual optimizers.
+    `trainer.global_step` is one larger. With two manual optimizers, it counts each batch twice.
     """
     return trainer.fit_loop.epoch_loop._batches_that_stepped
 
@@ -326,7 +327,7 @@ def log_prefix(logger: Logger) -> str:
 
 
 def hyperparameters(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any] | None:
-    """Return the hyperparameters that Lightning gives to the loggers after `on_fit_start`; `None` if none."""
+    """Return the hyperparameters that Lightning passes to loggers after `on_fit_start`; `None` if there are none."""
     owners = [pl_module, getattr(trainer, "datamodule", None)]
     logged = [owner.hparams_initial for owner in owners if owner is not None and owner._log_hyperparams]
     if not logged:
@@ -336,7 +337,7 @@ def hyperparameters(trainer: Trainer, pl_module: LightningModule) -> dict[str, A
 
 
 def writes_default_metric(logger: Logger) -> bool:
-    """Tell whether a TensorBoard logger lists `hp_metric` as the one metric of the run."""
+    """Tell whether a TensorBoard logger lists `hp_metric` as the only metric of the run."""
     return getattr(logger, "_default_hp_metric", False)
 
 
@@ -344,19 +345,19 @@ def ends_epoch(trainer: Trainer) -> bool:
     """Tell whether the current accumulation window is the last of the epoch."""
     loop = trainer.fit_loop.epoch_loop
     batches, window = trainer.num_training_batches, trainer.accumulate_grad_batches
-    if math.isinf(batches):  # the end of a stream is known only at its last batch
+    if math.isinf(batches):  # Lightning knows the end of a stream only at its last batch
         return loop._num_ready_batches_reached()
     return (loop.batch_progress.current.ready - 1) // window == (int(batches) - 1) // window
 
 
 def may_end_training(trainer: Trainer) -> bool:
-    """Tell whether the current step is the last one, as far as this is known during the step."""
+    """Tell whether the current step is the last one, as far as Lightning knows during the step."""
     has_all_steps = trainer.max_steps != -1 and trainer.global_step + 1 >= trainer.max_steps
     is_last_epoch = trainer.should_stop or trainer.current_epoch + 1 >= _epochs(trainer)
     return has_all_steps or (is_last_epoch and ends_epoch(trainer))
 
 
 def ends_training(trainer: Trainer) -> bool:
-    """Tell whether the current epoch is the last one with steps, as far as this is known in `on_train_epoch_end`."""
+    """Tell whether the current epoch is the last one with steps, as far as known in `on_train_epoch_end`."""
     has_all_steps = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
     return has_all_steps or trainer.should_stop or trainer.current_epoch + 1 >= _epochs(trainer)

@@ -1,9 +1,14 @@
 """Bounds of how much a network stretches changes of its input.
 
-`jacobian` measures it on samples, from below. `bound` bounds it from above for all inputs: in `walk` the `tracer`
-follows the module with a `traced_tensor` (`untraced` bounds its layers alone), and asks the `judge`, which asks the
-`rules`. An answer is a `value`; `chain` bounds several layers together, small chains by the best `multipliers`,
-`parts` several parts of one value, `forms` knows values that are formulas of others, as in normalizations by hand, and
-`rounding` rounds upwards. A `budget` limits the time. The walk runs a `stand_in` of the module, with tensors `nested`
-in any containers, which may share `memory`. `certificates` derives certified radii from bounds.
+`jacobian` measures a lower bound on samples. `bound` computes an upper bound for all inputs, and `certificates` derives
+certified radii from it.
+
+The upper bound comes from a `walk` over the operations of the network. The walk runs a `stand_in` of the module. The
+`tracer` passes each operation to the `judge`, which applies the `rules`. If the module cannot be traced, `untraced`
+bounds its layers alone. A `traced_tensor` stands for a tensor that depends on the input, `nested` finds tensors in any
+container, and `memory` finds tensors that share entries.
+
+A `value` holds the bounds of one value in the network. `chain` bounds several layers together, and `multipliers` bound
+small chains best. `parts` bound several parts of one value together. `forms` recognize values that are formulas of
+other values, as in normalizations written by hand. `rounding` rounds bounds upwards, and a `budget` limits the time.
 """

@@ -24,9 +24,9 @@ class LipschitzReport:
     """The result of `lipschitz_bound`.
 
     Attributes:
-        value: The upper bound; infinity if there is none, NaN if a weight is not finite.
-        per_layer: The constant of each single layer with weights, by name.
-        unbounded: The name of each layer or operation that makes the bound infinite, with the reason.
+        value: The upper bound. Infinity if no bound is known, NaN if a weight is not finite.
+        per_layer: An upper bound of the Lipschitz constant of each layer with weights, by layer name.
+        unbounded: Pairs of a name and a reason, one for each layer or operation that makes the bound infinite.
 
     Example:
         >>> report = LipschitzReport(value=2.0, per_layer={"0": 2.0})
@@ -51,67 +51,82 @@ def lipschitz_bound(
 ) -> LipschitzReport:
     r"""Return an upper bound of a module's Lipschitz constant, :math:`\max_{x, y} \|f(x) - f(y)\|_2 / \|x - y\|_2`.
 
-    The bound is never below the truth. It is rounded up, by 1e-5 unless inputs are float64, so that it is also not
-    below the result of `jacobian_norm` in float32. It exceeds the truth by a few percent for networks of a few layers,
-    and by orders of magnitude for deep ones. It comes from a walk over the torch operations that `forward` calls:
-    successive operations multiply, sums add, concatenation takes the root of the sum of squares, and a module used
-    twice counts twice. In chains of linear layers and monotone activations, the bound is the smaller of the product and
-    ECLipsE-Fast (about half of the product at initialization), and exact without activations. In chains of up to 128
-    units, with any activations of known slopes, it is the bound of LipSDP, up to 0.05 %: no multipliers of single units
-    give less. That takes about 0.2 s for 128 units.
+    The bound is never below the true constant. Unless inputs are float64, it is rounded up by a factor of 1 + 1e-5, so
+    it is not below `jacobian_norm` in float32 either. It exceeds the constant by a few percent in networks of a few
+    layers, and by orders of magnitude in deep networks.
 
-    - Layers: the exact norm of matrices (with more than 1024 rows and columns a certified bound that is 0.5 % above it
-      at most), `conv_norm_bound` of convolutions at the size of the image that they get.
-    - Activations: their largest slope, rounded up (GELU 1.12891, SiLU 1.09984); softmax 1/2, log-softmax the root of
+    The function runs `forward` on the example and bounds every torch operation that it calls. The bounds of successive
+    operations multiply, the bounds of summands add up, and concatenation takes the root of the sum of squares. A module
+    that is used twice counts twice. Chains of linear layers and activations have sharper bounds than the product:
+
+    - A chain of linear layers alone: the exact constant.
+    - A chain with monotone activations: ECLipsE-Fast, about half of the product at initialization.
+    - A chain of up to 128 units with activations of known slopes: LipSDP, within 0.05 % of its optimum. For 128 units
+      this takes about 0.2 s.
+
+    Operations are bounded as follows:
+
+    - Linear layers: the exact norm of the matrix. If the smaller side of the matrix has 1025 to 8192 entries, a
+      certified bound replaces the norm, and exceeds it by at most 0.5 %. Convolutions: `conv_norm_bound` at the size of
+      the image that they receive.
+    - Activations: their largest slope, rounded up (GELU 1.12891, SiLU 1.09984). Softmax: 1/2. Log-softmax: the root of
       the number of classes.
-    - Batch normalization by running statistics. LayerNorm, RMSNorm, GroupNorm and InstanceNorm:
-      :math:`\max |\gamma| / \sqrt{\epsilon}`, attained at constant inputs: a true bound, but rarely useful. The same if
-      they are written by hand, as in LLaMA and T5: rows times or over a function of their length.
-    - What is linear in one tensor, from the sizes and the constants: products (einsum, tensordot, `addmm`), Fourier
-      transforms, differences, pooling, padding, interpolation in every mode, indices, scatter. Most are exact.
-    - Reductions, deviations, distances to constants; losses with constant targets, as functions of the prediction
-      (cross entropy :math:`\sqrt 2 / \sqrt N` for a mean over N samples).
-    - `RNN` with tanh or ReLU: :math:`\|W\|` times the norm of the triangle of powers of :math:`\|U\|` over its steps.
-    - `LSTM` and `GRU`: gates multiply what is bounded, so there is a bound, which grows with the steps like a product.
+    - Batch normalization: its slopes under the running statistics. LayerNorm, RMSNorm, GroupNorm and InstanceNorm:
+      :math:`\max |\gamma| / \sqrt{\epsilon}`. Constant inputs attain this bound, but it is rarely useful. It also
+      applies to normalizations written by hand, as in LLaMA and T5: rows multiplied or divided by a function of their
+      length.
+    - Operations that are linear in one tensor: a bound from the sizes and the constants, in most cases exact. These are
+      products (einsum, tensordot, `addmm`), Fourier transforms, differences, pooling, padding, interpolation in every
+      mode, indexing and scatter.
+    - Reductions, deviations, distances to constants, and losses with constant targets, as functions of the prediction
+      (cross entropy: :math:`\sqrt 2 / \sqrt N` for a mean over N samples).
+    - `RNN` with tanh or ReLU: :math:`\|W\|` times the norm of the triangular matrix of powers of :math:`\|U\|` over the
+      steps, for the input weight W and the recurrent weight U.
+    - `LSTM` and `GRU`: a bound that grows with the number of steps like a product, because gates multiply bounded
+      values.
     - Dot-product attention (`nn.MultiheadAttention`, `scaled_dot_product_attention`, or written by hand), gates and
-      other products of two values that depend on the input: finite where their size has a bound, as after LayerNorm,
-      RMSNorm or a sigmoid. A head of n queries changes by :math:`s R_v (R_k \|\delta Q\| + \sqrt n R_q \|\delta
-      K\|) + \sqrt n \|\delta V\|` at most, if rows are no longer than R and s is the scale. So transformers that
-      normalize first have a bound. Deep ones have an astronomical one: its logarithm over training and the constants
-      of layers are what can be read. Those that normalize last have none, for nothing bounds what the first attends to.
-    - Other products, embeddings, and operations that are not known: infinity, with name and reason, never skipped.
+      other products of two values that depend on the input: a finite bound if the size of both values has a bound, as
+      after LayerNorm, RMSNorm or a sigmoid. The output of a head with n queries changes by at most
+      :math:`s R_v (R_k \|\delta Q\| + \sqrt n R_q \|\delta K\|) + \sqrt n \|\delta V\|`, where R is the largest
+      length of a row and s is the scale. So pre-norm transformers have a bound. In deep ones it is astronomical; read
+      its logarithm over training and the constants of single layers instead. Post-norm transformers have no known
+      bound, because the input of the first attention can be arbitrarily large.
+    - Other products, embeddings and unknown operations: infinity. The report names each of them with the reason.
       `register_lipschitz_rule` adds a rule.
 
-    The bound is for eval mode (no dropout, running statistics), whatever the mode of the module, which does not change:
-    the walk runs a copy that shares its weights, and restores random generators. Parametrized, pruned and sharded
-    weights count as `forward` uses them. Forward hooks are not run. Wrappers of `torch.compile` and DDP are removed.
+    The bound describes eval mode (no dropout, running statistics), whatever mode the module is in. The module does not
+    change: a copy that shares its weights runs, and random generators are restored. Parametrized, pruned and sharded
+    weights count as `forward` uses them. Forward hooks do not run. The wrappers of `torch.compile` and DDP are removed.
 
     Args:
         module: The network. Half precision is computed in float32, with autocast off.
-        example_input: A tensor, or a tuple of the positional arguments of `forward`, on the module's device, with
-            tensors anywhere in them. A dict is a single argument. The sizes matter, including the batch; the values do
-            not. If `forward` treats samples independently, one sample is enough and cheapest: the network runs on it
-            once. All floating-point tensors count as one input (distances are roots of sums of squares); whole numbers
-            beside them are held fixed, unless `all_labels`.
-        fold_batch_norm: Whether batch normalization is folded into the linear layer or convolution before it, if that
-            gives less. Default True.
-        center: Of a ball of inputs. The bound then holds for any two of them, and is smaller: activations have the
-            slopes that they have there, of a ReLU that stays off 0, and values the size that they have there. An input
-            like `example_input`, and by default that; its values count. Where `forward` keeps samples apart, the bound
-            holds for each of them in a ball of its own.
-        radius: Of the ball, in the 2-norm, > 0. Default infinity: the bound for all inputs.
-        all_labels: Whether whole numbers and booleans among the inputs may be any others. An embedding, or a table that
-            they index, then counts with all its rows, and a number that is computed from them otherwise as unbounded.
-            Default False: the bound holds for those of the example, such as the labels of one batch.
+        example_input: A tensor, or a tuple of the positional arguments of `forward`, on the module's device. The
+            arguments may contain tensors at any depth. A dict is a single argument. The sizes matter, including the
+            batch size; the values do not. If `forward` treats samples independently, one sample is enough and cheapest.
+            All floating-point tensors together count as one input: the distance of two inputs is the root of the sum of
+            squares over all tensors. Whole numbers among the inputs stay fixed, unless `all_labels` is set.
+        fold_batch_norm: Whether to fold batch normalization into the linear layer or convolution before it, if that
+            lowers the bound. Default True.
+        center: The center of a ball of inputs, of the same structure as `example_input`. Default: `example_input`. Only
+            a finite `radius` makes its values matter. The bound then holds for any two inputs in the ball. It can be
+            smaller than the bound for all inputs, because only the slopes and sizes within the ball count: a ReLU whose
+            input stays negative has the slope 0. If `forward` treats samples independently, the bound holds for each
+            sample in a ball of its own.
+        radius: The radius of the ball in the 2-norm, > 0. Default infinity: the bound holds for all inputs.
+        all_labels: Whether the bound must hold for any whole numbers and booleans in place of those among the inputs.
+            An embedding, or another table that they index, then counts with all its rows. Any other number computed
+            from them counts as unbounded. Default False: the bound holds for the values in the example, such as the
+            labels of one batch.
 
     Returns:
-        The report. Several output tensors (in a tuple, a dict, a dataclass) count as one, like inputs. The value is NaN
-        if a weight is not finite. If the walk cannot follow the module, the value is infinity, and the report has the
-        layers that the example reaches and the reason under the name "trace". A collective call for sharded weights.
+        The report. Several output tensors (in a tuple, a dict, a dataclass) together count as one output. The value is
+        NaN if a weight is not finite. If the operations of the module cannot be followed, the value is infinity:
+        `unbounded` then gives the reason under the name "trace", and `per_layer` has the layers that the example
+        reaches. With sharded weights, all ranks must call this function together.
 
     Raises:
-        TypeError: If `module` is not a module, `example_input` or `center` holds no tensor, or another argument is of
-            the wrong kind.
+        TypeError: If `module` is not a module, if `example_input` or `center` contains no tensor, or if another
+            argument has the wrong type.
         ValueError: If `radius` is not > 0.
 
     Example:
@@ -128,7 +143,7 @@ def lipschitz_bound(
         Gouk et al., Regularisation of Neural Networks by Enforcing Lipschitz Continuity, 2021, arXiv:1804.04368;
         Xu & Sivaranjani, ECLipsE: Efficient Compositional Lipschitz Constant Estimation for Deep Neural Networks, 2024,
         arXiv:2404.04375, for chains; Fazlyab et al., Efficient and Accurate Estimation of Lipschitz Constants for Deep
-        Neural Networks, 2019, arXiv:1906.04893, for small ones.
+        Neural Networks, 2019, arXiv:1906.04893, for chains of few units.
 
     """
     check_module(module)
@@ -141,7 +156,7 @@ def lipschitz_bound(
     findings, rounding = findings_at(module, inputs, fold=fold_batch_norm, all_labels=all_labels)
     if math.isfinite(reach):
         near, _ = findings_at(module, inputs, fold=fold_batch_norm, reach=reach, all_labels=all_labels)
-        # What is certain everywhere is so in the ball.
+        # A bound for all inputs also holds in the ball.
         if not near.value > findings.value:
             findings = near
     return LipschitzReport(findings.value * rounding, findings.per_layer, findings.unbounded)
@@ -151,7 +166,7 @@ def _distance(radius: object) -> float:
     is_infinite = isinstance(radius, float) and radius == math.inf
     distance = math.inf if is_infinite else _checks.number("radius", radius)
     if distance <= 0:
-        msg = f"`radius` must be a number > 0, got {radius!r}; infinity stands for all inputs."
+        msg = f"`radius` must be a number > 0, got {radius!r}. Infinity bounds the module for all inputs."
         raise ValueError(msg)
     return distance
 
@@ -164,7 +179,7 @@ def findings_at(
     reach: float = math.inf,
     all_labels: bool = False,
 ) -> tuple[Findings, float]:
-    """Return the findings of the walk, and the factor that compensates the rounding of the forward pass."""
+    """Return the findings of the walk, and the factor that compensates for rounding in the forward pass."""
     with torch.inference_mode(False), torch.no_grad(), without_autocast(device_of(inputs)):  # noqa: FBT003  # torch's
         findings = walk(module, [widened(value) for value in inputs], fold=fold, reach=reach, all_labels=all_labels)
     in_double = all(tensor.dtype == torch.float64 for tensor in found(inputs, Tensor) if tensor.is_floating_point())
@@ -187,26 +202,28 @@ def register_lipschitz_rule(target: type[nn.Module] | Callable[..., Any], rule: 
     """Register the Lipschitz constant of a layer or function for `lipschitz_bound`.
 
     Args:
-        target: A module type or a function. The walk then does not enter modules of this type, nor of subclasses with
-            the same `forward` and the same methods that it calls. A function of torch also stands for the tensor method
-            of that name. Your own function must be called by a global name where `forward` is written. A second
-            registration replaces the first.
-        rule: Called as `rule(module, *args, **kwargs)`, or for a function as `rule(*args, **kwargs)`, with the
-            arguments of the module or function at the example input. `module` is in eval mode, with plain weights. The
-            rule returns the constant, a number >= 0 (infinity if there is none), for all tensors among the arguments
-            as one: their distance is the root of the sum of squares. It may depend on the sizes of tensors, but must
-            hold for any values. The bound relies on it without a check.
+        target: A module type or a function. `lipschitz_bound` then uses the rule instead of following the operations
+            inside. The rule of a module type also applies to subclasses that override neither `forward` nor a method
+            that `forward` calls. The rule of a torch function also applies to the tensor method of the same name. Call
+            your own function by a global name in the file that defines `forward`. A second registration replaces the
+            first.
+        rule: A function that returns the Lipschitz constant, a number >= 0 (infinity if there is none). It is called as
+            `rule(module, *args, **kwargs)` for a module, and as `rule(*args, **kwargs)` for a function, with the
+            arguments at the example input. `module` is in eval mode and has plain weights. All tensors among the
+            arguments together count as one input: the distance of two inputs is the root of the sum of squares over
+            all tensors. The constant may depend on the sizes of tensors, but must hold for any values.
+            `lipschitz_bound` relies on it without a check.
 
     Raises:
-        TypeError: If `target` is neither a module type nor a function, or `rule` is not callable. An error in the rule,
-            or an answer that is not such a number, is raised by `lipschitz_bound`.
+        TypeError: If `target` is neither a module type nor a function, or if `rule` is not callable. `lipschitz_bound`
+            raises if the rule fails or returns anything but a number >= 0.
 
     Example:
         >>> import torch
         >>> from torch import nn
         >>> class Clip(nn.Module):
         ...     def forward(self, x):
-        ...         return x / max(1.0, x.norm().item())  # what no trace can follow
+        ...         return x / max(1.0, x.norm().item())  # the path depends on the input
         >>> register_lipschitz_rule(Clip, lambda module, x: 1.0)  # the projection onto a ball
         >>> lipschitz_bound(nn.Sequential(Clip(), nn.Tanh()), torch.zeros(1, 3, dtype=torch.float64)).value
         1.0
@@ -225,6 +242,9 @@ def as_inputs(example_input: Any, name: str = "example_input") -> tuple[Any, ...
     inputs = (example_input,) if isinstance(example_input, Tensor | dict) else example_input
     if not isinstance(inputs, tuple | list) or next(found(inputs, Tensor), None) is None:
         kind = type(example_input).__name__
-        msg = f"`{name}` must be a tensor or a tuple of the inputs of `forward`, or its one dict, got a {kind}."
+        msg = (
+            f"`{name}` must be a tensor, a dict with tensors, or a tuple of the arguments of `forward` with tensors,"
+            f" got a {kind}."
+        )
         raise TypeError(msg)
     return tuple(inputs)

@@ -1,7 +1,7 @@
-"""A time limit for norms: norms that would exceed it are bounded in a cheaper way, and counted.
+"""A time limit for norms: a norm that would exceed it is replaced by a cheaper bound, and counted.
 
-The time of a norm is known before it begins: its work, a count of operations from its shape, at the speed of the norms
-so far. Without this, one large layer could take many times the limit.
+The time of a norm is estimated before it begins. Its shape gives the number of operations, and the norms so far give
+the speed. Without this estimate, one large layer could take many times the limit.
 """
 
 import math
@@ -18,11 +18,11 @@ from torch import Tensor
 from lightning_reg.functional.lipschitz.rounding import UPWARDS, norm_upwards, norm_work, precise
 
 _T = TypeVar("_T")
-# Norms of less work say nothing about the speed, because calls take most of their time.
+# Norms of less work do not show the speed, because calls take most of their time.
 _TELLING = 1e9
-# Seconds for each operation that no machine exceeds: only norms that might not fit need a measured speed.
+# No machine needs more seconds for one operation. A norm that fits at this speed needs no measured speed.
 _SLOWEST = 2e-9
-# The side of a matrix whose norm tells the speed; it takes some hundredths of a second.
+# The number of rows of the square matrix whose norm measures the speed, in some hundredths of a second.
 _TRIAL = 512
 
 
@@ -33,29 +33,29 @@ def now() -> float:
 
 @dataclass
 class Speed:
-    """How fast this machine computes norms, from those that were timed."""
+    """How fast this machine computes norms, from the norms that were timed."""
 
     seconds: float = 0.0
     work: float = 0.0
 
     def add(self, seconds: float, work: float) -> None:
-        """Learn from a norm."""
+        """Record the time of a norm."""
         self.seconds += seconds
         self.work += work
 
     def time_for(self, work: float) -> float:
-        """Return the expected seconds; only if a norm was timed."""
+        """Return the expected seconds. At least one norm must have been timed."""
         return work * self.seconds / self.work
 
 
 @dataclass
 class Budget:
-    """The time limit, and the number of norms beyond it."""
+    """The time limit, and the number of norms that would have exceeded it."""
 
     seconds: float
     speed: Speed = field(default_factory=Speed)
     cheap: int = 0
-    """Norms that were bounded in the cheaper way."""
+    """The number of norms that were replaced by a cheaper bound."""
     _start: float = field(default_factory=now)
 
     def used(self) -> float:
@@ -63,7 +63,7 @@ class Budget:
         return now() - self._start
 
     def run(self, exact: Callable[[], _T], cheap: Callable[[], _T], work: float, device: torch.device) -> _T:
-        """Return the result of `exact` if it fits into the time that is left, else that of `cheap`."""
+        """Return the result of `exact` if it fits into the remaining time, and the result of `cheap` otherwise."""
         start = self.used()
         left = self.seconds - start
         if left >= 0 and work * _SLOWEST > left:
@@ -93,7 +93,7 @@ _CURRENT: ContextVar[Budget | None] = ContextVar("budget", default=None)
 
 @contextmanager
 def within(seconds: float, speed: Speed | None = None) -> Iterator[Budget]:
-    """Limit the time of the norms that are computed inside; `speed` is the one known so far, and learns from them."""
+    """Limit the time of the norms computed inside. `speed` holds the norms timed so far, and records new ones."""
     budget = Budget(seconds, speed or Speed())
     token = _CURRENT.set(budget)
     try:
@@ -103,25 +103,25 @@ def within(seconds: float, speed: Speed | None = None) -> Iterator[Budget]:
 
 
 def in_time(exact: Callable[[], _T], cheap: Callable[[], _T], work: float, device: torch.device) -> _T:
-    """Return the result of `exact`, which takes about `work` operations, or of `cheap` if the time does not suffice."""
+    """Return the result of `exact`, which takes about `work` operations, or the result of `cheap` if time is short."""
     budget = _CURRENT.get()
     return exact() if budget is None else budget.run(exact, cheap, work, device)
 
 
 def norm_in_time(weight: Tensor) -> float:
-    """Return the spectral norm of a matrix, rounded up, or the cheaper bound if the time does not suffice."""
+    """Return the spectral norm of a matrix, rounded up, or a cheaper upper bound if time is short."""
     return in_time(lambda: norm_upwards(weight), lambda: cheap_norm(weight), norm_work(weight), weight.device)
 
 
 def cheap_norm(weight: Tensor) -> float:
-    r"""Return an upper bound of the norm of a matrix in two passes over it: :math:`\sqrt{\|W\|_1 \|W\|_\infty}`.
+    r"""Return an upper bound of the spectral norm in two passes: :math:`\sqrt{\|W\|_1 \|W\|_\infty}`.
 
-    Or the Frobenius norm, if that is less; NaN if the matrix is not finite.
+    If the Frobenius norm is smaller, return that. Return NaN if an entry is not finite.
     """
     if not weight.numel():
         return 0.0
     entries = precise(weight).abs()
-    # The roots are taken separately, because products of huge or tiny numbers leave the range.
+    # Take the roots separately, because products of huge or tiny numbers overflow or underflow.
     schur = float(entries.sum(0).amax().sqrt() * entries.sum(1).amax().sqrt())
     largest = entries.amax()
     frobenius = float((entries / largest).norm() * largest) if bool(largest > 0) else 0.0

@@ -17,32 +17,34 @@ from lightning_reg.functional.tensors.random import unchanged_generators
 
 __all__ = ["certified_radius", "margin_bounds"]
 
-# More than float64 rounds eigenvalues of matrices below 1.
+# An upper limit of float64's rounding of eigenvalues below 1.
 _ROUNDING = 1e-12
 
 
 def margin_bounds(module: nn.Module, example_input: Tensor | Sequence[Any] | dict[Any, Any]) -> Tensor:
-    r"""Return how fast the difference of two outputs changes with the input, at most.
+    r"""Return upper bounds of how fast the difference of any two outputs changes with the input.
 
     .. math:: |(f_i(x) - f_j(x)) - (f_i(y) - f_j(y))| \le M_{ij} \|x - y\|_2
 
-    The bounds hold for all inputs. If the last layer is linear, M is the bound of the network before it (as in
-    `lipschitz_bound`) times :math:`\|w_i - w_j\|_2`, the distance of its rows. At the end of a chain of linear layers
-    and activations M is smaller, because the walk includes the difference of rows; in small chains each pair of outputs
-    has the bound of LipSDP. Otherwise M is :math:`\sqrt 2` times the bound of the module. One walk serves any number of
-    classes.
+    The bounds hold for all inputs. If the last layer is linear, M is :math:`\|w_i - w_j\|_2`, the distance of two rows
+    of its weight, times the bound of the network before it (see `lipschitz_bound`). M is smaller at the end of a chain
+    of linear layers and activations, where the bound of the chain includes the difference of the rows. In chains of few
+    units, each pair of outputs has a LipSDP bound. Otherwise M is :math:`\sqrt 2` times the bound of the module. The
+    network is followed once for all classes.
 
     Args:
-        module: A classifier that treats samples independently; evaluated as in eval mode, and not changed.
-        example_input: As for `lipschitz_bound`. One sample is enough.
+        module: A classifier that treats samples independently. It is evaluated as in eval mode, and does not change.
+        example_input: The input of the module, as for `lipschitz_bound`. One sample is enough.
 
     Returns:
-        M, symmetric, 0 on the diagonal, shape (K, K) for K outputs, float64, on the device of the example. Infinite if
-        no bound is known (`lipschitz_bound` gives the reason), NaN if a weight is not finite.
+        M, shape (K, K) for K outputs, float64, on the device of the example. It is symmetric, with zeros on the
+        diagonal. Entries are infinite if no bound is known (`lipschitz_bound` gives the reason), and NaN if a weight is
+        not finite.
 
     Raises:
-        TypeError: If `module` is not a module, or the example holds no tensor.
-        ValueError: If the module does not take the example, or returns no tensor of shape (batch, K) or (K,).
+        TypeError: If `module` is not a module, or if the example contains no tensor.
+        ValueError: If the module cannot be called with the example, or if it does not return a tensor of shape
+            (batch, K) or (K,).
 
     Example:
         >>> import torch
@@ -69,23 +71,24 @@ def margin_bounds(module: nn.Module, example_input: Tensor | Sequence[Any] | dic
 
 
 def certified_radius(logits: Tensor, margin_bounds: Tensor) -> Tensor:
-    r"""Return how far each sample may move, in the 2-norm, before the predicted class can change.
+    r"""Return the 2-norm distance within which no change of a sample can change its predicted class.
 
     .. math:: r = \min_{j \ne i} (f_i(x) - f_j(x)) / M_{ij}, \qquad i = \arg\max_k f_k(x)
 
-    No smaller change of the input changes the class.
+    No change of the input that is shorter than r changes the class.
 
     Args:
         logits: Outputs of a classifier in eval mode, shape (N, K).
         margin_bounds: M, the result of `margin_bounds`, shape (K, K), entries >= 0.
 
     Returns:
-        Shape (N,), float32 or, for float64, float64. 0 at ties, for outputs that are not finite, and if no bound is
-        known; infinity if no change can change the class.
+        One radius for each sample, in the unit of the input, shape (N,), float64 for float64 logits and float32
+        otherwise. The radius is 0 if two classes tie, if a logit is not finite, or if no bound is known. It is infinity
+        if no change of the input can change the class.
 
     Raises:
-        TypeError: If they are not tensors of real floating-point numbers.
-        ValueError: If their shapes do not fit together, or an entry of M is negative.
+        TypeError: If `logits` or `margin_bounds` is not a tensor of real floating-point numbers.
+        ValueError: If the shapes do not match, or if an entry of M is negative.
 
     Example:
         >>> import torch
@@ -101,20 +104,20 @@ def certified_radius(logits: Tensor, margin_bounds: Tensor) -> Tensor:
     margins = largest[:, None] - outputs
     limits = bounds.to(margins.device)[predicted]
     radii = torch.where(limits == 0, torch.where(margins > 0, math.inf, 0.0), margins / limits)
-    radii = radii.nan_to_num(nan=0.0, posinf=math.inf)  # where M is not known
+    radii = radii.nan_to_num(nan=0.0, posinf=math.inf)  # NaN where M is not known
     radii.scatter_(1, predicted[:, None], math.inf)
     certain = torch.where(outputs.isfinite().all(1), radii.amin(1), 0.0)
     return _downwards(certain, reported(logits)).to(logits.device)
 
 
 def _between_rows(weight: Tensor, before: Bound) -> Tensor:
-    """Return the bounds of differences of the rows' products, shape (rows, rows), float64."""
+    """Return the bounds for the difference of each pair of outputs of `weight`, shape (rows, rows), float64."""
     rows = precise(weight)
-    # Products would lose the digits of rows that are close.
+    # Distances computed by matrix products would lose the digits of rows that are close.
     distances = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
     bounds = distances * before.value
     if before.chain is not None and before.chain.shape is not None:
-        # With R as in `chain`: |d^T x| <= g sqrt(d^T R d). Rounding, of R and its root, is by far less than 1e-6.
+        # With R as in `chain`: |d^T x| <= g sqrt(d^T R d). The rounding of R and its root is far below 1e-6.
         factor = torch.linalg.eigh(before.chain.shape)
         root = factor.eigenvectors * (factor.eigenvalues.clamp_min(0) + _ROUNDING).sqrt()
         within = rows @ root
@@ -167,7 +170,8 @@ def _check_tensors(logits: object, margin_bounds: object) -> None:
         raise ValueError(msg)
     if margin_bounds.shape != (classes := logits.shape[1], classes):
         msg = (
-            f"`margin_bounds` must have shape {(classes, classes)}, as `logits` say, got {tuple(margin_bounds.shape)}."
+            f"`margin_bounds` must have shape {(classes, classes)} for `logits` of {classes} classes,"
+            f" got {tuple(margin_bounds.shape)}."
         )
         raise ValueError(msg)
     if (margin_bounds < 0).any():

@@ -1,14 +1,14 @@
-r"""A bound for chains of matrices and activations, below the product of single bounds: ECLipsE-Fast.
+r"""ECLipsE-Fast: a bound for chains of matrices and activations, below the product of their single bounds.
 
-For chains of few units there is a sharper one by the best `multipliers`.
+Chains of few units have a sharper bound, see `multipliers`.
 
-A difference :math:`\delta_0` of the input causes differences at one place in the chain that satisfy
+A difference :math:`\delta_0` of the input causes a difference :math:`\delta` at a place in the chain. It satisfies
 
 .. math:: \delta^T R^{-1} \delta \le g^2 \|\delta_0\|^2, \qquad 0 \preceq R \preceq 1,
 
-with :math:`R = 1` at the input. A matrix W makes it :math:`W R W^T`, exactly. An activation of slopes in [0, 1] has
-:math:`\delta_y^T (\delta_x - \delta_y) \ge 0`; with the multiplier of Xu & Sivaranjani, 2, it follows that
-R becomes :math:`(2 - R)^{-1}`, which is below 1 in all directions but the largest of R.
+with :math:`R = 1` at the input. A matrix W turns R into :math:`W R W^T`, exactly. An activation with slopes in [0, 1]
+has :math:`\delta_y^T (\delta_x - \delta_y) \ge 0`. With the multiplier 2 of Xu & Sivaranjani, it turns R into
+:math:`(2 - R)^{-1}`. This is below 1 in every direction in which R is below 1.
 
 Reference: Xu & Sivaranjani, ECLipsE: Efficient Compositional Lipschitz Constant Estimation for Deep Neural Networks,
 2024, arXiv:2404.04375.
@@ -24,7 +24,7 @@ from lightning_reg.functional.lipschitz.multipliers import History
 from lightning_reg.functional.lipschitz.rounding import UPWARDS, precise, smaller, times
 from lightning_reg.functional.spectral.norms import matrix_norm
 
-# Above so many features the matrices of a chain would cost more than the rest of the network.
+# With more features, the matrices of a chain would cost more than the rest of the network.
 _WIDEST = 4096
 
 
@@ -33,28 +33,28 @@ class Chain:
     """The bound of differences at one place in a chain."""
 
     gain: float
-    """An upper bound of their enlargement."""
+    """g, an upper bound of how much differences grow up to this place."""
     shape: Tensor | None = None
     """R, float64, shape (features, features); None for the identity."""
     history: History | None = None
-    """The layers, if they are few."""
+    """The layers of the chain, if they have few units."""
     sharper: "Chain | None" = None
-    """Gain and R by the best multipliers, after a matrix of a chain with a history."""
+    """The gain and R from the best multipliers. It exists after a matrix of a chain that has a history."""
 
     @classmethod
     def after(cls, value: float) -> "Chain":
-        """Return a chain that begins where differences are enlarged by `value` at most."""
+        """Return a chain that begins where differences have grown by a factor of at most `value`."""
         return cls(value, history=History(value))
 
     @property
     def least(self) -> float:
-        """The least upper bound."""
+        """Return the smallest of the known upper bounds."""
         return self.gain if self.sharper is None else smaller(self.gain, self.sharper.gain)
 
     def linear(self, weight: Tensor, norm: float, gram: Tensor | None = None) -> "Chain | None":
-        """Return the bound after a product with W, shape (out, in), of known norm; `gram` is W W^T over its square.
+        """Return the bound after a product with a matrix W of known norm, or None if W is complex or too large.
 
-        None if W is too wide or complex.
+        W has the shape (out, in). `gram` is W W^T divided by the square of the norm, if it is known.
         """
         if max(weight.shape) > _WIDEST or weight.is_complex():
             return None
@@ -87,16 +87,17 @@ class Chain:
         if self.shape is None or low < 0:
             return Chain(times(self.least, slope), history=history)
         identity = torch.eye(len(self.shape), dtype=self.shape.dtype, device=self.shape.device)
-        # 2 - R has eigenvalues from 1 to 2: nothing is lost in its inverse.
+        # The eigenvalues of 2 - R lie between 1 and 2, so its inverse loses no precision.
         factor = torch.linalg.cholesky(2 * identity - self.shape)
         return Chain(times(self.gain, slope), torch.cholesky_inverse(factor), history)
 
     def activated_between(self, low: Tensor, high: Tensor) -> "Chain":
-        r"""Return what is known after an activation whose slopes are bounded for each feature, shape (features,).
+        r"""Return the bound after an activation whose slopes are bounded for each feature, shape (features,).
 
-        If none is below 0: Features F of one slope are linear. Of the others, U, the multiplier is that of `activated`.
-        The least form over what enters U has the inverse with the blocks :math:`(2 - R_{UU})^{-1} =: N`,
-        :math:`R_{FU} N` and :math:`R_{FF} + R_{FU} N R_{UF}`; then each feature is multiplied by its largest slope.
+        Let no slope be negative. Features F with a single slope are linear. The other features, U, have the multiplier
+        of `activated`. Minimizing the quadratic form over the inputs of U gives a form whose inverse has the blocks
+        :math:`(2 - R_{UU})^{-1} =: N`, :math:`R_{FU} N` and :math:`R_{FF} + R_{FU} N R_{UF}`. Each feature is then
+        multiplied by its largest slope.
         """
         history = self.history and self.history.activated(low, high)
         if bool((low < 0).any()):
@@ -120,7 +121,7 @@ class Chain:
         return Chain(times(self.gain, factor), self.shape, history, sharper)
 
     def of_entries(self) -> Tensor:
-        """Return the bounds of single features: with d a row of the identity, |d^T x| is g sqrt(d^T R d) at most."""
+        """Return the bounds of single features: |d^T x| <= g sqrt(d^T R d), where d is a row of the identity."""
         bounds = torch.as_tensor(self.gain, dtype=torch.float64)
         if self.shape is not None:
             bounds = self.shape.diagonal().clamp_min(0).sqrt() * self.gain * UPWARDS
@@ -128,7 +129,7 @@ class Chain:
 
 
 def _root(shape: Tensor) -> Tensor:
-    """Return C with C C^T >= R, with the smallest excess that covers rounding."""
+    """Return C with C C^T >= R. The excess is just large enough to cover rounding."""
     identity = torch.eye(len(shape), dtype=shape.dtype, device=shape.device)
     root: Tensor = torch.linalg.cholesky(shape + 1e-12 * identity)
     return root

@@ -1,29 +1,33 @@
-r"""What a value is, as a formula of another value: lengths of its rows, and what a row divided by its length is.
+r"""The form of a value: its formula in terms of another value, such as the length of each row.
 
-So normalizations written by hand are recognized, out of squares, means, roots and quotients that have no bound alone.
-A row x has the entries of a value along some dimensions, and r is its length :math:`\|x\|_2`. A network computes
-:math:`D(r)^p` from it, with D in the smallest set of functions that has r, and with D also :math:`a D` for a > 0,
-:math:`D + c`, :math:`\sqrt{D^2 + c}` and :math:`\max(D, c)` for :math:`c \ge 0`. Each D in it
+Forms recognize normalizations written by hand. These consist of squares, means, roots and quotients, which have no
+bound alone.
 
-- is at least 0, convex, and does not fall: scaling, adding, the 2-norm and the maximum keep that;
-- has a quotient :math:`D(r) / r` that does not rise, for these four keep that, too. Its limit for large r is the
-  `slope` :math:`\kappa`. So :math:`D(r) \ge \kappa r`, and :math:`D' \le \kappa`, since D is convex and its slope tends
-  to the same limit.
+A row x is the entries of a value along some dimensions, and r is its length :math:`\|x\|_2`. A network computes
+:math:`D(r)^p` from it. D belongs to the smallest set of functions that contains r, and with each D also :math:`a D` for
+a > 0, and :math:`D + c`, :math:`\sqrt{D^2 + c}` and :math:`\max(D, c)` for :math:`c \ge 0`. Each such D
 
-With :math:`D_0 = D(0)`, the `start`: the tangent of a convex function at r meets 0 at :math:`D - r D' \le D_0`, and
-:math:`D - r D' \ge 0`, since D / r does not rise. The Jacobian of :math:`x \mapsto x D^{-k}`, k > 0, has the eigenvalue
-:math:`D^{-k}` orthogonal to x, and :math:`(D - k r D') D^{-k-1}` along x, with
+- is non-negative, convex and non-decreasing, because the four operations preserve these properties;
+- has a non-increasing quotient :math:`D(r) / r`, because the four operations preserve this, too. The limit of the
+  quotient for large r is the `slope` :math:`\kappa`, so :math:`D(r) \ge \kappa r`. Since D is convex and its
+  derivative tends to the same limit, :math:`D' \le \kappa`.
+
+Let :math:`D_0 = D(0)` be the `start`. The tangent of a convex function at r has the intercept
+:math:`D - r D' \le D_0`, and :math:`D - r D' \ge 0`, because D / r does not increase. For k > 0, the Jacobian of
+:math:`x \mapsto x D^{-k}` has the eigenvalue :math:`D^{-k}` orthogonal to x, and :math:`(D - k r D') D^{-k-1}` along x,
+with
 
 .. math:: -(k - 1) D \le D - k r D' \le D.
 
-No eigenvalue is larger than :math:`\max(1, k - 1) D_0^{-k}`, which bounds the Lipschitz constant of a row. Where D has
-kinks, the same holds on both sides of them. For :math:`k \ge 1`, the length of the result is
+No eigenvalue exceeds :math:`\max(1, k - 1) D_0^{-k}` in size, so this bounds the Lipschitz constant of a row. If D has
+a kink, the bound holds on both sides of it. For :math:`k \ge 1`, the length of the result is
 
 .. math:: r D^{-k} = \frac r D D^{1-k} \le \frac 1 \kappa D_0^{1-k}.
 
-For RMSNorm, :math:`D = \sqrt{r^2 / d + \epsilon}` and k = 1: the constant is :math:`1 / \sqrt \epsilon`, attained at 0,
-and results are no longer than :math:`\sqrt d`. LayerNorm is that of x less its mean, which is a projection. A power of
-D itself has the slope :math:`|p| D' D^{p-1} \le |p| \kappa D_0^{p-1}`, if :math:`p \le 1`.
+RMSNorm has :math:`D = \sqrt{r^2 / d + \epsilon}` and k = 1. Its constant is :math:`1 / \sqrt \epsilon`, attained at 0,
+and the length of its results is at most :math:`\sqrt d`. LayerNorm is RMSNorm of x minus its mean, and subtracting the
+mean is a projection. For :math:`p \le 1`, the power :math:`D^p` itself has the slope
+:math:`|p| D' D^{p-1} \le |p| \kappa D_0^{p-1}`.
 """
 
 import math
@@ -33,26 +37,26 @@ from typing_extensions import override
 
 from lightning_reg.functional.lipschitz.rounding import UPWARDS, power, times
 
-# Beyond these, powers might be too large or too small for numbers.
+# With larger constants or exponents, powers might overflow or underflow.
 _LARGEST, _STEEPEST = 1e25, 10.0
 
 
 class Form:
-    """What a value is. The same object stands for the same numbers in the same order, another for any others."""
+    """The form of a value. Two values with the same form object have the same numbers in the same order."""
 
     def lipschitz(self, numbers: int) -> float:  # noqa: ARG002  # lengths need it
-        """Return the bound of so many numbers of this form from the network's input; infinity if it gives none."""
+        """Return the Lipschitz bound for a value of `numbers` entries of this form; infinity if the form gives none."""
         return math.inf
 
 
 @dataclass(frozen=True)
 class Centered(Form):
-    """A value less its mean along dimensions: a projection. Two of the same value and dimensions are the same."""
+    """A value minus its mean along `dims`, which is a projection. Two with equal `of` and `dims` are equal."""
 
     of: Form
     dims: tuple[int, ...]
     bound: float = field(compare=False)
-    """Of that value, and so of this."""
+    """The bound of the value `of`, which also holds for the projection."""
 
     @override
     def lipschitz(self, numbers: int) -> float:
@@ -75,23 +79,23 @@ class Squares(Form):
     of: Form
     shape: tuple[int, ...]
     bound: float
-    """Of that value."""
+    """The bound of the value `of`."""
 
 
 @dataclass(frozen=True, eq=False)
 class OfRows(Form):
     """One number for each row of a value.
 
-    The numbers are in the order of the rows, whatever dimensions they have, or there is one at each entry of its row.
+    The numbers are either in the order of the rows, in any shape, or repeated at each entry of their row.
     """
 
     of: Form
     shape: tuple[int, ...]
-    """Of that value."""
+    """The shape of the value `of`."""
     dims: tuple[int, ...]
-    """Along which its rows lie, counted from the first."""
+    """The dimensions along which the rows lie, counted from the first."""
     bound: float
-    """Of that value."""
+    """The bound of the value `of`."""
 
     @property
     def kept(self) -> tuple[int, ...]:
@@ -111,13 +115,13 @@ class Mean(OfRows):
 
 @dataclass(frozen=True, eq=False)
 class Length(OfRows):
-    """A power of D of the length of each row, with D as above, perhaps times constants."""
+    """A power of D of the length of each row, perhaps times constants. The file's docstring defines D."""
 
     start: float = 0.0
     slope: float = 1.0
     power: float = 1.0
     gain: float | None = None
-    """The largest absolute value of the constants, if there are any beside those in D."""
+    """The largest absolute value of the constants that are not part of D; None if there are none."""
 
     @override
     def lipschitz(self, numbers: int) -> float:
@@ -129,7 +133,7 @@ class Length(OfRows):
         return times(self.bound, slope) * UPWARDS
 
     def normalized(self) -> tuple[float, float]:
-        """Return the Lipschitz constant of the rows times these numbers, and their largest length."""
+        """Return the Lipschitz constant and the largest length of the rows, multiplied by these numbers."""
         if not self.power < 0:
             return math.inf, math.inf
         constant = times(max(1.0, -self.power - 1) * _power(self.start, self.power), self._factor) * UPWARDS
@@ -139,13 +143,13 @@ class Length(OfRows):
         return constant, times(length, self._factor) * UPWARDS
 
     def raised(self, exponent: float) -> "Length | None":
-        """Return the power of it; None if that is not known."""
+        """Return the form of a power of these numbers; None if it is not known."""
         exponent *= self.power
         is_known = self.gain is None and 1 / _STEEPEST <= abs(exponent) <= _STEEPEST
         return replace(self, power=exponent) if is_known else None
 
     def plus(self, constant: float) -> "Length | None":
-        """Return it plus a constant."""
+        """Return the form of these numbers plus a constant; None if it is not known."""
         if self.gain is not None or not 0 <= constant <= _LARGEST:
             return None
         if self.power == 1:
@@ -153,7 +157,7 @@ class Length(OfRows):
         return self._from(math.hypot(self.start, math.sqrt(constant))) if self.power == 2 else None  # noqa: PLR2004  # a square
 
     def scaled(self, factor: float) -> "Length":
-        """Return it times a constant."""
+        """Return the form of these numbers times a constant."""
         if self.gain is None and 1 / _LARGEST <= factor <= _LARGEST:
             inner = factor ** (1 / self.power)
             if 1 / _LARGEST <= self.slope * inner <= _LARGEST and self.start * inner <= _LARGEST:
@@ -161,11 +165,11 @@ class Length(OfRows):
         return self.gained(abs(factor))
 
     def gained(self, factor: float) -> "Length":
-        """Return it times constants that are no larger."""
+        """Return the form of these numbers times constants of absolute value at most `factor`."""
         return replace(self, gain=times(self._factor, factor))
 
     def limited(self, least: float | None, most: float | None) -> "Length | None":
-        """Return it between two constants."""
+        """Return the form of these numbers, clamped between two constants; None if it is not known."""
         limit, other = (least, most) if self.power > 0 else (most, least)
         if self.gain is not None or limit is None or other is not None:
             return None
@@ -183,7 +187,7 @@ class Length(OfRows):
 
 
 def centered(form: Form, dims: tuple[int, ...], bound: float) -> Form:
-    """Return what a value of this form and bound, less its mean along dimensions, is."""
+    """Return the form of a value minus its mean along `dims`, given the form and bound of the value."""
     return form if isinstance(form, Centered) and form.dims == dims else Centered(form, dims, bound)
 
 

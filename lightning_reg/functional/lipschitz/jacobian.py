@@ -1,4 +1,4 @@
-"""How much a function stretches samples: the norms of its Jacobian, measured without changing anything."""
+"""The norm of a function's Jacobian at samples, measured without side effects."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,9 +19,9 @@ __all__ = ["jacobian_norm"]
 
 @contextmanager
 def measured(fn: Callable[..., Any], device: torch.device) -> Iterator[None]:
-    """Let `fn` compute as in evaluation, with kernels that autograd can differentiate twice.
+    """Let `fn` compute in eval mode, with kernels that autograd can differentiate twice.
 
-    Autocast and compiled graphs are off, and random generators are restored.
+    Autocast and compiled graphs are off. Random generators are restored afterwards.
 
     Args:
         fn: A module, a method of one, or any other function.
@@ -34,7 +34,7 @@ def measured(fn: Callable[..., Any], device: torch.device) -> Iterator[None]:
         undo.enter_context(unchanged_generators([device]))
         # Code compiled by aot_autograd cannot be differentiated twice.
         undo.enter_context(torch.compiler.set_stance("force_eager"))
-        # Nor can fused attention kernels. cuDNN's recurrent kernels cannot even be differentiated once in evaluation.
+        # The same goes for fused attention kernels. In eval mode, cuDNN's recurrent kernels have no backward pass.
         undo.enter_context(sdpa_kernel(SDPBackend.MATH))
         if device.type == "cuda" and any(isinstance(module, nn.RNNBase) for module in modules):
             undo.enter_context(torch.backends.cudnn.flags(enabled=False))
@@ -42,51 +42,52 @@ def measured(fn: Callable[..., Any], device: torch.device) -> Iterator[None]:
         # Lightning validates in inference mode.
         undo.enter_context(torch.inference_mode(False))  # noqa: FBT003  # torch's
         for module in modules:
-            # Not by `eval()`, which makes adapters merge their weights into the model's weights.
+            # Do not call `eval()`: adapters would merge their weights into the weights of the model.
             undo.callback(setattr, module, "training", module.training)
             module.training = False
         yield
 
 
-# This many products with unit vectors give the whole matrix, at about the cost of Lanczos.
+# Up to this size, products with all unit vectors give the whole matrix at about the cost of Lanczos.
 _EXACT = 32
 
 
 def jacobian_norm(fn: Callable[[Tensor], Tensor], x: Tensor, *, iterations: int = 5) -> Tensor:
     r"""Return the spectral norm of the input Jacobian at each sample, :math:`\|J_f(x_i)\|_2`.
 
-    A lower bound of the Lipschitz constant in the 2-norm, for any differentiable function: the constant is at least the
-    norm at any point. The result is exact or an estimate of :math:`\|J_f(x_i)\|_2`:
+    The norm at any point is a lower bound of the Lipschitz constant of a differentiable function in the 2-norm. The
+    number of inputs and outputs of a sample decides how the norm is computed:
 
-    - Up to 32 outputs or 32 inputs for each sample: exact up to rounding (relative 1e-5 in float32), from one backward
-      pass for each output, or one product for each input.
-    - Otherwise: a lower estimate from `iterations` Lanczos iterations, each with one product with J and one with its
-      transpose.
+    - Up to 32 inputs or 32 outputs: exactly up to rounding (relative 1e-5 in float32), from one backward pass for each
+      output or one product for each input.
+    - Otherwise: an estimate from below, from `iterations` Lanczos iterations. Each takes one product with J and one
+      with its transpose.
 
-    At a kink (an input of ReLU that is exactly 0, equal values in a max-pool), autograd uses one slope for each
-    operation, and these slopes may be inconsistent: for :math:`relu(x) - relu(-x) - x`, which is 0 everywhere, it finds
-    the slope -1 at 0. So exactly at kinks the result may be above the true constant. Kinks have measure zero, but
-    padding with zeros, dead inputs and symmetric weights can put a sample on one.
+    The result may exceed the true constant if a sample lies exactly on a kink (an input of ReLU that is 0, or equal
+    values in a max-pool). There autograd picks one slope for each operation, and these slopes may be inconsistent. For
+    :math:`relu(x) - relu(-x) - x`, which is 0 everywhere, it finds the slope -1 at 0. Kinks have measure zero, but zero
+    padding, dead inputs and symmetric weights can put a sample on one.
 
-    Nothing is changed: `.grad` of parameters, training modes, buffers of BatchNorm, random numbers. Autocast is off; a
-    module in half precision computes in half precision.
+    Nothing changes: neither the `.grad` of parameters, nor training modes, buffers of BatchNorm or random generators.
+    Autocast is off. A module in half precision computes in half precision.
 
     Args:
-        fn: Maps samples, shape (batch, ...), to outputs, shape (batch, ...); each output depends on its own sample
-            only. A module, or a method of one, is evaluated in eval mode. Autograd must be able to differentiate it,
-            twice if there are more than 32 outputs and inputs.
+        fn: A function from samples, shape (batch, ...), to outputs, shape (batch, ...). Each output must depend on its
+            own sample only. A module, or a method of a module, is evaluated in eval mode. Autograd must be able to
+            differentiate `fn` once, and twice if a sample has more than 32 inputs and more than 32 outputs.
         x: Samples of floating-point numbers, shape (batch, ...).
-        iterations: Lanczos iterations, >= 1. Default 5: the largest norm in a batch is then usually within 10 %; the
-            norm of a single sample may be further below.
+        iterations: Lanczos iterations, >= 1. With the default 5, the estimate of the largest norm in a batch is usually
+            at most 10 % too small. The estimate for a single sample may be further off.
 
     Returns:
-        One norm for each sample, shape (batch,), float32 or float64, without a graph. NaN where J is not finite.
+        One norm for each sample, shape (batch,), without a graph: float64 for float64 samples, float32 otherwise. NaN
+        where J is not finite.
 
     Raises:
         TypeError: If `x` or the result of `fn` is not a tensor of real floating-point numbers, `fn` is not callable, or
             `iterations` is not an int.
-        ValueError: If they do not have one row for each sample, if autograd cannot differentiate `fn`, or if
-            `iterations` is below 1.
+        ValueError: If `x` or the result of `fn` does not have one row for each sample, if the result of `fn` has no
+            graph, or if `iterations` is below 1.
 
     Example:
         >>> import torch
@@ -121,7 +122,7 @@ def jacobian_norm(fn: Callable[[Tensor], Tensor], x: Tensor, *, iterations: int 
 
 
 class _Jacobian:
-    """The Jacobian at each sample as a linear map, of one forward pass."""
+    """The Jacobian at each sample as a linear map, from one forward pass."""
 
     def __init__(self, fn: Callable[[Tensor], Tensor], x: Tensor) -> None:
         self.dtype = reported(x)
@@ -129,10 +130,13 @@ class _Jacobian:
         outputs = fn(self.inputs.clone())  # cloned, because modules may overwrite their input
         _check_rows("fn(x)", outputs)
         if len(outputs) != len(x):
-            msg = f"`fn` must return a row for each of the {len(x)} samples, got shape {tuple(outputs.shape)}."
+            msg = f"`fn` must return one row for each of the {len(x)} samples, got shape {tuple(outputs.shape)}."
             raise ValueError(msg)
         if not outputs.requires_grad:
-            msg = "`fn` must be differentiable by autograd in its argument, but its output has no graph."
+            msg = (
+                "`fn` must be differentiable by autograd with respect to its argument, but its output has no graph."
+                " Use torch operations on the argument, without `detach` or `torch.no_grad`."
+            )
             raise ValueError(msg)
         self.outputs = outputs.reshape(len(x), -1)
         self._transposed: tuple[Tensor, Tensor] | None = None
@@ -166,7 +170,7 @@ class _Jacobian:
 
 
 def _all_products(product: Callable[[Tensor], Tensor], x: Tensor, count: int) -> Tensor:
-    """Return the products with all unit vectors of `count` entries, shape (batch, count, ...)."""
+    """Return the products with all `count` unit vectors, shape (batch, count, ...)."""
     units = torch.eye(count, dtype=reported(x), device=x.device)
     return torch.stack([product(unit.expand(len(x), count)) for unit in units], 1)
 
@@ -177,5 +181,5 @@ def _check_rows(name: str, tensor: object) -> None:
         msg = f"`{name}` must be a tensor of real floating-point numbers, got {kind}."
         raise TypeError(msg)
     if not tensor.ndim:
-        msg = f"`{name}` must have a row for each sample, got a tensor without dimensions."
+        msg = f"`{name}` must have one row for each sample, got a tensor without dimensions."
         raise ValueError(msg)

@@ -1,4 +1,4 @@
-"""Determine the bound after an operation by its rule, and keep the constants of layers."""
+"""The judge applies the rule of each operation, and keeps the constants of layers."""
 
 import math
 from collections.abc import Callable
@@ -34,8 +34,8 @@ from lightning_reg.functional.lipschitz.value import (
     traced_in,
 )
 
-JUMPS = "whole numbers and comparisons are discontinuous: they have no Lipschitz constant"
-# Modules that torch writes in Python with operations that have their own rules.
+JUMPS = "whole numbers and comparisons are discontinuous, so they have no Lipschitz constant"
+# Files of torch whose modules consist of operations that have their own rules.
 _LOOKED_INTO = {"torch.nn.modules.container", "torch.nn.modules.loss", "torch.nn.modules.transformer"}
 
 
@@ -44,21 +44,21 @@ class Step:
     """One operation on the way from the input to the output."""
 
     name: str
-    """The place in the module, and the operation."""
+    """The path of the module and the name of the operation."""
     rule: Rule | UserRule | None = None
     kind: str = ""
-    """The name of the operation for messages, if it has no rule."""
+    """The name of the operation, as in messages."""
     module: nn.Module | None = None
     weight: str | None = None
-    """The name of a parameter among the arguments."""
+    """The name of a parameter among the arguments, if there is one."""
     parents: list["Step"] = field(default_factory=list)
-    """The steps on which it depends."""
+    """The steps on whose results it depends."""
     extent: Rule | None = None
-    """The rule of how large its result gets."""
+    """The rule for the extent of its result."""
     turns: tuple[float, ...] | None = None
-    """Where the slope of a function of each entry stops to rise or to fall."""
+    """For a function of each entry: the inputs at which its slope turns from rising to falling or back."""
     form: Rule | None = None
-    """The rule of what its result is."""
+    """The rule for the form of its result."""
 
 
 class Judge:
@@ -66,9 +66,9 @@ class Judge:
 
     Args:
         has_floats: Whether the network has an input of floating-point numbers.
-        fold: Whether batch normalization is folded into the layer before it.
-        reach: How far the network's input may be from the example.
-        all_labels: Whether whole numbers among the inputs may be any.
+        fold: Whether to fold batch normalization into the layer before it.
+        reach: The largest distance of the network's input from the example.
+        all_labels: Whether the bounds must hold for any whole numbers among the inputs.
 
     """
 
@@ -78,21 +78,21 @@ class Judge:
         self._layers: list[tuple[str, float]] = []
 
     def reasons_among(self, steps: set[Step]) -> tuple[tuple[str, str], ...]:
-        """Return the names of `steps` without a bound, with the reasons, each once."""
+        """Return the name and reason of each of `steps` that has no bound, without repetitions."""
         return tuple(dict.fromkeys(why for step, why in self._reasons.items() if step in steps))
 
     def per_layer(self) -> dict[str, float]:
-        """Return the constant of each layer with weights; the largest, if inputs of several sizes make several."""
+        """Return the constant of each layer with weights. A layer with inputs of several sizes has the largest."""
         found: dict[str, float] = {}
         for name, own in self._layers:
             found[name] = larger(own, found.get(name, 0.0))
         return found
 
     def of_input(self, value: Tensor) -> Bound | None:
-        """Return the bound of an argument of the network; None if it is held fixed."""
+        """Return the bound of an argument of the network; None if the argument stays fixed."""
         if value.is_floating_point() or value.is_complex():
             return self._near(value, Bound(1.0))
-        # If there are no other inputs, the operations on whole numbers give the reason.
+        # If all inputs are whole numbers, the operations on them give the reason.
         if not self._has_floats:
             return Bound(math.inf)
         return Bound(0.0, varies=True) if self._all_labels else None
@@ -100,7 +100,7 @@ class Judge:
     def judge(self, step: Step, operation: Callable[..., Any], value: Any, args: Any, kwargs: Any) -> Bound:
         """Return the bound of `value`, the result of `operation` in `step`.
 
-        Arguments that depend on the input are `Traced`.
+        `args` and `kwargs` hold a `Traced` in place of each tensor that depends on the input.
         """
         traced = [each.bound for each in traced_in((args, kwargs))]
         if not traced:
@@ -114,7 +114,7 @@ class Judge:
         return replace(self._of_change(step, done, args, kwargs, varies=varies), varies=varies)
 
     def _of_labels(self, step: Step, done: Operation, args: Any, kwargs: Any) -> Bound:
-        """Return the bound of what depends on labels only: it does not change with the input, but how large is it?"""
+        """Return the bound of a value that depends on labels only: its Lipschitz constant is 0, but its size counts."""
         bound, own = Bound(0.0), None
         if step.rule is not None and isinstance(done.output, Tensor) and done.output.is_floating_point():
             with suppress(NoBoundError):
@@ -126,7 +126,7 @@ class Judge:
         return Bound(value, own=own, extent=extent or Extent(), varies=True)
 
     def _of_change(self, step: Step, done: Operation, args: Any, kwargs: Any, *, varies: bool) -> Bound:
-        """Return the bound of what changes with the input, and perhaps with labels."""
+        """Return the bound of a value that changes with the input, and perhaps with labels."""
         value = done.output
         if step.rule is None:
             return self.refuse(step, f"no rule for {step.kind}; `register_lipschitz_rule` adds one")
@@ -138,7 +138,7 @@ class Judge:
             bound, own = apply_rule(step.rule, done, args, kwargs)
         except NoBoundError as error:
             if math.isinf(by_form):
-                reason = f"{error} (with `all_labels`, as labels do)" if varies else str(error)
+                reason = f"{error} (`all_labels` makes labels part of the input)" if varies else str(error)
                 return replace(self.refuse(step, JUMPS if is_whole else reason), form=form, forms=forms)
             bound, own = Bound(by_form), None
         if by_form < bound.value:
@@ -153,7 +153,7 @@ class Judge:
         return self._near(value, bound) if isinstance(value, Tensor) else bound
 
     def _near(self, value: Tensor, bound: Bound) -> Bound:
-        """Return the bound with how large a value gets, if the input stays near."""
+        """Return the bound with a smaller extent if the input stays near the example."""
         interval = Traced(value, bound, self.reach).interval()
         if interval is None or not value.numel():
             return bound
@@ -169,13 +169,13 @@ class Judge:
         )
 
     def refuse(self, step: Step, reason: str) -> Bound:
-        """Return an infinite bound, and keep the reason."""
+        """Record the reason, and return an infinite bound."""
         self._reasons[step] = step.name, reason
         self._note_layer(step, math.inf)
         return Bound(math.inf)
 
     def is_leaf(self, module: nn.Module) -> bool:
-        """Tell whether a module is judged as a whole."""
+        """Return whether a module is bounded as one operation."""
         if module_rule(module) is not None:
             return True
         origin = type(module).__module__
@@ -189,19 +189,19 @@ class Judge:
         return found
 
     def extent_of(self, called: nn.Module | Callable[..., Any], name: str = "") -> Rule | None:
-        """Return the rule of how large a result gets, if there is one."""
+        """Return the rule for the extent of a result, if there is one."""
         found = module_rule(called, EXTENTS) if isinstance(called, nn.Module) else function_rule(called, name, EXTENTS)
         return None if isinstance(found, UserRule) else found
 
     def turns_of(self, called: nn.Module | Callable[..., Any], name: str = "") -> tuple[float, ...] | None:
-        """Return where the slope of a function of each entry stops to rise or to fall, if that is known."""
+        """Return where the slope of a function of each entry turns, if that is known. See `Step.turns`."""
         found: tuple[float, ...] | None = (
             module_rule(called, TURNS) if isinstance(called, nn.Module) else function_rule(called, name, TURNS)
         )
         return found
 
     def form_of(self, called: nn.Module | Callable[..., Any], name: str = "") -> Rule | None:
-        """Return the rule of what a result is, if there is one."""
+        """Return the rule for the form of a result, if there is one."""
         found: Rule | None = (
             module_rule(called, FORMS) if isinstance(called, nn.Module) else function_rule(called, name, FORMS)
         )

@@ -1,4 +1,4 @@
-"""Where the entries of tensors are: whether one is a view of the other, or the same."""
+"""The places of tensors in memory, which show whether tensors share entries or are the same."""
 
 from typing import Any
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 def memory(tensor: Tensor) -> int:
-    """Return what two tensors have in common if a change of one may change the other."""
+    """Return an identifier of a tensor's memory. If two tensors share it, changing one may change the other."""
     return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else id(tensor)
 
 
 def has_no_entry_twice(tensor: Tensor) -> bool:
-    """Tell whether each entry has its own place in memory, as in slices, and not as in what was expanded."""
+    """Return whether each entry has its own place in memory. Slices have this property, expanded tensors do not."""
     reach = 1
     dims = zip(tensor.stride(), tensor.shape, strict=True) if tensor.layout == torch.strided else [(0, 2)]
     for stride, size in sorted(each for each in dims if each[1] != 1):
@@ -23,7 +23,7 @@ def has_no_entry_twice(tensor: Tensor) -> bool:
 
 
 def place(tensor: Tensor) -> tuple[Any, ...]:
-    """Return what two tensors have in common if they are the same entries in the same order."""
+    """Return an identifier of a tensor's entries. Two tensors share it if they view the same entries in order."""
     if tensor.layout != torch.strided:
         return id(tensor), tensor.shape, tensor.dtype
     return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype

@@ -1,14 +1,16 @@
-r"""LipSDP: the bound of a chain of matrices and activations by the best multipliers of its units.
+r"""LipSDP: the bound of a chain of matrices and activations from the best multipliers of its units.
 
-A unit of slopes from a to b maps a difference s of its input to :math:`m s + r w` with :math:`m = (a + b) / 2`,
-:math:`r = (b - a) / 2` and :math:`|w| \le |s|`. All differences are linear in :math:`x = (\delta_0, w)`:
-:math:`s = A x`, and C x at the end. For any multipliers :math:`\lambda \ge 0`
+A unit with slopes from a to b maps a difference s of its input to :math:`m s + r w`, with :math:`m = (a + b) / 2`,
+:math:`r = (b - a) / 2` and :math:`|w| \le |s|`. All differences are linear in :math:`x = (\delta_0, w)`: the inputs of
+the units differ by :math:`s = A x`, and the outputs of the chain by :math:`C x`. For any multipliers
+:math:`\lambda \ge 0`,
 
 .. math:: K = \mathrm{diag}(\rho, \lambda) - A^T \mathrm{diag}(\lambda) A \succ 0
           \quad\Rightarrow\quad \|C x\|^2 \le \|C K^{-1} C^T\| \, x^T K x \le \|C K^{-1} C^T\| \, \rho \|\delta_0\|^2.
 
-The least of these bounds is a semidefinite program, which Newton's method with a logarithmic barrier solves: its
-derivatives are products of small matrices. The bound holds for all multipliers, also where it stops early.
+The smallest of these bounds is the solution of a semidefinite program. Newton's method with a logarithmic barrier
+solves it, because the derivatives are products of small matrices. The bound holds for any multipliers, so it also holds
+if the method stops early.
 
 Reference: Fazlyab et al., Efficient and Accurate Estimation of Lipschitz Constants for Deep Neural Networks, 2019,
 arXiv:1906.04893.
@@ -26,17 +28,18 @@ from torch import Tensor
 from lightning_reg.functional.lipschitz.rounding import precise, times
 from lightning_reg.functional.spectral.norms import matrix_norm
 
-# The most units; the effort grows with their third power.
+# The largest number of units. The cost grows with its third power.
 _LARGEST = 128
-# Classes squared times units cubed, up to which each difference of classes has multipliers of its own.
+# If classes squared times units cubed is at most this, each pair of classes has its own multipliers.
 _EFFORT = 4_000_000
-# The square of the bound is at most this above the least one.
+# The square of the bound is relatively at most this much above the optimum.
 _CLOSE = 1e-3
-# Newton's method: the most steps, the shortest one, where the barrier is flat enough, and how it becomes sharper.
+# Newton's method: the largest number of steps, the shortest step, the expected decrease at which the barrier becomes
+# sharper, and the factor by which it does.
 _STEPS, _SHORTEST, _NEAR, _SHARPER = 200, 1e-6, 0.5, 10.0
-# How much rounding may add to the bound, or it is not used.
+# If rounding could add more than this to the bound, the bound is not used.
 _ROUNDING = 1e-6
-# More than float64 rounds entries of matrices below 1.
+# An upper limit of float64's rounding of entries below 1.
 _SQUARES = 1e-14
 
 
@@ -53,7 +56,7 @@ class Layer(NamedTuple):
 
 @dataclass(frozen=True)
 class History:
-    """The layers of a chain, on the CPU in float64, as long as it has few units."""
+    """The layers of a chain of few units, on the CPU in float64."""
 
     start: float
     """The bound before the chain."""
@@ -62,13 +65,13 @@ class History:
     """The product of the matrices after the last activation."""
 
     def linear(self, weight: Tensor) -> "History | None":
-        """Return the history with one more matrix, shape (out, in); None if it is too large."""
+        """Return the history with one more matrix, shape (out, in); None if the matrix is too large."""
         if self.last is None and not self.layers:
             return replace(self, last=narrowed(_plain(weight))) if len(weight) <= _LARGEST else None
         return replace(self, last=_plain(weight) if self.last is None else _plain(weight) @ self.last)
 
     def activated(self, low: float | Tensor, high: float | Tensor) -> "History | None":
-        """Return the history with an activation of such slopes, shape (units,); None if there are too many units."""
+        """Return the history with an activation of these slopes, shape (units,); None if the units are too many."""
         if self.last is None or sum(len(each.weight) for each in self.layers) + len(self.last) > _LARGEST:
             return None
         slopes = (torch.as_tensor(each, dtype=torch.float64).cpu().expand(len(self.last)) for each in (low, high))
@@ -84,14 +87,15 @@ class History:
         return replace(self, layers=(*self.layers[:-1], Layer(weight, low * factor, high * factor)))
 
     def bound(self) -> tuple[float, Tensor] | None:
-        """Return the bound after the last matrix, and R there, as `best_bound` does; None before any activation."""
+        """Return the bound and R after the last matrix, as in `best_bound`; None if there is no activation yet."""
         found = best_bound(self.layers, self.last) if self.layers and self.last is not None else None
         return None if found is None else (times(self.start, found[0]), found[1])
 
     def of_differences(self, rows: Tensor) -> Tensor | None:
-        """Return the bounds of differences of products with `rows`, shape (rows, rows), after an activation.
+        """Return the bounds for the difference of each pair of outputs of `rows`, shape (rows, rows).
 
-        The multipliers are the best for each difference, or if that takes long, for all of them together.
+        The matrix `rows` follows the last activation; without an activation there, return None. The multipliers are the
+        best ones for each pair, or the best ones for all pairs together if each pair would take too long.
         """
         if not self.layers or self.last is not None:
             return None
@@ -115,15 +119,15 @@ def _plain(weight: Tensor) -> Tensor:
 
 
 def narrowed(weight: Tensor) -> Tensor:
-    """Return a matrix of the same W W^T with no more columns than rows."""
+    """Return a matrix that has the same W W^T, and no more columns than rows."""
     return torch.linalg.qr(weight.mT, mode="r").R.mT if weight.shape[1] > weight.shape[0] else weight
 
 
 def best_bound(layers: Sequence[Layer], last: Tensor) -> tuple[float, Tensor] | None:
-    r"""Return the Lipschitz constant g after the matrix `last`, and R, shape (out, out).
+    r"""Return a Lipschitz bound g after the matrix `last`, and R, shape (out, out).
 
-    Differences there satisfy :math:`\delta^T R^{-1} \delta \le g^2 \|\delta_0\|^2`, with R below 1. None if there is no
-    number, or rounding could spoil it.
+    Differences there satisfy :math:`\delta^T R^{-1} \delta \le g^2 \|\delta_0\|^2` with :math:`R \preceq 1`. Return
+    None if a norm is zero or not finite, or if rounding could make the bound too small.
     """
     scale, units, end = _normalized(layers, last)
     if not 0 < scale < math.inf:
@@ -134,7 +138,7 @@ def best_bound(layers: Sequence[Layer], last: Tensor) -> tuple[float, Tensor] | 
     spread, products = diagonal.rsqrt(), (inside.mT * least[1:]) @ inside
     form = (diagonal.diag() - products) * spread[:, None] * spread
     smallest = float(torch.linalg.eigvalsh(form)[0])
-    # Entries are rounded relative to what is added up in them.
+    # The rounding of an entry is relative to the size of the summands in it.
     rounding = 8 * len(form) * torch.finfo(form.dtype).eps * float(2 - form.diagonal().amin()) / max(smallest, 1e-300)
     if rounding > _ROUNDING:
         return None
@@ -145,7 +149,7 @@ def best_bound(layers: Sequence[Layer], last: Tensor) -> tuple[float, Tensor] | 
 
 
 def _normalized(layers: Sequence[Layer], last: Tensor) -> tuple[float, list[Layer], Tensor]:
-    """Return what multiplies the bound, layers of norm 1 with slopes up to 1, and the last matrix with norm 1."""
+    """Return a factor of the bound, the layers with norm 1 and slopes up to 1, and the last matrix with norm 1."""
     norm = matrix_norm(last)
     scale, normalized = float(norm), []
     for layer in layers:
@@ -156,7 +160,7 @@ def _normalized(layers: Sequence[Layer], last: Tensor) -> tuple[float, list[Laye
 
 
 def _system(layers: Sequence[Layer], last: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return A of all units that are not linear, C, and the layer of each unit, counted from 0."""
+    """Return A for all units that are not linear, C, and the index of each unit's layer, counted from 0."""
     free = [layer.high > layer.low for layer in layers]
     counts = [int(units.sum()) for units in free]
     start = layers[0].weight.shape[1]
@@ -171,7 +175,7 @@ def _system(layers: Sequence[Layer], last: Tensor) -> tuple[Tensor, Tensor, Tens
 
 
 def _least(inside: Tensor, outside: Tensor, depths: Tensor) -> Tensor:
-    r"""Return :math:`\rho` and the multipliers for which :math:`K \succ C^T C` and :math:`\rho` is nearly least."""
+    r"""Return a nearly minimal :math:`\rho` and its multipliers, with :math:`K \succ C^T C`."""
     ends, (units, size) = outside.mT @ outside, inside.shape
     inputs = size - units
 
@@ -183,7 +187,7 @@ def _least(inside: Tensor, outside: Tensor, depths: Tensor) -> Tensor:
     def barrier(values: Tensor, root: Tensor) -> float:
         return float(weight * values[0] - 2 * root.diagonal().log().sum() - values[1:].log().sum())
 
-    # A unit moves no more than the input and the units before it: then K - C^T C is at least 1.
+    # A unit moves no more than the input and the units before it, so K - C^T C is at least 1 for these values.
     layers = int(depths.max()) + 1 if units else 0
     values = torch.cat([depths.new_tensor([layers + 1]), layers - depths]).to(inside.dtype).exp2()
     root = cast(Tensor, factor(values))
@@ -199,7 +203,7 @@ def _least(inside: Tensor, outside: Tensor, depths: Tensor) -> Tensor:
                 break
             length /= 2
         if slope < _NEAR or length <= _SHORTEST:
-            # On the central path, the distance from the least value is known.
+            # On the central path, the distance from the minimum is known.
             if (size + units) / weight < _CLOSE * float(values[0]):
                 break
             weight *= _SHARPER
@@ -207,7 +211,7 @@ def _least(inside: Tensor, outside: Tensor, depths: Tensor) -> Tensor:
 
 
 def _newton(values: Tensor, root: Tensor, inside: Tensor, weight: float) -> tuple[float, Tensor]:
-    """Return how fast the barrier falls along Newton's step, and the step relative to the values."""
+    """Return how fast the barrier decreases along Newton's step, and the step relative to the values."""
     inputs = inside.shape[1] - len(inside)
     inverse = torch.cholesky_inverse(root)
     product = inside @ inverse

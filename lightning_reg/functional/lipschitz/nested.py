@@ -1,4 +1,4 @@
-"""Tensors in any containers of users: tuples, dictionaries, dataclasses, objects with attributes."""
+"""Find and replace tensors in a user's containers: tuples, dictionaries, dataclasses, objects with attributes."""
 
 import copy
 from collections import deque
@@ -21,7 +21,7 @@ _CLOSED = (nn.Module, FunctionType, MethodType, partial, torch.Generator, torch.
 
 
 def found(value: Any, kind: type[LeafT]) -> Iterator[LeafT]:
-    """Yield everything of a kind in `value`, in a fixed order, once for each place."""
+    """Yield all objects of a type in `value`, in a fixed order. An object at two places is yielded twice."""
     yield from (each for each in _leaves(value, kind, set()) if isinstance(each, kind))
 
 
@@ -31,7 +31,7 @@ def closed_in(value: Any) -> Iterator[Any]:
 
 
 def replaced(value: Any, kind: type[LeafT], change: Callable[[LeafT], Any]) -> Any:
-    """Return a copy of `value` with all objects of a kind changed, or `value` itself if it holds none."""
+    """Return a copy of `value` in which all objects of a type are changed, or `value` itself if it has none."""
     return _replaced(value, kind, change, {})
 
 
@@ -92,5 +92,5 @@ def _rebuilt(value: Any, parts: dict[Any, Any]) -> Any:
         if isinstance(value, dict):
             new[place] = part
         else:
-            object.__setattr__(new, place, part)  # a frozen dataclass refuses its own
+            object.__setattr__(new, place, part)  # a frozen dataclass refuses `setattr`
     return new

@@ -1,7 +1,8 @@
-r"""Values that are parts of one value: several of them together change no more than it does.
+r"""Values that are parts of one value: several parts together change no more than the value.
 
-Chunks of a value, its largest and its least entries, :math:`\max(x, 0)` and :math:`\max(-x, 0)`: bounded one by one, a
-pair of them would count twice. Activations that sort (GroupSort, MaxMin) are written so.
+Examples are the chunks of a value, its largest and its smallest entries, or :math:`\max(x, 0)` and
+:math:`\max(-x, 0)`. If each part were bounded alone, a pair would count the value twice. Sorting activations
+(GroupSort, MaxMin) are written with such parts.
 """
 
 import itertools
@@ -17,31 +18,31 @@ from lightning_reg.functional.lipschitz.rounding import times
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Says that a value depends on one part of another value only."""
+    """A record that a value depends on only one part of another value."""
 
     whole: tuple[object, ...]
-    """The bounds of the other value, or of several as one, by identity."""
+    """The bounds of the other value, or of several values together. They are compared by identity."""
     bound: float
-    """Their bound."""
+    """The joint bound of these values."""
     kind: Hashable
-    """Parts of one kind are apart if their places differ."""
+    """How the value was divided. Parts of the same kind are disjoint if their places differ."""
     place: Tensor | str
-    """A name, or a tensor that views the entries."""
+    """Which part it is: a name, or a tensor that views the entries."""
     factor: float = 1.0
-    """How much the part is enlarged."""
+    """The Lipschitz constant from the part to the value."""
 
     def times(self, factor: float) -> "Part":
-        """Return what is known after a function with this constant."""
+        """Return the part after a function with the Lipschitz constant `factor`."""
         return replace(self, factor=self.factor * factor)
 
     def is_like(self, other: "Part") -> bool:
-        """Tell whether both are of one kind, and of one value."""
+        """Return whether both are parts of the same value and of the same kind."""
         pairs = itertools.zip_longest(self.whole, other.whole)
         return self.kind == other.kind and all(first is second for first, second in pairs)
 
 
 def entries(whole: object, bound: float, before: Tensor, after: Tensor) -> tuple[Part, ...]:
-    """Return the part that `after` is of `before`, all of whose entries it views, or some; none if it does not."""
+    """Return `after` as a part of `before` if it is a view of entries of `before`, and nothing otherwise."""
     is_view = memory(before) == memory(after) and before.dtype == after.dtype and after.layout == torch.strided
     if not is_view or not (has_no_entry_twice(before) and has_no_entry_twice(after)):
         return ()
@@ -49,7 +50,10 @@ def entries(whole: object, bound: float, before: Tensor, after: Tensor) -> tuple
 
 
 def joint(parts: Sequence[Sequence[Part]]) -> float | None:
-    """Return the bound of values as one, by the parts that each of them is; None if they are not apart."""
+    """Return the joint bound of several values, if they are disjoint parts of the same value; None otherwise.
+
+    `parts` holds the known parts of each value.
+    """
     for first in parts[0] if parts else ():
         others = [next((each for each in known if each.is_like(first)), None) for known in parts]
         found = [each for each in others if each is not None]
@@ -67,7 +71,7 @@ def _are_apart(places: Sequence[Tensor | str]) -> bool:
 
 
 def _offsets(view: Tensor) -> Tensor:
-    """Return the places of entries in memory."""
+    """Return the places of the entries in memory."""
     offsets = torch.tensor(view.storage_offset())
     for size, stride in zip(view.shape, view.stride(), strict=True):
         offsets = offsets[..., None] + stride * torch.arange(size)

@@ -1,8 +1,8 @@
-"""A module's stand-in: the same computation in eval mode, which can be called and traced without changing the module.
+"""A module's stand-in: the same computation in eval mode. Calling or tracing it does not change the module.
 
-Weights are plain parameters as `forward` uses them: parametrized, pruned, whole if they are sharded. They share memory
-with the module's parameters unless they had to be computed; buffers are copies. Wrappers (`torch.compile`, activation
-checkpointing, DDP) and hooks are removed.
+The weights of the stand-in are plain parameters, as `forward` uses them: parametrizations and pruning are applied, and
+shards are gathered. They share memory with the module's parameters unless they had to be computed. Buffers are copies.
+Wrappers (`torch.compile`, activation checkpointing, DDP) and hooks are removed.
 """
 
 from collections import OrderedDict
@@ -33,22 +33,22 @@ _HOOKS = (
 
 
 class Opaque(nn.Module):
-    """Stands in for a module that Python cannot inspect."""
+    """A stand-in for a module that Python cannot inspect."""
 
     @override
     def forward(self, *_: Any, **__: Any) -> Any:
-        msg = "TorchScript cannot be looked into"
+        msg = "a TorchScript module hides its operations"
         raise TypeError(msg)
 
 
 @torch.no_grad()
 def stand_in(module: nn.Module) -> nn.Module:
-    """Return the stand-in of `module`; a collective call for sharded weights."""
+    """Return the stand-in of `module`. With sharded weights, this is a collective call."""
     return _Copies().module(module)
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """Return the user's module inside of wrappers that compute the same."""
+    """Return the user's module without wrappers that compute the same."""
     while True:
         if isinstance(module, nn.parallel.DistributedDataParallel):
             module = module.module
@@ -61,7 +61,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 class _Copies:
-    """Each module and each parameter has one stand-in, however often it is used."""
+    """The stand-ins of modules and parameters. Each has exactly one, however often it is used."""
 
     def __init__(self) -> None:
         self._modules: dict[int, nn.Module] = {}
@@ -74,7 +74,7 @@ class _Copies:
         return self._modules[id(module)]
 
     def _copy(self, module: nn.Module) -> nn.Module:
-        # Not `copy.copy`, which parametrized modules refuse, and which a class may redefine.
+        # `copy.copy` does not work here: parametrized modules refuse it, and a class may redefine it.
         new = object.__new__(_plain_type(module))
         self._modules[id(module)] = new
         state = vars(new)
@@ -100,7 +100,7 @@ class _Copies:
         return new
 
     def _set_flat_weights(self, module: nn.RNNBase, new: nn.Module) -> None:
-        """Set the list of weights that `forward` of a recurrent layer uses, whatever its attributes are by now."""
+        """Set the list of weights that `forward` of a recurrent layer uses instead of its attributes."""
         hooked = {name: vars(new)["_parameters"].get(name) for name in _hooked_names(module)}
         vars(new)["_flat_weights"] = [
             hooked[name] if hooked.get(name) is not None else self._parameter(weight)
@@ -153,16 +153,16 @@ def _plain_type(module: nn.Module) -> type[nn.Module]:
 
 
 def _constant(tensor: Tensor) -> nn.Parameter:
-    # Tensors made in inference mode have no version counter, which shows changes in place.
+    # The version counter shows changes in place. Tensors made in inference mode have none.
     tensor = tensor.clone() if tensor.is_inference() else tensor.detach()
     return nn.Parameter(tensor, requires_grad=False)
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """Return half precision as float32."""
+    """Return `tensor`, converted to float32 if it is in half precision."""
     return tensor.float() if tensor.is_floating_point() and tensor.dtype.itemsize < torch.float32.itemsize else tensor
 
 
 def widened(value: Any) -> Any:
-    """Return a copy with tensors in float32 at least, without a graph, and outside inference mode."""
+    """Return a copy whose tensors are at least float32 and have no graph. They are not inference tensors."""
     return replaced(value, Tensor, lambda tensor: _wide(tensor).detach().clone())

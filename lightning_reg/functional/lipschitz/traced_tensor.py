@@ -1,4 +1,4 @@
-"""A tensor with a bound of how much it changes with the network's input."""
+"""A tensor that carries the bound of how much it changes with the network's input."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,18 +9,19 @@ from typing_extensions import override
 
 
 class TraceError(Exception):
-    """Says why a module cannot be followed."""
+    """The reason why the operations of a module cannot be followed."""
 
 
 class TracedTensor(Tensor):
-    """A tensor without entries while a module is followed: reading entries would make the path depend on the input.
+    """A tensor without entries that stands for a value of the network during a trace.
 
-    `isinstance` treats it as a tensor, and it has the sizes of one. All other operations must pass through the mode of
-    the tracer; code that bypasses it, such as compiled code, is refused.
+    It has no entries, because code that reads entries could take another path for another input. It has the sizes of
+    the value, and `isinstance` treats it as a tensor. All other operations must pass through the mode of the tracer.
+    Operations that bypass the mode, such as compiled code, raise an error.
 
     Args:
         value: The tensor at the example input.
-        state: Its bound and its step.
+        state: The bound of the tensor and the step that computed it.
 
     """
 
@@ -56,7 +57,8 @@ class TracedTensor(Tensor):
 
 
 def _refused(func: Callable[..., Any]) -> Any:
-    msg = f"`{getattr(func, '__name__', func)}` is called where Python cannot look, as in TorchScript or `vmap`"
+    name = getattr(func, "__name__", func)
+    msg = f"`{name}` is called by code that hides its operations from Python, such as TorchScript or `vmap`"
     raise TraceError(msg)
 
 
@@ -69,7 +71,7 @@ def called_name(func: Callable[..., Any]) -> str:
 
 
 def is_reflected(func: Callable[..., Any]) -> bool:
-    """Tell whether a function is the reflected operator of its right operand, as called by `1 - x`."""
+    """Return whether a function is the reflected operator of its right operand, as called by `1 - x`."""
     return getattr(func, "__name__", "") in {f"__r{name}__" for name in _REFLECTED}
 
 
@@ -77,7 +79,7 @@ _REFLECTED = ("add", "sub", "mul", "div", "truediv", "floordiv", "pow", "mod", "
 
 
 def is_method(func: Callable[..., Any]) -> bool:
-    """Tell whether a function is a method of tensors, or reads an attribute of them."""
+    """Return whether a function is a method of tensors or reads an attribute of a tensor."""
     name = getattr(func, "__name__", "")
     if name == "__get__":
         return True

@@ -1,4 +1,4 @@
-"""Follows a module through every operation of torch on an example, and asks the judge for the bound of each result."""
+"""The tracer runs a module on an example, and asks the judge for the bound of each torch operation's result."""
 
 import functools
 import math
@@ -29,10 +29,10 @@ _SIZES = (
     "nbytes ndim ndimension nelement numel output_nr requires_grad result_type retains_grad shape size "
     "storage_offset stride type _version "
 )
-# Those that tell how many entries there are.
+# The ones that depend on the number of entries.
 _COUNTS = {"is_same_size", "len", "nbytes", "nelement", "numel", "shape", "size", "stride"}
 _TEXT = {"repr", "str", "format"}
-# What makes new tensors, into which something may be written.
+# Functions that make new tensors, into which `forward` may write.
 _FACTORIES = {
     f"{new}{name}{like}"
     for name in ("zeros", "ones", "empty", "full")
@@ -41,7 +41,7 @@ _FACTORIES = {
 
 
 class WrittenError(TraceError):
-    """Something that depends on the input is written into a tensor that does not."""
+    """A value that depends on the input is written into a tensor that does not depend on it."""
 
 
 @dataclass
@@ -57,11 +57,11 @@ class Output(NamedTuple):
     """The output of a module."""
 
     value: Any
-    """The output with the tensors of the example."""
+    """The output at the example, with plain tensors."""
     bounds: list[Bound]
     """The bounds of the tensors that depend on the input."""
     steps: set[Step]
-    """All steps on which these depend."""
+    """All steps on which these tensors depend."""
 
 
 class Tracer(TorchFunctionMode):
@@ -69,9 +69,9 @@ class Tracer(TorchFunctionMode):
 
     Args:
         judge: Determines the bounds of operations.
-        functions: Python functions that are judged as a whole.
-        devices: Devices of the example, whose random generators an operation must not use.
-        follows_new: Whether tensors that `forward` makes are followed as its input is, since it writes into them.
+        functions: Python functions that are bounded as one operation.
+        devices: Devices of the example. Their random generators are restored after each operation.
+        follows_new: Whether to follow new tensors that `forward` makes, like its input, because it writes into them.
 
     """
 
@@ -89,11 +89,11 @@ class Tracer(TorchFunctionMode):
         self._is_running = False
         self._paths = [""]
         self._states: list[State] = []
-        # Constants of which a traced tensor is a view.
+        # Constants that a traced tensor views.
         self._viewed: list[Tensor] = []
 
     def trace(self, module: nn.Module, inputs: Sequence[Any]) -> Output:
-        """Run `module`, which is used up, on the example."""
+        """Run `module` on the example. The module cannot be used again."""
         root = Step("input")
         arguments = replaced(list(inputs), Tensor, lambda tensor: self._input(tensor, root))
         with ExitStack() as undo:
@@ -103,11 +103,11 @@ class Tracer(TorchFunctionMode):
             with self:
                 output = module(*arguments)
         for each in closed_in(output):
-            msg = f"its output holds a {type(each).__name__}, which cannot be looked into"
+            msg = f"its output contains a {type(each).__name__}, which may hide tensors"
             raise TraceError(msg)
         states = [each.state for each in found(output, TracedTensor)]
         if next(found(output, Tensor), None) is None:
-            msg = f"it returns no tensor, but a {type(output).__name__}"
+            msg = f"it returns a {type(output).__name__} without tensors"
             raise TraceError(msg)
         steps = _needed([state.step for state in states])
         plain = replaced(output, TracedTensor, lambda tensor: tensor.state.value)
@@ -118,7 +118,7 @@ class Tracer(TorchFunctionMode):
         return tensor if bound is None else self._known(tensor, bound, root)
 
     def _watch(self, module: nn.Module) -> None:
-        """Let every module of the stand-in report its calls."""
+        """Make every module of the stand-in report its calls."""
         self._weights = {id(weight): name for name, weight in module.named_parameters()}
         for path, part in module.named_modules():
             forward = part.forward
@@ -136,7 +136,7 @@ class Tracer(TorchFunctionMode):
         return Step(path or kind, rule, kind, module, extent=extent, turns=turns, form=form)
 
     def _whole(self, function: Callable[..., Any], step: Callable[..., Step]) -> Callable[..., Any]:
-        """Return `function` with its calls judged as one operation."""
+        """Return `function` with each call bounded as one operation."""
 
         @functools.wraps(function)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -160,7 +160,7 @@ class Tracer(TorchFunctionMode):
         return wrapped
 
     def _watch_functions(self, module: nn.Module, undo: ExitStack) -> None:
-        """Replace functions by versions that report their calls, where modules and these functions are written."""
+        """Replace `functions` by versions that report their calls, in the files of modules and of these functions."""
         forwards = [getattr(type(part), "forward", None) for part in module.modules()]
         spaces = [getattr(function, "__globals__", None) for function in (*forwards, *self._functions)]
         for space in {id(space): space for space in spaces if space is not None}.values():
@@ -176,7 +176,7 @@ class Tracer(TorchFunctionMode):
             shown = {"rdiv": "truediv"}.get(shown, shown.removeprefix("r"))
         path = self._paths[-1]
         weights = [each for each in args if id(each) in self._weights]
-        # Of `addmm`, the bias comes first.
+        # The first argument of `addmm` is the bias.
         weights.sort(key=lambda weight: weight.ndim == 1)
         return Step(
             f"{path}.{shown}" if path else shown,
@@ -209,14 +209,14 @@ class Tracer(TorchFunctionMode):
         return self._call(step, func, args, kwargs)
 
     def _call(self, step: Step, operation: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Return the result of an operation with its bound."""
+        """Run an operation, and return its result with a bound."""
         states = [tensor.state for tensor in found((args, kwargs), TracedTensor)]
         step.parents = [state.step for state in states]
         values, keywords = replaced((tuple(args), dict(kwargs)), TracedTensor, lambda tensor: tensor.state.value)
         tensors = list(found((values, keywords), Tensor))
-        versions = [tensor._version for tensor in tensors]  # noqa: SLF001  # tells of every change in place
+        versions = [tensor._version for tensor in tensors]  # noqa: SLF001  # grows with every change in place
         places = [place(tensor) for tensor in tensors]
-        # Where the input stays near the example, values count, also those that are about to change in place.
+        # If the input stays near the example, values count. Keep the ones that are about to change in place.
         is_near = math.isfinite(self._judge.reach)
         earlier = {id(state): state.value.clone() if is_near else state.value for state in states}
         with self._running(), unchanged_generators(self._devices):
@@ -231,7 +231,7 @@ class Tracer(TorchFunctionMode):
             bound = self._judge.refuse(step, "it changes the shape of a tensor in place")
         else:
             with self._running():
-                # With what was known before: a change in place counts once the bound is known.
+                # The judge needs the arguments from before a change in place.
                 fixed = _fixed(states, changed) if step.module is None or any(s.bound.value for s in states) else set()
                 known = replaced(
                     (tuple(args), dict(kwargs)), TracedTensor, lambda t: self._as_known(t.state, fixed, earlier)
@@ -241,7 +241,7 @@ class Tracer(TorchFunctionMode):
         self._viewed += [tensor for tensor in constants if memory(tensor) in where]
         self._note_changes(step, bound, changed, value)
         if math.isfinite(bound.value):
-            # Nothing before it is a reason why something after it has no bound.
+            # If a later value has no bound, earlier steps are not the reason.
             step.parents = []
         if isinstance(value, Tensor):
             return self._known(value, bound, step)
@@ -259,7 +259,7 @@ class Tracer(TorchFunctionMode):
         return TracedTensor(value, state)
 
     def _part(self, value: Tensor, bound: Bound, step: Step, form: Form | None) -> TracedTensor:
-        """Return one of several tensors that an operation has returned."""
+        """Return one of several tensors that an operation returned."""
         if not _is_whole(value) or (bound.varies and bound.value == 0):
             part = replace(bound, chain=None, scaled=None, own=None, form=form or Form(), forms=())
             return self._known(value, part, step)
@@ -267,18 +267,18 @@ class Tracer(TorchFunctionMode):
         return self._known(value, self._judge.refuse(positions, JUMPS), positions)
 
     def _number(self, operation: Callable[..., Any], value: Any, states: Sequence[State]) -> Any:
-        """Return a number read from a tensor, if it does not depend on the entries, or these not on the input."""
+        """Return a number read from a tensor. Raise if the number may depend on the network's input."""
         name = called_name(operation)
         is_copy = isinstance(value, bool | int | float | complex | list) and name != "data_ptr"
         is_read = name not in _SIZES.split() and not (is_copy and all(map(_is_fixed, states)))
         if is_read or (name in _COUNTS and any(state.bound.has_any_size for state in states)):
-            msg = f"`{name}`: the path through the network depends on the values of its input"
+            msg = f"the path through the network depends on the values of its input, which `{name}` reads"
             raise TraceError(msg)
         return value
 
     @contextmanager
     def _running(self) -> Iterator[None]:
-        """Let modules and functions compute without the tracer."""
+        """Run modules and functions without tracing them."""
         self._is_running, before = True, self._is_running
         try:
             yield
@@ -286,14 +286,17 @@ class Tracer(TorchFunctionMode):
             self._is_running = before
 
     def _refuse_changed_constants(self, changed: Sequence[Tensor], constants: Sequence[Tensor]) -> None:
-        """Raise if values that depend on the input were written into a constant."""
+        """Raise if a value that depends on the input was written into a constant."""
         fixed = {memory(tensor) for tensor in (*constants, *self._viewed)}
         if any(memory(tensor) in fixed for tensor in changed):
-            msg = "a tensor that does not depend on the input is changed in place; a new one can be followed"
+            msg = (
+                "a tensor that does not depend on the input is changed in place; change a tensor that `forward` makes"
+                " instead"
+            )
             raise WrittenError(msg)
 
     def _note_changes(self, step: Step, bound: Bound, changed: Sequence[Tensor], value: Any) -> None:
-        """Give later uses of a changed tensor the new bound; other views of its memory have no bound."""
+        """Give a changed tensor its new bound. Other views of its memory lose their bounds if these are unclear."""
         where = {memory(tensor) for tensor in changed}
         is_written = isinstance(value, Tensor) and {place(tensor) for tensor in changed} == {place(value)}
         for state in self._states if where else ():
@@ -302,7 +305,7 @@ class Tracer(TorchFunctionMode):
             if isinstance(value, Tensor) and place(state.value) == place(value):
                 state.bound, state.step = bound, step
             elif is_written and has_no_entry_twice(state.value):
-                # Each of its entries is as it was, or one of those that are written.
+                # Each of its entries is either unchanged or one of the written entries.
                 both = Step(step.name, parents=[state.step, step])
                 varies = state.bound.varies or bound.varies
                 state.bound, state.step = Bound(together([state.bound.value, bound.value]), varies=varies), both
@@ -314,7 +317,7 @@ class Tracer(TorchFunctionMode):
 
 
 def _fixed(states: Sequence[State], changed: Sequence[Tensor]) -> set[int]:
-    """Return the states, by identity, of what does not depend on the input after all and is not changed in place."""
+    """Return the ids of states that do not depend on the input after all, and are not changed in place."""
     where = {memory(tensor) for tensor in changed}
     return {id(state) for state in states if _is_fixed(state) and memory(state.value) not in where}
 
@@ -328,7 +331,7 @@ def _is_whole(value: Tensor) -> bool:
 
 
 def _needed(steps: list[Step]) -> set[Step]:
-    """Return these steps and all steps on which they depend."""
+    """Return `steps` and all steps on which they depend."""
     needed: set[Step] = set()
     waiting = list(steps)
     while waiting:

@@ -1,4 +1,4 @@
-"""The bounds of single layers, at the inputs that they get, if a module cannot be traced."""
+"""The bounds of single layers, at the inputs that they receive, if a module cannot be traced."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,10 @@ from lightning_reg.functional.tensors.random import devices_of, unchanged_genera
 
 
 def layers_alone(module: nn.Module, inputs: Sequence[Any]) -> dict[str, float]:
-    """Run a stand-in, which is used up, and return the constant of each called layer with weights and a rule."""
+    """Run a stand-in once, and return the constant of each called layer that has weights and a rule.
+
+    The stand-in cannot be used again.
+    """
     constants: dict[str, float] = {}
     for name, part in module.named_modules():
         rule = module_rule(part)

@@ -1,4 +1,4 @@
-"""Bounds of a value in a network: how much it changes at most with the network's input."""
+"""Upper bounds of how much a value in a network changes with the network's input."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +19,7 @@ PRODUCT = "the slope of a product of values that depend on the input has no boun
 
 
 class NoBoundError(Exception):
-    """The reason why an operation has no bound, or no known one."""
+    """The reason why an operation has no known bound."""
 
 
 class Slopes(NamedTuple):
@@ -32,29 +32,29 @@ class Slopes(NamedTuple):
 
 
 class Scores(NamedTuple):
-    r"""What is known of scores, or of their softmax, besides.
+    r"""A sharper bound of attention scores, or of their softmax.
 
-    The score of row i and column j changes by :math:`a_i + b_j` at most, if the input changes by 1.
+    If the input changes by 1, the score of row i and column j changes by at most :math:`a_i + b_j`.
     """
 
     by_row: float
-    """The length of a."""
+    """The 2-norm of a."""
     by_column: float
-    """The length of b."""
+    """The 2-norm of b."""
     are_shares: bool = False
-    """Whether each row has become its softmax."""
+    """Whether the softmax of each row was taken."""
 
 
 @dataclass(frozen=True)
 class Extent:
-    """How large a value gets, at most, whatever the network's input is."""
+    """Upper bounds of the size of a value, for any input of the network."""
 
     entries: float = math.inf
     """The largest absolute value of an entry."""
     radius: float = math.inf
     """The largest length of a vector along `dim`."""
     dim: int = -1
-    """Counted from the end."""
+    """The dimension of these vectors, counted from the end."""
     scores: Scores | None = None
 
 
@@ -64,34 +64,34 @@ class Bound:
 
     value: float
     chain: Chain | None = None
-    """A sharper bound along the last dimension, for later operations; its gain is at least `value`."""
+    """The chain along the last dimension, which gives later operations sharper bounds. Its gain is >= `value`."""
     scaled: "Callable[[Tensor], Bound] | None" = None
-    """For a layer's output: the bound if each channel is multiplied by a number."""
+    """For the output of a layer: a function from one factor for each channel to the bound of the scaled output."""
     channels: int = -1
     """The dimension of the channels, counted from the end."""
     own: float | None = None
     """The constant of the single layer that made the value."""
     last: "tuple[Tensor, Bound] | None" = None
-    """For a product with a matrix plus constants: the weight, and the bound before it."""
+    """For a product with a matrix, plus constants: the matrix, and the bound before the product."""
     extent: Extent = field(default_factory=Extent)
-    """How large it gets."""
+    """Upper bounds of the size of the value."""
     entries: "Callable[[], Tensor] | None" = None
-    """Of a convolution: the bounds of single entries, which broadcast."""
+    """For a convolution: the bounds of single entries, in a shape that broadcasts."""
     form: Form = field(default_factory=Form)
-    """What it is, as a formula."""
+    """The formula of the value."""
     forms: tuple[Form | None, ...] = ()
-    """Of several tensors together, what each is."""
+    """For several tensors with one bound: the form of each."""
     varies: bool = False
-    """Whether it also depends on labels that may be any: its value at the example then says nothing."""
+    """Whether the value also depends on arbitrary labels. If so, its value at the example is only one of many."""
     has_any_size: bool = False
-    """Whether the value has more or fewer entries for other inputs, or labels."""
+    """Whether the number of entries may differ for other inputs or labels."""
     source: "Traced | None" = None
-    """The value some of whose entries, each at most once, are all of this value."""
+    """The value that this value selects entries from, each at most once."""
     parts: tuple[Part, ...] = ()
-    """The parts of other values on which it depends."""
+    """The parts of other values that this value depends on."""
 
     def after(self, factor: float, slopes: Slopes | None = None) -> "Bound":
-        """Return the bound after a function with this constant, or these slopes."""
+        """Return the bound after a function with the Lipschitz constant `factor` and, if known, these slopes."""
         chain = self.chain.activated(slopes.low, slopes.high) if self.chain and slopes else None
         parts = tuple(part.times(factor) for part in self.shifted().parts)
         if slopes == (-1, -1, False):
@@ -103,13 +103,13 @@ class Bound:
         return Bound(times(self.value, factor), chain, parts=parts)
 
     def shifted(self) -> "Bound":
-        """Return the bound after constants are added: what was -x is so no longer."""
+        """Return the bound after adding a constant. The sum of -x and a constant no longer counts as -x."""
         if all(part.place != "negated" for part in self.parts):
             return self
         return replace(self, parts=tuple(part for part in self.parts if part.place != "negated"))
 
     def between(self, low: Tensor, high: Tensor) -> "Bound":
-        """Return the bound after a function with such slopes of each entry, of its shape."""
+        """Return the bound after a function whose slopes at each entry lie between `low` and `high`."""
         factor = largest(torch.maximum(low.abs(), high.abs()))
         value = times(self.value, factor)
         if self.chain is None:
@@ -119,7 +119,7 @@ class Bound:
         return Bound(smaller(value, chain.least), chain)
 
     def of_entries(self) -> Tensor | float:
-        """Return the bounds of single entries, which broadcast."""
+        """Return the bounds of single entries, in a shape that broadcasts."""
         if self.entries is not None:
             return self.entries()
         return self.value if self.chain is None else self.chain.of_entries().clamp_max(self.value)
@@ -132,11 +132,11 @@ class Operation:
     output: Any
     """Its result at the example input."""
     apply: Callable[..., Any]
-    """Computes it again, from other arguments."""
+    """A function that repeats the operation with other arguments."""
     module: Any = None
-    """The layer, if it is one: a stand-in in eval mode with plain weights."""
+    """The layer, if the operation is a layer: a stand-in in eval mode with plain weights."""
     turns: tuple[float, ...] | None = None
-    """Of a function of each entry: where its slope stops to rise or to fall, if that is known."""
+    """For a function of each entry: the inputs at which its slope turns from rising to falling or back, if known."""
 
 
 @dataclass(frozen=True)
@@ -144,37 +144,37 @@ class Traced:
     """A value that depends on the network's input, as rules see it."""
 
     value: Tensor
-    """At the example input."""
+    """The value at the example input."""
     bound: Bound
     reach: float = math.inf
-    """How far the network's input may be from the example."""
+    """The largest distance of the network's input from the example."""
 
     def interval(self) -> tuple[Tensor, Tensor] | None:
-        """Return the least and the largest value of each entry, float64, if the input stays near."""
+        """Return the smallest and the largest value of each entry, float64; None if these are not known."""
         if math.isinf(self.reach) or self.bound.varies or self.value.is_complex():
             return None
         value = precise(self.value)
-        # The value itself is rounded.
+        # The value at the example is itself rounded.
         rounding = _ROUNDING[self.value.dtype] * (1 + largest(value))
         deviation = torch.as_tensor(self.bound.of_entries(), dtype=value.dtype, device=value.device) * self.reach
         return value - deviation - rounding, value + deviation + rounding
 
     def radius(self, dim: int = -1) -> float:
-        """Return the largest length that a vector along `dim` has for any input."""
+        """Return the largest length of a vector along `dim` for any input."""
         extent = self.bound.extent
         length = times(extent.entries, math.sqrt(self.value.shape[dim])) if self.value.ndim else extent.entries
         return smaller(length, extent.radius) if extent.dim == dim else length
 
 
 def together(bounds: Iterable[float]) -> float:
-    """Return the bound of several values as one: the root of the sum of squares."""
+    """Return the joint bound of several values: the root of the sum of squares."""
     each = list(bounds)
-    # `hypot` of infinity and NaN is infinity.
+    # `hypot` of infinity and NaN would be infinity.
     return math.nan if any(map(math.isnan, each)) else math.hypot(*each)
 
 
 def with_parts(bound: Bound, value: Tensor) -> Bound:
-    """Return the bound of `value` with the part that it is of what it was taken from."""
+    """Return the bound of `value`. If its entries were selected from another value, record it as a part of that."""
     source = bound.source
     if source is None:
         return bound
@@ -186,7 +186,7 @@ def with_parts(bound: Bound, value: Tensor) -> Bound:
 
 
 def as_one(values: Iterable[Bound]) -> float:
-    """Return the bound of several values as one, which is less if they are different parts of one value."""
+    """Return the joint bound of several values. Disjoint parts of the same value have a smaller bound."""
     bounds = list(values)
     separate = together(each.value for each in bounds)
     shared = joint([each.parts for each in bounds])
@@ -194,7 +194,7 @@ def as_one(values: Iterable[Bound]) -> float:
 
 
 def traced_in(values: Any) -> Iterator[Traced]:
-    """Yield the nested arguments that depend on the input."""
+    """Yield the arguments, at any depth, that depend on the input."""
     return found(values, Traced)
 
 
@@ -202,7 +202,7 @@ def constant(value: Any) -> Any:
     """Return `value` if it does not depend on the input.
 
     Raises:
-        NoBoundError: If it does.
+        NoBoundError: If it depends on the input.
 
     """
     if next(traced_in(value), None) is not None:
@@ -211,14 +211,14 @@ def constant(value: Any) -> Any:
 
 
 def as_tensor(value: Any, like: Tensor) -> Tensor:
-    """Return a number or tensor that does not depend on the input in double precision."""
-    # In float32, torch's default for numbers, 1 / 3 would be too small.
+    """Return a constant number or tensor as a tensor in double precision."""
+    # In float32, torch's default for numbers, the bound of a factor such as 1 / 3 could be too small.
     kind = None if isinstance(constant(value), Tensor | complex) else torch.float64
     return precise(torch.as_tensor(value, dtype=kind, device=like.device).detach())
 
 
 def largest(values: Tensor) -> float:
-    """Return the largest absolute value, rounded up; NaN if one is not finite, 0 of none."""
+    """Return the largest absolute value, rounded up; NaN if an entry is not finite, 0 if there are no entries."""
     if not values.numel():
         return 0.0
     value = float(precise(values).abs().amax()) * UPWARDS
@@ -226,5 +226,5 @@ def largest(values: Tensor) -> float:
 
 
 def larger(first: float, second: float) -> float:
-    """Return the larger of two bounds; NaN if one is."""
+    """Return the larger of two bounds; NaN if one is NaN."""
     return math.nan if math.isnan(first) or math.isnan(second) else max(first, second)

@@ -1,4 +1,4 @@
-"""The walk over a module's operations: the bounds of its output and of each layer, and operations without a bound."""
+"""The walk over a module's operations. It finds the bound of the output, and the operations without a bound."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from lightning_reg.functional.lipschitz.untraced import layers_alone
 from lightning_reg.functional.lipschitz.value import Bound, together
 from lightning_reg.functional.tensors.random import devices_of, watched_generators
 
-TOO_LARGE = "the product of all that multiplies is too large for a number"
+TOO_LARGE = "the product of the bounds of all operations is too large for a number"
 
 
 class Findings(NamedTuple):
@@ -27,7 +27,7 @@ class Findings(NamedTuple):
     per_layer: dict[str, float]
     unbounded: tuple[tuple[str, str], ...]
     last: tuple[Tensor, Bound] | None = None
-    """Of an output that a matrix makes: its weight, and the bound before it."""
+    """For an output that is a product with a matrix: the matrix, and the bound before the product."""
 
 
 def walk(
@@ -37,10 +37,10 @@ def walk(
 
     Args:
         module: The module, which does not change.
-        inputs: Its arguments; it may change their tensors.
-        fold: Whether batch normalization is folded into the layer before it.
-        reach: The largest distance of other inputs from these.
-        all_labels: Whether whole numbers may be others than these.
+        inputs: The arguments of the module, which may change their tensors in place.
+        fold: Whether to fold batch normalization into the layer before it.
+        reach: The largest distance of other inputs from `inputs`.
+        all_labels: Whether the bounds must hold for any whole numbers in place of those in `inputs`.
 
     """
     tensors = list(found(inputs, Tensor))
@@ -65,11 +65,11 @@ def walk(
     if drawn:
         return Findings(math.inf, judge.per_layer(), (("forward", "it draws random numbers"),))
     if not _computes(module, arguments, output.value):
-        reason = "the traced graph computes something else than `forward`, which may test the type of its input"
+        reason = "`forward` returned another result during the trace; it may test the type of its input"
         return Findings(math.inf, judge.per_layer(), (("trace", reason),))
     value = together(bound.value for bound in output.bounds)
     last = output.bounds[0].last if isinstance(output.value, Tensor) and output.bounds else None
-    # A factor of 0 makes even what has no bound 0.
+    # If the value is finite, a factor of 0 has removed every operation without a bound.
     reasons = () if math.isfinite(value) else judge.reasons_among(output.steps)
     if math.isinf(value) and not reasons:
         reasons = (("output", TOO_LARGE) if has_floats else ("input", JUMPS),)
@@ -77,7 +77,7 @@ def walk(
 
 
 def _computes(module: nn.Module, arguments: Sequence[Any], traced: Any) -> bool:
-    """Tell whether `module` gives what was followed; not asked of one that draws random numbers."""
+    """Return whether `module` computes `traced`. If it draws random numbers, it is not compared."""
     with watched_generators(devices_of(list(found(arguments, Tensor)))) as has_drawn:
         output = stand_in(module)(*arguments)
         if has_drawn():

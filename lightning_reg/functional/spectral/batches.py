@@ -13,7 +13,8 @@ SMALL_ENTRIES = 1 << 16
 class Matrices:
     """A batch of matrices that may lie in several tensors.
 
-    Functions of their products with a few vectors are small, and take all matrices at once, however large they are.
+    Their products with a few vectors are small. So functions of these products take all matrices at once, whatever
+    the size of the matrices.
 
     Args:
         parts: At least one; each of shape (matrices, rows, columns).
@@ -32,15 +33,15 @@ class Matrices:
         return Matrices([part.mT for part in self._parts])
 
     def times(self, vectors: Tensor) -> Tensor:
-        """Return the product of rows with each matrix, from the left: (matrices, vectors, rows) to columns."""
+        """Multiply rows by each matrix: shape (matrices, vectors, rows) becomes (matrices, vectors, columns)."""
         return self._each(torch.matmul, vectors)
 
     def times_transposed(self, vectors: Tensor) -> Tensor:
-        """Return the product of rows with each transposed matrix: (matrices, vectors, columns) to rows."""
+        """Multiply rows by each transposed matrix: (matrices, vectors, columns) becomes (matrices, vectors, rows)."""
         return self._each(lambda rows, part: rows @ part.mT, vectors)
 
     def chosen(self, indices: Sequence[int]) -> "Matrices":
-        """Return some of the matrices."""
+        """Return the matrices at these indices."""
         if len(self._parts) == 1:
             return Matrices([self._parts[0][list(indices)]])
         each = [matrix for part in self._parts for matrix in torch.split(part, 1)]

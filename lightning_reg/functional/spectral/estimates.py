@@ -1,4 +1,4 @@
-"""Spectral norms of many layers, followed over time: each estimate continues from the last one."""
+"""Spectral norms of many layers, followed over time. Each estimate continues from the last one."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_reg.functional.spectral.lanczos import singular_pairs, start_vectors
 from lightning_reg.functional.spectral.layers import Layer, LinearMaps, convolution_map, image_size, matrix_maps
 
-# Smaller matrices of one shape are iterated together, in one copy: single calls would cost more than the work.
+# Smaller matrices of one shape are iterated together in one copy, because single calls would cost more than the work.
 _SMALL_ENTRIES = 1 << 16
 _STACK_ENTRIES = 1 << 21
 # A cold start takes this many times the iterations of a warm one.
@@ -27,10 +27,10 @@ class NormEstimates:
     def __init__(self, input_size: int) -> None:
         self.input_size = input_size
         self.vectors: dict[str, Tensor] = {}
-        """The right singular vectors found last, from which to continue."""
+        """The last right singular vectors, by layer. The next call continues from them."""
 
     def advance(self, layers: Sequence[Layer], iterations: int) -> Tensor:
-        """Return an estimate for each layer, shape (layers,), after so many Lanczos iterations from the last state.
+        """Run Lanczos iterations from the last state, and return an estimate for each layer, shape (layers,).
 
         Nothing waits for the device.
         """
@@ -65,7 +65,7 @@ class NormEstimates:
                 alike[matrix.shape, matrix.dtype, matrix.device].append((layer.name, matrix))
         for (shape, _, _), members in alike.items():
             count = min(len(members), max(1, _STACK_ENTRIES // max(1, shape.numel())))
-            # One reused copy for all: fresh memory would take longer than the computation.
+            # All groups reuse one copy. Fresh memory would take longer than the computation.
             buffer = torch.empty(count, *shape, dtype=members[0][1].dtype, device=members[0][1].device)
             for start in range(0, len(members), count):
                 names, matrices = zip(*members[start : start + count], strict=True)

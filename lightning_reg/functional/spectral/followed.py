@@ -1,4 +1,4 @@
-"""Norms of many layers, followed over time: each step continues from the subspaces of the last one."""
+"""Norms of many layers, followed over time. Each step continues from the subspaces of the last one."""
 
 import math
 from collections import defaultdict
@@ -16,32 +16,33 @@ from lightning_reg.functional.spectral.subspaces import probing, start_basis
 from lightning_reg.functional.tensors.precision import reported, without_autocast
 
 ROUNDS = 2
-# Steps and rounds from a random start. In each step, all cells of a convolution's frequencies are improved. For
-# matrices, one space of many rounds is better than many spaces of a few.
+# Steps and rounds from a random start. Each of these steps improves all cells of a convolution's frequencies. For
+# matrices, more rounds in fewer steps are better.
 _START_STEPS, _START_ROUNDS = 6, 4
 _START_STEPS_OF_MATRICES = 3
-# Weights of one shape are followed together, small ones up to the first number of entries in total, large ones up to
-# the second: single calls would cost more than the work. Of large ones, less than a tenth is needed at a time.
+# Weights of one shape are followed together, because single calls would cost more than the work. The numbers limit the
+# entries of a group: the first for small weights, the second for large ones. Large weights need extra memory for less
+# than a tenth of their entries.
 _STACK_ENTRIES, _STACK_ENTRIES_OF_LARGE = 1 << 22, 1 << 25
 
 
 class FollowedNorm(NamedTuple):
-    """An estimate of the norm of a layer from below, with its gradient in factors."""
+    """A lower estimate of the norm of a layer, with its gradient in factors."""
 
     sigma: Tensor
     """Shape (); the sum of <left_r, W right_r> over the groups and r, with W as `kernels_of` gives it.
 
-    Of a stack of matrices shape (groups,): the sum over r alone.
+    For a stack of matrices, shape (groups,); the sum over r alone.
     """
     left: Tensor
-    """Shape (groups, 1 or 2, rows): the left singular vector, or its real and imaginary part; 0 for other groups.
+    """Shape (groups, 1 or 2, rows): the left singular vector, or its real and imaginary part.
 
-    Not so of a stack, in which each matrix has its own.
+    It is zero except for the group with the largest norm. In a stack, each matrix has its own vector.
     """
     right: Tensor
     """Shape (groups, 1 or 2, columns). The gradient of sigma is the sum of left_r right_r^T."""
     gain: Tensor
-    """In the shape of sigma: its relative gain in the last round, about as large as the remaining error."""
+    """The relative gain of sigma in the last round, in the same shape. The remaining error is about as large."""
     as_matrix: bool
     """Whether the layer counts as a matrix."""
 
@@ -64,15 +65,15 @@ class _Member(NamedTuple):
 
 class _State(NamedTuple):
     basis: Tensor  # (groups, vectors, rows or columns)
-    turn: Tensor  # (), how many steps were made
+    turn: Tensor  # (), the number of steps taken
 
 
 class FollowedNorms:
-    """Estimates from below of the norms of layers, followed by the layers' names.
+    """Lower estimates of the norms of layers, followed by the layers' names.
 
-    For a matrix it is the largest singular value. For a convolution it is the norm over images of any size with zero
-    padding, whatever the layer's padding, and the largest over groups. For a stack of matrices it is one for each.
-    Nothing waits for the device. The state is a few vectors a layer.
+    The norm of a matrix is its largest singular value. The norm of a convolution is its norm over images of any size
+    with zero padding, whatever the layer's padding. The group with the largest norm counts. A stack of matrices has one
+    norm for each matrix. Nothing waits for the device. The state is a few vectors per layer.
 
     Args:
         as_matrices: Whether convolutions count as matrices, their kernels reshaped.
@@ -95,7 +96,7 @@ class FollowedNorms:
         }
 
     def load(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Continue from the result of `state`. States that are not finite, or have another shape, start anew."""
+        """Continue from the result of `state`. Layers whose state is not finite, or has another shape, start anew."""
         for name, known in state.items():
             if not isinstance(known, Mapping):  # a checkpoint may hold anything
                 continue
@@ -104,17 +105,17 @@ class FollowedNorms:
                 self._states[name] = _State(basis.clone(), turn.clone())
 
     def forget(self, name: str) -> None:
-        """Start anew at the next step of the layer."""
+        """Forget the state of a layer, which starts anew at its next step."""
         self._states.pop(name, None)
 
     @torch.no_grad()
     def advance(self, layers: Sequence[Layer], rounds: int = ROUNDS, steps: int = 1) -> list[FollowedNorm]:
         """Take steps for each layer, and return its norm; a new layer takes several more steps.
 
-        Weights are read twice, and twice more in each round (large kernels have one round less); kernels on a CPU only
-        twice, if one product with them gains little. Two rounds are within
-        1 % of the norm of matrices, and 2 % of the norm of convolutions, if Adam moves weights at a rate of 0.01. The
-        remaining error is about the gain of the last round.
+        A step reads the weights twice, and twice more in each round. Large kernels have one round less. Kernels on a
+        CPU need no round if one product with them gains little. Two rounds come within 1 % of the norm of matrices, and
+        within 2 % of the norm of convolutions, if Adam moves the weights at a rate of 0.01. The remaining error is
+        about the gain of the last round.
         """
         found: dict[str, FollowedNorm] = {}
         for kind, members in self._stacks(layers):
@@ -165,7 +166,7 @@ class FollowedNorms:
             else:
                 turn = turns.repeat_interleave(groups)
                 everywhere = not kind.is_known
-                # Each round covers all frequencies. Large kernels, which steps move little, need one round less.
+                # Each round covers all frequencies. A step moves large kernels little, so they need one round less.
                 is_large = math.prod(kind.shape) > SMALL_ENTRIES
                 count = 1 if everywhere else max(1, rounds - is_large)
                 step = follow_convolutions(
@@ -229,8 +230,8 @@ def kernels_of(layer: Layer, *, as_matrix: bool = False) -> Tensor:
 
     The matrices of a stack are groups.
 
-    Differentiable, and a view where its type allows. Columns of a kernel are inputs and, within each, taps. A
-    transposed convolution has the matrix of its adjoint, which has the same norm.
+    The result is differentiable, and a view if the dtype allows. The columns of a kernel are inputs and, within each
+    input, taps. A transposed convolution gives the matrix of its adjoint, which has the same norm.
     """
     convolution = None if as_matrix else layer.convolution()
     if convolution is None:
@@ -241,9 +242,9 @@ def kernels_of(layer: Layer, *, as_matrix: bool = False) -> Tensor:
 
 
 def taps_of(layer: Layer) -> Taps | None:
-    """Return where the taps of a convolution's kernel lie; None for a matrix.
+    """Return the positions of the taps of a convolution's kernel; None for a matrix.
 
-    A kernel that is not longer than the stride is also a matrix, because its windows do not overlap.
+    A kernel no longer than the stride also counts as a matrix, because its windows do not overlap.
     """
     convolution = layer.convolution()
     if convolution is None:

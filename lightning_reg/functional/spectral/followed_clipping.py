@@ -1,14 +1,15 @@
 r"""Clip singular values above a bound from step to step, without a decomposition of the matrix.
 
-After a step of training only a few singular values lie above the bound c. They are in the block Krylov space of the
-left vectors of the step before; with orthonormal rows V that span its images, and :math:`S = (V W^T W V^T)^{1/2}`,
+After a training step, only a few singular values lie above the bound c. Their left vectors lie in the block Krylov
+space of the last step's left vectors. The orthonormal rows V span the images of that space. With
+:math:`S = (V W^T W V^T)^{1/2}`, the result is
 
 .. math:: W - W V^T \bigl(1 - c \max(S, c)^{-1}\bigr) V
 
-has the singular values of :math:`W V^T` that were above c at c. What W does to zero rows and columns it does to their
-part in :math:`W V^T` and in V: they stay exactly zero. All functions are of small matrices, and nothing waits for the
-device. It is the nearest matrix inside if the space holds all vectors above the bound; an exact check now and then
-keeps the promise, and one at once where `Clipped.is_doubtful`.
+which sets the singular values of :math:`W V^T` above c to c. Zero rows of W are zero in :math:`W V^T`, and zero columns
+are zero in V, so both stay exactly zero. Matrix functions apply only to small matrices. Nothing waits for the device.
+If the space holds all vectors above the bound, the result is the nearest matrix inside it. The space may miss some, so
+the caller runs an exact check now and then, and at once if `Clipped.is_doubtful`.
 """
 
 from collections.abc import Sequence
@@ -29,12 +30,12 @@ from lightning_reg.functional.spectral.subspaces import (
 from lightning_reg.functional.tensors.precision import wide
 
 BLOCK = 16
-# If the relative gain of the largest singular value in the last round is larger, more rounds are needed.
+# If the largest singular value gains a larger share in the last round, more rounds are needed.
 _SETTLED = 2e-3
-# Margin for squares compared with the bound: more than the rounding of products of rows in float32.
+# The margin of squares that are compared with the bound. It exceeds the rounding of products of rows in float32.
 _ALLOWED = 1e-5
-# Up to this multiple of the bound, the rounding of products in float32 changes the norm of the result by less than
-# 0.002, if sums of so many entries are added up in float64.
+# Up to the first multiple of the bound, the rounding of products in float32 changes the norm of the result by less than
+# 0.002. This needs float64 sums of float32 products over at most the second number of entries.
 _FAR, _PART = 300, 1024
 
 
@@ -44,13 +45,16 @@ class Clipped(NamedTuple):
     matrices: Tensor
     """Unchanged bit for bit if nothing is above the bound."""
     sigma: Tensor
-    """The largest singular value that was found before, from below, shape (matrices,)."""
+    """A lower estimate of the largest singular value before clipping, shape (matrices,)."""
     bases: Tensor
     """The bases from which to continue."""
     gain: Tensor
     """The relative gain of sigma in the last round, shape (matrices,); small once following has settled."""
     is_doubtful: Tensor
-    """Whether some may still be above the bound: more than the space holds, or not settled; shape (matrices,)."""
+    """Whether singular values may still be above the bound, shape (matrices,).
+
+    The space may hold too few vectors, or may not have settled.
+    """
 
 
 def clipping_bases(matrices: Tensor) -> Tensor:
@@ -67,10 +71,10 @@ def clip_followed(matrices: Tensor, bound: float, bases: Tensor, rounds: int = 1
         matrices: Shape (matrices, rows, columns), rows <= columns for the least work; float32 or float64.
         bound: The largest singular value, > 0.
         bases: What the last call returned, or `clipping_bases`, shape (matrices, vectors, rows).
-        rounds: Products with each matrix and its transpose before those that clip.
+        rounds: Number of products with each matrix and its transpose before clipping.
 
     Returns:
-        The clipped matrices. Matrices that are not finite do not change, nor do their bases.
+        The clipped matrices. Matrices that are not finite stay unchanged, and so do their bases.
 
     """
     if not matrices.numel():
@@ -100,12 +104,12 @@ def clip_followed(matrices: Tensor, bound: float, bases: Tensor, rounds: int = 1
     rows = share.to(v.dtype) @ v
     is_finite = (products.isfinite().all(-1) & rows.isfinite().all(-1) & new.isfinite().all(-1)[:, :1]).all(-1)
     acts = is_finite & (top > bound)
-    # On a CPU, where knowing costs nothing, nothing is written in vain.
+    # On a CPU, reading the flag is free, and saves a needless write.
     is_idle = acts.device.type == "cpu" and not any(acts.tolist())
-    # If nothing is clipped, rounding must not change anything either.
+    # If nothing is clipped, rounding must not change the matrix either.
     left, rows = (torch.where(acts[:, None, None], part, 0) for part in (products, rows))
     return Clipped(
-        # In the memory order of the entries.
+        # The product follows the memory order of the entries.
         matrices
         if is_idle
         else torch.baddbmm(matrices, left.mT, rows, alpha=-1)
@@ -138,14 +142,16 @@ def _top(gram: Tensor) -> Tensor:
 
 
 def clip_exactly(matrix: Tensor, bound: float, *, is_rough: bool = False) -> Tensor:
-    """Return the nearest matrix with norm at most `bound`, by a decomposition in float64; reads no value.
+    """Return the nearest matrix with norm at most `bound`, by a decomposition in float64.
 
-    Rows and columns of zeros stay exactly zero, and matrices that are not finite do not change.
+    Rows and columns of zeros stay exactly zero, and matrices that are not finite do not change. Nothing waits
+    for a GPU.
 
     Args:
         matrix: Shape (rows, columns).
         bound: The largest singular value, > 0.
-        is_rough: Whether the result may have a norm of up to 1.002 `bound`: a long matrix on a CPU takes half the time.
+        is_rough: Whether the result may have a norm of up to 1.002 `bound`. A long matrix on a CPU then takes half the
+            time.
 
     """
     is_tall = len(matrix) > matrix.shape[1]
@@ -160,7 +166,7 @@ def clip_exactly(matrix: Tensor, bound: float, *, is_rough: bool = False) -> Ten
     if not is_rough:
         is_finite = matrix.isfinite().all()
         wide_one = torch.where(is_finite, wide_one, 0).double()
-        # Squares suffice: those near the bound are as exact as float64, and the others do not count.
+        # Squares suffice. Near the bound they are as exact as float64, and the others do not matter.
         squares, u = torch.linalg.eigh(wide_one @ wide_one.mT)
     share = 1 - bound / squares.clamp(min=bound**2).sqrt()
     kept = torch.eye(len(u), dtype=u.dtype, device=u.device) - (u * share) @ u.mT
@@ -171,7 +177,7 @@ def clip_exactly(matrix: Tensor, bound: float, *, is_rough: bool = False) -> Ten
 
 
 def _gram_in_parts(matrix: Tensor) -> Tensor:
-    """Return the product with the transposed matrix: of parts in its own precision, whose sum is in float64."""
+    """Return the product with the transposed matrix. Parts use the matrix's own precision, and their sum float64."""
     gram = torch.zeros(len(matrix), len(matrix), dtype=torch.float64)
     for part in torch.split(matrix, _PART, 1):
         gram += part @ part.mT
@@ -181,15 +187,15 @@ def _gram_in_parts(matrix: Tensor) -> Tensor:
 def are_inside(matrices: Tensor, bound: float) -> Tensor:
     """Tell which matrices certainly have norms of at most `bound` (1 + 1e-5), shape (matrices,).
 
-    By Cholesky's factorization of bound^2 - W W^T, which exists only then. Nothing waits for the device.
+    Cholesky's factorization of bound^2 - W W^T exists only then. Nothing waits for the device.
     """
     return certified_shares(matrices, bound, (1.0,)).isfinite()
 
 
 def certified_shares(matrices: Tensor, bound: float, shares: Sequence[float]) -> Tensor:
-    """Return the least of `shares` of `bound` within which a norm certainly is, infinity if there is none.
+    """Return the least of `shares` for which a norm is certainly at most share * `bound`; infinity if there is none.
 
-    See `are_inside`; the product of a large matrix with itself serves all shares.
+    See `are_inside` for the method. One product of each matrix with itself serves all shares.
     """
     scaled = matrices / bound
     scaled = wide(scaled.mT if scaled.shape[1] > scaled.shape[2] else scaled)

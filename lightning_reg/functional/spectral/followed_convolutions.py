@@ -1,33 +1,36 @@
-r"""The norm of convolutions over images of any size, followed over frequencies from step to step.
+r"""The norm of convolutions over images of any size, followed from step to step at all frequencies.
 
-Without a border a convolution is, at each frequency :math:`\omega`, a matrix between channels, its response
+Without a border, a convolution is a matrix between channels at each frequency :math:`\omega`, its response
 
 .. math:: K(\omega) = \sum_t P_t\, e^{i \langle p_t, \omega \rangle},
 
-with the kernel's taps :math:`P_t` at the positions :math:`p_t`; a stride sorts taps into phases, which count as further
-input channels. The least upper bound of the norm over images of any size with zero padding is
-:math:`\max_\omega \sigma(K(\omega))`. A group is a convolution of its own, the norm the largest one; a transposed
-convolution has the norm of the convolution with its weight; dilation stretches the axis of frequencies, and drops out
-but for what it shares with the stride.
+with the kernel's taps :math:`P_t` at the positions :math:`p_t`. A stride sorts the taps into phases, which count as
+further input channels. The least upper bound of the norm over images of any size with zero padding is
+:math:`\max_\omega \sigma(K(\omega))`.
 
-**In two passes over the kernel.** For any real vectors U (rows) of output channels one product with the kernel as a
-matrix, :math:`Z_t = U P_t` for all taps at once, gives :math:`U K(\omega) = \sum_t Z_t e^{i \langle p_t, \omega
-\rangle}` at *every* frequency, without the kernel. So the whole function
+Each group is a convolution of its own, and the largest norm counts. A transposed convolution has the norm of the
+convolution with its weight. Dilation stretches the axis of frequencies, so only its common factor with the stride
+matters.
+
+**Two passes over the kernel.** Let the rows of U be real vectors of output channels. One product with the kernel as a
+matrix gives :math:`Z_t = U P_t` for all taps at once. Then :math:`U K(\omega) = \sum_t Z_t e^{i \langle p_t, \omega
+\rangle}` follows at *every* frequency, without the kernel. So small matrices give the whole function
 
 .. math:: \tilde\sigma(\omega) = \max_{u \in \operatorname{span} U} \|K(\omega)^H u\| / \|u\| \le \sigma(K(\omega))
 
-is known from small matrices: a lower bound everywhere, and equal where the largest left vector lies in the span. A step
+It is a lower bound everywhere, and exact where the largest left vector lies in the span. A step
 
-1. reads the kernel once (Z of the basis of the step before), looks at a grid of frequencies, and climbs from the best
-   one of each cell of a coarse grid;
-2. at the two best cells, and at one of the others in turn, takes :math:`K(\omega) K(\omega)^H u` of the best u (two
-   passes over the kernel with a few vectors), adds its real and imaginary part to the basis, and climbs again; twice;
+1. reads the kernel once (Z of the last basis), looks at a grid of frequencies, and climbs from the best frequency of
+   each cell of a coarse grid;
+2. in each of two rounds, takes :math:`K(\omega) K(\omega)^H u` of the best u at the two best cells, and at one of the
+   others in turn (two passes over the kernel with a few vectors), adds the real and imaginary parts to the basis, and
+   climbs again;
 3. keeps the best vector of each cell as the next basis.
 
-On a CPU, where the gain is known at once, a step ends after the first product of 2 if that gains little: two passes.
+A CPU knows the gain at once. There, a step ends after the first product of 2 if this gains little: two passes.
 
-An ascent that follows single frequencies with fixed vectors is slow where the maximum moves, and does not see another
-frequency overtake; here all frequencies are seen in each step. It is the subspace method for the H-infinity norm.
+This is the subspace method for the H-infinity norm. An ascent of single frequencies with fixed vectors would be slow
+where the maximum moves. It would not see another frequency overtake. This method sees all frequencies in each step.
 
 Reference: Aliyev, Benner, Mengi, Schwerdtner & Voigt, Large-Scale Computation of L-infinity-Norms by a Greedy Subspace
 Method, 2017, doi:10.1137/16M1086200; Sedghi, Gupta & Long, The Singular Values of Convolutional Layers, 2019,
@@ -45,18 +48,18 @@ from lightning_reg.functional.spectral.batches import SMALL_ENTRIES, Matrices
 from lightning_reg.functional.spectral.subspaces import leading_vectors, orthonormal, unit_rows
 
 ROUNDS = 2
-# Cells of frequencies along an axis: the degree of the response plus the first number, but at least the second. Then
-# the most cells in total.
+# The number of cells of frequencies along an axis is the degree of the response plus the first number, but at least the
+# second. The third number limits all cells together.
 _MORE_CELLS, _LEAST_CELLS = 2, 4
 _MOST_CELLS = 20
 # Points of the grid along each axis of a cell, in one or two dimensions and in three.
 _POINTS, _POINTS_IN_3D = 3, 2
-# Number of cells improved in each round: the best ones, and one in turn.
+# Each round improves the best cells and one of the others in turn.
 _BEST, _IN_TURN = 2, 1
 _POWERS = 3
-# A step ends after one product with the kernel if the relative gain is smaller.
+# A step ends after one product with the kernel if the relative gain is smaller than this.
 _SETTLED = 1e-3
-# How much finer the last steps of frequencies are.
+# The last steps of frequencies are this many times finer.
 _FINER = 8
 # See `leading_vectors`: sigma is right to 3e-3, before the rounds and the last product with the kernel.
 _SQUARINGS = 7
@@ -66,13 +69,13 @@ class Taps(NamedTuple):
     """The positions of the taps, for all kernels of one kind."""
 
     positions: tuple[tuple[int, ...], ...]
-    """On the line of frequencies, for each tap one number for each spatial dimension."""
+    """One position for each tap, with a number for each spatial dimension."""
     phases: tuple[int, ...]
-    """Of the stride."""
+    """The phase of the stride for each tap."""
 
     @classmethod
     def of(cls, kernel: tuple[int, ...], steps: tuple[int, ...]) -> "Taps":
-        """Return the taps of a kernel whose stride, without the factor shared with the dilation, is `steps`."""
+        """Return the taps of a kernel. `steps` is the stride without its common factor with the dilation."""
         places = torch.cartesian_prod(*(torch.arange(size) for size in kernel)).view(-1, len(kernel)).tolist()
         positions = [tuple(tap // step for tap, step in zip(place, steps, strict=True)) for place in places]
         phases = [_index([tap % step for tap, step in zip(place, steps, strict=True)], steps) for place in places]
@@ -84,29 +87,29 @@ class _Cells(NamedTuple):
     """A partition of all frequencies up to conjugates, as tensors."""
 
     positions: Tensor  # (taps, dims)
-    phases: Tensor  # (taps, phases), of ones and zeros
+    phases: Tensor  # (taps, phases), ones and zeros
     points: Tensor  # (cells, points, dims)
-    spacing: Tensor  # (dims,), of the points
+    spacing: Tensor  # (dims,), the distances of the points
     waves: Tensor  # (taps, cells * points), complex
 
 
 class Followed(NamedTuple):
-    """What a step finds of each kernel."""
+    """The result of a step for each kernel."""
 
     sigma: Tensor
     """Shape (kernels,)."""
     left: Tensor
-    """u: the real and the imaginary part of the left vector, shape (kernels, 2, outputs)."""
+    """u, the real and imaginary parts of the left vector, shape (kernels, 2, outputs)."""
     right: Tensor
-    """x: the same of the right vector times the waves, shape (kernels, 2, inputs * taps)."""
+    """x, both parts of the right vector times the waves, shape (kernels, 2, inputs * taps)."""
     gain: Tensor
-    """The relative gain of the last round, shape (kernels,), about as large as what is missing."""
+    """The relative gain of the last round, shape (kernels,). The remaining error is about as large."""
     bases: Tensor
     """The bases for the next step."""
 
 
 class _Look(NamedTuple):
-    """What the first product shows of each kernel, divided by a scale."""
+    """The result of the first product for each kernel, divided by a scale."""
 
     basis: Tensor  # (kernels, vectors, outputs)
     image: Tensor  # (kernels, vectors, inputs, taps)
@@ -124,7 +127,7 @@ def count_vectors(taps: Taps, outputs: int) -> int:
     return min(2 * len(_cells(taps, torch.float32, torch.device("cpu")).points), outputs)
 
 
-def follow_convolutions(  # noqa: PLR0913  # what is followed, from where, and how thoroughly
+def follow_convolutions(  # noqa: PLR0913  # the kernels, the start, and the effort
     kernels: Matrices,
     taps: Taps,
     bases: Tensor,
@@ -134,20 +137,20 @@ def follow_convolutions(  # noqa: PLR0913  # what is followed, from where, and h
     everywhere: bool = False,
     fine_steps: int = 2,
 ) -> Followed:
-    """Take one step; nothing waits for the device.
+    """Take one step. Nothing waits for the device.
 
     Args:
         kernels: Of shape (kernels, outputs, inputs * taps).
         taps: The taps of all kernels.
         bases: Bases returned by the last step, shape (kernels, vectors, outputs).
-        turns: Whole numbers that determine which other cell is improved, shape (kernels,).
+        turns: Whole numbers, shape (kernels,). They choose the other cell to improve.
         rounds: Number of improvements of the best cells.
-        everywhere: Whether to improve all cells, for a start.
+        everywhere: Whether to improve all cells, as at the start.
         fine_steps: Number of refinements of the frequency at the end.
 
     Returns:
-        What was found: sigma is the sum of u_r (kernel x_r), and the sum of u_r x_r^T its gradient. Of a zero kernel
-        all numbers are zero, of one that is not finite NaN, and the bases stay.
+        The estimates. sigma is the sum of u_r (kernel x_r), and its gradient is the sum of u_r x_r^T. For a zero kernel
+        all numbers are zero. For a kernel that is not finite they are NaN. Both keep their bases.
 
     """
     cells = _cells(taps, kernels.dtype, kernels.device)
@@ -155,7 +158,7 @@ def follow_convolutions(  # noqa: PLR0913  # what is followed, from where, and h
     found, rest = None, list(range(len(bases)))
     if not everywhere and bases.shape[1] < kernels.shape[1] and kernels.device.type == "cpu":
         found = _one_product(kernels, look, turns, cells)
-        rest = [index for index, gain in enumerate(found.gain.tolist()) if not gain < _SETTLED]  # nor if it is NaN
+        rest = [index for index, gain in enumerate(found.gain.tolist()) if not gain < _SETTLED]  # NaN is unsettled
     if rest:
         is_all = len(rest) == len(bases)
         index = torch.tensor(rest, device=bases.device)
@@ -176,14 +179,14 @@ def _look(kernels: Matrices, basis: Tensor, cells: _Cells) -> _Look:
 
 
 def _one_product(kernels: Matrices, look: _Look, turns: Tensor, cells: _Cells) -> Followed:
-    """Improve the best cells by one product with the kernels, which is enough if that gains little."""
+    """Improve the best cells by one product with the kernels. This is enough if the gain is small."""
     basis, image, scale, at, vectors, sigma = look
     chosen, width = _chosen(sigma, turns), cells.spacing / 2
     _, z = _combined(_picked(vectors, chosen), basis, image)
     here, _ = _climb(_picked(at, chosen), z, width, cells)
     _, z = _at(here, basis, image, cells)
     here, before = _climb(here, z, width, cells)
-    # The gradient is as exact as the frequency.
+    # The gradient can be no more exact than the frequency.
     best = before.argmax(1, keepdim=True)
     _, finest = _at(_picked(here, best), basis, image, cells)
     found = *_climb(_picked(here, best), finest, width / _FINER, cells), finest
@@ -201,7 +204,7 @@ def _one_product(kernels: Matrices, look: _Look, turns: Tensor, cells: _Cells) -
     return Followed(top[:, 0] * scale[:, 0, 0, 0], _picked(left, best)[:, 0], right, gain, new)
 
 
-def _in_rounds(  # noqa: PLR0913  # what was seen, and how thoroughly to go on
+def _in_rounds(  # noqa: PLR0913  # the first look, and the effort
     kernels: Matrices,
     look: _Look,
     turns: Tensor,
@@ -211,7 +214,7 @@ def _in_rounds(  # noqa: PLR0913  # what was seen, and how thoroughly to go on
     everywhere: bool = False,
     fine_steps: int = 2,
 ) -> Followed:
-    """Improve cells by rounds, each of which reads the kernels twice."""
+    """Improve cells in rounds. Each round reads the kernels twice."""
     bases, image, scale, at, vectors, _ = look
     basis, width = bases, cells.spacing / 2
     u, z = _combined(vectors, basis, image)
@@ -221,7 +224,7 @@ def _in_rounds(  # noqa: PLR0913  # what was seen, and how thoroughly to go on
     for index in range(rounds):
         best = sigma.argsort(1, descending=True)
         chosen = best if everywhere else _chosen(sigma, turns + index)
-        if bases.shape[1] < kernels.shape[1]:  # otherwise the basis spans everything
+        if bases.shape[1] < kernels.shape[1]:  # else the basis spans everything
             here = _picked(at, chosen)
             x = _right(_picked(z, chosen), here, cells)
             rows = unit_rows(kernels.times_transposed(torch.cat([x.real, x.imag], 1)))
@@ -235,14 +238,14 @@ def _in_rounds(  # noqa: PLR0913  # what was seen, and how thoroughly to go on
         found = *_climb(here, improved[1], width, cells), *improved
         at, sigma, u, z = (_put(old, again, new) for old, new in zip((at, sigma, u, z), found, strict=True))
     order = sigma.argsort(1, descending=True)
-    # The gradient is as exact as the frequency.
+    # The gradient can be no more exact than the frequency.
     best, finest = _picked(at, order[:, :1]), _picked(z, order[:, :1])
     for index in range(fine_steps):
         if index:
             _, finest = _at(best, basis, image, cells)
         best, _ = _climb(best, finest, width / (_FINER * 2 ** max(0, index - 1)), cells)
     right = torch.view_as_real(_right(finest, best, cells)[:, 0]).mT
-    # Once more, for a left vector that is exactly zero where the kernel is.
+    # One more product makes the left vector exactly zero where the kernel is.
     left = kernels.times_transposed(right) / scale[..., 0]
     top = torch.linalg.vector_norm(left, dim=(1, 2))
     divisor = torch.where(top == 0, 1, top)
@@ -268,12 +271,12 @@ def _on_grid(image: Tensor, cells: _Cells) -> tuple[Tensor, Tensor, Tensor]:
     """Return for each cell the best frequency of the grid, its left vector as `_combined` takes it, and sigma."""
     count, points = cells.points.shape[:2]
     gram = _grams(image, cells)  # (kernels, frequencies, 2 * vectors, 2 * vectors)
-    # A few powers are enough for a choice, and powers of vectors cost little.
+    # A few power iterations are enough to choose a frequency, and cost little.
     diagonal = gram.diagonal(dim1=-2, dim2=-1)
     vectors = gram.take_along_dim(diagonal.argmax(-1)[..., None, None], -2)[..., 0, :]
     for _ in range(_POWERS):
         vectors = vectors / (torch.linalg.vector_norm(vectors, dim=-1, keepdim=True) + _tiny(vectors))
-        # As rows, because on a CPU products of many small matrices with columns are slow.
+        # The vectors are rows, because products of many small matrices with columns are slow on a CPU.
         vectors = (vectors[..., None, :] @ gram)[..., 0, :]
     values = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     vectors = (vectors / (values + _tiny(vectors))).view(len(image), count, points, -1)
@@ -287,7 +290,7 @@ def _grams(image: Tensor, cells: _Cells) -> Tensor:
     """Return products of all vectors' images with each other at all frequencies of the grid, as real matrices."""
     _, vectors, inputs, taps = image.shape
     phases, frequencies = cells.phases, cells.waves.shape[1]
-    # Multiplications, either way.
+    # The number of multiplications of either method.
     by_frequency = 4 * frequencies * vectors * inputs * phases.shape[1] * (taps + 2 * vectors)
     by_taps = vectors**2 * taps**2 * (inputs + 2 * frequencies)
     if by_frequency <= by_taps:
@@ -337,7 +340,7 @@ def _combined(vectors: Tensor, basis: Tensor, image: Tensor) -> tuple[Tensor, Te
 
 
 def _left(vectors: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """Return u = q U divided by its length, which differs from 1 if rounding affects a row, and that length."""
+    """Return u = q U divided by its length, and the length. Rounding can make the length differ from 1."""
     u = _combination(vectors, basis)
     length = torch.linalg.vector_norm(u, dim=-1, keepdim=True)
     length = torch.where(length == 0, 1, length)
@@ -350,18 +353,18 @@ def _combination(vectors: Tensor, rows: Tensor) -> Tensor:
 
 
 def _climb(at: Tensor, z: Tensor, width: Tensor, cells: _Cells) -> tuple[Tensor, Tensor]:
-    """Return, for fixed u with image z, better frequencies near `at`, and sigma there."""
+    """Return better frequencies near `at` for a fixed u with image z, and sigma there."""
     lengths = torch.tensor([0.0, 1.0, 1 / 3, 1 / 9], dtype=at.dtype, device=at.device)
     lengths = torch.cat([lengths, -lengths[1:]])
     offsets = torch.cartesian_prod(*(lengths * part for part in width.unbind())).view(-1, len(width))
     turned, waves = z * _waves(at, cells)[..., None, :], _waves(offsets, cells)
-    # Steps are the same from all points, so one product serves all.
+    # All points take the same steps, so one product serves all.
     if z.shape[2] <= z.shape[3]:
         steps = (waves[..., None] * cells.phases).transpose(0, 1).flatten(1)
         response = torch.unflatten(turned @ steps, -1, (len(offsets), -1))  # (kernels, cells, inputs, offsets, phases)
         squares = torch.view_as_real(response).square().sum((2, 4, 5))
     else:
-        # The products of the taps with each other; only the real part counts.
+        # The products of the taps with each other. Only the real part counts.
         rows, others = torch.cat([turned.real, turned.imag], 2), torch.cat([turned.imag, -turned.real], 2)
         steps = waves[:, :, None] * waves[:, None].conj() * (cells.phases @ cells.phases.mT)
         squares = (rows.mT @ rows).flatten(2) @ steps.real.flatten(1).mT
@@ -372,9 +375,9 @@ def _climb(at: Tensor, z: Tensor, width: Tensor, cells: _Cells) -> tuple[Tensor,
 
 
 def _right(z: Tensor, at: Tensor, cells: _Cells) -> Tensor:
-    """Return, for a u with image z, K(at)^H u over its norm, times the waves: what multiplies the kernel as a matrix.
+    """Return K(at)^H u over its norm, times the waves, for a u with image z.
 
-    Shape (..., inputs * taps).
+    The kernel as a matrix is multiplied by this vector, shape (..., inputs * taps).
     """
     products = z * _waves(at, cells)[..., None, :]
     v = products.sum(-1) if cells.phases.shape[1] == 1 else (products @ cells.phases.to(z.dtype)).flatten(-2)
@@ -395,7 +398,7 @@ def _waves(at: Tensor, cells: _Cells) -> Tensor:
 
 
 def _chosen(sigma: Tensor, turns: Tensor) -> Tensor:
-    """Return the best cells, and some of the others in turn."""
+    """Return the best cells, and some of the others, which take turns."""
     best = sigma.argsort(1, descending=True)
     if best.shape[1] <= _BEST + _IN_TURN:
         return best

@@ -1,15 +1,18 @@
-r"""Norms of matrices that change gradually, each followed from the subspace of the last step.
+r"""Norms of matrices that change gradually. Each is followed from the subspace of the last step.
 
-The state of a matrix W is an orthonormal basis U on its shorter side, of a few singular vectors with the largest
-singular values. One step takes the block Krylov space
+The state of a matrix W is an orthonormal basis U of a few leading singular vectors on its shorter side. One step takes
+the block Krylov space
 
 .. math:: \operatorname{span}(U,\; W W^T U,\; (W W^T)^2 U)
 
-whose images under :math:`W^T` are computed on the way. Rayleigh and Ritz give in it the vector u with the largest
-:math:`\sigma = \|W^T u\|`: an estimate from below, the best in that space. The next basis belongs to its largest
-singular values. A block keeps those that are about to overtake, where a single vector would lose its way: on layers of
-256 x 256 under Adam a single vector with five iterations is up to 6 % off, a block of eight with two 0.7 %. And it
-costs little more, because the weights are read as often: five times in all.
+and computes its images under :math:`W^T` on the way. The Rayleigh-Ritz method finds the vector u of this space with the
+largest :math:`\sigma = \|W^T u\|`. It is a lower estimate, and the best one in the space. The next basis spans the
+vectors of the largest singular values in the space.
+
+A block keeps singular vectors that are about to overtake the largest one. A single vector would lose track. On layers
+of 256 x 256 under Adam, the error of a single vector with five iterations is up to 6 %. The error of a block of eight
+with two rounds is 0.7 %. A block costs little more than a vector, because a round reads the weights equally often: six
+times in all for two rounds.
 """
 
 import torch
@@ -25,17 +28,18 @@ ROUNDS = 2
 def follow_matrices(
     matrices: Matrices, bases: Tensor, rounds: int = ROUNDS
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Take one step; nothing waits for the device.
+    """Take one step. Nothing waits for the device.
 
     Args:
         matrices: Of shape (matrices, rows, columns), rows <= columns for the least work.
         bases: Bases returned by the last step, shape (matrices, vectors, rows).
-        rounds: Products with each matrix and with its transpose, after the first one.
+        rounds: Number of products with each matrix and its transpose, after the first product.
 
     Returns:
-        sigma, shape (matrices,), with unit vectors u and v, shapes (matrices, rows) and (matrices, columns), for which
-        sigma = <u, W v>; the relative gain of the last round, shape (matrices,), about as large as what is missing; and
-        the new bases. Of a zero matrix sigma, u and v are zero, of one that is not finite NaN, and the bases stay.
+        sigma, shape (matrices,); unit vectors u and v, shapes (matrices, rows) and (matrices, columns), with
+        sigma = <u, W v>; the relative gain of the last round, shape (matrices,); and the new bases. The remaining error
+        is about as large as the gain. For a zero matrix sigma, u and v are zero. For a matrix that is not finite they
+        are NaN. Both keep their bases.
 
     """
     basis, image = bases, matrices.times(bases)
@@ -49,7 +53,7 @@ def follow_matrices(
     _, v = _best(gram, basis, image)
     known = gram.shape[-1] - bases.shape[1]
     before, _ = _best(gram[:, :known, :known], basis[:, :known], image[:, :known])
-    # Once more, for a left vector that is exactly zero where the matrix is.
+    # One more product makes the left vector exactly zero at zero rows of the matrix.
     u = (matrices.times_transposed(v[:, None]) / scale)[:, 0]
     sigma = torch.linalg.vector_norm(u, dim=-1)
     divisor = torch.where(sigma == 0, 1, sigma)
@@ -64,7 +68,7 @@ def _best(gram: Tensor, basis: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
     """Return the largest sigma in a subspace with its right vector."""
     coordinates = leading_vectors(gram)[:, None].to(basis.dtype)
     u, v = (coordinates @ basis)[:, 0], (coordinates @ image)[:, 0]
-    # Directions of a basis that rounding affects do not have length 1.
+    # Rounding may change the length of a basis vector from 1.
     length = torch.linalg.vector_norm(u, dim=-1)
     sigma = torch.linalg.vector_norm(v, dim=-1)
     return sigma / torch.where(length == 0, 1, length), v / torch.where(sigma == 0, 1, sigma)[:, None]

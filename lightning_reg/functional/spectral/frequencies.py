@@ -1,10 +1,10 @@
 """Certified upper bounds of convolutions: the largest norm of their frequency response on a grid.
 
-Without a border a convolution is, at each frequency, a matrix between channels. A stride sorts the pixels into phases,
-and each phase counts as further input channels. A layer with zero padding is a part of that operator: on the whole line
-for any image, on a ring that is long enough for images of a known size. A grid on the line may miss the largest norm by
-a factor that M. Riesz's lemma limits: from its maximum a trigonometric polynomial of degree m falls no faster than
-cos(m x).
+Without a border, a convolution is a matrix between channels at each frequency. A stride sorts the pixels into phases,
+and each phase counts as further input channels. A layer with zero padding is a part of that operator. For images of any
+size, the operator acts on the whole line. For images of a known size, it acts on a ring that is long enough. A grid on
+the line may miss the largest norm. M. Riesz's lemma limits by how much: from its maximum, a trigonometric polynomial of
+degree m falls no faster than cos(m x).
 """
 
 import math
@@ -23,7 +23,8 @@ from lightning_reg.functional.tensors.precision import reported, wide, without_a
 _DENSE = 256
 # More than the loss from rounding in float32.
 _ROUNDING = 1e-5
-# Frequencies for each degree, at least: 1 / cos(pi / 8) = 1.083 and 1 / cos(pi / 32) = 1.005 at worst.
+# The least numbers of frequencies per degree. At worst, the bound is too large by a factor of 1 / cos(pi / 8) = 1.083
+# and 1 / cos(pi / 32) = 1.005.
 _COARSE, _FINE = 4, 16
 # The grid of a known image size may have this many times more points.
 _FINER = 4
@@ -43,7 +44,7 @@ def certified_bound(weight: Tensor, layer: Convolution, input_size: Sizes | None
         else:
             bound = frequency_bound(entries, layer, input_size, grid)
         bound = (bound * (1 + _ROUNDING) * scale).to(reported(weight))
-        # Subnormal numbers are rounded by more.
+        # Rounding changes subnormal numbers by more.
         return bound + bound.detach().sign() * torch.finfo(bound.dtype).smallest_normal * torch.finfo(bound.dtype).eps
 
 
@@ -61,10 +62,10 @@ def bound_work(weight: Tensor, layer: Convolution, input_size: Sizes | None, gri
 
 
 def reshaped_bound(weight: Tensor, layer: Convolution, input_size: Sizes | None) -> Tensor:
-    r"""Return an upper bound of the norm of the layer with `weight` for one eigenvalue problem, shape ().
+    r"""Return an upper bound of the norm of the layer with `weight` by one eigenvalue problem, shape ().
 
-    The norm of the kernel as a matrix (outputs, inputs * taps), times the root of the number of windows that show one
-    pixel: :math:`\prod \lceil k / s \rceil`, and as often as padding copies it.
+    It is the norm of the kernel as a matrix (outputs, inputs * taps), times the root of the number of windows that show
+    one pixel. That number is :math:`\prod \lceil k / s \rceil`, times the number of copies of the pixel after padding.
     """
     if not weight.numel():
         return weight.sum().to(reported(weight))
@@ -86,7 +87,7 @@ def bound_allowance(layer: Convolution, grid: int = 16) -> float:
     """Return the largest ratio of `certified_bound` for images of any size to the largest response."""
     factors = [math.prod(axis.factor for axis in _sampled(layer, None, grid, ring=False))]
     if layer.padding_mode == "circular" and set(layer.stride) == {1}:
-        # Then the ring's response is the same.
+        # Then the ring has the same response.
         factors.append(math.prod(axis.factor for axis in _sampled(layer, None, grid, ring=True)))
     return min(factors) * (1 + 2 * _ROUNDING)
 
@@ -102,7 +103,7 @@ def frequency_bound(weight: Tensor, layer: Convolution, input_size: Sizes | None
 
 
 def _sampled(layer: Convolution, input_size: Sizes | None, grid: int, *, ring: bool) -> list[Axis]:
-    """Return the axes of `layer`; `ring`: circular padding as a ring, not as an image that repeats its border."""
+    """Return the axes of `layer`. `ring` treats circular padding as a ring, not as an image that repeats its border."""
     axes = []
     images = None if input_size is None else layer.image_sizes(input_size)
     settings = zip(layer.kernel, layer.stride, layer.dilation, layer.before, layer.after, strict=True)
@@ -121,7 +122,7 @@ def _sampled(layer: Convolution, input_size: Sizes | None, grid: int, *, ring: b
 
 @dataclass(frozen=True, slots=True)
 class _Dimension:
-    """One spatial dimension of a layer, whose operator is a part of one that frequencies diagonalise."""
+    """One spatial dimension of a layer. The layer is a part of an operator that is diagonal in frequency."""
 
     kernel: int
     stride: int
@@ -132,10 +133,10 @@ class _Dimension:
     grid: int
 
     def cut_out(self, large: int | None, small: int | None, before: int) -> Axis:
-        """Return the axis for zeros around an image of `large` pixels (None: any), `before` of them in front."""
+        """Return the axis for an image of `large` pixels (None for any size), with `before` zeros in front."""
         if large is None or small is None:
             return self._on_line(self.stride, self.grid, _COARSE)
-        # Taps that meet no pixel do not count; the ring must be so long that none meets a pixel around the ring.
+        # Taps that meet no pixel do not count. The ring is so long that no tap reaches a pixel by wrapping around.
         starts = [self.dilation * tap - before for tap in range(self.kernel)]
         step, end = self.stride, (small - 1) * self.stride
         met = [t for t, start in enumerate(starts) if any(0 <= start + j < large for j in range(0, end + 1, step))]
@@ -144,7 +145,7 @@ class _Dimension:
         return self._on_ring(points, step, met)
 
     def padded(self, large: int | None, small: int | None) -> Axis:
-        """Return the axis for padding with copies of pixels: then the image is longer, and larger by the copies."""
+        """Return the axis for padding with copies of pixels. They make the image longer, and its norm larger."""
         if large is None:
             axis = self.cut_out(None, None, 0)
         else:
@@ -153,9 +154,10 @@ class _Dimension:
         return _scaled(axis, math.sqrt(copies))
 
     def closed(self, size: int | None) -> Axis:
-        """Return the axis for circular padding: outputs of a ring, some possibly more than once.
+        """Return the axis for circular padding. The outputs lie on a ring, and some may occur more than once.
 
-        The outputs lie at multiples of the stride around the ring, so at multiples of its common divisor with the size.
+        They lie at multiples of the stride around the ring. So they lie at multiples of the greatest common divisor of
+        the stride and the size.
         """
         if size is not None:
             step = math.gcd(self.stride, size)
@@ -185,14 +187,14 @@ class _Dimension:
         return Axis(taps, [ranks[r] for _, r in places], positions, points if any(positions) else 1, 1.0)
 
     def any_image(self) -> range:
-        """Return image sizes that the layer takes, up to one after which no image has more copies or rounds."""
+        """Return enough of the image sizes that the layer takes. Larger images have no more copies or rounds."""
         span = self.dilation * (self.kernel - 1) + 1
         pad = self.before + self.after
         least = max(smallest_image(self.mode, self.before, self.after), span - pad)
         return range(least, least + pad + 2 * self.stride + 2)
 
     def copies(self, size: int) -> int:
-        """Return how often padding shows the pixel that it shows most often."""
+        """Return how often the padded image shows the pixel with the most copies."""
         outside = [*range(-self.before, 0), *range(size, size + self.after)]
         if self.mode == "circular":
             sources = [place % size for place in outside]
@@ -203,7 +205,7 @@ class _Dimension:
         return 1 + max(Counter(sources).values())
 
     def _rounds(self, size: int) -> int:
-        """Return how often a ring of `size` pixels gives the output that it gives most often."""
+        """Return how often the most frequent output occurs on a ring of `size` pixels."""
         span = self.dilation * (self.kernel - 1) + 1
         outputs = (size + self.before + self.after - span) // self.stride + 1
         return -(-outputs * math.gcd(self.stride, size) // size)

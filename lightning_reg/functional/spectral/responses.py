@@ -1,16 +1,16 @@
 r"""The largest norm of a convolution's frequency response on a grid, exactly, and with few eigenvalue problems.
 
 At frequency :math:`\omega` the response is :math:`K(\omega) = \sum_t K_t e^{i \omega p_t}`, a matrix between channels.
-A large one is compared with the largest norm c that is known so far: :math:`c^2 - K K^*` has a Cholesky factor exactly
-if its norm is below c, which takes a quarter of the time of eigenvalues. Eigenvalues are only computed if there is no
-factor, and c grows. In random order, n frequencies have about log n records: five or six of 130.
+A large response is compared with c, the largest norm so far. :math:`c^2 - K K^*` has a Cholesky factor exactly if the
+norm of K is below c. This test takes a quarter of the time of eigenvalues. If it fails, the eigenvalues are computed,
+and c grows. In random order, n frequencies set about log n records: five or six for 130.
 
-The Gram matrices need no product at each frequency, only one for each pair of taps:
+The Gram matrices need only one product for each pair of taps, and none for each frequency:
 
 .. math:: K K^* = \sum_t K_t K_t^T + \sum_{t < t'} \cos(\omega d) (P + P^T) + i \sin(\omega d) (P - P^T)
 
-with :math:`P = K_{t'} K_t^T` and :math:`d = p_{t'} - p_t`; pairs at one distance are summed once. For 3 x 3 taps these
-are 45 real products, and 13 distances, in place of 130 complex products.
+with :math:`P = K_{t'} K_t^T` and :math:`d = p_{t'} - p_t`; pairs at the same distance are summed once. For 3 x 3
+taps, 45 real products and 13 distances replace 130 complex products.
 """
 
 import math
@@ -22,11 +22,11 @@ from torch import Tensor
 
 from lightning_reg.functional.spectral.matrices import eigenvalue_work, largest_singular_value
 
-# Complex entries of the matrices of one batch of frequencies.
+# The number of complex entries in one batch of frequencies.
 _ENTRIES = 1 << 22
 # For smaller matrices, eigenvalues take less time than the search.
 _LARGE = 64
-# The square of a skipped norm may exceed the square of c by this share, which is added to the result.
+# The square of a skipped norm may exceed the square of c by this share. The result includes the share.
 _PASSED_OVER = 1e-5
 
 
@@ -63,11 +63,12 @@ def largest_response(weight: Tensor, groups: int, axes: Sequence[Axis]) -> Tenso
 
 
 def response_work(shape: Sequence[int], taps: int, points: int) -> float:
-    """Return about how many operations `largest_response` of one group takes, at the speed of products."""
+    """Return about how many operations `largest_response` takes for one group, at the speed of products."""
     short, long = sorted(shape)
     if short <= _LARGE:
         return points * (2.0 * eigenvalue_work((short, long)))
-    # Half of the points, as opposite ones are conjugate; a complex factorization, and sums of complex matrices.
+    # Half of the points count, because opposite ones are conjugate. Each takes a complex factorization, and sums of
+    # complex matrices.
     return taps * (taps + 1) * float(short) ** 2 * long + points * float(short) ** 2 * (2 * short + 8 * taps)
 
 
@@ -91,7 +92,7 @@ class _Response:
         self.phase_of_tap = phase
         self._in_phase = torch.nn.functional.one_hot(phase, self.phases).to(taps.dtype)  # (taps, phases)
         self.size = min(taps.shape[1], taps.shape[2] * self.phases)
-        # Opposite frequencies have conjugate matrices: one of the two is enough.
+        # Opposite frequencies have conjugate matrices, so one of the two is enough.
         every = torch.arange(math.prod(self._points), device=device)
         opposite, rest, unit = torch.zeros_like(every), every, 1
         for points in reversed(self._points):
@@ -117,7 +118,7 @@ class _Response:
         turns = torch.zeros((), dtype=self.taps.dtype, device=self.taps.device)
         for dim in reversed(range(len(self._points))):
             points = self._points[dim]
-            # Whole numbers, so that the angle is exact even for large kernels.
+            # Whole numbers keep the angle exact even for large kernels.
             turns = turns + ((indices % points)[:, None] * positions[:, dim] % points).to(turns.dtype) / points
             indices = indices // points
         return turns
@@ -126,7 +127,7 @@ class _Response:
 def _searched(response: _Response) -> tuple[Tensor, Tensor, float]:
     """Return the largest norm found, its frequency, and the factor by which other norms may exceed it."""
     order = response.frequencies.cpu()
-    # Always the same order, so that ranks agree.
+    # The order is always the same, so all ranks agree.
     order = order[torch.randperm(len(order), generator=torch.Generator().manual_seed(0))].to(response.taps.device)
     best, above = order[:1], math.sqrt(1 + _PASSED_OVER)
     largest = largest_singular_value(response.at(best)).squeeze()
@@ -149,10 +150,10 @@ def _searched(response: _Response) -> tuple[Tensor, Tensor, float]:
 
 
 def _grams(response: _Response, frequencies: int) -> Callable[[Tensor], Tensor]:
-    """Return a function from frequencies to the Gram matrices of the responses' shorter sides there, or conjugates."""
+    """Return a function that maps frequencies to Gram matrices of the responses' shorter sides, or to conjugates."""
     outputs, inputs, count = response.taps.shape[1:]
     by_rows = outputs <= inputs * response.phases
-    # A complex product is four real ones.
+    # A complex product takes four real ones.
     if (by_rows or response.phases == 1) and 0 < count * (count + 1) // 2 <= 4 * frequencies:
         return _from_pairs(response, by_rows=by_rows)
 
@@ -183,7 +184,7 @@ def _from_pairs(response: _Response, *, by_rows: bool) -> Callable[[Tensor], Ten
                 continue
             for sums, part in ((even, product + product.mT), (odd, product - product.mT)):
                 sums[distance] = sums[distance].add_(part) if distance in sums else part
-    odd = odd or {distance: torch.zeros_like(some) for distance, some in even.items()}  # of a single tap
+    odd = odd or {distance: torch.zeros_like(some) for distance, some in even.items()}  # a single tap has no odd part
     reals, imaginaries = (torch.stack(list(sums.values())).flatten(1) for sums in (even, odd))
     device, size = response.taps.device, response.size
     even_steps, odd_steps = (torch.tensor(list(sums), dtype=torch.long, device=device) for sums in (even, odd))

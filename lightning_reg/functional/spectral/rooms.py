@@ -1,12 +1,13 @@
-r"""How far matrices may still move before they can reach a bound, without a copy of what they were.
+r"""The distance that matrices may still move below a bound, measured without a copy of the old matrices.
 
 With k random rows S whose entries have variance 1 / k, :math:`\|S \Delta\|_F` is about :math:`\|\Delta\|_F`, and
-:math:`\sigma(W + \Delta) \le \sigma(W) + \|\Delta\|_F`. So a matrix known to be inside a bound stays inside for
-as long as its sketch S W, k vectors, moves little: to know it costs one product with few vectors a step.
+:math:`\sigma(W + \Delta) \le \sigma(W) + \|\Delta\|_F`. The difference between the bound and the norm is the room of
+a matrix. The matrix stays inside the bound while its sketch S W, k vectors, moves by at most an eighth of the room.
+The check costs one product with a few vectors per step.
 
-It is least certain for a change of rank one, whose :math:`\|S \Delta\|_F^2 / \|\Delta\|_F^2` has the distribution
-:math:`\chi^2_k / k`: with k = 8 it is below :math:`8^{-2}` with a probability of 6e-7. S is the same always, and
-weights do not depend on it.
+It is least certain for a change of rank one. Then :math:`\|S \Delta\|_F^2 / \|\Delta\|_F^2` has the distribution
+:math:`\chi^2_k / k`. With k = 8 it is below :math:`8^{-2}` with a probability of 6e-7. S never changes, and the weights
+do not depend on it.
 
 Reference: Woodruff, Sketching as a Tool for Numerical Linear Algebra, 2014, arXiv:1411.4357.
 """
@@ -29,27 +30,27 @@ _WORTH, _LONGEST = 4, 16
 
 
 class _Room(NamedTuple):
-    sketch: Tensor  # (matrices, vectors, columns), when the room was known; without vectors while waiting
+    sketch: Tensor  # (matrices, vectors, columns), from when the room was noted; no vectors during a pause
     room: Tensor  # (matrices,)
     waits: Tensor  # (2,): the steps until the next sketch, below 0 those since it, and the last pause
 
 
 class Rooms:
-    """What room matrices have below a bound, by name. On a CPU alone, where a look waits for nothing."""
+    """The room of matrices below a bound, by name. It works only on a CPU, where reading values is free."""
 
     def __init__(self) -> None:
         self._rooms: dict[str, _Room] = {}
 
     def is_inside(self, name: str, matrices: Tensor) -> bool:
-        """Tell whether matrices, shape (matrices, rows, columns), have certainly not left the room they had."""
+        """Tell whether matrices, shape (matrices, rows, columns), are almost certainly still within their room."""
         known = self._rooms.get(name)
         if known is None or not known.sketch.numel() or matrices.device.type != "cpu":
             return False
         sketch = _sketch(matrices)
-        if sketch.shape != known.sketch.shape:  # a state of other weights
+        if sketch.shape != known.sketch.shape:  # the state belongs to other weights
             return False
         moved = torch.linalg.vector_norm(sketch - known.sketch, dim=(-2, -1)) * _CERTAIN
-        is_inside = all((moved <= known.room).tolist())  # not if it is NaN
+        is_inside = all((moved <= known.room).tolist())  # NaN counts as outside
         if is_inside:
             self._rooms[name] = known._replace(waits=known.waits - torch.tensor([1, 0]))
         return is_inside
@@ -63,12 +64,12 @@ class Rooms:
         return bool(-left >= _WORTH if known.sketch.numel() else left <= 1)
 
     def note(self, name: str, matrices: Tensor, room: Tensor) -> None:
-        """Note the room that matrices, as in `is_inside`, have now."""
+        """Note the present room of matrices, shaped as in `is_inside`."""
         if matrices.device.type != "cpu":
             return
         known = self._rooms.get(name)
         left, pause = (0, 0) if known is None else known.waits.tolist()
-        if known is not None and known.sketch.numel():  # they have left it
+        if known is not None and known.sketch.numel():  # the matrices have left their room
             left = pause = 0 if -left >= _WORTH else min(max(1, 2 * pause), _LONGEST)
         elif known is not None:
             left -= 1
@@ -80,7 +81,7 @@ class Rooms:
         return {name: {key: part.clone() for key, part in room._asdict().items()} for name, room in self._rooms.items()}
 
     def load(self, name: str, state: Mapping[str, Tensor]) -> None:
-        """Continue from an entry of the result of `state`; anything else is no room."""
+        """Continue from an entry of the result of `state`. Anything else is ignored."""
         parts = [state.get(key) for key in _Room._fields]
         sketch, room, waits = (part if isinstance(part, Tensor) else torch.empty(0) for part in parts)
         count = sketch.shape[:1]

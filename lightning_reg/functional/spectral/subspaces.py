@@ -1,16 +1,17 @@
-"""Small matrices from subspaces of large ones: bases, leading vectors, functions of symmetric matrices.
+"""Small matrices from subspaces of large ones: bases, leading vectors and matrix functions.
 
-`torch.linalg`'s eigenvalues would wait for the device, and raise for NaN. These functions use products, and
+The eigenvalues of `torch.linalg` would wait for the device, and raise for NaN. These functions use only products, and
 factorizations without checks. A matrix that is not finite does not affect others in a batch.
 """
 
 import torch
 from torch import Tensor
 
-# After a projection, a unit row without a new part is shorter than the first number, from the rounding of a basis in
-# float32. After the second projection, which should remove nothing, a row with a new part is longer than the second.
+# After the first projection, a unit row without a new part is shorter than the first number. Only the float32
+# rounding of the basis remains. The second projection should remove nothing. A row with a new part stays longer than
+# the second number.
 _NOTHING = 1e-5, 0.5
-# Keeps a matrix positive that rounding has made singular.
+# This shift keeps a matrix positive if rounding has made it singular.
 _SHIFT = 1e-13
 _ROOT_STEPS = 40
 
@@ -25,7 +26,7 @@ def unit_rows(rows: Tensor) -> Tensor:
 def orthonormal(rows: Tensor, basis: Tensor | None = None) -> Tensor:
     """Return orthonormal rows that span, with `basis`, the space of `rows` and `basis`; zero for rows that add nothing.
 
-    If the new part of a row is only rounding, the result is a meaningless direction, which does no harm.
+    If the new part of a row is only rounding, the result is an arbitrary direction. It does no harm.
 
     Args:
         rows: Shape (..., rows, entries).
@@ -50,8 +51,8 @@ def orthonormal(rows: Tensor, basis: Tensor | None = None) -> Tensor:
 def leading_vectors(grams: Tensor, squarings: int = 12) -> Tensor:
     """Return a unit eigenvector of the largest eigenvalue of each positive matrix, shape (..., entries); 0 for zero.
 
-    By the power 2^squarings of the matrix: what smaller eigenvalues are mixed in lowers the largest by a share of less
-    than 1 / (e 2^squarings).
+    The method takes the power 2^squarings of the matrix. Vectors of smaller eigenvalues remain mixed in. They lower the
+    resulting eigenvalue by a share of less than 1 / (e 2^squarings).
     """
     power = _over_trace(grams)
     for _ in range(squarings):
@@ -74,7 +75,7 @@ def leading_subspace(grams: Tensor, size: int) -> Tensor:
 
 
 def square_root(matrices: Tensor) -> Tensor:
-    """Return the root of each positive matrix, by Newton and Schulz's iteration; good to 1e-8 of the largest one."""
+    """Return the root of each positive matrix by the Newton-Schulz iteration. Errors are 1e-8 of the largest root."""
     identity = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
     norms: Tensor = torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True) + torch.finfo(matrices.dtype).tiny
     root, inverse = matrices / norms, identity.expand_as(matrices)
@@ -90,7 +91,7 @@ def _over_trace(matrices: Tensor) -> Tensor:
 
 
 def start_basis(vectors: int, entries: int, *, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return orthonormal rows, always the same: ranks agree, a resumed run repeats, no global generator is touched."""
+    """Return fixed orthonormal rows. Ranks agree, resumed runs repeat, and no global generator changes."""
     if vectors == entries:
         return torch.eye(entries, dtype=dtype, device=device)
     rows = torch.empty(vectors, entries, dtype=dtype).normal_(generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""Weights sharded over ranks (DTensors of FSDP2 or tensor parallelism): each rank works on its own shards."""
+"""Compute on weights that are sharded over ranks (DTensors of FSDP2 or tensor parallelism)."""
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -11,13 +11,13 @@ from typing_extensions import override
 
 
 def has_dtensors(tensors: Iterable[Tensor]) -> bool:
-    """Tell whether there is a `DTensor`, without importing its module if nothing else has."""
+    """Tell whether any tensor is a `DTensor`, without importing its module."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and any(isinstance(tensor, module.DTensor) for tensor in tensors)
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """Return this rank's part of `tensor`, differentiably; a plain tensor is its own part."""
+    """Return this rank's part of `tensor`, or all of a plain tensor; differentiable."""
     if not has_dtensors([tensor]):
         return tensor
     return _with_gradient_of_same_layout(tensor.to_local())  # type: ignore[attr-defined]
@@ -33,7 +33,7 @@ def local_parts(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Return `tensor` with the parts of all ranks, differentiably; a collective call for a `DTensor`."""
+    """Return `tensor` with the parts of all ranks; differentiable, and a collective call for a `DTensor`."""
     if not has_dtensors([tensor]):
         return tensor
     return _with_gradient_of_same_layout(tensor.full_tensor())  # type: ignore[attr-defined]
@@ -50,15 +50,15 @@ class _GradientOfSameLayout(torch.autograd.Function):
     @override
     def backward(ctx: Any, *upstream: Tensor) -> Tensor:
         (gradient,) = upstream
-        # Not `contiguous`, which leaves an expanded gradient of an empty shard as it is.
+        # `contiguous` would not change the expanded gradient of an empty shard.
         return gradient if gradient.stride() == ctx.stride else gradient.clone(memory_format=torch.contiguous_format)
 
 
 def _with_gradient_of_same_layout(tensor: Tensor) -> Tensor:
-    """Return a view of a contiguous part, or whole, of a `DTensor`; its gradient is contiguous, too.
+    """Return a view of a tensor, part or whole of a `DTensor`, with a gradient of the same memory layout.
 
-    torch 2.9 copies a gradient of another layout, and the copy is replicated if the weight is sharded unevenly: FSDP2
-    cannot add its shard of the data gradient.
+    torch 2.9 copies a gradient of another layout. If the weight is sharded unevenly, the copy is replicated, and FSDP2
+    cannot add it to its shard of the data gradient.
     """
     if not (torch.is_grad_enabled() and tensor.requires_grad):
         return tensor
@@ -67,18 +67,18 @@ def _with_gradient_of_same_layout(tensor: Tensor) -> Tensor:
 
 
 class Offloaded:
-    """A tensor whose part on this rank is stored on the CPU, in pinned memory if it was on a GPU.
+    """Store this rank's part of a tensor on the CPU, in pinned memory if it comes from a GPU.
 
     Args:
         tensor: The tensor, a `DTensor` or plain.
-        device: Where it comes from, and is needed again.
+        device: The device that the tensor comes from and later returns to.
 
     """
 
     def __init__(self, tensor: Tensor, device: torch.device) -> None:
         part = local_part(tensor).to("cpu", copy=True)
         self.part = part.pin_memory() if device.type == "cuda" else part
-        """This rank's part. From pinned memory, `part.to(device, non_blocking=True)` does not wait."""
+        """This rank's part. With pinned memory, `part.to(device, non_blocking=True)` does not wait."""
         self._device = device
         self._spread: dict[str, Any] | None = None
         if has_dtensors([tensor]):
@@ -98,7 +98,7 @@ class Offloaded:
 
 
 def as_placed(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return `tensor` placed over ranks as `like`: a gradient may consist of parts that are not summed yet."""
+    """Return `tensor` with the placement of `like`; a gradient may still consist of partial sums over ranks."""
     if not has_dtensors([tensor]) or tensor.placements == like.placements:  # type: ignore[attr-defined]
         return tensor
     placed: Tensor = tensor.redistribute(like.device_mesh, like.placements)  # type: ignore[attr-defined]
@@ -112,8 +112,8 @@ def sum_over_shards(term: Callable[..., Tensor], weights: Iterable[Tensor], *bes
 
     Args:
         term: A sum over the entries of plain tensors on one device.
-        weights: Plain tensors and DTensors; without any the result is 0.
-        beside: Tensors that belong to the weights, in the same order; `term` also gets their parts.
+        weights: Plain tensors and DTensors. If there are none, the result is 0.
+        beside: Further tensors, one or None per weight. `term` gets their local parts, too.
 
     """
     total = None
@@ -130,9 +130,9 @@ def sum_over_shards(term: Callable[..., Tensor], weights: Iterable[Tensor], *bes
 
 @torch.no_grad()
 def sum_each_over_shards(term: Callable[[list[Tensor]], Tensor], weights: list[Tensor]) -> Tensor:
-    """Return `term` of each single weight, shape (weights,), the same on every rank; no gradient.
+    """Return `term` of each weight separately, shape (weights,), the same on every rank; no gradient.
 
-    One collective call for all weights with the same placement.
+    Weights with the same placement share one collective call.
 
     Args:
         term: Maps plain tensors on one device to one value each, shape (tensors,), a sum over the entries.
@@ -155,9 +155,9 @@ _Layout = tuple[torch.device, tuple[ProcessGroup, ...]]
 
 
 def _by_layout(weights: list[Tensor]) -> dict[_Layout, tuple[list[int], list[Tensor]]]:
-    """Sort the local parts of `weights` by device and by the process groups over which each is sharded.
+    """Group the local parts of `weights` by device and by the process groups over which they are sharded.
 
-    A mesh dimension over which a weight is replicated does not count, so nothing is counted twice.
+    Mesh dimensions that only replicate a weight are left out, so no entry counts twice.
 
     Returns:
         For each layout the positions in `weights`, and the parts.
@@ -181,13 +181,13 @@ def _by_layout(weights: list[Tensor]) -> dict[_Layout, tuple[list[int], list[Ten
 
 
 def sum_over_split_groups(sums: Sequence[Tensor], weights: Sequence[Tensor], dim: int) -> list[Tensor]:
-    """Return sums over groups of entries, one group per index along `dim`, with the parts of all ranks.
+    """Return sums over groups of entries, one group per index along `dim`, including the parts of other ranks.
 
-    Groups are split over ranks if a weight is sharded along another dimension. Then this is a collective call: one for
-    all `weights` of one device and mesh.
+    If a weight is sharded along another dimension, ranks share its groups. Then this function makes one collective call
+    for all `weights` of the same device and mesh.
 
     Args:
-        sums: For each weight, sums over this rank's part, of any shape in which only the groups have an extent.
+        sums: For each weight, the sums over this rank's part. All dimensions but the groups have size 1.
         weights: The weights, DTensors or plain.
         dim: The dimension along which groups lie.
 
@@ -209,7 +209,7 @@ def sum_over_split_groups(sums: Sequence[Tensor], weights: Sequence[Tensor], dim
 
 
 def shard_groups(weight: Tensor, among: Callable[[int], bool] = lambda _: True) -> tuple[ProcessGroup, ...]:
-    """Return the process groups over which `weight` is sharded along a dimension for which `among` is true."""
+    """Return the process groups that shard `weight` along a dimension that `among` accepts."""
     if not has_dtensors([weight]):
         return ()
     mesh = weight.device_mesh  # type: ignore[attr-defined]
@@ -221,7 +221,7 @@ def shard_groups(weight: Tensor, among: Callable[[int], bool] = lambda _: True) 
 
 
 def local_slice(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return this rank's part of a whole `tensor` that all ranks have, placed as `like`; no communication."""
+    """Return this rank's part of `tensor`, sharded like `like`; all ranks hold `tensor`, so none communicates."""
     if not has_dtensors([like]):
         return tensor
     module = sys.modules["torch.distributed.tensor"]
@@ -232,10 +232,10 @@ def local_slice(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def spread_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return a whole `tensor` that all ranks have as a `DTensor` placed as `like`; no communication.
+    """Return `tensor` as a `DTensor` sharded like `like`; all ranks hold `tensor`, so none communicates.
 
-    If `tensor` has further dimensions in front of the dimensions of `like`, only the last ones are sharded. It is
-    returned unchanged if its shape differs, or if `like` is a plain tensor.
+    `tensor` may have further dimensions in front, which are not sharded. If its other dimensions differ from `like`, or
+    if `like` is a plain tensor, it is returned unchanged.
     """
     further = tensor.ndim - like.ndim
     if not has_dtensors([like]) or further < 0 or tensor.shape[further:] != like.shape:

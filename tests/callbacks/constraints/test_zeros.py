@@ -104,7 +104,7 @@ def test_a_schedule_takes_entries_one_by_one(fit):
 
 
 def test_a_size_that_m_does_not_divide_is_refused_by_name(fit):
-    with pytest.raises(ValueError, match=r"`m` must divide .* of 'network\.0\.weight' .* got m=4 and 5 entries"):
+    with pytest.raises(ValueError, match=r"`m` must divide .* of 'network\.0\.weight' .* got m=4 and a size of 5"):
         fit(NMSparsity(), module=Wide())
 
 

@@ -297,13 +297,18 @@ def wrong_shape(batch):
             Untrainable,
             {},
             MisconfigurationException,
-            r"Untrainable has no `forward`. .* `target=`, e.g. .*'network'",
+            r"Untrainable has no `forward`. Pass `target=`.*, e.g. .*'network'",
             marks=pytest.mark.twin,
         ),
-        (TwoInputs, {}, MisconfigurationException, r"TwoInputs.forward takes \['inputs', 'mask'\]. Pass a part"),
+        (TwoInputs, {}, MisconfigurationException, r"TwoInputs.forward takes \['inputs', 'mask'\]. Pass `target=`"),
         (Distribution, {}, MisconfigurationException, "cannot evaluate 'Distribution' .* got Normal"),
-        (Never, {"input_transform": integers}, TypeError, "`input_transform` must return .* got one of torch.int64"),
-        (Never, {"input_transform": len}, TypeError, "`input_transform` must return .* got a int"),
+        (
+            Never,
+            {"input_transform": integers},
+            TypeError,
+            "`input_transform` must .* got a tensor of torch.int64",
+        ),
+        (Never, {"input_transform": len}, TypeError, "`input_transform` must return .* got int"),
         (Never, {"target": "network.2"}, MisconfigurationException, r"'network.2' on torch.float32 of shape \(4, 5\)"),
         (Never, {"input_transform": wrong_shape}, MisconfigurationException, r"of shape \(4, 3\).*input_transform"),
     ],
@@ -318,7 +323,7 @@ def test_a_target_that_is_not_a_function_of_a_tensor_of_the_batch_is_an_error_be
 def test_a_batch_without_numbers_is_an_error_before_the_first_step(fit, tmp_path):
     tokens = torch.utils.data.DataLoader(torch.arange(8), batch_size=4)
 
-    with pytest.raises(MisconfigurationException, match="no tensor of floating-point numbers in the batch, a Tensor"):
+    with pytest.raises(MisconfigurationException, match="no floating-point tensor in the batch, which is a Tensor"):
         fit(LipschitzMonitor(), module=Never(), data=tokens, logger=TensorBoardLogger(tmp_path))
 
 

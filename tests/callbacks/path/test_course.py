@@ -125,10 +125,10 @@ def test_an_early_end_of_a_strength_is_where_the_residual_is_small(trainer_of):
 @pytest.mark.parametrize(
     ("settings", "callbacks", "told"),
     [
-        ({"max_epochs": 5}, [], "`max_epochs` must be at least 6, for 3 strengths x 2 epochs, got 5"),
-        ({"max_steps": 41}, [], "`max_steps` must be at least 42, for 3 strengths x 2 epochs, got 41"),
-        ({"max_time": "00:01:00:00"}, [], "`max_time` might cut the path"),
-        ({}, [EarlyStopping("train/loss")], "EarlyStopping might cut the path"),
+        ({"max_epochs": 5}, [], r"`max_epochs` must be at least 6 \(3 strengths x 2 epochs\), got 5"),
+        ({"max_steps": 41}, [], r"`max_steps` must be at least 42 \(3 strengths x 2 epochs\), got 41"),
+        ({"max_time": "00:01:00:00"}, [], "`max_time` might stop the fit before RegularizationPath is complete"),
+        ({}, [EarlyStopping("train/loss")], "EarlyStopping might stop the fit before RegularizationPath is complete"),
     ],
     ids=["max_epochs", "max_steps", "max_time", "EarlyStopping"],
 )
@@ -166,7 +166,8 @@ def test_a_stream_has_no_number_of_steps(trainer_of):
 
     trainer = trainer_of(path_of(), max_epochs=-1, max_steps=1000)
 
-    with pytest.raises(MisconfigurationException, match="`max_steps` must be -1, for 3 strengths x 2 epochs, got 1000"):
+    told = r"`max_steps` must be -1 \(3 strengths x 2 epochs\), got 1000"
+    with pytest.raises(MisconfigurationException, match=told):
         trainer.fit(Untrainable(), torch.utils.data.DataLoader(Stream(), batch_size=None))
 
 
@@ -176,7 +177,7 @@ def test_frozen_weights_have_no_path(trainer_of, strengths):
     module.network.encoder.requires_grad_(requires_grad=False)
     penalty = L1Penalty(0.1, select="network.encoder.weight", mode="proximal")
 
-    with pytest.raises(MisconfigurationException, match="no optimizer trains any that L1Penalty"):
+    with pytest.raises(MisconfigurationException, match="no optimizer trains any weight that L1Penalty"):
         trainer_of(path_of(penalty, strengths=strengths), max_epochs=-1).fit(module, loader())
 
 
@@ -197,7 +198,7 @@ def test_an_average_over_all_strengths_is_refused(trainer_of, name):
     [
         ([0.3, 0.1, 0.03], "l1 0.3 to 0.03"),
         ([0.1], "l1 0.1"),
-        (3, r"l1 \(searching the largest strength\)"),
+        (3, r"l1 \(searching for the largest strength\)"),
     ],
     ids=["given", "one", "searched"],
 )
@@ -233,7 +234,7 @@ def test_a_path_that_is_cut_says_so(trainer_of):
 
     path = path_of()
 
-    with pytest.warns(UserWarning, match="cut after 2 of 3 strengths"):
+    with pytest.warns(UserWarning, match="stopped before RegularizationPath was complete, after 2 of 3 strengths"):
         trainer_of(path, max_epochs=-1).fit(Impatient(), loader())
 
     assert path.result.strengths == (0.3, 0.1)

@@ -116,7 +116,7 @@ def deep():
 def test_all_layers_of_a_deep_network_are_refused_downwards(trainer_of):
     trainer = trainer_of(path_of(l1()), max_epochs=-1)
 
-    with pytest.raises(MisconfigurationException, match=r"resting place.*direction='up'"):
+    with pytest.raises(MisconfigurationException, match=r"stationary point.*direction='up'"):
         trainer.fit(Regression(network=deep()), range(3))
 
 
@@ -145,7 +145,7 @@ def test_upwards_a_deep_network_begins_as_it_was(trainer_of, optimizer):
 def test_a_search_that_does_not_settle_says_so(trainer_of, monkeypatch):
     monkeypatch.setattr("lightning_reg.callbacks.path.regularization_path._SEARCH", 10)
 
-    with pytest.warns(UserWarning, match="looked for the largest strength for 10 epochs"):
+    with pytest.warns(UserWarning, match="searched for the largest strength for 10 epochs"):
         trainer_of(path_of(l1()), max_epochs=-1).fit(Regression(partial(torch.optim.SGD, lr=1e-4)), range(1))
 
 
@@ -168,7 +168,7 @@ def test_steps_that_fp16_skips_do_not_count_as_the_first(trainer_of):
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30, growth_interval=1000)
     trainer = trainer_of(path_of(l1()), max_epochs=-1, plugins=MixedPrecision("16-mixed", "cpu", scaler))
 
-    with pytest.raises(MisconfigurationException, match="resting place"):
+    with pytest.raises(MisconfigurationException, match="stationary point"):
         trainer.fit(Regression(network=deep(), dtype=torch.float32), range(30))
 
 

@@ -496,8 +496,8 @@ def test_a_method_that_forward_calls_counts_where_a_subclass_or_an_instance_repl
     ("call", "error", "message"),
     [
         (lambda: lipschitz_bound(torch.relu, torch.ones(1)), TypeError, "`module` must be a torch.nn.Module"),
-        (lambda: lipschitz_bound(nn.ReLU(), 3), TypeError, "`example_input` must be a tensor or a tuple"),
-        (lambda: lipschitz_bound(nn.ReLU(), ()), TypeError, "`example_input` must be a tensor or a tuple"),
+        (lambda: lipschitz_bound(nn.ReLU(), 3), TypeError, "`example_input` must be a tensor, a dict with"),
+        (lambda: lipschitz_bound(nn.ReLU(), ()), TypeError, "`example_input` must be a tensor, a dict with"),
         (lambda: lipschitz_bound(nn.ReLU(), torch.ones(1), fold_batch_norm=1), TypeError, "`fold_batch_norm`"),
         (lambda: register_lipschitz_rule(int, len), TypeError, "`target` must be a subclass of torch.nn.Module"),
         (lambda: register_lipschitz_rule(nn.ReLU(), len), TypeError, "`target` must be a subclass of torch.nn.Module"),

@@ -164,7 +164,7 @@ def test_no_attack_within_the_radius_changes_the_class_but_one_far_outside_does(
         (
             lambda: CertifiedAccuracy([0.1]).update(torch.ones(2, 2), torch.ones(3).long(), torch.ones(2, 2)),
             ValueError,
-            "`target` must have a class for each of the 2",
+            "`target` must have one class for each of the 2",
         ),
     ],
 )

@@ -225,15 +225,15 @@ def test_a_kink_may_be_above_the_truth_as_documented():
     [
         (torch.sin, 3, TypeError, "`x` must be a tensor of real floating-point numbers, got int"),
         (torch.sin, torch.ones(2, 2).long(), TypeError, "`x` must be a tensor .* got torch.int64"),
-        (torch.sin, torch.tensor(1.0), ValueError, "`x` must have a row for each sample"),
+        (torch.sin, torch.tensor(1.0), ValueError, "`x` must have one row for each sample"),
         (lambda x: {"logits": x}, torch.ones(2, 2), TypeError, r"`fn\(x\)` must be a tensor .* got dict"),
         (lambda x: x + 1j, torch.ones(2, 2), TypeError, r"`fn\(x\)` must be a tensor .* got torch.complex64"),
-        (torch.sum, torch.ones(2, 2), ValueError, r"`fn\(x\)` must have a row for each sample"),
+        (torch.sum, torch.ones(2, 2), ValueError, r"`fn\(x\)` must have one row for each sample"),
         (
             torch.t,
             torch.ones(2, 3),
             ValueError,
-            r"`fn` must return a row for each of the 2 samples, got shape \(3, 2\)",
+            r"`fn` must return one row for each of the 2 samples, got shape \(3, 2\)",
         ),
         (lambda x: x.detach(), torch.ones(2, 3), ValueError, "`fn` must be differentiable by autograd"),
     ],

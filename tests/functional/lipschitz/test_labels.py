@@ -97,7 +97,7 @@ UNKNOWN = {
     "exponential": (lambda net, h, y: net.embed(y).exp() * h, "product"),
     "branch": (in_a_branch, "depends on the values"),
     "read": (lambda net, h, y: h * float(y.sum()), "depends on the values"),
-    "position": (lambda net, h, y: h.gather(1, y[:, None]), "as labels do"),
+    "position": (lambda net, h, y: h.gather(1, y[:, None]), "`all_labels` makes labels part of the input"),
     "shape": (lambda net, h, y: h * net.embed.weight[: 1 + len(y.nonzero())].sum(0), "depends on the values"),
     "mask": (lambda net, h, y: h * (1 + net.embed(y)[y > 0].sum()), "size"),
     "ones": (lambda net, h, y: h * (1 + torch.ones_like(y.nonzero()).sum()), "size"),

@@ -194,7 +194,7 @@ UNBOUNDED = {
     "power": (lambda x: x**2, "pow", "power"),
     "quotient": (lambda x: 1 / (1 + x.abs()), "truediv", "division"),
     "matmul": (lambda x: x @ x.T, "matmul", "product"),
-    "exp": (lambda x: x.exp(), "exp", "no bound"),
+    "exp": (lambda x: x.exp(), "exp", "derivative is unbounded"),
     "mask": (lambda x: x * (x > 0), "gt", "discontinuous"),
     "where": (lambda x: torch.where(x > 0, x, 0.0), "gt", "discontinuous"),
     "positions": (lambda x: x[:, x.argmax(1)], "argmax", "discontinuous"),
@@ -209,7 +209,7 @@ UNBOUNDED = {
     "transposed in place": (lambda x: torch.relu((x @ constant(3, 3).float()).t_()), "t_", "shape"),
     "enlarged windows": (lambda x: F.lp_pool1d(x, 2, 2, ceil_mode=True), "lp_pool1d", "ceil_mode"),
     "random": (lambda x: x + torch.randn(3), "forward", "random"),
-    "another path": (lambda x: 2 * x if type(x) is torch.Tensor else x, "trace", "something else"),
+    "another path": (lambda x: 2 * x if type(x) is torch.Tensor else x, "trace", "another result during the trace"),
     "number": (lambda x: x * x.sum().item(), "trace", "depend"),
 }
 

@@ -33,6 +33,19 @@ def test_it_is_above_the_largest_singular_value_by_half_a_percent_at_most(matrix
     np.testing.assert_allclose(found[1].numpy(), rows @ rows.T, rtol=1e-10, atol=1e-12)
 
 
+def test_an_estimate_that_is_too_low_is_improved_before_it_is_given_up(monkeypatch):
+    from lightning_reg.functional.spectral import certificates
+
+    monkeypatch.setattr(certificates, "_ITERATIONS", 10)
+    matrix = torch.randn(200, 210, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+    bound, _ = certified_norm(matrix)
+    monkeypatch.setattr(certificates, "_TRIES", 1)
+
+    assert 1 <= bound / np.linalg.norm(matrix.numpy(), 2) <= 1.0051
+    assert certified_norm(matrix) is None
+
+
 def test_an_estimate_that_is_too_low_gives_no_bound(monkeypatch):
     from lightning_reg.functional.spectral import certificates
 

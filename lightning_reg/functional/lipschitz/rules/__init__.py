@@ -1,6 +1,6 @@
-"""The rules that bound operations: each file below registers the rules of one kind in `registry`.
+"""Rules that bound operations. Each file below registers the rules of one kind in `registry`.
 
-`applied` makes a bound of a rule's answer.
+`applied` turns the answer of a rule into a bound.
 """
 
 import lightning_reg.functional.lipschitz.rules.activations

@@ -1,4 +1,4 @@
-"""Rules of functions that work entry by entry, by their least and largest slopes, and of softmax."""
+"""Rules of elementwise functions, by their least and largest slopes, and of softmax."""
 
 import math
 from typing import Any
@@ -27,11 +27,11 @@ from lightning_reg.functional.lipschitz.value import (
 _MONOTONE = Slopes(0.0, 1.0)
 _RELU = Slopes(0.0, 1.0, is_half=True)
 _ANY = Slopes(-1.0, 1.0)
-# Rounded away from zero: the slopes of GELU and SiLU at x and -x add up to 1.
+# Rounded away from zero. The slopes of GELU and SiLU at x and -x add up to 1.
 _GELU = Slopes(-0.12891, 1.12891)
 _GELU_TANH = Slopes(-0.12900, 1.12900)
 _SELU = Slopes(0.0, 1.758100)
-# The jump of softplus at its threshold is lost in float32 from here on.
+# From this threshold on, the jump of softplus is too small for float32.
 _SMOOTH_THRESHOLD = 15.0
 
 _FIXED: tuple[tuple[tuple[type[nn.Module], ...], str, Slopes], ...] = (
@@ -60,9 +60,9 @@ for _types, _names, _slopes in _FIXED:
 for_functions(
     "exp exp2 expm1 log log2 log10 log1p sqrt rsqrt reciprocal tan sinh cosh acos asin arccos arcsin logit acosh"
     " atanh erfinv lgamma digamma"
-)(without_bound("its slope has no bound"))
+)(without_bound("its derivative is unbounded, so it has no finite Lipschitz constant"))
 for_functions("sign round floor ceil trunc frac heaviside remainder fmod floor_divide floordiv sgn mod")(
-    without_bound("it is discontinuous")
+    without_bound("it is discontinuous, so it has no finite Lipschitz constant")
 )
 
 
@@ -76,7 +76,7 @@ def _gelu_layer(op: Operation, input: Traced) -> Slopes:
     return _gelu(op, input, op.module.approximate)
 
 
-# Beside a kink or a jump of the slope, and where a smooth slope is largest or least.
+# Places where a smooth slope is largest or least, and places on both sides of a jump of the slope.
 _BESIDE = 1e-9
 _TURNS: tuple[tuple[tuple[type[nn.Module], ...], str, tuple[float, ...]], ...] = (
     ((nn.ReLU, nn.LeakyReLU, nn.Softplus, nn.LogSigmoid), "relu leaky_relu softplus logsigmoid", ()),
@@ -108,7 +108,7 @@ def _leaky_relu_layer(op: Operation, input: Traced) -> Slopes:
 
 
 @for_functions("rrelu")
-def _rrelu(  # the function's
+def _rrelu(  # the arguments of torch's function
     op: Operation,
     input: Traced,
     lower: float = 1 / 8,
@@ -154,7 +154,7 @@ def _elu_layer(op: Operation, input: Traced) -> Slopes:
 @for_functions("celu")
 def _celu(op: Operation, input: Traced, alpha: float = 1.0, inplace: bool = False) -> Slopes:
     if alpha < 0:
-        msg = "its slope has no bound for a negative `alpha`"
+        msg = "its derivative is unbounded if `alpha` is negative"
         raise NoBoundError(msg)
     return _MONOTONE
 
@@ -167,7 +167,7 @@ def _celu_layer(op: Operation, input: Traced) -> Slopes:
 @for_functions("softplus")
 def _softplus(op: Operation, input: Traced, beta: float = 1.0, threshold: float = 20.0) -> Slopes:
     if threshold < _SMOOTH_THRESHOLD:
-        msg = f"it is discontinuous with a `threshold` below {_SMOOTH_THRESHOLD:g}"
+        msg = f"its `threshold` is below {_SMOOTH_THRESHOLD:g}, which makes it discontinuous"
         raise NoBoundError(msg)
     return _MONOTONE
 
@@ -180,7 +180,7 @@ def _softplus_layer(op: Operation, input: Traced) -> Slopes:
 @for_functions("threshold")
 def _threshold(op: Operation, input: Traced, threshold: float, value: float, inplace: bool = False) -> Slopes:
     if threshold != value:
-        msg = "it is discontinuous, unless `value` is `threshold`"
+        msg = "it is discontinuous unless `value` equals `threshold`"
         raise NoBoundError(msg)
     return _MONOTONE
 
@@ -193,7 +193,7 @@ def _threshold_layer(op: Operation, input: Traced) -> Slopes:
 @for_functions("hardshrink")
 def _hardshrink(op: Operation, input: Traced, lambd: float = 0.5) -> Slopes:
     if lambd:
-        msg = "it is discontinuous, unless `lambd` is 0"
+        msg = "it is discontinuous unless `lambd` is 0"
         raise NoBoundError(msg)
     return _MONOTONE
 
@@ -214,11 +214,11 @@ def _softmax(op: Operation, input: Traced, dim: int | None = None, *_: Any, **__
     if _classes(input, dim) == 1:
         return 0.0
     scores = input.bound.extent.scores
-    # The Jacobian is diag(p) - p p^T; two classes of 1/2 attain its largest norm.
+    # The Jacobian is diag(p) - p p^T. Its norm is largest for two classes of probability 1/2.
     bound = input.bound.after(0.5)
     if scores is None or not _is_last(input, dim):
         return bound
-    # The change of a row is no longer than the deviation of the scores' changes, by the probabilities p.
+    # The change of a row is at most the standard deviation of the score changes under the probabilities p.
     by_scores = scores.by_row + math.sqrt(input.value.shape[-2]) * scores.by_column
     return Bound(smaller(bound.value, by_scores))
 
@@ -239,7 +239,7 @@ def _is_last(input: Traced, dim: int | None) -> bool:
 
 @for_functions("log_softmax")
 def _log_softmax(op: Operation, input: Traced, dim: int | None = None, *_: Any, **__: Any) -> float:
-    # The norm of the Jacobian 1 - 1 p^T is convex in p, so that it is largest for one class of probability 1.
+    # The norm of the Jacobian 1 - 1 p^T is convex in p. It is largest if one class has probability 1.
     classes = _classes(input, dim)
     return 0.0 if classes == 1 else math.sqrt(classes)
 
@@ -292,15 +292,15 @@ def _identity(op: Operation, input: Traced, *_: Any, **__: Any) -> Bound:
 def _dropout(op: Operation, input: Traced, p: float = 0.5, training: bool = True, *_: Any, **__: Any) -> Bound:
     if not training:
         return input.bound
-    # Random, but no mask does more.
+    # The mask is random, but no mask enlarges a change by more than this.
     return input.bound.after(1 / (1 - p) if p < 1 else 0.0)
 
 
 @for_functions("alpha_dropout feature_alpha_dropout")
 def _alpha_dropout(
     op: Operation, input: Traced, p: float = 0.5, training: bool = False, *_: Any, train: bool = False, **__: Any
-) -> Bound:  # the function's
+) -> Bound:  # the arguments of torch's function
     if training or train:
-        msg = "it is random"
+        msg = "it is random in training mode, so it has no fixed Lipschitz constant; turn that mode off"
         raise NoBoundError(msg)
     return input.bound

@@ -24,37 +24,37 @@ from lightning_reg.functional.lipschitz.value import (
     traced_in,
 )
 
-# As good as infinity: what a function is here, it is everywhere beyond, or it has no bound.
+# Stands for infinity. A bounded function has reached its limit here; a result above `_UNBOUNDED` has no limit.
 _FAR = 1e30
 _UNBOUNDED = 1e20
 
 
 class RuleError(Exception):
-    """An error in a user's rule, which is its cause."""
+    """An error in a user's rule. Its `__cause__` is the original error."""
 
 
 def apply_rule(
     rule: Rule | UserRule, operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Bound, float | None]:
-    """Return the bound of the result of an operation, and the constant of the operation alone, if the rule says it.
+    """Return the bound of an operation's result, and the constant of the operation alone (None if not given).
 
     Raises:
-        NoBoundError: If there is no bound, or none that is known.
-        RuleError: If a user's rule raises, or returns no constant.
+        NoBoundError: If the operation has no bound, or no known one.
+        RuleError: If a user's rule raises, or returns something other than a constant.
 
     """
     traced = list(traced_in([args, kwargs]))
     if isinstance(rule, UserRule):
         own = _ask(rule, operation, args, kwargs)
         if math.isinf(own):
-            msg = "its registered rule says that it has none"
+            msg = "the rule registered for it returned infinity"
             raise NoBoundError(msg)
         return Bound(times(together(each.bound.value for each in traced), own), own=own), own
     result = rule(operation, *args, **kwargs)
     if isinstance(result, Bound):
         return replace(result, extent=Extent()), result.own
     if len(traced) != 1:
-        msg = "no rule for it, if more than one of its arguments depends on the input"
+        msg = f"its rule allows only one argument to depend on the input, got {len(traced)}"
         raise NoBoundError(msg)
     if not isinstance(result, Slopes):
         return traced[0].bound.after(result), result
@@ -69,11 +69,11 @@ def apply_rule(
 
 
 def _extent(at: Callable[[Tensor], Tensor], argument: Traced, slopes: Slopes, slope: float) -> Extent:
-    """Return how large a function gets: no further from its value at 0 than by its slope, and no more at its ends."""
+    """Return the size of a function's result, by its value at 0 and its slope, and by its limits if it is monotone."""
     before = argument.bound.extent
     zeros = torch.zeros_like(argument.value)
     ends = largest(torch.stack([at(zeros - _FAR), at(zeros + _FAR)])) if slopes.low >= 0 else math.inf
-    ends = ends if ends < _UNBOUNDED else math.inf  # NaN, too
+    ends = ends if ends < _UNBOUNDED else math.inf  # NaN counts as unbounded
     if math.inf == before.entries == ends:
         return Extent()
     start = largest(at(zeros))
@@ -86,7 +86,7 @@ def _extent(at: Callable[[Tensor], Tensor], argument: Traced, slopes: Slopes, sl
 
 
 def _nearby(at: Callable[[Tensor], Tensor], operation: Operation, argument: Traced, slopes: Slopes) -> Bound | None:
-    """Return the bound by the slopes that a function has where its argument may be, if that is known."""
+    """Return the bound by the slopes of a function on the interval of its argument; None if they are unknown."""
     interval = argument.interval()
     if operation.turns is None or interval is None or not argument.value.ndim:
         return None
@@ -99,7 +99,7 @@ def _nearby(at: Callable[[Tensor], Tensor], operation: Operation, argument: Trac
     if not bool(steepness.isfinite().all()):
         return None
     least, most = steepness.amin(0), steepness.amax(0)
-    # Where the slope is not the same everywhere, it is rounded.
+    # Where the slope varies, leave room for its rounding.
     varies = most > least
     return argument.bound.between(
         torch.where(varies, (least - UPWARDS + 1).clamp_min(slopes.low), least),
@@ -109,7 +109,7 @@ def _nearby(at: Callable[[Tensor], Tensor], operation: Operation, argument: Trac
 
 def _entry_by_entry(operation: Operation, value: Tensor, bound: Bound, slopes: Slopes) -> tuple[Bound, float]:
     if value.is_complex():
-        msg = "no rule for it with complex numbers"
+        msg = "its rule does not cover complex numbers"
         raise NoBoundError(msg)
     factor = math.nan if math.isnan(slopes.high) else max(abs(slopes.low), abs(slopes.high))
     before, after = value.numel(), operation.output.numel()

@@ -1,4 +1,4 @@
-"""Rules of sums, products with constants, and operations that join or move values."""
+"""Rules of elementwise sums, products and quotients, and of operations that join or choose values."""
 
 import math
 from dataclasses import replace
@@ -24,11 +24,11 @@ from lightning_reg.functional.lipschitz.value import (
     traced_in,
 )
 
-_POWER = "the slope of a power has no bound"
+_POWER = "the derivative of this power has no known bound"
 
 
 def spread(op: Operation, argument: Traced) -> float:
-    """Return the bound of an argument of an operation that broadcasts, and may repeat it."""
+    """Return the bound of an argument after the operation has broadcast it."""
     before, after = argument.value.numel(), op.output.numel()
     return argument.bound.value if before == after else times(argument.bound.value, math.sqrt(after / max(before, 1)))
 
@@ -43,7 +43,7 @@ def common_shape(*tensors: Any) -> torch.Size:
 @for_functions("add sub subtract")
 def _add(op: Operation, input: Any, other: Any, *, alpha: float = 1) -> Bound:
     terms = [(argument, factor) for argument, factor in ((input, 1), (other, alpha)) if isinstance(argument, Traced)]
-    # What depends on labels only is a constant here.
+    # A value that depends only on labels is a constant here.
     terms = [each for each in terms if each[0].bound.value != 0] or terms
     if len(terms) == 1 and abs(terms[0][1]) == 1 and terms[0][0].value.shape == op.output.shape:
         return terms[0][0].bound.shifted()
@@ -57,12 +57,12 @@ def _rsub(op: Operation, input: Any, other: Any, *, alpha: float = 1) -> Bound:
 
 @for_functions("mul multiply")
 def product(op: Operation, input: Any, other: Any) -> Bound:
-    """Return the bound of a product entry by entry, which may broadcast to more entries by a third argument."""
+    """Return the bound of an elementwise product. A third argument of the operation may broadcast it further."""
     if isinstance(input, Traced) and isinstance(other, Traced):
         known = rescaled(op, input, other)
         if known is not None and not math.isinf(known[0].value):
             return known[0]
-        # Each is multiplied by what the other is at most.
+        # The change of each factor is multiplied by the largest entry of the other.
         sizes = other.bound.extent.entries, input.bound.extent.entries
         if any(math.isinf(size) and each.bound.value for size, each in zip(sizes, (input, other), strict=True)):
             raise NoBoundError(PRODUCT)
@@ -82,13 +82,13 @@ def product(op: Operation, input: Any, other: Any) -> Bound:
 @for_functions("div divide true_divide truediv")
 def _div(op: Operation, input: Any, other: Any, *, rounding_mode: str | None = None) -> Bound:
     if rounding_mode is not None:
-        msg = "it is discontinuous"
+        msg = "`rounding_mode` makes the quotient discontinuous, so it has no finite Lipschitz constant"
         raise NoBoundError(msg)
     if isinstance(other, Traced):
         known = rescaled(op, input, other, is_quotient=True)
         if known is not None and not math.isinf(known[0].value):
             return known[0]
-        msg = "a division by a value that depends on the input has no bound"
+        msg = "division by a value that depends on the input has no bound near 0"
         raise NoBoundError(msg)
     return product(op, input, as_tensor(other, input.value).reciprocal())
 
@@ -153,9 +153,9 @@ def _masked(op: Operation, input: Traced, mask: Any, value: Any = None) -> Bound
 
 
 def _fixed(condition: Any) -> None:
-    # It may depend on labels.
+    # The condition may depend on labels.
     if any(each.bound.value != 0 for each in traced_in(condition)):
-        msg = "it is discontinuous where its condition, which depends on the input, changes"
+        msg = "its condition depends on the input, so its result is discontinuous"
         raise NoBoundError(msg)
 
 
@@ -169,10 +169,12 @@ def _no_values(op: Operation, input: Any, *rest: Any, **named: Any) -> Bound:
 
 
 for_functions("prod cumprod renorm cosine_similarity")(
-    without_bound("no rule for it: products of values that depend on the input")
+    without_bound("it multiplies values that depend on the input, and no rule covers these products")
 )
-for_functions("var var_mean")(without_bound("the slope of a square has no bound"))
+for_functions("var var_mean")(without_bound("it squares its input, and the derivative of a square is unbounded"))
 for_functions("argmax argmin eq ne lt gt le ge isnan isfinite isinf bool long int nonzero argsort logical_not any all")(
     without_bound("whole numbers and comparisons are discontinuous: they have no Lipschitz constant")
 )
-for_modules(nn.CosineSimilarity)(without_bound("no rule for it: products of values that depend on the input"))
+for_modules(nn.CosineSimilarity)(
+    without_bound("it multiplies values that depend on the input, and no rule covers these products")
+)

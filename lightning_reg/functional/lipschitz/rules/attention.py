@@ -1,4 +1,4 @@
-"""Rules of attention as one function or layer, see `dot_products` for the bound."""
+"""Rules of attention as one function or layer. `dot_products` derives the bound."""
 
 import math
 from dataclasses import replace
@@ -30,7 +30,7 @@ from lightning_reg.functional.lipschitz.value import (
 )
 
 for_functions("multi_head_attention_forward")(
-    without_bound("no rule for it: call `nn.MultiheadAttention`, or `scaled_dot_product_attention`")
+    without_bound("no rule covers it; use `nn.MultiheadAttention` or `scaled_dot_product_attention`")
 )
 
 
@@ -48,7 +48,7 @@ def _attention(
 ) -> Bound:
     constant(attn_mask)
     if dropout_p:
-        msg = "it is random"
+        msg = "a `dropout_p` above 0 makes it random, so it has no fixed Lipschitz constant"
         raise NoBoundError(msg)
     queries, keys, values = known(query), known(key), known(value)
     if scale is None:
@@ -83,7 +83,7 @@ def _attention_layer(
 ) -> Bound:
     constant([key_padding_mask, attn_mask])
     inputs = known(query), known(key), known(value)
-    # The constant of the layer alone is what it has for inputs that change by 1.
+    # The constant of the layer alone is its bound for inputs that change by 1.
     alone = [
         replace(each, bound=replace(each.bound, value=1.0 if isinstance(given, Traced) else 0.0))
         for each, given in zip(inputs, (query, key, value), strict=True)
@@ -104,13 +104,13 @@ def _of_heads(op: Operation, inputs: tuple[Traced, Traced, Traced], has_weights:
         for weight, bias, each in zip((first, second, third), outside, inputs, strict=True)
     ]
     for index, extra in ((1, module.bias_k), (2, module.bias_v)):
-        if extra is not None:  # one more row, the same for all inputs
+        if extra is not None:  # one more row, which is the same for all inputs
             lengths = torch.linalg.vector_norm(precise(extra).view(-1, width), dim=-1)
             radii[index] = torch.maximum(radii[index], lengths.to(radii[index]))
     changes = [times(each.bound.value, norm) for each, norm in zip(inputs, norms, strict=True)]
     rows = inputs[0].value.shape[-2 if module.batch_first or inputs[0].value.ndim == 2 else 0]  # noqa: PLR2004  # no batch
     scale = 1 / math.sqrt(width)
-    # Of each head, for probabilities, and the same times the radius of its values.
+    # The scores of the worst head, for probabilities. Then the same, times the radius of the head's values.
     alone = Scores(times(changes[0], _most(radii[1])) * scale, times(changes[1], _most(radii[0])) * scale)
     valued = Scores(
         times(changes[0], _most(radii[1] * radii[2])) * scale, times(changes[1], _most(radii[0] * radii[2])) * scale
@@ -162,5 +162,5 @@ def _attention_layer_extent(
     radius = together(radii.tolist()) * norm_upwards(module.out_proj.weight)
     if module.out_proj.bias is not None:
         radius += largest(torch.linalg.vector_norm(precise(module.out_proj.bias)))
-    # Weights are returned besides, which are 1 at most.
+    # The layer also returns attention weights, which are at most 1.
     return Extent(max(radius, 1.0), max(radius, 1.0)) if math.isfinite(radius) else None

@@ -1,11 +1,16 @@
-r"""Rules of products of tensors summed over some of their dimensions, as in einsum, with one that is not constant.
+r"""Rules of tensor contractions, as in einsum, where one factor depends on the input.
 
 .. math:: y_{bro} = \sum_{k} C_{brk} \sum_s x_{bkso}
 
-where the constants are first multiplied to one tensor C. As a map of x, this is a block diagonal matrix with a block
-for each index b, in the dimensions shared by x, C and y. Its columns are the dimensions k of x and C only, its rows the
-dimensions r of C and y only. Dimensions s of x only are summed, and dimensions o of x and y only repeat the same map.
-Hence the norm is :math:`\max_b \|C_b\| \sqrt{|s|}`, exactly.
+where C is the product of all constants. As a map of x, this is a block diagonal matrix. The indices are
+
+- b, in x, C and y: one block for each;
+- k, in x and C only: the columns of a block;
+- r, in C and y only: the rows of a block;
+- s, in x only: these are summed;
+- o, in x and y only: these repeat the same map.
+
+Hence the norm is exactly :math:`\max_b \|C_b\| \sqrt{|s|}`. `dot_products` bounds two factors that depend on the input.
 """
 
 import math
@@ -27,12 +32,12 @@ from lightning_reg.functional.lipschitz.value import Bound, Extent, NoBoundError
 Labels = Sequence[int]
 # torch's limit on the number of names.
 _NAMES = 52
-# Sparse matrices of more entries, zeros included, are bounded by sums.
+# Sparse matrices with more entries, zeros included, are bounded by row and column sums.
 _DENSE = 1 << 22
 
 
 def contracted(operands: Sequence[tuple[Any, Labels]], output: Labels) -> Bound:
-    """Return the bound of a product that is summed over all labels which are not in `output`."""
+    """Return the bound of a product that is summed over all labels missing from `output`."""
     (argument, mine), *more = [each for each in operands if isinstance(each[0], Traced)]
     both = as_matrices(operands, output) if len(operands) == 1 + len(more) == 2 else None  # noqa: PLR2004  # both vary
     if both is not None:
@@ -64,7 +69,7 @@ def contracted(operands: Sequence[tuple[Any, Labels]], output: Labels) -> Bound:
 
 
 class Matrices(NamedTuple):
-    """A product of two tensors as one of matrices."""
+    """A product of two tensors, written as a product of matrices."""
 
     batches: float
     first: Traced
@@ -74,10 +79,10 @@ class Matrices(NamedTuple):
 
 
 def as_matrices(operands: Sequence[tuple[Traced, Labels]], output: Labels) -> Matrices | None:
-    """Return a product of two tensors, summed over all labels that both have and `output` has not, if it is one."""
+    """Return a contraction of two tensors as a product of matrices; None if it cannot be written as one."""
     (first, mine), (second, other) = operands
     if second.bound.extent.scores is not None and first.bound.extent.scores is None:
-        # Weights come first: a product is the same from both sides, transposed.
+        # Attention weights come first. The transposed product has the same bound.
         (first, mine), (second, other) = (second, other), (first, mine)
     sizes = _sizes([(first.value, mine), (second.value, other)])
     batch = [label for label in output if label in mine and label in other]
@@ -98,7 +103,7 @@ def as_matrices(operands: Sequence[tuple[Traced, Labels]], output: Labels) -> Ma
 
 
 def _matrices(each: Traced, labels: Labels, batch: Labels, left: Labels, right: Labels) -> Traced:
-    """Return what is known of a tensor as a batch of matrices."""
+    """Return a tensor as a batch of matrices, with what is known of it."""
     tensor = each.value.permute([labels.index(label) for label in (*batch, *left, *right)])
     shape = [math.prod(each.value.shape[labels.index(label)] for label in part) for part in (batch, left, right)]
     extent, along = each.bound.extent, [labels[each.bound.extent.dim]] if labels else []
@@ -144,14 +149,14 @@ def _largest_norm(matrices: Tensor) -> float:
     if not matrices.numel():
         return 0.0
     if 1 in matrices.shape[1:]:
-        # There may be many vectors.
+        # There may be many vectors, and their norms need no decomposition.
         return largest(torch.linalg.vector_norm(precise(matrices), dim=(1, 2)))
     norms = [norm_in_time(matrix) for matrix in matrices]
     return math.nan if any(map(math.isnan, norms)) else max(norms)
 
 
 def parsed(equation: str, operands: Sequence[Any]) -> tuple[list[Labels], Labels]:
-    """Return the labels of each operand and of the result, the dimensions of an ellipsis counted from its end."""
+    """Return the labels of each operand and of the result. Dimensions of an ellipsis are counted from its end."""
     left, arrow, right = equation.replace(" ", "").partition("->")
     numbers: dict[str | int, int] = {}
     terms = left.split(",")
@@ -169,7 +174,7 @@ def parsed(equation: str, operands: Sequence[Any]) -> tuple[list[Labels], Labels
 
     found = [labels(term, extra) for term, extra in zip(terms, extras, strict=True)], labels(right, widest)
     if len(numbers) > _NAMES:
-        msg = f"no rule for more than {_NAMES} dimensions"
+        msg = f"its rule covers at most {_NAMES} dimensions, got {len(numbers)}"
         raise NoBoundError(msg)
     return found
 
@@ -204,7 +209,7 @@ for_function(torch.sparse.mm, _matmul)
 
 
 def _sparse_norm(matrix: Tensor) -> float:
-    r"""Return :math:`\sqrt{\|A\|_1 \|A\|_\infty}`, which is above the norm; NaN if an entry is not finite."""
+    r"""Return :math:`\sqrt{\|A\|_1 \|A\|_\infty}`, which is at least the norm; NaN if an entry is not finite."""
     entries = matrix.to_sparse_coo().coalesce()  # type: ignore[no-untyped-call]
     sums = []
     for dim, size in enumerate(matrix.shape):
@@ -292,7 +297,7 @@ def _cross(op: Operation, input: Any, other: Any, dim: int | None = None, out: A
     factor = precise(constant(factor))
     if dim is None:
         dim = argument.value.shape.index(3)
-    # In three dimensions, the product with c rotates the part orthogonal to c, and multiplies it by the length of c.
+    # In three dimensions, the product with c rotates the part orthogonal to c and scales it by the length of c.
     squares = factor.abs().square().sum(dim, keepdim=True).movedim(dim, 0)
     shape = op.output.movedim(dim, 0).shape[1:]
     met = squares.expand(1, *shape).sum_to_size(1, *argument.value.movedim(dim, 0).shape[1:])

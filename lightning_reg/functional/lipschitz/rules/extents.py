@@ -1,4 +1,4 @@
-"""Rules of how large a value gets, whatever the input is: normalizations say it first, what follows keeps it."""
+"""Rules that bound the size of a value for all inputs. Normalizations give one, and later operations keep it."""
 
 import math
 from typing import Any
@@ -40,7 +40,7 @@ for_functions("dropout dropout1d dropout2d dropout3d feature_dropout", book=EXTE
 
 
 def _of_norm(input: Traced, shape: Any, weight: Tensor | None, bias: Tensor | None) -> Extent:
-    r"""Return :math:`\sqrt d \max |\gamma| + \|\beta\|`: what is divided by its deviation has no greater length."""
+    r"""Return :math:`\sqrt d \max |\gamma| + \|\beta\|`: a normalized vector is at most :math:`\sqrt d` long."""
     count = math.prod(shape) if isinstance(shape, tuple | list | torch.Size) else int(shape)
     length = math.sqrt(count) * UPWARDS
     scale = 1.0 if weight is None else largest(weight)
@@ -135,7 +135,7 @@ def _addmm(
 ) -> Extent | None:
     if isinstance(input, Traced) or not isinstance(mat1, Traced) or isinstance(mat2, Traced):
         return None
-    # The rule knows the norm of the matrix alone.
+    # The rule gives the norm of the matrix only if `alpha` is 1.
     extent = _of_product(bound, mat1, None) if alpha == 1 else Extent()
     shift = _length(input) * abs(beta)
     return Extent(extent.radius + shift, extent.radius + shift)
@@ -198,14 +198,14 @@ def _rsub(op: Operation, bound: Bound, input: Any, other: Any, *, alpha: float =
 
 
 def _along(each: Traced, dim: int, output: Tensor) -> float:
-    """Return the largest length along a dimension, also where it broadcasts."""
+    """Return the largest length of a vector along a dimension after broadcasting."""
     if not output.ndim or each.value.ndim < -dim or each.value.shape[dim] != output.shape[dim]:
         return times(each.bound.extent.entries, math.sqrt(output.shape[dim]) if output.ndim else 1.0)
     return each.radius(dim)
 
 
 def _of_same(each: Traced, output: Tensor) -> Scores | None:
-    """Return scores that are not yet probabilities, if they do not broadcast."""
+    """Return the scores of a value; None if they are probabilities already, or broadcast."""
     scores = each.bound.extent.scores
     return None if scores is None or scores.are_shares or each.value.shape != output.shape else scores
 
@@ -262,7 +262,7 @@ def _masked_fill(op: Operation, bound: Bound, input: Traced, mask: Any, value: A
     before = input.bound.extent
     size = math.sqrt(op.output.shape[before.dim]) if op.output.ndim else 1.0
     radius = math.hypot(_along(input, before.dim, op.output), filled * size)
-    # What is filled in does not change.
+    # Filled entries do not change.
     return Extent(max(before.entries, filled), radius, before.dim, _of_same(input, op.output))
 
 

@@ -1,4 +1,4 @@
-"""Rules of what a value is, as a formula of another one: squares, means and lengths of its rows, see `forms`."""
+"""Rules that recognize a value as a formula of another: its squares, or means and lengths of its rows. See `forms`."""
 
 import math
 from collections.abc import Callable
@@ -17,7 +17,7 @@ _SQUARE = 2
 
 
 def form_of(value: Any, kind: type[KindT]) -> KindT | None:
-    """Return the form of a value if it is of this kind."""
+    """Return the form of a value if it has this kind, else None."""
     form = value.bound.form if isinstance(value, Traced) and value.value.is_floating_point() else None
     return form if isinstance(form, kind) else None
 
@@ -93,7 +93,7 @@ def _length_times(op: Operation, argument: Traced, length: Length, factor: Tenso
     shape = tuple(argument.value.shape)
     if factor.numel() == 1 and op.output.shape == shape:
         return length.scaled(float(factor))
-    # Each number meets constants of its own row only.
+    # Each number is multiplied only by constants of its own row.
     is_kept = shape in {length.kept, length.shape} and tuple(op.output.shape) in {length.kept, length.shape}
     return length.gained(largest(factor)) if is_kept else None
 
@@ -110,7 +110,7 @@ def _div(op: Operation, input: Any, other: Any, *, rounding_mode: str | None = N
 
 
 def _number(value: Any, like: Tensor) -> float | None:
-    """Return a constant that is one number."""
+    """Return a constant of one entry as a number; None for all other values."""
     if isinstance(value, Traced) or value is None or isinstance(value, bool):
         return None
     number = as_tensor(value, like)
@@ -146,7 +146,7 @@ def _sub(op: Operation, input: Any, other: Any, *, alpha: float = 1, **_: Any) -
 
 
 def _meets(op: Operation, rows: Traced, numbers: Traced, inner: Any, form: OfRows) -> bool:
-    """Tell whether an operation of each entry gives each row of a value the number that its form has of that row."""
+    """Tell whether an elementwise operation combines each row with the number that `form` has for that row."""
     is_whole = numbers.value.numel() == 1 and form.size == math.prod(form.shape)
     return (
         inner == form.of
@@ -194,7 +194,7 @@ def _reshaped(op: Operation, input: Any, *rest: Any, **named: Any) -> Form | Non
     count = math.prod(form.shape) // form.size if form is not None else 0
     if form is None or input.value.numel() != count or op.output.numel() != count:
         return None
-    # A view may change the type of numbers; a position may depend on the input.
+    # A view may change the dtype, and a position may depend on the input.
     if op.output.dtype != input.value.dtype or next(traced_in((rest, named)), None) is not None:
         return None
     places = torch.arange(count, device=input.value.device)
@@ -210,7 +210,7 @@ def _spread(op: Operation, input: Any, *_: Any, **__: Any) -> Form | None:
 
 
 def rescaled(op: Operation, input: Any, other: Any, *, is_quotient: bool = False) -> tuple[Bound, Extent] | None:
-    """Return the bound and the size of a product, or quotient, of rows and numbers of their length; None of others."""
+    """Return the bound and the size of rows times, or over, a function of their lengths; None for other operations."""
     for rows, numbers in ((input, other),) if is_quotient else ((input, other), (other, input)):
         form = form_of(numbers, Length)
         if form is None or not isinstance(rows, Traced):
@@ -221,6 +221,6 @@ def rescaled(op: Operation, input: Any, other: Any, *, is_quotient: bool = False
         length = form.raised(-1) if is_quotient else form
         if length is not None and _meets(op, rows, numbers, inner, form):
             constant, radius = (times(each, gain) for each in length.normalized())
-            # It bounds a vector along each of these dimensions.
+            # The radius bounds a vector along each of these dimensions.
             return Bound(times(form.bound, constant)), Extent(radius, radius, length.dims[-1] - rows.value.ndim)
     return None

@@ -33,7 +33,7 @@ def _added(
     made = make() if next(traced_in(factors), None) else None
     if made is None:
         return Bound(times(spread(op, input), abs(beta)))
-    if not isinstance(input, Traced):  # a constant shifts it
+    if not isinstance(input, Traced):  # a constant input only shifts the product
         return made if alpha == 1 else Bound(times(made.value, abs(alpha)))
     return Bound(times(made.value, abs(alpha)) + times(spread(op, input), abs(beta)))
 
@@ -58,7 +58,7 @@ def _addcmul(op: Operation, input: Any, tensor1: Any, tensor2: Any, *, value: fl
 @for_functions("addcdiv")
 def _addcdiv(op: Operation, input: Any, tensor1: Any, tensor2: Any, *, value: float = 1) -> Bound:
     if isinstance(tensor2, Traced):
-        msg = "a division by a value that depends on the input has no bound"
+        msg = "division by a value that depends on the input has no bound near 0"
         raise NoBoundError(msg)
 
     def quotient() -> Bound:
@@ -72,7 +72,7 @@ def _lerp(op: Operation, input: Any, end: Any, weight: Any) -> Bound:
     """Return the bound of (1 - w) a + w b."""
     argument = input if isinstance(input, Traced) else end
     if not isinstance(argument, Traced):
-        msg = "the slope of a product of values that depend on the input has no bound"
+        msg = "its rule does not cover a `weight` that depends on the input"
         raise NoBoundError(msg)
     share = as_tensor(weight, argument.value)
     terms = [(each, factor) for each, factor in ((input, 1 - share), (end, share)) if isinstance(each, Traced)]

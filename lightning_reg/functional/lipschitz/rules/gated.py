@@ -1,25 +1,26 @@
-r"""Rules of LSTM and GRU layers of a fixed length: gates multiply, but what they multiply is bounded.
+r"""Rules of LSTM and GRU layers over a fixed number of steps. Their gates multiply, but only bounded values.
 
-All norms are spectral, u, a and b those of changes of inputs, cells and states, and slopes of the logistic function are
-1/4 at most, of tanh 1.
+All matrix norms are spectral. The norms of the changes of inputs, cells and states are u, a and b. The slope of the
+logistic function is at most 1/4, the slope of tanh at most 1.
 
-LSTM. Cells :math:`c_t = f_t c_{t-1} + i_t g_t` of gates in [0, 1] and of g in [-1, 1] are no larger than
-:math:`C_t = C_0 + t`. States are :math:`h_t = P\, o_t \tanh(c_t)`, where P is the projection if there is one. With
-:math:`w_t = \frac 1 4 \|W_i\| + \frac 1 4 C_{t-1} \|W_f\| + \|W_g\|`, and :math:`r_t` of the same from the matrices U
-of the states, the derivatives of both products give
+LSTM. The gates lie in [0, 1] and g in [-1, 1]. So the entries of the cell :math:`c_t = f_t c_{t-1} + i_t g_t` are at
+most :math:`C_t = C_0 + t`. The state is :math:`h_t = P\, o_t \tanh(c_t)`, with the projection P if there is one. Let
+:math:`w_t = \frac 1 4 \|W_i\| + \frac 1 4 C_{t-1} \|W_f\| + \|W_g\|`, and let :math:`r_t` be the same sum for the
+matrices U of the states. The product rule gives
 
 .. math:: a_t &\le a_{t-1} + w_t u_t + r_t b_{t-1}, \\
           b_t &\le \|P\| (a_t + \tfrac 1 4 \|W_o\| u_t + \tfrac 1 4 \|U_o\| b_{t-1}).
 
-GRU. States are means of the state before and of n in [-1, 1], :math:`h_t = (1 - z_t) n_t + z_t h_{t-1}`, and so no
-larger than :math:`M = \max(1, |h_0|)`. In :math:`n_t = \tanh(W_n x_t + r_t (U_n h_{t-1} + d))`, the gate r multiplies
-what is no larger than Q, the largest sum :math:`M \sum_j |U_{n,ij}| + |d_i|`. So
+GRU. The state :math:`h_t = (1 - z_t) n_t + z_t h_{t-1}` is a mean of the previous state and of n in [-1, 1]. So its
+entries are at most :math:`M = \max(1, |h_0|)`. In :math:`n_t = \tanh(W_n x_t + r_t (U_n h_{t-1} + d))`, the gate r
+multiplies entries of at most Q, the largest sum :math:`M \sum_j |U_{n,ij}| + |d_i|`. So
 
 .. math:: b_t \le (1 + \|U_n\| + \tfrac Q 4 \|U_r\| + \tfrac {M + 1} 4 \|U_z\|) b_{t-1}
           + (\|W_n\| + \tfrac Q 4 \|W_r\| + \tfrac {M + 1} 4 \|W_z\|) u_t.
 
-Either recursion is linear: the norms of the states are at most a matrix K >= 0 of steps by steps times those of the
-inputs, and the bound is :math:`\|K\|`. It grows with the number of steps as fast as a product over them.
+Both recursions are linear. The vector of state norms is at most K times the vector of input norms, where K >= 0 is a
+matrix of steps by steps. So the bound is :math:`\|K\|`. It grows with the number of steps as fast as a product of one
+factor for each step.
 """
 
 import math
@@ -49,15 +50,15 @@ _STEPS = 1024
 
 @dataclass(frozen=True)
 class _Recursion:
-    """Factors of changes in each step."""
+    """The factors by which changes affect each step."""
 
     cells: Tensor
-    """Of inputs, states and cells on cells, shape (steps, 3)."""
+    """The effects of inputs, states and cells on the new cells, shape (steps, 3)."""
     states: Tensor
-    """Of inputs, states and the new cells on states, shape (3,)."""
+    """The effects of inputs, states and new cells on the new states, shape (3,)."""
 
     def solved(self) -> tuple[Tensor, Tensor]:
-        """Return the factors of all inputs, the first state and the first cell on states and on the last cell."""
+        """Return the effects of all inputs, the first state and the first cell on the states and on the last cell."""
         steps = len(self.cells)
         cell, state = torch.zeros(2, steps + 2, dtype=torch.float64)
         state[-2], cell[-1] = 1.0, 1.0
@@ -69,7 +70,7 @@ class _Recursion:
             state = self.states[2] * cell + self.states[0] * entered + self.states[1] * state
             rows.append(state)
         if bool(self.cells.isfinite().all()) and bool(self.states.isfinite().all()):
-            # Some are too large for numbers, and 0 times infinity is NaN.
+            # Some factors overflow, and 0 times infinity is NaN.
             return torch.stack(rows).nan_to_num(math.inf, math.inf), cell.nan_to_num(math.inf, math.inf)
         return torch.stack(rows), cell
 
@@ -93,7 +94,7 @@ def _gru(weights: dict[str, Any], name: str, steps: int, largest_state: float) -
     rows = precise(weights[f"weight_hh{name}"]).chunk(3)[2].abs().sum(1) * most
     shift = weights.get(f"bias_hh{name}")
     reset = largest(rows if shift is None else rows + precise(shift).chunk(3)[2].abs().to(rows)) / 4
-    # Cells stand for nothing here; torch has the gates r, z and n.
+    # A GRU has no cells. torch orders its gates r, z and n.
     by_input, by_state = (times(reset, r) + (most + 1) / 4 * z + n for r, z, n in (inner, again))
     cells = torch.zeros(steps, 3, dtype=torch.float64)
     return _Recursion(cells, torch.tensor([by_input, 1 + by_state, 0.0], dtype=torch.float64))
@@ -104,11 +105,11 @@ def _norms(weight: Tensor, gates: int) -> list[float]:
 
 
 def _states(op: Operation, input: Any, bound: float, hx: Any) -> float:
-    """Return the bound of all outputs, of the last states of all layers together, and of the last cells."""
+    """Return the largest of three bounds: all outputs, all last states together, and all last cells together."""
     module, is_lstm = op.module, isinstance(op.module, nn.LSTM)
     steps = steps_of(module, input)
     if steps > _STEPS:
-        msg = f"no rule for more than {_STEPS} steps"
+        msg = f"its rule covers at most {_STEPS} steps, got {steps}"
         raise NoBoundError(msg)
     weights = weights_of(module)
     first, size = _start(hx, is_lstm=is_lstm)
@@ -127,19 +128,19 @@ def _states(op: Operation, input: Any, bound: float, hx: Any) -> float:
 
 
 def _of_start(rows: Tensor, first: tuple[float, float]) -> list[float]:
-    """Return the changes by the first state and the first cell."""
+    """Return the changes that the first state and the first cell cause."""
     return [times(change, _norm(rows[:, place, None])) for change, place in zip(first, (-2, -1), strict=True)]
 
 
 def _norm(matrix: Tensor) -> float:
-    """Return the norm of a matrix of factors, rounded up; infinity if they are too large for numbers."""
+    """Return the norm of a matrix of factors, rounded up; infinity if a factor overflows."""
     if bool(matrix.isnan().any()):
         return math.nan
     return norm_upwards(matrix) * UPWARDS if bool(matrix.isfinite().all()) else math.inf
 
 
 def _start(hx: Any, *, is_lstm: bool) -> tuple[tuple[float, float], float]:
-    """Return the bounds of the first state and cell, and the largest entry of what is bounded by it."""
+    """Return the bounds of the first state and cell, and the largest entry of the first cell (LSTM) or state (GRU)."""
     state, cell = hx if is_lstm and hx is not None else (hx, None)
     changes = [each.bound.value if isinstance(each, Traced) else 0.0 for each in (state, cell)]
     return (changes[0], changes[1]), _size(cell if is_lstm else state)
@@ -150,7 +151,7 @@ def _size(value: Any) -> float:
         return 0.0
     size = value.bound.extent.entries if isinstance(value, Traced) else largest(value)
     if math.isinf(size):
-        msg = "gates multiply the state at the start, and it is not known how large that gets"
+        msg = "its gates multiply the initial state, and the size of that state has no known bound"
         raise NoBoundError(msg)
     return size
 
@@ -167,7 +168,7 @@ def _gated_cell(op: Operation, input: Any, hx: Any = None) -> Bound:
     first, size = _start(hx, is_lstm=is_lstm)
     weights = dict(module.named_parameters())
     rows, _ = (_lstm if is_lstm else _gru)(weights, "", 1, size).solved()
-    # A state is enlarged as much as a cell is, or more.
+    # The changes of the state are at least as large as the changes of the cell.
     factors = rows[0].tolist()
     changes = input.bound.value if isinstance(input, Traced) else 0.0, *first
     own = together(factors) * UPWARDS
@@ -180,7 +181,7 @@ def _layer_extent(op: Operation, bound: Bound, input: Any, hx: Any = None) -> Ex
     size = _start(hx, is_lstm=is_lstm)[1]
     if not is_lstm:
         return Extent(max(1.0, size))
-    # Of the cells; states are smaller, unless they are projected.
+    # This bounds the cells. The states are smaller, unless they are projected.
     return Extent(size + steps_of(op.module, input)) if not op.module.proj_size else Extent()
 
 

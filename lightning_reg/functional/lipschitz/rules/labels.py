@@ -1,4 +1,4 @@
-"""Rules of how large the rows of a constant table are that labels choose, whatever the labels are."""
+"""Rules that bound the size of rows that labels choose from a constant table, for any labels."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from lightning_reg.functional.lipschitz.value import Bound, Extent, Operation, l
 
 
 def rows_of(table: Any) -> Extent | None:
-    """Return how large a row of a table is, along its last dimension; None if the table is no constant."""
+    """Return the largest size of a row of a table, along its last dimension; None unless it is a constant of floats."""
     if not isinstance(table, Tensor) or not table.is_floating_point() or not table.ndim:
         return None
     return Extent(largest(table), largest(torch.linalg.vector_norm(precise(table), dim=-1)))

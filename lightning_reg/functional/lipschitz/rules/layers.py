@@ -39,7 +39,7 @@ def _linear_layer(op: Operation, input: Traced) -> Bound:
 
 
 def dense(bound: Bound, weight: Tensor) -> Bound:
-    """Return the bound after a product of the last dimension with `weight`, shape (out, in)."""
+    """Return the bound after multiplying the last dimension by `weight`, shape (out, in)."""
 
     def exact() -> tuple[float, Chain | None]:
         norm, gram = norm_and_gram(weight)
@@ -58,7 +58,7 @@ def dense(bound: Bound, weight: Tensor) -> Bound:
 
 
 def convolved(bound: Bound, weight: Tensor, layer: Convolution, size: Sizes | None) -> Bound:
-    """Return the bound after a convolution of images of `size`; None for any size."""
+    """Return the bound after a convolution of images of `size`; None stands for any size."""
     norm = in_time(
         lambda: float(certified_bound(weight, layer, size, _GRID)),
         lambda: float(reshaped_bound(weight, layer, size)),
@@ -84,7 +84,7 @@ def convolved(bound: Bound, weight: Tensor, layer: Convolution, size: Sizes | No
 
 
 def _filters(weight: Tensor, layer: Convolution) -> Tensor:
-    """Return the norm of each filter, shape (channels, 1, ...): an entry is a product with a part of it."""
+    """Return the norm of each filter, shape (channels, 1, ...). It bounds the change of each entry of a channel."""
     if layer.transposed:
         weight = weight.view(layer.groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1)
     norms: Tensor = torch.linalg.vector_norm(precise(weight).flatten(1), dim=1) * UPWARDS
@@ -147,7 +147,7 @@ def _functional(input: Traced, weight: Tensor, settings: dict[str, Any]) -> Boun
 
 def _real(weight: Tensor) -> Tensor:
     if weight.is_complex():
-        msg = "no rule for complex convolutions"
+        msg = "its rule does not cover complex convolutions"
         raise NoBoundError(msg)
     return weight
 
@@ -171,14 +171,14 @@ def _batch_norm(
 ) -> Bound:
     constant([running_mean, running_var, weight, bias])
     if training or running_var is None:
-        msg = "batch normalization by the statistics of the batch, which one sample changes for all others"
+        msg = "it normalizes by batch statistics, so a sample changes the results of others; use running statistics"
         raise NoBoundError(msg)
     scale = (precise(running_var) + eps).rsqrt()
     return _scaled_channels(input, scale if weight is None else scale * precise(weight))
 
 
 def _scaled_channels(input: Traced, scale: Tensor) -> Bound:
-    """Return the bound after a product of each channel, dimension 1, with a number: folded into the layer before it."""
+    """Return the bound after scaling each channel, dimension 1. The layer before absorbs the scales if it can."""
     factor = largest(scale)
     plain, before = input.bound.after(factor), input.bound
     if before.scaled is None or before.channels + input.value.ndim != 1:
@@ -215,7 +215,7 @@ def _instance_norm(
     return _batch_norm(op, input, running_mean, running_var, weight, bias, eps=eps)
 
 
-# `torch.batch_norm` and `torch.instance_norm` have their arguments in another order.
+# `torch.batch_norm` and `torch.instance_norm` take their arguments in another order.
 for_function(functional.batch_norm, _batch_norm)
 for_function(functional.instance_norm, _instance_norm)
 
@@ -226,7 +226,7 @@ def _layer_norm_layer(op: Operation, input: Traced) -> Bound:
 
 
 @for_functions("layer_norm group_norm")
-def _layer_norm(  # the function's
+def _layer_norm(  # the arguments of torch's function
     op: Operation,
     input: Any,
     normalized_shape: Any = None,
@@ -252,7 +252,7 @@ def _rms_norm_layer(op: Operation, input: Traced) -> Bound:
 
 
 def _normalized(input: Traced, weight: Tensor | None, eps: float) -> Bound:
-    """Return the bound after a division by the deviation; inputs without deviation attain it."""
+    """Return the bound after division by the deviation. Inputs with zero deviation attain it."""
     scale = 1.0 if weight is None else largest(weight)
     factor = scale / math.sqrt(eps) * UPWARDS if eps > 0 else math.inf
     return Bound(input.bound.after(factor).value, own=factor)
@@ -261,13 +261,13 @@ def _normalized(input: Traced, weight: Tensor | None, eps: float) -> Bound:
 for_all(
     (nn.Embedding, nn.EmbeddingBag),
     "embedding embedding_bag",
-    without_bound("integers have no Lipschitz constant: measure the part of the network after the embedding"),
+    without_bound("integers have no Lipschitz constant; measure the part of the network after the embedding"),
 )
 
 
 @for_functions("glu")
 def _glu(op: Operation, input: Traced, dim: int = -1) -> float:
-    # The product of one half and of the sigmoid, which is 1 at most, of slope 1/4, of the other.
+    # GLU multiplies one half by the sigmoid of the other. The sigmoid is at most 1, and its slope at most 1/4.
     if math.isinf(input.bound.extent.entries):
         raise NoBoundError(PRODUCT)
     return math.hypot(1.0, input.bound.extent.entries / 4)

@@ -1,4 +1,4 @@
-"""Rules of what sums, means, deviations and norms are: numbers of the rows of a value, see `forms`."""
+"""Rules that recognize sums, means, deviations and norms as functions of the rows of a value. See `forms`."""
 
 import math
 from collections.abc import Callable
@@ -15,7 +15,7 @@ _SQUARE = 2
 
 
 def _rows(shape: tuple[int, ...], dim: Any) -> tuple[int, ...] | None:
-    """Return the dimensions along which an operation reduces, counted from the first; None if there are none."""
+    """Return the reduced dimensions, counted from the first; None if they are unknown or the value is empty."""
     count = len(shape)
     dims = range(count) if dim is None or dim in ((), []) else (dim,) if isinstance(dim, int) else tuple(dim)
     if not all(isinstance(each, int) for each in dims) or not count or not math.prod(shape):
@@ -24,7 +24,7 @@ def _rows(shape: tuple[int, ...], dim: Any) -> tuple[int, ...] | None:
 
 
 def _length(value: Traced, form: Form, bound: float, dim: Any, power: float, removed: float | None) -> Length | None:
-    """Return the length of the rows of a form, or a power; over the root of the number of entries less `removed`."""
+    """Return a power of a form's row lengths. With `removed`, they are divided by the root of (entries - `removed`)."""
     shape = tuple(value.value.shape)
     dims = _rows(shape, dim)
     if dims is None or not value.value.is_floating_point():
@@ -108,7 +108,7 @@ def _vector_norm(op: Operation, input: Any, ord: Any = 2, dim: Any = None, *_: A
 
 
 def _linalg_norm(op: Operation, input: Any, ord: Any = None, dim: Any = None, *_: Any, **__: Any) -> Form | None:
-    # Of a matrix, 2 is the spectral norm.
+    # For a matrix, `ord=2` is the spectral norm.
     is_length = ord in {None, "fro"} or isinstance(dim, int)
     return _vector_norm(op, input, 2 if ord in {None, "fro"} else ord, dim) if is_length else None
 

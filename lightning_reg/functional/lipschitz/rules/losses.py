@@ -1,7 +1,8 @@
 r"""Rules of losses with a constant target, as functions of the prediction.
 
 A loss that sums over entries, :math:`\sum_i l_i(x_i)` with slopes of at most :math:`m_i`, has a gradient of norm at
-most :math:`\|m\|_2`; the vector of all :math:`l_i` has the bound :math:`\max m_i`. A mean divides the sum.
+most :math:`\|m\|_2`. Without the sum, the vector of all :math:`l_i` has the bound :math:`\max m_i`. A mean divides
+the bound of the sum by the number of terms.
 """
 
 import math
@@ -27,7 +28,7 @@ from lightning_reg.functional.lipschitz.value import (
 
 
 def _reduced(slopes: Tensor, reduction: str, count: float) -> float:
-    """Return the factor of a loss with these slopes, in the shape of its entries, whose mean divides by `count`."""
+    """Return the factor of a loss with these slopes, one for each entry. A mean divides by `count`."""
     if reduction == "none":
         return largest(slopes)
     norm = float(torch.linalg.vector_norm(precise(slopes))) * UPWARDS
@@ -38,12 +39,12 @@ def _reduced(slopes: Tensor, reduction: str, count: float) -> float:
 
 def _old(*settings: Any) -> None:
     if any(each is not None for each in settings):
-        msg = "no rule for it with `size_average` or `reduce`, which are deprecated: use `reduction`"
+        msg = "its rule does not cover the deprecated `size_average` and `reduce`; use `reduction`"
         raise NoBoundError(msg)
 
 
 def _difference(op: Operation, input: Any, target: Any, slope: float, weight: Any, reduction: str) -> Bound:
-    """Return the bound of a function of the difference with a largest slope."""
+    """Return the bound of a loss of the difference of two values, whose slope is at most `slope`."""
     factor = torch.ones((), dtype=torch.float64) if weight is None else precise(constant(weight)).abs()
     shape = common_shape(input, target, factor)
     reduced = _reduced(slope * factor.expand(shape), reduction, shape.numel())
@@ -95,7 +96,7 @@ def _kl_div(
     shares = precise(constant(target))
     shares = shares.exp() if log_target else shares
     shape = common_shape(input, shares)
-    # Linear in the logarithms: the gradient is the target itself, summed over the terms that an entry is in.
+    # The loss is linear in the logarithms. The gradient of an entry is the sum of the targets it appears with.
     terms = shares.abs().expand(shape)
     if reduction == "none":
         return largest(terms.square().sum_to_size(input.value.shape).sqrt())
@@ -115,7 +116,7 @@ def _bce_with_logits(
     reduction: str = "mean",
     pos_weight: Any = None,
 ) -> float:
-    r"""Return the factor: the slope :math:`w (1 - y) \sigma - w p y (1 - \sigma)` is linear in the share sigma."""
+    r"""Return the factor. The slope :math:`w (1 - y) \sigma - w p y (1 - \sigma)` is linear in :math:`\sigma`."""
     _old(size_average, reduce)
     constant([target, weight, pos_weight])
     shares = precise(target)
@@ -188,10 +189,10 @@ def _cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> float:
-    r"""Return the factor: with weighted targets q the gradient of :math:`-\sum_c q_c \log p_c` is :math:`s p - q`.
+    r"""Return the factor. With weighted targets q, the gradient of :math:`-\sum_c q_c \log p_c` is :math:`s p - q`.
 
-    There :math:`s = \sum_c q_c`. Its norm is convex in p, hence largest for one class of probability 1:
-    :math:`\|q\|^2 + s^2 - 2 s q_c`. One class and weight 1 make it :math:`\sqrt 2`.
+    Here :math:`s = \sum_c q_c`. The norm is convex in p, so it is largest if one class has probability 1. Its square is
+    then :math:`\|q\|^2 + s^2 - 2 s q_c`. For a target of one class with weight 1, the norm is :math:`\sqrt 2`.
     """
     _old(size_average, reduce)
     constant([target, weight])
@@ -249,14 +250,14 @@ def _triplet_margin(
     reduce: Any = None,
     reduction: str = "mean",
 ) -> Bound:
-    """Return the bound for two of the three distances; an argument appears in one or both."""
+    """Return the bound. The loss uses two of three distances, so an argument appears in one or both."""
     _old(size_average, reduce)
     shape = common_shape(anchor, positive, negative)
     broadcast = Operation(torch.empty(shape, device="meta"), op.apply)
     factor = max(1.0, shape[-1] ** (1 / p - 1 / 2)) if p >= 1 else math.inf
     samples = torch.ones(shape[:-1])
     reduced = _reduced(samples, reduction, samples.numel()) * factor
-    # Without a swap, the anchor appears in both.
+    # Without a swap, only the anchor appears in both distances.
     twice = [(anchor, 2.0), (positive, 2.0 if swap else 1.0), (negative, 2.0 if swap else 1.0)]
     return Bound(
         sum(times(spread(broadcast, each), reduced * slope) for each, slope in twice if isinstance(each, Traced))
@@ -280,6 +281,6 @@ _RULES: dict[Callable[..., Any], Rule] = {
 for _function, _rule in _RULES.items():
     for_function(_function, _rule)
 for _function in (functional.mse_loss, functional.gaussian_nll_loss):
-    for_function(_function, without_bound("the slope of a square has no bound"))
+    for_function(_function, without_bound("it squares its input, and the derivative of a square is unbounded"))
 for _function in (functional.binary_cross_entropy, functional.poisson_nll_loss, functional.cosine_embedding_loss):
-    for_function(_function, without_bound("its slope has no bound"))
+    for_function(_function, without_bound("its derivative is unbounded, so it has no finite Lipschitz constant"))

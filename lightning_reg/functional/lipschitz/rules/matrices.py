@@ -1,4 +1,4 @@
-"""Rules of further functions that are linear in one argument, by their matrix, column by column, if it is small."""
+"""Rules of further functions that are linear in one argument. Each computes the function's matrix, if it is small."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,12 +11,12 @@ from lightning_reg.functional.lipschitz.budget import norm_in_time
 from lightning_reg.functional.lipschitz.rules.registry import for_function, for_functions, plain
 from lightning_reg.functional.lipschitz.value import PRODUCT, NoBoundError, Operation, Traced, traced_in
 
-# The most entries, and the most columns: each column is one call of the function.
+# The most entries and the most columns of a matrix. Each column takes one call of the function.
 _ENTRIES, _COLUMNS = 1 << 22, 2048
 
 
 def _by_matrix(place: int, name: str) -> Callable[..., float]:
-    """Return the rule of a function that is linear, up to a constant, in one argument, given by position and name."""
+    """Return the rule of a function that is affine in one argument, which `place` and `name` determine."""
 
     def rule(op: Operation, *args: Any, **named: Any) -> float:
         argument = args[place] if len(args) > place else named.get(name)
@@ -26,7 +26,10 @@ def _by_matrix(place: int, name: str) -> Callable[..., float]:
         count = value.numel() * (2 if value.is_complex() else 1)
         entries = count * op.output.numel()
         if entries > _ENTRIES or count > _COLUMNS:
-            msg = f"no rule for so large a matrix, of {entries} entries"
+            msg = (
+                f"its matrix of {entries} entries and {count} columns is too large for its rule, which covers at most"
+                f" {_ENTRIES} entries and {_COLUMNS} columns"
+            )
             raise NoBoundError(msg)
 
         def applied(tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""How large vectors are after a move: the move itself is asked where it puts the entries of each."""
+"""Rules that bound the lengths of vectors after a move. Moving numbered entries shows where they go."""
 
 import math
 from typing import Any
@@ -34,18 +34,18 @@ def _moved(op: Operation, bound: Bound, input: Any, *rest: Any, **named: Any) ->
         scores = extent.scores if is_same else None
     if math.isinf(extent.radius):
         return Extent(extent.entries, scores=scores)
-    # Each vector has a number, and so has each entry in it.
+    # The numbers of a vector's entries are consecutive, and identify the vector.
     size = input.value.shape[extent.dim]
     numbers = places.view(*input.value.movedim(extent.dim, -1).shape).movedim(-1, extent.dim).contiguous()
     outputs = list(found(op.apply(numbers, *rest, **named), Tensor))
     dim = min(range(-max(outputs[0].ndim, 1), 0), key=lambda dim: (_share(outputs[0], dim, size), -dim))
-    # Of how many vectors one has entries, at most.
+    # The largest number of vectors that have entries in one moved vector.
     vectors = max(_share(each, dim, size) * (each.shape[dim] if each.ndim else 1) for each in outputs)
     return Extent(extent.entries, extent.radius * math.sqrt(vectors), dim, scores)
 
 
 def _chosen(op: Operation, table: Any, *places: Any, **named: Any) -> Extent | None:
-    """Return how large entries of a constant are that other values choose: whole rows, if positions are single rows."""
+    """Return the size of entries that other values choose from a constant, of whole rows if they choose rows."""
     rows = rows_of(table)
     if rows is None or table.ndim == 1 or len(places) != 1 or not isinstance(places[0], Traced):
         return rows and Extent(rows.entries)
@@ -53,7 +53,7 @@ def _chosen(op: Operation, table: Any, *places: Any, **named: Any) -> Extent | N
 
 
 def _share(numbers: Tensor, dim: int, size: int) -> float:
-    """Return the number of vectors of `size` that a vector along `dim` has entries of, over its own size."""
+    """Return how many vectors of `size` have entries in one vector along `dim`, divided by its own size."""
     if not numbers.numel():
         return 0.0
     if not numbers.ndim:

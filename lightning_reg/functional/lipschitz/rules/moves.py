@@ -32,7 +32,7 @@ _MOVING = (
 
 
 def _fixed_places(values: Any) -> None:
-    """Raise if a whole number depends on the input; only the shape or the dtype of other tensors matters."""
+    """Raise if a whole number depends on the input. Other tensors give only their shape or dtype."""
     if any(not (each.value.is_floating_point() or each.value.is_complex()) for each in traced_in(values)):
         msg = "indexing by positions that depend on the input is discontinuous"
         raise NoBoundError(msg)
@@ -40,11 +40,11 @@ def _fixed_places(values: Any) -> None:
 
 def _reshaped(op: Operation, input: Any, *rest: Any, **named: Any) -> Bound:
     _fixed_places([rest, named])
-    if not isinstance(input, Traced):  # it gets the shape of a tensor that depends on the input
+    if not isinstance(input, Traced):  # a constant takes the shape of a value that depends on the input
         return Bound(0.0)
     before, after = input.value.shape, op.output.shape
     if op.output.dtype != input.value.dtype:
-        msg = "reinterpreting bits as another type is discontinuous"
+        msg = "reinterpreting bits as another dtype is discontinuous"
         raise NoBoundError(msg)
     if before == after:
         return replace(input.bound, source=input)
@@ -56,7 +56,7 @@ for_all((nn.Flatten, nn.Unflatten), _RESHAPING, _reshaped)
 
 def _moved(op: Operation, input: Any, *rest: Any, **named: Any) -> Bound:
     _fixed_places([rest, named])
-    if not isinstance(input, Traced):  # it gets the dtype of a tensor that depends on the input
+    if not isinstance(input, Traced):  # a constant takes the dtype of a value that depends on the input
         return Bound(0.0)
     return input.bound if op.output is input.value else Bound(input.bound.value, source=input)
 

@@ -1,4 +1,4 @@
-"""Rules of pooling, and of other linear maps whose matrix can be bounded by sums of its entries."""
+"""Rules of pooling, and of linear maps bounded by the row and column sums of their matrix."""
 
 import itertools
 import math
@@ -15,10 +15,10 @@ from lightning_reg.functional.lipschitz.value import NoBoundError, Operation, Tr
 
 
 def positive(op: Operation, input: Any, *rest: Any, **named: Any) -> float:
-    """Return the factor of a linear map with entries of one sign: the root of its largest row sum times column sum."""
+    """Return the factor of a linear map with entries of one sign: the root of largest row times column sum."""
     constant([rest, named])
     if not isinstance(input, Traced):
-        msg = "no rule for it, if an argument other than the first depends on the input"
+        msg = "its rule allows only the first argument to depend on the input"
         raise NoBoundError(msg)
     return _by_sums(lambda ones: op.apply(ones, *rest, **named), input.value)
 
@@ -53,7 +53,7 @@ def _most_windows(windows: Iterable[Iterable[int]], size: int) -> int:
 
 
 def _pooled(op: Operation, input: Traced, dims: int, settings: Sequence[Any]) -> float:
-    """Return the factor of a norm of each window: each pixel counts once for each window with it."""
+    """Return the factor of pooling by maxima or norms: the root of the largest number of windows that share a pixel."""
     output = op.output[0] if isinstance(op.output, tuple) else op.output
     kernel, stride, padding, dilation = settings
     counts = []
@@ -107,11 +107,11 @@ def _max_pool(dims: int) -> None:
         stride: Any = None,
         ceil_mode: bool = False,
     ) -> float:
-        if ceil_mode:  # windows over the edge are enlarged
-            msg = "no rule for it with `ceil_mode`"
+        if ceil_mode:  # it enlarges windows that cross the edge
+            msg = "its rule does not cover `ceil_mode=True`"
             raise NoBoundError(msg)
-        if norm_type < 2 or norm_type % 2:  # noqa: PLR2004  # odd powers have signs
-            msg = f"no rule for a norm of {norm_type:g}"
+        if norm_type < 2 or norm_type % 2:  # noqa: PLR2004  # odd powers keep signs
+            msg = f"its rule covers only an even `norm_type` of at least 2, got {norm_type:g}"
             raise NoBoundError(msg)
         return _pooled(op, input, dims, (kernel_size, stride, 0, 1))
 

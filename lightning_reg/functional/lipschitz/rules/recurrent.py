@@ -1,12 +1,14 @@
-r"""Rules of recurrent layers of a fixed length.
+r"""Rules of plain recurrent layers over a fixed number of steps.
 
-With :math:`h_t = \phi(W x_t + U h_{t-1} + b)` and slopes in [0, 1] (tanh, ReLU), differences of the states are
+Let :math:`h_t = \phi(W x_t + U h_{t-1} + b)`, where the slopes of the activation lie in [0, 1] (tanh, ReLU). Changes of
+the states satisfy
 
 .. math:: \|\delta h_t\| \le \sum_{s \le t} \|U\|^{t-s} \|W\| \|\delta x_s\| + \|U\|^{t+1} \|\delta h_{-1}\|.
 
-So the vector of their norms is at most :math:`\|W\| K` times the vector of input norms, with the lower triangular
-matrix K of entries :math:`\|U\|^{t-s}`, and the norm of the layer is at most :math:`\|W\| \|K\|`. Stacked layers
-multiply; both directions of one layer count by the root of the sum of squares.
+Let K be the lower triangular matrix with the entries :math:`\|U\|^{t-s}`. If the initial state is fixed, the vector of
+state norms is at most :math:`\|W\| K` times the vector of input norms. So the norm of the layer is at most
+:math:`\|W\| \|K\|`. The bounds of stacked layers multiply. The bounds of both directions of a layer combine by the root
+of the sum of squares.
 """
 
 import math
@@ -25,7 +27,7 @@ _STEPS = 1024
 
 
 def _repeated(norm: float, steps: int) -> tuple[float, float, float]:
-    """Return bounds of the norms of K and of its last row, and the remaining share of the initial state."""
+    """Return bounds of the norms of K and of its last row, and the effect of the initial state on the last one."""
     powers = torch.tensor(norm, dtype=torch.float64).pow(torch.arange(steps, dtype=torch.float64))
     if not bool(powers.isfinite().all()):
         return (math.nan if math.isnan(norm) else math.inf,) * 3
@@ -43,14 +45,14 @@ def steps_of(module: nn.RNNBase, input: Any) -> int:
     """Return the length of the sequences."""
     value = input.value if isinstance(input, Traced) else input
     if not isinstance(value, Tensor):
-        msg = "no rule for packed sequences"
+        msg = "its rule does not cover packed sequences"
         raise NoBoundError(msg)
     is_batch = value.ndim == 3  # noqa: PLR2004  # a sequence alone has two
     return int(value.shape[1 if is_batch and module.batch_first else 0])
 
 
 def weights_of(module: nn.RNNBase) -> dict[str, Any]:
-    """Return the weights of a layer by name, as `forward` uses them, which has a list of its own."""
+    """Return the weights of a layer by name. They come from the list that `forward` uses."""
     return dict(zip(module._flat_weights_names, module._flat_weights, strict=True))  # noqa: SLF001  # no public name
 
 
@@ -62,7 +64,7 @@ def _recurrent_layer(op: Operation, input: Any, hx: Any = None) -> Bound:
 
 
 def _states(module: nn.RNN, input: Any, bound: float, hx: Any) -> float:
-    """Return the bound of all outputs, and of the last states of all layers together."""
+    """Return the larger of two bounds: all outputs, and all last states together."""
     steps, weights = steps_of(module, input), weights_of(module)
     # The initial states of all layers and directions are stacked; each is one part.
     start = hx.bound.value if isinstance(hx, Traced) else 0.0

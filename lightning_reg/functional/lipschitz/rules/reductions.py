@@ -24,7 +24,7 @@ from lightning_reg.functional.lipschitz.value import (
 
 
 def _extremes(op: Operation, input: Any, *others: Any, **named: Any) -> float | Bound:
-    # The gradient of each entry by both arguments has norm at most 1: a unit vector, shares, or the gradient of hypot.
+    # The gradient of each entry has norm at most 1: a unit vector, two weights of sum 1, or the gradient of hypot.
     other = next((each for each in (*others, *named.values()) if isinstance(each, Traced | Tensor)), None)
     if other is None:
         return 1.0
@@ -38,7 +38,7 @@ for_functions("fmax fmin logaddexp logaddexp2 hypot")(_extremes)
 
 
 def _extreme(place: str) -> Rule:
-    """Return the rule of the largest or the least of several values: the two ends of what is sorted are parts of it."""
+    """Return the rule of a maximum or minimum. They are two different parts of the sorted values."""
 
     def rule(op: Operation, input: Any, *others: Any, **named: Any) -> Bound:
         result = _extremes(op, input, *others, **named)
@@ -63,7 +63,7 @@ for_functions("minimum min amin")(_extreme("least"))
 
 @for_functions("sort msort topk kthvalue median nanmedian aminmax")
 def _order(op: Operation, input: Traced, *_: Any, **__: Any) -> float:
-    # Order statistics of a set move no more than its members. `aminmax` returns a single entry twice.
+    # Order statistics move no more than the entries. `aminmax` may return the same entry twice.
     return math.sqrt(2) if isinstance(op.output, tuple) and hasattr(op.output, "max") else 1.0
 
 
@@ -84,7 +84,7 @@ def _trace(op: Operation, input: Traced) -> float:
 
 @for_functions("quantile nanquantile")
 def _quantile(op: Operation, input: Traced, q: Any, *_: Any, **__: Any) -> float:
-    # Each is a mean of two order statistics.
+    # Each quantile is a mean of two order statistics.
     constant(q)
     return math.sqrt(q.numel()) if isinstance(q, Tensor) else 1.0
 
@@ -93,7 +93,7 @@ def _quantile(op: Operation, input: Traced, q: Any, *_: Any, **__: Any) -> float
 def _deviation(
     op: Operation, input: Traced, *rest: Any, unbiased: bool = True, correction: Any = None, **__: Any
 ) -> float:
-    r"""Return :math:`1 / \sqrt{n - c}`: a deviation is the norm of the differences from the mean over that root."""
+    r"""Return :math:`1 / \sqrt{n - c}`: the norm of the differences from the mean is divided by that root."""
     flags = [each for each in rest if isinstance(each, bool)]
     removed = float(correction) if correction is not None else float(flags[0] if flags else unbiased)
     first = op.output[0] if isinstance(op.output, tuple) else op.output
@@ -101,7 +101,7 @@ def _deviation(
     if count <= removed:
         msg = f"a deviation of {count:g} numbers with the correction {removed:g} divides by zero"
         raise NoBoundError(msg)
-    # The mean has the factor one over the root of the count.
+    # `std_mean` also returns the mean, whose factor is one over the root of the count.
     return 1 / math.sqrt(count - max(removed, 0.0) if isinstance(op.output, tuple) else count - removed)
 
 
@@ -112,7 +112,7 @@ def _norm(op: Operation, input: Traced, p: Any = "fro", *_: Any, **__: Any) -> f
 
 def _vector_norm(op: Operation, input: Traced, ord: Any = 2, *_: Any, **__: Any) -> float:
     if isinstance(ord, str) or ord < 1:
-        msg = f"no rule for the norm {ord!r}"
+        msg = f"its rule covers only norms of order 1 or more, got {ord!r}"
         raise NoBoundError(msg)
     count = input.value.numel() / max(op.output.numel(), 1)
     return float(max(1.0, count ** (1 / ord - 1 / 2)))
@@ -123,7 +123,7 @@ for_function(torch.linalg.vector_norm, _vector_norm)
 
 def _linalg_norm(op: Operation, input: Traced, ord: Any = None, *_: Any, **__: Any) -> float:
     if ord not in {None, "fro", 2}:
-        msg = f"no rule for the norm {ord!r}"
+        msg = f"its rule covers only `ord` None, 'fro' and 2, got {ord!r}"
         raise NoBoundError(msg)
     return 1.0
 
@@ -136,7 +136,7 @@ def _normalize(
     op: Operation, input: Traced, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out: Any = None
 ) -> float:
     if p != 2:  # noqa: PLR2004  # the Euclidean norm
-        msg = f"no rule for p={p}"
+        msg = f"its rule covers only `p=2`, got {p}"
         raise NoBoundError(msg)
     return 1 / eps if eps > 0 else math.inf
 
@@ -144,7 +144,7 @@ def _normalize(
 def _distances(op: Operation, first: Any, second: Any, p: float, count: int, entries: int) -> Bound:
     """Return the bound of `entries` norms of `count` differences each."""
     if p < 1:
-        msg = f"no rule for the norm {p!r}"
+        msg = f"its rule covers only `p` of at least 1, got {p!r}"
         raise NoBoundError(msg)
     factor = max(1.0, count ** (1 / p - 1 / 2)) * UPWARDS
     # If an argument broadcasts, it appears several times.

@@ -1,4 +1,4 @@
-"""The rules of operations: which rule bounds which operation."""
+"""The registry of rules: it maps operations to their rules."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ from lightning_reg.functional.lipschitz.nested import replaced
 from lightning_reg.functional.lipschitz.traced_tensor import is_method
 from lightning_reg.functional.lipschitz.value import NoBoundError, Traced
 
-# Maps `Operation` and its arguments to the bound of the result, to the slopes of a function that works entry by entry,
-# or to a factor for the only argument that depends on the input. Arguments that depend on the input are `Traced`.
+# Takes an `Operation` and its arguments. Returns the bound of the result, the slopes of an elementwise function, or a
+# factor for the only argument that depends on the input. Arguments that depend on the input are `Traced`.
 Rule = Callable[..., Any]
 AnyRule = TypeVar("AnyRule")
 
 
 @dataclass(frozen=True)
 class UserRule:
-    """A rule that gets the arguments of the operation, and returns a factor for all of them together."""
+    """A user's rule. It takes the arguments of the operation, and returns one factor for all of them together."""
 
     function: Callable[..., Any]
 
@@ -34,13 +34,13 @@ class Book(NamedTuple):
     methods: dict[str, Any]
 
 
-# How much a result changes.
+# Rules that bound the change of a result.
 BOUNDS = Book({}, {}, {})
-# How large it gets; the rules get the bound of the result as their second argument.
+# Rules that bound the size of a result. They take the bound of its change as their second argument.
 EXTENTS = Book({}, {}, {})
-# What it is, as a formula of another value; the rules of what returns several tensors may answer for each.
+# Rules that recognize a result as a formula of another value. They may answer for each of several tensors.
 FORMS = Book({}, {}, {})
-# Not rules: where the slope of a function of each entry stops to rise or to fall.
+# These are not rules. They are the places where the slope of an elementwise function stops rising or falling.
 TURNS = Book({}, {}, {})
 _NAMESPACES = (torch, functional, torch.special)
 
@@ -84,13 +84,13 @@ def register(target: type[nn.Module] | Callable[..., Any], rule: UserRule) -> No
         return
     BOUNDS.functions[target] = rule
     name = getattr(target, "__name__", "")
-    # The same under all its names.
+    # The function keeps its rule under all its names.
     if any(getattr(space, name, None) is target for space in (torch, torch.Tensor)):
         BOUNDS.methods[name] = rule
 
 
 def module_rule(module: nn.Module, book: Book = BOUNDS) -> Any:
-    """Return the rule of the nearest ancestor that computes the same."""
+    """Return the rule of the nearest ancestor that has one; None if the module overrides the computation."""
     for ancestor in type(module).__mro__:
         if ancestor in book.modules:
             return book.modules[ancestor] if _has_forward_of(ancestor, module) else None
@@ -118,7 +118,7 @@ def own_functions() -> list[FunctionType]:
 
 
 def without_bound(reason: str) -> Rule:
-    """Return a rule that says why there is no bound."""
+    """Return a rule that raises `NoBoundError` with the reason."""
 
     def rule(*_: Any, **__: Any) -> Any:
         raise NoBoundError(reason)

@@ -1,7 +1,7 @@
-r"""Rules of interpolation: each mode works along one dimension after the other, by a matrix for each.
+r"""Rules of interpolation. Each mode multiplies by one matrix along each dimension in turn.
 
-The norm of :math:`A_1 \otimes A_2 \otimes \dots` is :math:`\prod \|A_i\|`, exactly. The matrices are torch's results
-for unit vectors, in the dtype of the input, so that positions are rounded in the same way.
+The norm of :math:`A_1 \otimes A_2 \otimes \dots` is exactly :math:`\prod \|A_i\|`. The matrices are torch's results
+for unit vectors. They are computed in the dtype of the input, which rounds positions in the same way.
 """
 
 import math
@@ -21,7 +21,8 @@ from lightning_reg.functional.lipschitz.value import NoBoundError, Operation, Tr
 def _resized(op: Operation, input: Any, sizes: Any, scales: Any, mode: str, settings: dict[str, Any]) -> float:
     images = input.value
     dims = images.ndim - 2
-    # Two entries stay two. One output column makes antialiasing on a CPU weight all rows alike, in the network, too.
+    # Other dimensions keep at most two entries. A single output column stays single, because antialiasing on a CPU then
+    # weights all rows alike, as it does in the network.
     kept = [min(2, size) for size in op.output.shape[2:]]
     norms = []
     for dim in range(dims):
@@ -97,10 +98,10 @@ def _grid_sample(
     align_corners: bool | None = None,
 ) -> float:
     if isinstance(grid, Traced):
-        msg = "positions that depend on the input have no bound: images change by any amount between two of them"
+        msg = "its positions depend on the input, and an image may change by any amount between two positions"
         raise NoBoundError(msg)
     if mode == "bicubic":
-        msg = "no rule for bicubic samples"
+        msg = "its rule does not cover `mode='bicubic'`"
         raise NoBoundError(msg)
-    # The weights are shares that sum to 1.
+    # The weights of the samples are never negative.
     return positive(op, input, grid.double(), mode=mode, padding_mode=padding_mode, align_corners=align_corners)

@@ -1,4 +1,4 @@
-"""Operations whose results have as many entries as the values of their arguments say."""
+"""Operations whose output size depends on the values of their arguments."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ _ALWAYS = {"nonzero", "argwhere", "unique", "unique_consecutive", "bincount"}
 
 
 def is_sized_by_entries(name: str, args: Any, kwargs: Any) -> bool:
-    """Tell whether the result of the operation of this name may have another size for other values of its input."""
+    """Tell whether the output size of the operation of this name depends on the values of its input."""
     later = list(traced_in((args[1:], kwargs)))
     if name in {"masked_select", "repeat_interleave"}:
         return bool(later) or len(args) + len(kwargs) == 1

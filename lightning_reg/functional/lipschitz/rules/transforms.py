@@ -1,4 +1,4 @@
-r"""Rules of Fourier transforms, differences and cumulative sums: linear maps whose norms are known in closed form."""
+r"""Rules of Fourier transforms, differences, cumulative and trapezoidal sums, whose norms have closed forms."""
 
 import math
 from collections.abc import Sequence
@@ -11,15 +11,15 @@ from lightning_reg.functional.lipschitz.rules.registry import for_function, for_
 from lightning_reg.functional.lipschitz.value import Bound, Operation, Traced, constant, together, traced_in
 
 _INVERSE = {"ifft", "irfft", "ihfft"}
-# Maps numbers x_0, ..., x_m, each for a conjugate pair except the first and possibly the last.
+# These take numbers x_0, ..., x_m. Each stands for a conjugate pair, except the first and possibly the last.
 _FROM_HALVES = {"irfft", "hfft"}
 
 
 def _fourier(kind: str, dims: int | None) -> Any:
     """Return the rule of a transform over one, two, or any number of dimensions.
 
-    The matrix F of N points has F^H F = N. A real argument changes nothing: the constant vector attains sqrt(N). A
-    number that stands for itself and its conjugate counts for both: sqrt(2 N).
+    The matrix F of N points has F^H F = N, so its norm is sqrt(N). The constant vector attains it, so real arguments
+    have the same norm. If a number stands for itself and its conjugate, it counts for both: sqrt(2 N).
     """
 
     def rule(op: Operation, input: Any, s: Any = None, dim: Any = None, norm: str | None = None, **named: Any) -> float:
@@ -31,7 +31,7 @@ def _fourier(kind: str, dims: int | None) -> Any:
             counts[-1] = input.value.shape[places[-1]] if last in {None, -1} else last
         points = math.prod(counts)
         inverse = "forward" if kind in _INVERSE else "backward"
-        # Depending on `norm`, one direction is divided by N, or both by its root, or the other by N.
+        # `norm` decides which direction is divided by N, or whether both are divided by the root of N.
         scale = 1 / math.sqrt(points) if norm == "ortho" else 1.0 if (norm or "backward") == inverse else 1 / points
         pairs = math.sqrt(2) if kind in _FROM_HALVES and counts[-1] > 2 else 1.0  # noqa: PLR2004  # more than the ends
         return math.sqrt(points) * scale * pairs * UPWARDS
@@ -56,7 +56,7 @@ for _function in (torch.fft.fftshift, torch.fft.ifftshift):
 
 @for_functions("diff")
 def _diff(op: Operation, input: Any, n: int = 1, dim: int = -1, prepend: Any = None, append: Any = None) -> Bound:
-    r"""Return the bound: with m entries the norm is :math:`2 \cos(\pi / 2 m)`, as :math:`D D^T` is tridiagonal."""
+    r"""Return the bound. For m entries the norm is :math:`2 \cos(\pi / 2 m)`, because :math:`D D^T` is tridiagonal."""
     count = sum(
         (each.value if isinstance(each, Traced) else each).shape[dim]
         for each in (prepend, input, append)
@@ -77,14 +77,14 @@ def _cumsum(op: Operation, input: Any, dim: Any, *_: Any, **__: Any) -> float:
 
 @for_functions("logcumsumexp cummax cummin")
 def _cumulative(op: Operation, input: Any, dim: Any, *_: Any, **__: Any) -> float:
-    """Return the root of the count: each result changes by a weighted mean of changes, at worst of the same entry."""
+    """Return the root of the count. Each result changes by a weighted mean of changes, at worst of the same entry."""
     constant(dim)
     return math.sqrt(input.value.shape[dim]) if input.value.ndim else 1.0
 
 
 @for_functions("trapz trapezoid")
 def _trapezoid(op: Operation, y: Any, x: Any = None, *, dx: float = 1.0, dim: int = -1) -> float:
-    r"""Return the largest norm of the weights, :math:`(d_{i-1} + d_i) / 2` with the distances d of positions."""
+    r"""Return the largest norm of the weights :math:`(d_{i-1} + d_i) / 2`, where d are the distances of positions."""
     count = y.value.shape[dim]
     if x is None:
         return abs(dx) * math.sqrt(max(count - 1.5, 0.0)) * UPWARDS

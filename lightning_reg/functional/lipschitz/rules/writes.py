@@ -1,8 +1,8 @@
 """Rules of operations that write or add values at constant places of a tensor.
 
-Each value goes to one place. If it replaces the old value, the result has one of the two, and both bounds combine by
-the root of the sum of squares. If it is added, the bounds add up, and the norm of the addition is the root of the
-largest number of values at one place.
+Each value goes to one place. If it replaces the old value, each entry of the result comes from one of the two. Both
+bounds then combine by the root of the sum of squares. If it is added to the old value, the bounds add up. The factor of
+the addition is the root of the largest number of values at one place.
 """
 
 import math
@@ -28,7 +28,7 @@ def _fixed_places(places: Any) -> None:
 
 
 def _replaced(input: Any, source: Any, copies: float = 1.0) -> Bound:
-    """Return the bound where each value of the source is written `copies` times at most."""
+    """Return the bound if each value of the source is written at most `copies` times."""
     written = times(source.bound.value, math.sqrt(copies)) if isinstance(source, Traced) else 0.0
     return Bound(together([_before(input), written]))
 
@@ -39,12 +39,12 @@ def _added(input: Any, source: Any, meeting: float, factor: float = 1.0, copies:
 
 
 def _most(index: Tensor) -> int:
-    """Return the largest number of occurrences of a place in the index."""
+    """Return how often the most frequent place occurs in the index."""
     return int(torch.unique(index, return_counts=True)[1].amax()) if index.numel() else 0
 
 
 def _meeting(index: Tensor, dim: int, size: int) -> int:
-    """Return the largest number of values at one place along `dim`, for an index in the shape of the values."""
+    """Return the largest number of values that `index`, in the shape of the values, puts at one place along `dim`."""
     counts = torch.zeros_like(index.movedim(dim, 0)[:1].expand(size, *index.movedim(dim, 0).shape[1:]))
     places = index.movedim(dim, 0) % max(size, 1)
     return int(counts.contiguous().scatter_add_(0, places, torch.ones_like(places)).amax()) if index.numel() else 0
@@ -59,7 +59,7 @@ def _scatter(
     if reduce == "add":
         return _scatter_add(op, input, dim, index, source)
     if reduce is not None:
-        msg = f"no rule for `reduce={reduce!r}`"
+        msg = f"its rule does not cover `reduce={reduce!r}`"
         raise NoBoundError(msg)
     return _replaced(input, source, index.numel() if isinstance(source, Traced) and not source.value.ndim else 1)
 
@@ -79,10 +79,10 @@ def _scatter_reduce(
     _fixed_places(index)
     if reduce == "sum":
         return _scatter_add(op, input, dim, index, src)
-    # A mean of values moves no further than the values together, nor does the largest of them.
+    # The mean, the maximum and the minimum of several values change no more than the values together.
     if reduce in {"amax", "amin", "mean"}:
         return _replaced(input, src)
-    msg = f"no rule for `reduce={reduce!r}`"
+    msg = f"its rule does not cover `reduce={reduce!r}`"
     raise NoBoundError(msg)
 
 
