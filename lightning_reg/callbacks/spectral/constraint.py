@@ -316,8 +316,8 @@ class SpectralConstraint(SpectralControl):
     0.999 c. If the norm is then near c, a factorization certifies the result. If that fails, as with hundreds of
     singular values at c, a decomposition clips the matrix to 0.99 c. The callback skips all this while the weight
     cannot have moved from its last certified norm to c. One product with 8 random vectors decides that, with an error
-    probability below 1e-6. For convolutions and rescaled matrices, the callback follows the norm, and holds it below c with a
-    margin. It takes more steps of following if an optimizer step moves a weight far.
+    probability below 1e-6. For convolutions and rescaled matrices, the callback follows the norm, and holds it below c
+    with a margin. It takes more steps of following if an optimizer step moves a weight far.
 
     During training on a GPU, the callback never waits for the device. It follows all matrices without a certificate.
     Later steps correct what it missed: with hundreds of singular values at c, norms can exceed c by a few per cent for
