@@ -58,7 +58,7 @@ _POINTS, _POINTS_IN_3D = 3, 2
 _BEST, _IN_TURN = 2, 1
 _POWERS = 3
 # A step ends after one product with the kernel if the relative gain is smaller than this.
-_SETTLED = 1e-3
+_SETTLED = 3e-4
 # The last steps of frequencies are this many times finer.
 _FINER = 8
 # See `leading_vectors`: sigma is right to 3e-3, before the rounds and the last product with the kernel.
