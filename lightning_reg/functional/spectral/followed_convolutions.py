@@ -48,9 +48,9 @@ from lightning_reg.functional.spectral.batches import SMALL_ENTRIES, Matrices
 from lightning_reg.functional.spectral.subspaces import leading_vectors, orthonormal, unit_rows
 
 ROUNDS = 2
-# The number of cells of frequencies along an axis is the degree of the response plus the first number, but at least the
-# second. The third number limits all cells together.
-_MORE_CELLS, _LEAST_CELLS = 2, 4
+# The number of cells of frequencies along an axis is the degree of the response plus the first number, or the second if
+# it is the only axis, but at least the third. The fourth number limits all cells together.
+_MORE_CELLS, _MORE_CELLS_ALONE, _LEAST_CELLS = 2, 6, 4
 _MOST_CELLS = 20
 # Points of the grid along each axis of a cell, in one or two dimensions and in three.
 _POINTS, _POINTS_IN_3D = 3, 2
@@ -429,7 +429,8 @@ def _index(place: list[int], sizes: tuple[int, ...]) -> int:
 @lru_cache(maxsize=64)
 def _cells(taps: Taps, dtype: torch.dtype, device: torch.device) -> _Cells:
     degrees = [max(places) - min(places) for places in zip(*taps.positions, strict=True)]
-    counts = [max(degree + _MORE_CELLS, _LEAST_CELLS) if degree else 1 for degree in degrees]
+    more = _MORE_CELLS if sum(map(bool, degrees)) > 1 else _MORE_CELLS_ALONE
+    counts = [max(degree + more, _LEAST_CELLS) if degree else 1 for degree in degrees]
     while math.prod(counts) > 2 * _MOST_CELLS:
         counts[counts.index(max(counts))] -= 1
     places = torch.cartesian_prod(*(torch.arange(count) for count in counts)).view(-1, len(counts)).tolist()
