@@ -8,7 +8,7 @@ from torch.optim import Adagrad
 
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
-from lightning_reg.functional.tensors.shards import Offloaded, has_dtensors, local_part, spread_like
+from lightning_reg.functional.tensors.shards import Offloaded, local_part, spread_like
 
 
 class Snapshot:
@@ -28,8 +28,7 @@ class Snapshot:
         """Copy the stored parameters and buffers back into the module."""
         for name, tensor in _tensors(module):
             if name in self._kept:
-                part = local_part(tensor) if has_dtensors([tensor]) else tensor
-                part.copy_(self._kept[name].part)
+                local_part(tensor).copy_(self._kept[name].part)
 
     def start_from(self, trainer: Trainer, module: LightningModule) -> None:
         """Copy the stored parameters and buffers back into the module, and reset the optimizers."""

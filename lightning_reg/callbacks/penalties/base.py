@@ -142,7 +142,7 @@ class Penalty(Term[Run], Formula):
     def decays(self, trainer: Trainer, pl_module: LightningModule) -> dict[Tensor, str]:
         if not (self._run and self.overlaps_weight_decay and (self.strength or self._run.told)):
             return {}
-        return dict.fromkeys(self.chosen(), f"{self._run.name} {self._run.told or f'{self.strength:g}'}")
+        return dict.fromkeys(self.chosen(), self._run.action(self.strength))
 
     @override
     def changes(self) -> dict[Tensor, Change]:

@@ -64,7 +64,7 @@ def begin_together(trainer: Trainer, penalties: Sequence[Member]) -> None:
         [
             run.plan(
                 call_of(penalty, without="strength") if run.told else repr(penalty),
-                f"{run.name} {run.told or f'{penalty.strength:g}'}",
+                run.action(penalty.strength),
                 optimizers,
             )
             for penalty, run in runs

@@ -36,7 +36,7 @@ class Run(TermRun):
     schedule: Timetable | None = None
     """The user's schedule, with durations in ticks."""
     told: str = ""
-    """Which strengths come, where another callback sets the strength; the plan then shows this."""
+    """The planned strengths, if another callback sets the strength. The plan shows this text instead of a number."""
     strength: float = 0.0
     """The strength in the current step, times the schedule."""
     pending: float = 0.0
@@ -50,6 +50,10 @@ class Run(TermRun):
     rounded_away: RoundedAway = field(default_factory=RoundedAway)
     hooks: AroundSteps | None = None
     """The hooks that take proximal steps after the steps of the optimizers."""
+
+    def action(self, strength: float) -> str:
+        """Return the term and its strength, for the plan."""
+        return f"{self.name} {self.told or f'{strength:g}'}"
 
     @override
     def forget(self) -> None:

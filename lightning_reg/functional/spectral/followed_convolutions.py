@@ -155,19 +155,18 @@ def follow_convolutions(  # noqa: PLR0913  # the kernels, the start, and the eff
     """
     cells = _cells(taps, kernels.dtype, kernels.device)
     look = _look(kernels, bases, cells)
-    found, rest = None, list(range(len(bases)))
-    if not everywhere and bases.shape[1] < kernels.shape[1] and kernels.device.type == "cpu":
-        found = _one_product(kernels, look, turns, cells)
-        rest = [index for index, gain in enumerate(found.gain.tolist()) if not gain < _SETTLED]  # NaN is unsettled
-    if rest:
-        is_all = len(rest) == len(bases)
-        index = torch.tensor(rest, device=bases.device)
-        part = (kernels, look, turns) if is_all else (kernels.chosen(rest), look.chosen(index), turns[index])
-        more = _in_rounds(*part, cells, rounds, everywhere=everywhere, fine_steps=fine_steps)
-        if found is None or is_all:
-            return more
-        return Followed(*(values.index_copy(0, index, new) for values, new in zip(found, more, strict=True)))
-    return found if found is not None else _in_rounds(kernels, look, turns, cells, rounds)
+    if everywhere or bases.shape[1] >= kernels.shape[1] or kernels.device.type != "cpu":
+        return _in_rounds(kernels, look, turns, cells, rounds, everywhere=everywhere, fine_steps=fine_steps)
+    found = _one_product(kernels, look, turns, cells)
+    rest = [index for index, gain in enumerate(found.gain.tolist()) if not gain < _SETTLED]  # NaN is unsettled
+    if not rest:
+        return found
+    if len(rest) == len(bases):
+        return _in_rounds(kernels, look, turns, cells, rounds, fine_steps=fine_steps)
+    index = torch.tensor(rest, device=bases.device)
+    some = kernels.chosen(rest), look.chosen(index), turns[index]
+    more = _in_rounds(*some, cells, rounds, fine_steps=fine_steps)
+    return Followed(*(values.index_copy(0, index, new) for values, new in zip(found, more, strict=True)))
 
 
 def _look(kernels: Matrices, basis: Tensor, cells: _Cells) -> _Look:
@@ -181,7 +180,7 @@ def _look(kernels: Matrices, basis: Tensor, cells: _Cells) -> _Look:
 def _one_product(kernels: Matrices, look: _Look, turns: Tensor, cells: _Cells) -> Followed:
     """Improve the best cells by one product with the kernels. This is enough if the gain is small."""
     basis, image, scale, at, vectors, sigma = look
-    chosen, width = _chosen(sigma, turns), cells.spacing / 2
+    chosen, width = _chosen(sigma.argsort(1, descending=True), turns), cells.spacing / 2
     _, z = _combined(_picked(vectors, chosen), basis, image)
     here, _ = _climb(_picked(at, chosen), z, width, cells)
     _, z = _at(here, basis, image, cells)
@@ -223,7 +222,7 @@ def _in_rounds(  # noqa: PLR0913  # the first look, and the effort
     is_large = math.prod(kernels.shape[1:]) > SMALL_ENTRIES
     for index in range(rounds):
         best = sigma.argsort(1, descending=True)
-        chosen = best if everywhere else _chosen(sigma, turns + index)
+        chosen = best if everywhere else _chosen(best, turns + index)
         if bases.shape[1] < kernels.shape[1]:  # else the basis spans everything
             here = _picked(at, chosen)
             x = _right(_picked(z, chosen), here, cells)
@@ -397,9 +396,8 @@ def _waves(at: Tensor, cells: _Cells) -> Tensor:
     return torch.polar(torch.ones_like(angles), -angles)
 
 
-def _chosen(sigma: Tensor, turns: Tensor) -> Tensor:
-    """Return the best cells, and some of the others, which take turns."""
-    best = sigma.argsort(1, descending=True)
+def _chosen(best: Tensor, turns: Tensor) -> Tensor:
+    """Return the first cells of `best`, which has the best cell first, and some of the others, which take turns."""
     if best.shape[1] <= _BEST + _IN_TURN:
         return best
     others = best[:, _BEST:].sort(1)[0]

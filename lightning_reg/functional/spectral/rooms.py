@@ -57,24 +57,26 @@ class Rooms:
 
     def is_due(self, name: str) -> bool:
         """Tell whether `note` will take the matrices as known to be inside, so that they had better be certified."""
-        known = self._rooms.get(name)
-        if known is None:
-            return True
-        left = known.waits.tolist()[0]
-        return bool(-left >= _WORTH if known.sketch.numel() else left <= 1)
+        return self._waits(name)[0] <= 0
 
     def note(self, name: str, matrices: Tensor, room: Tensor) -> None:
         """Note the present room of matrices, shaped as in `is_inside`."""
         if matrices.device.type != "cpu":
             return
-        known = self._rooms.get(name)
-        left, pause = (0, 0) if known is None else known.waits.tolist()
-        if known is not None and known.sketch.numel():  # the matrices have left their room
-            left = pause = 0 if -left >= _WORTH else min(max(1, 2 * pause), _LONGEST)
-        elif known is not None:
-            left -= 1
+        left, pause = self._waits(name)
         sketch = _sketch(matrices) if left <= 0 else matrices.new_zeros(len(matrices), 0, matrices.shape[-1])
         self._rooms[name] = _Room(sketch, room, torch.tensor([left, pause]))
+
+    def _waits(self, name: str) -> tuple[int, int]:
+        """Return the steps until the next sketch (0 or less: now) and the pause, for matrices that are not inside."""
+        known = self._rooms.get(name)
+        if known is None:
+            return 0, 0
+        left, pause = known.waits.tolist()
+        if not known.sketch.numel():
+            return left - 1, pause
+        pause = 0 if -left >= _WORTH else min(max(1, 2 * pause), _LONGEST)
+        return pause, pause
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Return the state for `load`, by name."""

@@ -30,9 +30,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_reg.functional.lipschitz.budget import norm_in_time
 from lightning_reg.functional.lipschitz.rounding import UPWARDS, norm_upwards, precise, times
-from lightning_reg.functional.lipschitz.rules.recurrent import steps_of, weights_of
+from lightning_reg.functional.lipschitz.rules.recurrent import Norms, norms_of, steps_of, weights_of
 from lightning_reg.functional.lipschitz.rules.registry import EXTENTS, for_modules
 from lightning_reg.functional.lipschitz.value import (
     Bound,
@@ -75,21 +74,21 @@ class _Recursion:
         return torch.stack(rows), cell
 
 
-def _lstm(weights: dict[str, Any], name: str, steps: int, largest_cell: float) -> _Recursion:
-    inner, again = (_norms(weights[f"weight_{kind}{name}"], 4) for kind in ("ih", "hh"))
-    projection = weights.get(f"weight_hr{name}")
-    last = 1.0 if projection is None else norm_in_time(projection)
+def _lstm(weights: dict[str, Any], norms: Norms, name: str, steps: int, largest_cell: float) -> _Recursion:
+    inner, again = (norms(f"weight_{kind}{name}", 4) for kind in ("ih", "hh"))
+    projection = f"weight_hr{name}"
+    (last,) = norms(projection, 1) if projection in weights else (1.0,)
     cells = []
     for step in range(steps):
         factors = 0.25, 0.25 * (largest_cell + step), 1.0
-        both = (sum(times(f, n) for f, n in zip(factors, norms[:3], strict=True)) for norms in (inner, again))
+        both = (sum(times(f, n) for f, n in zip(factors, four[:3], strict=True)) for four in (inner, again))
         cells.append([*both, 1.0])
     states = torch.tensor([0.25 * inner[3], 0.25 * again[3], 1.0], dtype=torch.float64) * last
     return _Recursion(torch.tensor(cells, dtype=torch.float64), states)
 
 
-def _gru(weights: dict[str, Any], name: str, steps: int, largest_state: float) -> _Recursion:
-    inner, again = (_norms(weights[f"weight_{kind}{name}"], 3) for kind in ("ih", "hh"))
+def _gru(weights: dict[str, Any], norms: Norms, name: str, steps: int, largest_state: float) -> _Recursion:
+    inner, again = (norms(f"weight_{kind}{name}", 3) for kind in ("ih", "hh"))
     most = max(1.0, largest_state)
     rows = precise(weights[f"weight_hh{name}"]).chunk(3)[2].abs().sum(1) * most
     shift = weights.get(f"bias_hh{name}")
@@ -100,25 +99,20 @@ def _gru(weights: dict[str, Any], name: str, steps: int, largest_state: float) -
     return _Recursion(cells, torch.tensor([by_input, 1 + by_state, 0.0], dtype=torch.float64))
 
 
-def _norms(weight: Tensor, gates: int) -> list[float]:
-    return [norm_in_time(each) for each in weight.chunk(gates)]
-
-
-def _states(op: Operation, input: Any, bound: float, hx: Any) -> float:
+def _states(op: Operation, weights: dict[str, Any], norms: Norms, input: Any, bound: float, hx: Any) -> float:
     """Return the largest of three bounds: all outputs, all last states together, and all last cells together."""
     module, is_lstm = op.module, isinstance(op.module, nn.LSTM)
     steps = steps_of(module, input)
     if steps > _STEPS:
         msg = f"its rule covers at most {_STEPS} steps, got {steps}"
         raise NoBoundError(msg)
-    weights = weights_of(module)
     first, size = _start(hx, is_lstm=is_lstm)
     states, cells = [], []
     for layer in range(module.num_layers):
         outputs = []
         for suffix in ("", "_reverse") if module.bidirectional else ("",):
             make = _lstm if is_lstm else _gru
-            rows, cell = make(weights, f"_l{layer}{suffix}", steps, size).solved()
+            rows, cell = make(weights, norms, f"_l{layer}{suffix}", steps, size).solved()
             changes = times(bound, _norm(rows[:, :steps])), *_of_start(rows, first)
             outputs.append(sum(changes))
             states.append(sum((times(bound, _norm(rows[-1:, :steps])), *_of_start(rows[-1:], first))))
@@ -158,8 +152,10 @@ def _size(value: Any) -> float:
 
 @for_modules(nn.LSTM, nn.GRU)
 def _gated_layer(op: Operation, input: Any, hx: Any = None) -> Bound:
-    bound = _states(op, input, input.bound.value if isinstance(input, Traced) else 0.0, hx)
-    return Bound(bound, own=_states(op, input, 1.0, None))
+    weights = weights_of(op.module)
+    norms = norms_of(weights)
+    bound = _states(op, weights, norms, input, input.bound.value if isinstance(input, Traced) else 0.0, hx)
+    return Bound(bound, own=_states(op, weights, norms, input, 1.0, None))
 
 
 @for_modules(nn.LSTMCell, nn.GRUCell)
@@ -167,7 +163,7 @@ def _gated_cell(op: Operation, input: Any, hx: Any = None) -> Bound:
     module, is_lstm = op.module, isinstance(op.module, nn.LSTMCell)
     first, size = _start(hx, is_lstm=is_lstm)
     weights = dict(module.named_parameters())
-    rows, _ = (_lstm if is_lstm else _gru)(weights, "", 1, size).solved()
+    rows, _ = (_lstm if is_lstm else _gru)(weights, norms_of(weights), "", 1, size).solved()
     # The changes of the state are at least as large as the changes of the cell.
     factors = rows[0].tolist()
     changes = input.bound.value if isinstance(input, Traced) else 0.0, *first

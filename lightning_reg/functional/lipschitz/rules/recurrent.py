@@ -12,6 +12,8 @@ of the sum of squares.
 """
 
 import math
+from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,6 +23,9 @@ from lightning_reg.functional.lipschitz.budget import norm_in_time
 from lightning_reg.functional.lipschitz.rounding import UPWARDS, norm_upwards, times
 from lightning_reg.functional.lipschitz.rules.registry import for_modules
 from lightning_reg.functional.lipschitz.value import Bound, NoBoundError, Operation, Traced, larger, together
+
+Norms = Callable[[str, int], list[float]]
+"""Maps the name of a weight and its number of gates to the norm of each gate's part."""
 
 # For more steps than this, the norm of K is bounded by the sum of its first column.
 _STEPS = 1024
@@ -56,23 +61,29 @@ def weights_of(module: nn.RNNBase) -> dict[str, Any]:
     return dict(zip(module._flat_weights_names, module._flat_weights, strict=True))  # noqa: SLF001  # no public name
 
 
+def norms_of(weights: Mapping[str, Tensor]) -> Norms:
+    """Return the norms of `weights`, each computed once, although a layer is bounded in two settings."""
+    return cache(lambda name, gates: [norm_in_time(part) for part in weights[name].chunk(gates)])
+
+
 @for_modules(nn.RNN)
 def _recurrent_layer(op: Operation, input: Any, hx: Any = None) -> Bound:
-    bound = _states(op.module, input, input.bound.value if isinstance(input, Traced) else 0.0, hx)
-    alone = _states(op.module, input, 1.0, None)
+    norms = norms_of(weights_of(op.module))
+    bound = _states(op.module, norms, input, input.bound.value if isinstance(input, Traced) else 0.0, hx)
+    alone = _states(op.module, norms, input, 1.0, None)
     return Bound(bound, own=alone)
 
 
-def _states(module: nn.RNN, input: Any, bound: float, hx: Any) -> float:
+def _states(module: nn.RNN, norms: Norms, input: Any, bound: float, hx: Any) -> float:
     """Return the larger of two bounds: all outputs, and all last states together."""
-    steps, weights = steps_of(module, input), weights_of(module)
+    steps = steps_of(module, input)
     # The initial states of all layers and directions are stacked; each is one part.
     start = hx.bound.value if isinstance(hx, Traced) else 0.0
     finals = []
     for layer in range(module.num_layers):
         outputs = []
         for suffix in ("", "_reverse") if module.bidirectional else ("",):
-            inner, again = (norm_in_time(weights[f"weight_{kind}_l{layer}{suffix}"]) for kind in ("ih", "hh"))
+            (inner,), (again,) = (norms(f"weight_{kind}_l{layer}{suffix}", 1) for kind in ("ih", "hh"))
             whole, last, left = _repeated(again, steps)
             entered = times(bound, inner)
             outputs.append(times(entered, whole) + times(start, times(again, last)))
