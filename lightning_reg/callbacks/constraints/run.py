@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from lightning_reg import _checks
 from lightning_reg.callbacks.trainer.guarded_steps import Guard
 from lightning_reg.callbacks.trainer.held_weights import has_gradient
-from lightning_reg.callbacks.trainer.plan import Plan, describe
+from lightning_reg.callbacks.trainer.plan import Plan, plan_of
 from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
 from lightning_reg.functional.tensors.shards import has_dtensors, local_part, local_parts, local_slice, whole
 from lightning_reg.selection import Selection, Weight
@@ -69,27 +69,12 @@ class Run:
 
     def plan(self, settings: str, action: str, optimizers: Sequence[Optimizer]) -> Plan:
         """Return what happens to each weight: `action` if it is chosen."""
-        held = self.guard.held.of(optimizers)
-        return Plan(
-            settings,
-            shapes={weight.name: describe(weight) for weight in self.selection.weights},
-            actions={
-                weight.name: action
-                if weight.parameter in held and weight.parameter.requires_grad
-                else f"{action} (not trained at the moment)"
-                for weight in self.selection.chosen
-            },
-            left_out=self.selection.left_out,
-        )
+        trained = {weight.parameter for weight in self.guard.trained(optimizers)}
+        return plan_of(settings, self.selection, trained, lambda _: action)
 
     def _trained(self, optimizer: Optimizer) -> list[Weight]:
         """Return the weights of a step of `optimizer`; none if no gradient reaches any of them."""
-        if not has_gradient([optimizer]):
-            return []
-        held = self.guard.held.of([optimizer])
-        return [
-            weight for weight in self.selection.chosen if weight.parameter in held and weight.parameter.requires_grad
-        ]
+        return self.guard.trained([optimizer]) if has_gradient([optimizer]) else []
 
     def _as_wanted(self, weights: Sequence[Weight]) -> Iterator[tuple[list[Tensor], Callable[[], None]]]:
         """Yield lists of tensors with output units first, each with a function that writes back changes of copies."""

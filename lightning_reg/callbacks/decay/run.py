@@ -12,7 +12,7 @@ from lightning_reg import _checks
 from lightning_reg.callbacks.decay.kinds import Kind, Rates, share_of, shrink_, shrink_cautiously_
 from lightning_reg.callbacks.trainer.decays import time_scale
 from lightning_reg.callbacks.trainer.guarded_steps import Guard
-from lightning_reg.callbacks.trainer.plan import Plan, describe
+from lightning_reg.callbacks.trainer.plan import Plan, plan_of
 from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
 from lightning_reg.functional.tensors.chunks import NumberOrTensor, alike
 from lightning_reg.functional.tensors.shards import local_parts
@@ -112,13 +112,8 @@ class Run:
     def plan(self, settings: str, optimizers: Sequence[Optimizer], steps_in_epoch: float | None) -> Plan:
         """Return what happens to each weight, trained or not."""
         actions = self.actions(optimizers, steps_in_epoch)
-        idle = f"{self.kind} {self.value:g} (not trained at the moment)"
-        return Plan(
-            settings,
-            shapes={weight.name: describe(weight) for weight in self.selection.weights},
-            actions={weight.name: actions.get(weight.parameter, idle) for weight in self.selection.chosen},
-            left_out=self.selection.left_out,
-        )
+        idle = f"{self.kind} {self.value:g}"
+        return plan_of(settings, self.selection, actions, lambda weight: actions.get(weight.parameter, idle))
 
     def state(self) -> list[dict[str, Any]]:
         """Return the state that a resume needs."""

@@ -12,7 +12,7 @@ from lightning_reg.callbacks.penalties.ledger import TermRun
 from lightning_reg.callbacks.penalties.quota import Quota
 from lightning_reg.callbacks.penalties.rounding import RoundedAway
 from lightning_reg.callbacks.penalties.targets import Targets
-from lightning_reg.callbacks.trainer.plan import Plan, describe
+from lightning_reg.callbacks.trainer.plan import Plan, plan_of
 from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
 from lightning_reg.callbacks.trainer.timetable import Timetable
 from lightning_reg.callbacks.trainer.unseen_steps import UnseenSteps
@@ -84,13 +84,4 @@ class Run(TermRun):
 
     def plan(self, settings: str, action: str, optimizers: Sequence[Optimizer]) -> Plan:
         """Return what happens to each weight: `action` if it is chosen."""
-        trained = set(self.targets.of(optimizers))
-        return Plan(
-            settings,
-            shapes={weight.name: describe(weight) for weight in self.selection.weights},
-            actions={
-                weight.name: action if weight.parameter in trained else f"{action} (not trained at the moment)"
-                for weight in self.selection.chosen
-            },
-            left_out=self.selection.left_out,
-        )
+        return plan_of(settings, self.selection, set(self.targets.of(optimizers)), lambda _: action)

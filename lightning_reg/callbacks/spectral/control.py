@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,7 +15,7 @@ from lightning_reg.callbacks.spectral.weights import weights_of_layers
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.guarded_steps import ActsInSteps, Guard
 from lightning_reg.callbacks.trainer.packages import LightningModule, MisconfigurationException, Trainer
-from lightning_reg.callbacks.trainer.plan import Plan, describe, publish
+from lightning_reg.callbacks.trainer.plan import Plan, plan_of, publish
 from lightning_reg.callbacks.trainer.refusals import (
     refuse_hidden_weights,
     refuse_strategy,
@@ -62,33 +61,22 @@ class Run:
     engine: Engine
     steps: AroundSteps
     guard: Guard
-    waiting: list[Weight]
+    waiting: set[Weight]
     """The weights that have not been trained so far."""
 
     def plan(self, settings: str, action: Callable[[Weight], str], optimizers: Sequence[Optimizer]) -> Plan:
         """Return what happens to each weight."""
-        held = self.guard.held.of(optimizers)
-        return Plan(
-            settings,
-            shapes={weight.name: describe(weight) for weight in self.selection.weights},
-            actions={
-                weight.name: action(weight) + ("" if _is_trained(weight, held) else " (not trained at the moment)")
-                for weight in self.selection.chosen
-            },
-            left_out=self.selection.left_out,
-        )
+        trained = {weight.parameter for weight in self.guard.trained(optimizers)}
+        return plan_of(settings, self.selection, trained, action)
 
     def take_over(self, saved: State, optimizers: Sequence[Optimizer]) -> None:
         """Take weights under control that are now trained for the first time."""
-        held = self.guard.held.of(optimizers)
-        trained = [weight for weight in self.waiting if _is_trained(weight, held)]
+        if not self.waiting:
+            return
+        trained = [weight for weight in self.guard.trained(optimizers) if weight in self.waiting]
         if trained:
-            self.waiting = [weight for weight in self.waiting if not _is_trained(weight, held)]
+            self.waiting -= set(trained)
             self.engine.start(trained, saved)
-
-
-def _is_trained(weight: Weight, held: AbstractSet[Tensor]) -> bool:
-    return weight.parameter.requires_grad and weight.parameter in held
 
 
 class SpectralControl(ActsInSteps[Run], ABC):
@@ -218,7 +206,7 @@ class SpectralControl(ActsInSteps[Run], ABC):
             guard.unseen.see(optimizer)
             engine.after_step(optimizer)
 
-        return Run(selection, engine, AroundSteps(after_step, engine.before_step), guard, list(selection.chosen))
+        return Run(selection, engine, AroundSteps(after_step, engine.before_step), guard, set(selection.chosen))
 
     def _state_of(self, run: Run) -> dict[str, Any]:
         return {"settings": self.settings, "weights": run.engine.state()}

@@ -1,5 +1,6 @@
 """The base of callbacks that act inside optimizer steps: they follow the optimizers, and report missed steps."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
@@ -11,7 +12,7 @@ from lightning_reg.callbacks.trainer.during_fit import DuringFit
 from lightning_reg.callbacks.trainer.held_weights import HeldWeights
 from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
 from lightning_reg.callbacks.trainer.unseen_steps import UnseenSteps
-from lightning_reg.selection import Selection
+from lightning_reg.selection import Selection, Weight
 
 
 class Guard:
@@ -25,14 +26,19 @@ class Guard:
     """
 
     def __init__(self, selection: Selection, name: str, treatment: str) -> None:
-        self._chosen = [weight.parameter for weight in selection.chosen]
+        self._chosen = selection.chosen
         self.held = HeldWeights((weight.parameter for weight in selection.weights), f"{treatment} by {name}")
         self.unseen = UnseenSteps(name)
 
     def of(self, optimizer: Optimizer) -> list[Tensor]:
         """Return the chosen weights that `optimizer` holds."""
         held = self.held.of([optimizer])
-        return [weight for weight in self._chosen if weight in held]
+        return [weight.parameter for weight in self._chosen if weight.parameter in held]
+
+    def trained(self, optimizers: Sequence[Optimizer]) -> list[Weight]:
+        """Return the chosen weights that `optimizers` hold and that are not frozen."""
+        held = self.held.of(optimizers)
+        return [weight for weight in self._chosen if weight.parameter in held and weight.parameter.requires_grad]
 
 
 class Guarded(Protocol):
