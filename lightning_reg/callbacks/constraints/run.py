@@ -11,7 +11,7 @@ from lightning_reg import _checks
 from lightning_reg.callbacks.trainer.guarded_steps import Guard
 from lightning_reg.callbacks.trainer.held_weights import has_gradient
 from lightning_reg.callbacks.trainer.plan import Plan, plan_of
-from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
+from lightning_reg.callbacks.trainer.step_hooks import AroundSteps, step_happens
 from lightning_reg.functional.tensors.shards import has_dtensors, local_part, local_parts, local_slice, whole
 from lightning_reg.selection import Selection, Weight
 
@@ -56,16 +56,14 @@ class Run:
         self.guard.unseen.see(optimizer)
         self.tick = tick
         weights = self._trained(optimizer)
-        # Fused optimizers check themselves, inside `step`, whether gradients are finite. So only the device knows
-        # whether this step was skipped.
-        found_inf: Tensor | None = getattr(optimizer, "found_inf", None)
-        parts = local_parts([weight.parameter.detach() for weight in weights]) if found_inf is not None else []
+        happens = step_happens(optimizer)
+        parts = [] if happens is None else local_parts([weight.parameter.detach() for weight in weights])
         before = [part.clone() for part in parts]
         for tensors, put_back in self._as_wanted(weights):
             act(tensors)
             put_back()
         for part, old in zip(parts, before, strict=True):
-            part.copy_(torch.where(torch.as_tensor(found_inf == 0), part, old))
+            part.copy_(torch.where(torch.as_tensor(happens), part, old))
 
     def plan(self, settings: str, action: str, optimizers: Sequence[Optimizer]) -> Plan:
         """Return what happens to each weight: `action` if it is chosen."""

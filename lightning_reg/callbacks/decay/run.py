@@ -13,7 +13,7 @@ from lightning_reg.callbacks.decay.kinds import Kind, Rates, share_of, shrink_, 
 from lightning_reg.callbacks.trainer.decays import time_scale
 from lightning_reg.callbacks.trainer.guarded_steps import Guard
 from lightning_reg.callbacks.trainer.plan import Plan, plan_of
-from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
+from lightning_reg.callbacks.trainer.step_hooks import AroundSteps, step_happens
 from lightning_reg.functional.tensors.chunks import NumberOrTensor, alike
 from lightning_reg.functional.tensors.shards import local_parts
 from lightning_reg.selection import Selection
@@ -58,15 +58,14 @@ class Run:
     def before_update(self, position: int, optimizer: Optimizer, tick: int) -> None:
         """Shrink the weights that `optimizer`, at that position, is about to update; or copy them."""
         strength = self.strength(tick)
-        # Fused optimizers check themselves, inside `step`, whether gradients are finite.
-        found_inf = getattr(optimizer, "found_inf", None)
+        happens = step_happens(optimizer)
         for index, group, weights in self.members(optimizer):
             share = self._share(position, index, group, strength)
             self.shares.append(share)
             owners = [weight for weight in weights if weight.grad is not None]
             if not owners or (not isinstance(share, Tensor) and not share):
                 continue
-            share = share if found_inf is None else share * (found_inf == 0)
+            share = share if happens is None else share * happens
             parts = local_parts([weight.detach() for weight in owners])
             if self.kind == "cautious":
                 copies = [self._copy_of(weight, part) for weight, part in zip(owners, parts, strict=True)]

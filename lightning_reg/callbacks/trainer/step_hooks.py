@@ -4,10 +4,20 @@ from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 Act = Callable[[Optimizer], None]
+
+
+def step_happens(optimizer: Optimizer) -> Tensor | None:
+    """Return whether the current step changes weights, on the device; None if it does.
+
+    Fused optimizers check inside `step` whether the gradients of fp16 are finite, so only the device knows.
+    """
+    found_inf: Tensor | None = getattr(optimizer, "found_inf", None)
+    return None if found_inf is None else found_inf == 0
 
 
 class Turn(IntEnum):
