@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_reg import _checks
 from lightning_reg.callbacks.trainer.guarded_steps import Guard
 from lightning_reg.callbacks.trainer.held_weights import has_gradient
 from lightning_reg.callbacks.trainer.plan import Plan, plan_of
 from lightning_reg.callbacks.trainer.step_hooks import AroundSteps, step_happens
+from lightning_reg.callbacks.trainer.timetable import factor_at
 from lightning_reg.functional.tensors.shards import has_dtensors, local_part, local_parts, local_slice, whole
 from lightning_reg.selection import Selection, Weight
 
@@ -39,9 +39,7 @@ class Run:
     @property
     def share(self) -> float:
         """The value of the schedule at the current step; 1 without a schedule."""
-        if self.schedule is None:
-            return 1.0
-        return _checks.in_range(f"schedule({self.tick})", self.schedule(self.tick), 0, 1)
+        return factor_at(self.schedule, self.tick, is_share=True)
 
     @torch.no_grad()
     def show(self, act: Act, optimizer: Optimizer, tick: int) -> None:

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_reg import _checks
 from lightning_reg.callbacks.decay.kinds import Kind, Rates, share_of, shrink_, shrink_cautiously_
 from lightning_reg.callbacks.trainer.decays import time_scale
 from lightning_reg.callbacks.trainer.guarded_steps import Guard
 from lightning_reg.callbacks.trainer.plan import Plan, plan_of
 from lightning_reg.callbacks.trainer.step_hooks import AroundSteps, step_happens
+from lightning_reg.callbacks.trainer.timetable import factor_at
 from lightning_reg.functional.tensors.chunks import NumberOrTensor, alike
 from lightning_reg.functional.tensors.shards import local_parts
 from lightning_reg.selection import Selection
@@ -43,8 +43,7 @@ class Run:
 
     def strength(self, tick: int) -> float:
         """Return the strength of the decay at `tick`."""
-        factor = 1.0 if self.schedule is None else _checks.non_negative(f"schedule({tick})", self.schedule(tick))
-        return self.value * factor
+        return self.value * factor_at(self.schedule, tick)
 
     def members(self, optimizer: Optimizer) -> Iterator[tuple[int, dict[str, Any], list[Tensor]]]:
         """Yield the parameter groups of `optimizer` that hold chosen weights, with their position and those weights."""

@@ -60,9 +60,8 @@ class ActivityRun(TermRun):
     modules: Sequence[NamedModule]
     choice: Choice[NamedModule]
     listener: Listener
-    schedule: Timetable | None = None
     strength: float = 0.0
-    """That of the current step."""
+    """The strength in the current step."""
     is_checked: bool = False
     """Whether the modules that are called are known."""
 
@@ -174,9 +173,7 @@ class ActivityPenalty(Term[ActivityRun]):
         if run is None:
             return
         run.listener.take()  # drop the terms of a batch for which `training_step` returned None
-        tick = state.tick(trainer, pl_module)
-        factor = 1.0 if run.schedule is None else _checks.non_negative(f"schedule({tick})", run.schedule(tick))
-        run.strength = self.strength * factor
+        run.strength = self.strength * run.factor(state.tick(trainer, pl_module))
         run.listener.is_wanted = run.strength > 0
 
     @override

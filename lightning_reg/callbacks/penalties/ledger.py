@@ -13,6 +13,7 @@ from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
 from lightning_reg.callbacks.trainer.loggers import log
 from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
+from lightning_reg.callbacks.trainer.timetable import Timetable, factor_at
 from lightning_reg.tensorboard import tags
 
 
@@ -72,8 +73,14 @@ class TermRun:
     """State of one term between the start and the end of `fit`."""
 
     name: str
+    schedule: Timetable | None = field(default=None, kw_only=True)
+    """The user's schedule, with durations in ticks."""
     first_step: bool = field(default=True, kw_only=True)
     ledger: Ledger = field(default_factory=Ledger, kw_only=True)
+
+    def factor(self, tick: int) -> float:
+        """Return the factor on the strength at `tick`."""
+        return factor_at(self.schedule, tick)
 
     def forget(self) -> None:
         """Start the next step again, because the gradients of its batches so far are gone."""

@@ -16,7 +16,7 @@ from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
 from lightning_reg.callbacks.trainer.loggers import log
 from lightning_reg.callbacks.trainer.packages import LightningModule, MisconfigurationException, Trainer
-from lightning_reg.callbacks.trainer.timetable import Timetable
+from lightning_reg.callbacks.trainer.timetable import Timetable, factor_at
 from lightning_reg.functional.penalties.counts import zero_share
 from lightning_reg.schedules import Cosine, Schedule
 from lightning_reg.schedules.base import check_schedule
@@ -31,13 +31,12 @@ class Aim:
 
     tag: str
     target: float
-    factor: Callable[[int], float] | None = None
-    """The schedule, with durations in steps."""
+    schedule: Callable[[int], float] | None = None
+    """The user's schedule, with durations in ticks."""
 
     def at(self, tick: int) -> float:
         """Return the wanted share at `tick`."""
-        factor = 1.0 if self.factor is None else self.factor(tick)
-        return self.target * _checks.in_range(f"schedule({tick})", factor, 0, 1)
+        return self.target * factor_at(self.schedule, tick, is_share=True)
 
 
 @final
@@ -149,7 +148,7 @@ class TargetSparsity(DuringFit[Aim]):
         super().on_train_start(trainer, pl_module)
         if self._run is None:  # a tuner trains for a moment before `on_fit_start`
             return
-        self._run.factor = Timetable(self.schedule or Cosine(0.0, 1.0, 0.5), trainer, pl_module)
+        self._run.schedule = Timetable(self.schedule or Cosine(0.0, 1.0, 0.5), trainer, pl_module)
         self.penalty.aim_at(Quota(self._run.at, self.scope == "layer", self.floor))
 
     @override

@@ -1,8 +1,9 @@
-"""A schedule within a run: its length, the error if the length is unknown, and the warning if it changes."""
+"""A schedule within a run: its checked values, its length, and the messages if the length is unknown or changes."""
 
 import math
 from collections.abc import Callable
 
+from lightning_reg import _checks
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer, rank_zero_warn
 from lightning_reg.schedules import Schedule, resolve
@@ -68,6 +69,14 @@ class Timetable:
             f" stay shares of a run of {self.total:g} ticks, its length when it began, and not of {total:g}."
             " If the data grow during training, give durations as ints (ticks)."
         )
+
+
+def factor_at(schedule: Callable[[int], float] | None, tick: int, *, is_share: bool = False) -> float:
+    """Return a user's factor at `tick`, checked to be >= 0, or in [0, 1] if it is a share; 1 without a schedule."""
+    if schedule is None:
+        return 1.0
+    name, value = f"schedule({tick})", schedule(tick)
+    return _checks.in_range(name, value, 0, 1) if is_share else _checks.non_negative(name, value)
 
 
 def _remedy(trainer: Trainer, pl_module: LightningModule, *, in_epochs: bool) -> str:
