@@ -17,12 +17,13 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_reg import _checks
+from lightning_reg.callbacks.penalties.targets import gradients
 from lightning_reg.callbacks.spectral.control import Run, SpectralControl
 from lightning_reg.callbacks.spectral.weights import WeightNorms, add_gradient, fits, local, of_entries, subject
 from lightning_reg.callbacks.trainer.packages import LightningModule, MisconfigurationException, Trainer, rank_zero_warn
 from lightning_reg.callbacks.trainer.sharing import Change
 from lightning_reg.functional.spectral.followed import FollowedNorm
-from lightning_reg.functional.tensors.shards import as_placed, has_dtensors, local_part, whole
+from lightning_reg.functional.tensors.shards import has_dtensors, local_part, whole
 from lightning_reg.selection import Select, Weight
 
 # Longer dot products in float32 are off by more than rounding.
@@ -173,7 +174,7 @@ class Normalization:
                 " Call `optimizer.zero_grad()` after each step, with its default `set_to_none=True`."
             )
             raise MisconfigurationException(msg)
-        grad = _placed_gradient(parameter)
+        (grad,) = gradients([parameter])
         inverse = 1 / member.scale(self._bound)
         products = _inners if weight.is_stack else _inner
         factor = products(grad, parameter.detach()) * (-inverse / self._bound)
@@ -198,18 +199,6 @@ class Normalization:
             values.copy_(raw / scale)
             member.rest = (raw - values.to(raw.dtype) * scale).to(values.dtype)
         member.is_raw = False
-
-
-def _placed_gradient(parameter: Tensor) -> Tensor:
-    """Return the gradient as it can be changed in place: dense, and spread over ranks as the parameter is."""
-    grad = parameter.grad
-    if grad is None:  # those without are left out before
-        raise RuntimeError
-    dense = grad.to_dense() if grad.is_sparse else grad
-    placed = as_placed(dense, parameter)
-    if placed is not grad:
-        parameter.grad = placed
-    return placed
 
 
 def _inner(first: Tensor, second: Tensor) -> Tensor:
