@@ -18,7 +18,7 @@ from lightning_reg.tensorboard import tags
 
 def add_point(settings: Settings, trainer: Trainer, pl_module: LightningModule, run: PathRun) -> None:
     """Record the outcome of the current strength, and keep the module if `rule` may choose it."""
-    strength, nonzero = run.strengths[run.position], count_nonzero(run.names)
+    strength, nonzero = run.strength, count_nonzero(run.names)
     score, error = run.scores.end_epoch(trainer) if run.scores else (math.nan, math.nan)
     weights = {name: whole(weight.detach()).to("cpu", copy=True) for weight, name in run.names.items()}
     run.points.append(Point(strength, nonzero, score, error, weights))

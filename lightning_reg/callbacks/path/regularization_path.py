@@ -40,12 +40,8 @@ from lightning_reg.callbacks.penalties.base import Penalty
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
 from lightning_reg.callbacks.trainer.loggers import log_for_callbacks, write_figure
-from lightning_reg.callbacks.trainer.packages import (
-    Callback,
-    LightningModule,
-    MisconfigurationException,
-    Trainer,
-)
+from lightning_reg.callbacks.trainer.packages import Callback, LightningModule, Trainer
+from lightning_reg.callbacks.trainer.refusals import refuse_flat_shards
 from lightning_reg.tensorboard import tags
 
 # A strength that holds all weights at zero, whatever their gradients. Low precisions use their largest number instead.
@@ -209,9 +205,7 @@ class RegularizationPath(DuringFit[PathRun]):
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
-        if state.has_flat_shards(trainer):
-            msg = "RegularizationPath does not work with FSDP1. Use FSDP2 (ModelParallelStrategy)."
-            raise MisconfigurationException(msg)
+        refuse_flat_shards(trainer, "RegularizationPath")
         refuse_averages(trainer)
         self._loaded, self._result = {}, None
         self._strength_before = self.penalty.strength

@@ -6,7 +6,6 @@ from typing import Literal, Protocol
 from lightning_reg import _checks
 from lightning_reg.callbacks.path.result import Rule
 from lightning_reg.callbacks.penalties.base import Penalty
-from lightning_reg.callbacks.penalties.formula import Formula
 
 Direction = Literal["down", "up"]
 MonitorMode = Literal["min", "max"]
@@ -75,8 +74,7 @@ def check_relaxed(relaxed_epochs: int, penalty: Penalty, *, restore: bool) -> No
 
 def check_limit(strengths: int | list[float], penalty: Penalty) -> None:
     """Raise if the path must compute the largest strength, and the penalty has no formula for it."""
-    is_known = type(penalty).vanishing_strengths is not Formula.vanishing_strengths
-    if isinstance(strengths, int) and (not is_known or getattr(penalty, "l1_ratio", 1.0) == 0):
+    if isinstance(strengths, int) and not penalty.has_vanishing_strengths:
         msg = (
             f"`strengths` must be a list of numbers for {penalty!r}, because this penalty cannot compute the strength"
             f" at which weights vanish (`vanishing_strengths`), got {strengths}."

@@ -10,12 +10,12 @@ from typing_extensions import override
 
 from lightning_reg import _checks
 from lightning_reg.callbacks.penalties.base import Penalty
-from lightning_reg.callbacks.penalties.formula import Formula
 from lightning_reg.callbacks.penalties.quota import Quota
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
 from lightning_reg.callbacks.trainer.loggers import log
-from lightning_reg.callbacks.trainer.packages import LightningModule, MisconfigurationException, Trainer
+from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
+from lightning_reg.callbacks.trainer.refusals import refuse_flat_shards
 from lightning_reg.callbacks.trainer.timetable import Timetable, factor_at
 from lightning_reg.functional.penalties.counts import zero_share
 from lightning_reg.schedules import Cosine, Schedule
@@ -104,7 +104,7 @@ class TargetSparsity(DuringFit[Aim]):
                 " Give the schedule to TargetSparsity."
             )
             raise ValueError(msg)
-        if type(penalty).vanishing_strengths is Formula.vanishing_strengths or getattr(penalty, "l1_ratio", 1.0) == 0:
+        if not penalty.has_vanishing_strengths:
             msg = (
                 "`penalty` must make zeros and define the strengths at which they appear (`vanishing_strengths`),"
                 f" got {penalty!r}. Use L1Penalty, ElasticNetPenalty with l1_ratio > 0, or GroupLassoPenalty."
@@ -133,9 +133,7 @@ class TargetSparsity(DuringFit[Aim]):
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
-        if state.has_flat_shards(trainer):
-            msg = "TargetSparsity does not work with FSDP1. Use FSDP2 (ModelParallelStrategy)."
-            raise MisconfigurationException(msg)
+        refuse_flat_shards(trainer, "TargetSparsity")
         state.insert_callback(trainer, self.penalty, after=self)
 
     @override

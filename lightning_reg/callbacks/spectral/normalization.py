@@ -9,7 +9,7 @@ import contextlib
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, final, get_args
+from typing import final, get_args
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from typing_extensions import override
 from lightning_reg import _checks
 from lightning_reg.callbacks.penalties.targets import gradients
 from lightning_reg.callbacks.spectral.control import Run, SpectralControl
-from lightning_reg.callbacks.spectral.weights import WeightNorms, add_gradient, fits, local, of_entries, subject
+from lightning_reg.callbacks.spectral.weights import Norm, WeightNorms, add_gradient, fits, local, of_entries, subject
 from lightning_reg.callbacks.trainer.packages import LightningModule, MisconfigurationException, Trainer, rank_zero_warn
 from lightning_reg.callbacks.trainer.sharing import Change
 from lightning_reg.functional.spectral.followed import FollowedNorm
@@ -220,9 +220,6 @@ def _state(member: Normalized) -> dict[str, Tensor]:
     tensors = {name: getattr(member.norm, name) for name in _NUMBERS}
     tensors |= {} if member.rest is None else {"rest": member.rest}
     return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
-
-
-Norm = Literal["operator", "matrix"]
 
 
 @final

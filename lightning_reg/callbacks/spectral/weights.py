@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from lightning_reg.functional.spectral.layers import Layer
 from lightning_reg.functional.tensors.shards import has_dtensors, local_part, local_slice, whole
 from lightning_reg.selection.select import Selector, as_select
 from lightning_reg.selection.weights import Selection, Weight
+
+Norm = Literal["operator", "matrix"]
+"""The norm of a convolution: of the map between images, or of the kernel reshaped to a matrix."""
 
 
 def weights_of_layers(selection: Selection, select: Selector) -> Selection:
@@ -56,12 +60,12 @@ def local(weight: Weight) -> Tensor:
 
 
 def of_entries(value: Tensor, weight: Weight) -> Tensor:
-    """Return what there is one of for a weight, or for each matrix of a stack, as it broadcasts to this rank's part."""
+    """Return a weight's number, or one for each matrix of a stack, in a shape that broadcasts to this rank's part."""
     return value if not value.ndim else local_slice(value[:, None, None].expand(weight.shape), weight.parameter)
 
 
 def subject(weight: Weight) -> str:
-    """Return what of a weight is controlled, for the plan: "" for the weight itself."""
+    """Return the words of the plan for the matrices of a stack; "" for any other weight."""
     return f"each of {weight.shape[0]} matrices " if weight.is_stack else ""
 
 

@@ -151,12 +151,12 @@ def log_for_callbacks(
     kept.update(zip(numbers, torch.tensor([*numbers.values()], dtype=dtype, device=pl_module.device), strict=True))
 
 
-def names_a_value(trainer: Trainer, tags: Iterable[str]) -> bool:
-    """Tell whether a callback or scheduler uses one of `tags`, as `monitor` or in a file name."""
+def names_a_value(trainer: Trainer, prefixes: Iterable[str]) -> bool:
+    """Tell whether a callback or scheduler uses a tag with one of `prefixes`, as `monitor` or in a file name."""
     settings = [value for callback in state.callbacks_of(trainer, object) for value in vars(callback).values()]
     names = [value for value in settings if isinstance(value, str)]
     names += [str(config.monitor) for config in trainer.lr_scheduler_configs]
-    return any(tag in name for tag in tags for name in names)
+    return any(prefix in name for prefix in prefixes for name in names)
 
 
 def log(

@@ -21,6 +21,13 @@ def refuse_strategy(trainer: Trainer, name: str) -> None:
         raise MisconfigurationException(msg)
 
 
+def refuse_flat_shards(trainer: Trainer, name: str) -> None:
+    """Raise under FSDP1, whose flat shards hold no weight by name."""
+    if state.has_flat_shards(trainer):
+        msg = f"{name} does not work with FSDP1. Use FSDP2 (ModelParallelStrategy)."
+        raise MisconfigurationException(msg)
+
+
 def refuse_hidden_weights(trainer: Trainer, name: str) -> None:
     """Raise if the strategy stores weights so that a monitor cannot read them whole."""
     strategy = trainer.strategy
