@@ -1,7 +1,7 @@
 """The arguments of a path, and their checks."""
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 from lightning_reg import _checks
 from lightning_reg.callbacks.path.result import Rule
@@ -52,6 +52,24 @@ def check_penalty(penalty: object) -> None:
         msg = (
             "`penalty` must have mode='proximal', which makes exact zeros, and no schedule, because the path sets the"
             f" strength, got {penalty!r}."
+        )
+        raise ValueError(msg)
+
+
+def check_monitor(monitor: object) -> str | None:
+    """Return the argument `monitor`, or raise if it is not a name."""
+    if monitor is not None and not isinstance(monitor, str):
+        msg = f"`monitor` must be the name of a logged value, or None, got {monitor!r}."
+        raise TypeError(msg)
+    return monitor
+
+
+def check_rule(rule: object, monitor: str | None) -> None:
+    """Raise if the path has no such rule, or the rule needs a monitor."""
+    if _checks.one_of("rule", rule, get_args(Rule)) == "one_se" and monitor is None:
+        msg = (
+            "`rule='one_se'` needs a `monitor`, to compute a standard error over validation batches, got"
+            " monitor=None. Pass the name of a value that `validation_step` logs, or use `rule='best'`."
         )
         raise ValueError(msg)
 

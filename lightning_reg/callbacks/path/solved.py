@@ -1,4 +1,4 @@
-"""Decide when to move to the next strength: when the weights are close enough to the minimum."""
+"""Decide whether the weights are close enough to the minimum of their strength."""
 
 import torch
 

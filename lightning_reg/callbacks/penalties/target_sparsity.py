@@ -111,10 +111,7 @@ class TargetSparsity(DuringFit[Aim]):
             )
             raise ValueError(msg)
         self.penalty = penalty
-        self.target = _checks.in_range("target", target, 0, 1)
-        if self.target in (0, 1):
-            msg = f"`target` must be in (0, 1), without 0 and 1, got {target}."
-            raise ValueError(msg)
+        self.target = _checks.between("target", target, 0, 1)
         self.scope: Scope = scope
         _checks.one_of("scope", scope, get_args(Scope))
         self.floor = _checks.in_range("floor", floor, 0, 1)
