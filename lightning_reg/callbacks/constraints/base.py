@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from lightning_reg.callbacks.constraints.refusals import refuse_shared_weights, warn_of_averaging
 from lightning_reg.callbacks.constraints.run import Run
-from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer import progress, state
 from lightning_reg.callbacks.trainer.guarded_steps import ActsInSteps, Guard
 from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
 from lightning_reg.callbacks.trainer.plan import publish
@@ -159,10 +159,10 @@ class Constraint(ActsInSteps[Run], ABC):
             return
 
         def before(optimizer: Optimizer) -> None:
-            run.show(self.look, optimizer, state.tick(trainer, pl_module))
+            run.show(self.look, optimizer, progress.tick(trainer, pl_module))
 
         def after(optimizer: Optimizer) -> None:
-            run.project(self.project, optimizer, state.tick(trainer, pl_module))
+            run.project(self.project, optimizer, progress.tick(trainer, pl_module))
 
         looks = type(self).look is not Constraint.look
         run.steps = run.steps or AroundSteps(after, before if looks else None, turn=self.turn)

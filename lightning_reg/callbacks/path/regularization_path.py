@@ -36,7 +36,7 @@ from lightning_reg.callbacks.path.settings import (
 )
 from lightning_reg.callbacks.path.snapshots import Snapshot
 from lightning_reg.callbacks.penalties.base import Penalty
-from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer import logged, progress, state
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
 from lightning_reg.callbacks.trainer.loggers import log_for_callbacks, write_figure
 from lightning_reg.callbacks.trainer.packages import Callback, LightningModule, Trainer
@@ -262,11 +262,11 @@ class RegularizationPath(DuringFit[PathRun]):
         run = self._run
         if run is None or run.is_over:
             return
-        steps = state.steps_now(trainer)
-        run.owes_end = steps and state.ends_epoch(trainer)
+        steps = progress.steps_now(trainer)
+        run.owes_end = steps and progress.ends_epoch(trainer)
         if not run.strengths or not steps:
             return
-        if run.is_new or state.ends_epoch(trainer):
+        if run.is_new or progress.ends_epoch(trainer):
             run.is_new = False
             log_for_callbacks(pl_module, {f"{tags.PATH}/strength": run.strength}, prog_bar=True)
             log_for_callbacks(pl_module, {f"{tags.PATH}/nonzero": float(count_nonzero(run.names))})
@@ -309,7 +309,7 @@ class RegularizationPath(DuringFit[PathRun]):
         if run.best in run.snapshots:
             run.snapshots[run.best].restore(pl_module)
         if self._result is not None:
-            write_figure(trainer, tags.PATH, self._result.plot, state.log_step(trainer))
+            write_figure(trainer, tags.PATH, self._result.plot, logged.log_step(trainer))
 
     @override
     def end_run(self, trainer: Trainer, run: PathRun | None) -> None:

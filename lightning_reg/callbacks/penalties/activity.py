@@ -13,7 +13,7 @@ from lightning_reg.callbacks.penalties.dropped import reaches
 from lightning_reg.callbacks.penalties.ledger import Term, TermRun, terms
 from lightning_reg.callbacks.penalties.listener import Heard, Listener
 from lightning_reg.callbacks.penalties.refusals import refuse_optimizers, refuse_sharded_loss
-from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer import progress, state
 from lightning_reg.callbacks.trainer.packages import (
     LightningModule,
     MisconfigurationException,
@@ -173,7 +173,7 @@ class ActivityPenalty(Term[ActivityRun]):
         if run is None:
             return
         run.listener.take()  # drop the terms of a batch for which `training_step` returned None
-        run.strength = self.strength * run.factor(state.tick(trainer, pl_module))
+        run.strength = self.strength * run.factor(progress.tick(trainer, pl_module))
         run.listener.is_wanted = run.strength > 0
 
     @override
@@ -196,7 +196,7 @@ class ActivityPenalty(Term[ActivityRun]):
         if ledger is not None:
             known = loss.new_zeros((), requires_grad=False).float() if value is None else value.detach()
             ledger.add_value(run.name, run.strength * known.to(loss.device), share)
-        if not run.is_checked and state.steps_now(trainer):
+        if not run.is_checked and progress.steps_now(trainer):
             run.is_checked = True
             _warn(run, Heard.NO_CALL)
             _warn(run, Heard.NO_GRAPH)

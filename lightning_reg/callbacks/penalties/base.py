@@ -27,7 +27,7 @@ from lightning_reg.callbacks.penalties.refusals import (
 )
 from lightning_reg.callbacks.penalties.run import Run
 from lightning_reg.callbacks.penalties.targets import Targets, add_scaled
-from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer import progress, state
 from lightning_reg.callbacks.trainer.held_weights import HeldWeights, has_gradient
 from lightning_reg.callbacks.trainer.packages import Callback, LightningModule, Trainer, has_backward
 from lightning_reg.callbacks.trainer.refusals import refuse_flat_shards, refuse_strategy, refuse_unless_listed_once
@@ -252,7 +252,7 @@ class Penalty(Term[Run], Formula):
         if self.mode != "loss":
             return
         refuse_sharded_loss(loss, type(self).__name__)
-        strength = run.strength_at(self.strength, state.tick(trainer, pl_module))
+        strength = run.strength_at(self.strength, progress.tick(trainer, pl_module))
         weights = run.targets.of(trainer.optimizers)
         value: Tensor | None = None
         if strength and weights:
@@ -286,7 +286,7 @@ class Penalty(Term[Run], Formula):
         if self.mode == "proximal" or not has_gradient([optimizer]):
             return
         weights = run.targets.of([optimizer])
-        strength = run.strength_at(self.strength, state.tick(trainer, pl_module))
+        strength = run.strength_at(self.strength, progress.tick(trainer, pl_module))
         if strength and weights:
             add_scaled(self.add_gradient, weights, strength * share, state.gradient_scale(trainer, optimizer))
 
@@ -304,7 +304,7 @@ class Penalty(Term[Run], Formula):
         share = run.take_share(automatic=pl_module.automatic_optimization)
         if not has_gradient([optimizer]):
             return
-        tick, weights = state.tick(trainer, pl_module), run.targets.of([optimizer])
+        tick, weights = progress.tick(trainer, pl_module), run.targets.of([optimizer])
         strength: float | Tensor
         if run.quota and share and weights:
             least = run.strength_at(self.strength, tick)
@@ -368,7 +368,7 @@ class Penalty(Term[Run], Formula):
         run = self._run
         if run is None or self.mode == "loss" or (ledger := self.ledger_if_read(trainer, run)) is None:
             return
-        current = run.strength_at(self.strength, state.tick(trainer, pl_module))
+        current = run.strength_at(self.strength, progress.tick(trainer, pl_module))
         strength = current if run.needed is None else run.needed
         weights = run.targets.of(trainer.optimizers)
         ledger.penalties[run.name] = 0.0

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer import logged, progress, state
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
 from lightning_reg.callbacks.trainer.loggers import log
 from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
@@ -104,14 +104,14 @@ class Term(DuringFit[TermRunT]):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._run is not None and state.steps_now(trainer):
+        if self._run is not None and progress.steps_now(trainer):
             self._run.first_step = False
             self._run.ledger.log(trainer, pl_module)
             self._run.ledger.clear()
 
     def ledger_if_read(self, trainer: Trainer, run: TermRun) -> Ledger | None:
         """Return the ledger of the first term, which sees the unchanged loss; None if nothing reads the values."""
-        is_read = state.logs_now(trainer, first_step=run.first_step)
+        is_read = logged.logs_now(trainer, first_step=run.first_step)
         return first.ledger if is_read and (first := terms(trainer)[0].run) else None
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_reg.callbacks.penalties.run import Run
-from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer import progress, state
 from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
 from lightning_reg.functional.proximal.optimality import largest_residual
 from lightning_reg.functional.tensors.shards import dense_gradient
@@ -37,7 +37,7 @@ def residuals(
     A collective call where weights are sharded.
     """
     found: dict[str, Tensor] = {}
-    tick, scale = state.tick(trainer, pl_module), state.gradient_scale(trainer, optimizer)
+    tick, scale = progress.tick(trainer, pl_module), state.gradient_scale(trainer, optimizer)
     for penalty in penalties:
         run = penalty.run
         # A penalty with a target share of zeros finds its strength after the step.

@@ -11,7 +11,7 @@ from typing_extensions import override
 from lightning_reg import _checks
 from lightning_reg.callbacks.penalties.base import Penalty
 from lightning_reg.callbacks.penalties.quota import Quota
-from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer import logged, progress, state
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
 from lightning_reg.callbacks.trainer.loggers import log
 from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
@@ -151,16 +151,16 @@ class TargetSparsity(DuringFit[Aim]):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         aim, run = self._run, self.penalty.run
-        if aim is None or run is None or not state.steps_now(trainer):
+        if aim is None or run is None or not progress.steps_now(trainer):
             return
-        if not state.logs_now(trainer, first_step=trainer.global_step <= 1):
+        if not logged.logs_now(trainer, first_step=trainer.global_step <= 1):
             return
         weights = run.targets.of(trainer.optimizers)
         if weights:
             dims = self.penalty.unit_dims(weights)
             values = {
                 "strength": self.penalty.strength if run.needed is None else _largest(run.needed),
-                "target": aim.at(max(state.tick(trainer, pl_module) - 1, 0)),
+                "target": aim.at(max(progress.tick(trainer, pl_module) - 1, 0)),
                 "reached": zero_share(weights, 0.0, None if dims is None else list(dims.values())),
             }
             log(trainer, pl_module, {f"{aim.tag}/{name}": value for name, value in values.items()})

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 
 from lightning_reg import _checks
-from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer import progress
 from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer, rank_zero_warn
 from lightning_reg.schedules import Schedule, resolve
 from lightning_reg.schedules.base import UnknownLengthError
@@ -33,7 +33,7 @@ class Timetable:
         in_epochs: bool = False,
     ) -> None:
         self._schedule, self._trainer, self._module = schedule, trainer, pl_module
-        self._length = state.total_epochs if in_epochs else state.total_ticks
+        self._length = progress.total_epochs if in_epochs else progress.total_ticks
         self._batches = trainer.num_training_batches
         self._has_warned = False
         self.total = self._length(trainer, pl_module)
@@ -47,7 +47,7 @@ class Timetable:
 
     def __call__(self, tick: int) -> float:
         """Return the value at `tick`."""
-        if self._trainer.num_training_batches != self._batches and not state.only_measures(self._trainer):
+        if self._trainer.num_training_batches != self._batches and not progress.only_measures(self._trainer):
             self._follow_length()
         return self.resolved(tick)
 
