@@ -65,7 +65,7 @@ class SpectralNormPenalty(Penalty):
             coefficient :math:`\lambda'` pass a strength of :math:`\lambda' / 2`.
         select: Which weights, see `Penalty`. Stacked experts (experts x out x in, in a module that is not a layer of
             torch) are one matrix each, and have a term each.
-        norm: Of convolutions: `"operator"` is the norm of the map between images of any size, the least upper bound
+        norm: For convolutions, `"operator"` is the norm of the map between images of any size, the least upper bound
             with zero padding; `"matrix"` is the norm of the kernel reshaped to a matrix.
         mode: `"loss"` or `"grad"`, see `Penalty`.
         schedule: Factor on the strength over the optimizer steps, see `Penalty`.
