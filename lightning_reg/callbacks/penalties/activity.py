@@ -1,4 +1,4 @@
-"""The size of what modules return as a penalty: sparse or small activations."""
+"""The size of module outputs as a penalty: sparse or small activations."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -73,7 +73,7 @@ class ActivityRun(TermRun):
 
 @final
 class ActivityPenalty(Term[ActivityRun]):
-    r"""Add :math:`\lambda \frac{1}{N} \sum_{n,i} |a_{ni}|` of what modules return to the objective: sparse activations.
+    r"""Add :math:`\lambda \frac{1}{N} \sum_{n,i} |a_{ni}|` of module outputs to the objective: sparse activations.
 
     :math:`a_{ni}` is unit i of sample n. Samples lie along dimension 0, so this is a mean over the effective batch,
     like the data loss. Every floating tensor counts that a chosen module returns (also in tuples, lists, dictionaries
@@ -242,8 +242,8 @@ def _plan(run: ActivityRun, settings: str, strength: float) -> Plan:
     )
 
 
-def _warn(run: ActivityRun, of: Heard) -> None:
-    """Warn of the modules of which at most `of` was recorded."""
+def _warn(run: ActivityRun, heard: Heard) -> None:
+    """Warn of the modules with this state of their record."""
     for name, module in run.chosen.items():
-        if run.listener.heard[module] == of:
-            rank_zero_warn(f"ActivityPenalty adds nothing for {name!r}{_REASONS[of]}")
+        if run.listener.heard[module] == heard:
+            rank_zero_warn(f"ActivityPenalty adds nothing for {name!r}{_REASONS[heard]}")

@@ -35,7 +35,7 @@ class Member(Protocol):
 
     @property
     def mixes_entries(self) -> bool:
-        """Whether its operator, after one other, never gives that of the sum."""
+        """Whether its operator, after one other, never gives the operator of the sum."""
 
     @property
     def overlaps_weight_decay(self) -> bool:

@@ -107,7 +107,7 @@ class Formula(ABC):
     def vanishing_strengths(self, weights: list[Tensor], step_sizes: Sequence[float | Tensor]) -> list[Tensor]:
         """Return for each weight the least strength at which `proximal` makes its entries, or groups, zero.
 
-        Override it, beside `proximal`, to allow `TargetSparsity`.
+        Override it, beside `proximal`, to allow `TargetSparsity`, and `RegularizationPath` with a number of strengths.
 
         Args:
             weights: Weights of one optimizer, without gradient; DTensors if they are sharded.

@@ -43,7 +43,7 @@ def refuse_missing_operator(name: str) -> None:
 
 
 def refuse_optimizers(trainer: Trainer, name: str, mode: str, need_one_size: Sequence[Optimizer] = ()) -> None:
-    """Raise if an optimizer would not minimise the penalty; of some, that is so unless a weight has one step size."""
+    """Raise if an optimizer would not minimise the penalty; `need_one_size` need one step size for each weight."""
     if mode == "proximal":
         _refuse_unknown_step_sizes(trainer, name)
         _refuse_varied_step_sizes(need_one_size, name)

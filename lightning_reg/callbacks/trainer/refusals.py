@@ -40,7 +40,7 @@ def refuse_hidden_weights(trainer: Trainer, name: str) -> None:
 
 
 def refuse_unless_listed_once(callback: object, listed: Sequence[object]) -> None:
-    """Raise if the trainer does not call the hooks of this penalty, or calls them twice."""
+    """Raise if the trainer does not call the hooks of this callback, or calls them twice."""
     count = sum(other is callback for other in listed)
     if count != 1:
         msg = f"{callback!r} must be in `Trainer(callbacks=[...])` exactly once; it is there {count} times."

@@ -54,7 +54,7 @@ def shard_again(pl_module: LightningModule) -> None:
     """Make the modules hold the same sharded parameters as the optimizers, under FSDP2.
 
     After a forward pass without a backward pass, as in validation, the outermost module holds whole copies instead.
-    FSDP2 discards what is written to these copies.
+    FSDP2 discards changes of these copies.
     """
     for part in pl_module.modules():
         if isinstance(part, FSDPModule):

@@ -149,7 +149,7 @@ def _shrink_varied_(weights: list[Tensor], thresholds: list[NumberOrTensor], dim
         thresholds: Thresholds of the entries of this rank's parts, without the root of the number of entries in a
             group.
         dim: The dimension along which groups lie.
-        looks: Whether to end as soon as all norms are exact; else all steps are taken, whatever they are worth.
+        looks: Whether to end as soon as all norms are exact. If not, all steps are taken.
 
     """
     parts = local_parts(weights)
@@ -182,7 +182,7 @@ def _shrink_varied_(weights: list[Tensor], thresholds: list[NumberOrTensor], dim
         if looks and _are_small(steps, roots):
             break
     for part, root, zero, shift in zip(parts, roots, is_zero, shifts, strict=True):
-        # shift / (root + shift), of an infinite one as well.
+        # This is shift / (root + shift), also for an infinite shift.
         share = (root.masked_fill_(zero, 1.0) / shift).add_(1).reciprocal_()
         # A group that vanishes is multiplied by 0. The difference turns -0.0 into +0.0.
         part.mul_(zero.logical_not()).addcmul_(part, share, value=-1)
