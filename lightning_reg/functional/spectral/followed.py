@@ -226,7 +226,7 @@ def _basis_shape(kind: _Kind) -> tuple[int, int, int]:
     return groups, count_vectors(kind.taps, rows), rows
 
 
-def kernels_of(layer: Layer, *, as_matrix: bool = False) -> Tensor:
+def kernels_of(layer: Layer, *, as_matrix: bool) -> Tensor:
     """Return the weight as matrices whose rows are outputs, one for each group, shape (groups, rows, columns).
 
     The matrices of a stack are groups.

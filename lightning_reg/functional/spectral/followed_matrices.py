@@ -22,12 +22,9 @@ from lightning_reg.functional.spectral.batches import Matrices
 from lightning_reg.functional.spectral.subspaces import leading_subspace, leading_vectors, orthonormal, unit_rows
 
 BLOCK = 8
-ROUNDS = 2
 
 
-def follow_matrices(
-    matrices: Matrices, bases: Tensor, rounds: int = ROUNDS
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def follow_matrices(matrices: Matrices, bases: Tensor, rounds: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Take one step. Nothing waits for the device.
 
     Args:

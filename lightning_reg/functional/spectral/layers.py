@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_reg.functional.spectral.convolution import Convolution, Sizes, convolution_of
-from lightning_reg.functional.spectral.frequencies import certified_bound
+from lightning_reg.functional.spectral.frequencies import GRID, certified_bound
 from lightning_reg.functional.spectral.norms import matrix_norm
 from lightning_reg.functional.tensors.precision import reported
 
-_GRID = 16
 _MATRIX_NDIM = 2
 
 
@@ -86,7 +85,7 @@ class Layer:
         convolution = self.convolution()
         if convolution is None:
             return matrix_norm(self.matrices()).amax()
-        return certified_bound(self.tensor, convolution, input_size, _GRID)
+        return certified_bound(self.tensor, convolution, input_size, GRID)
 
 
 def _as_real(matrices: Tensor) -> Tensor:
