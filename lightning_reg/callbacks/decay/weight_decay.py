@@ -195,7 +195,7 @@ def _decays(trainer: Trainer) -> list[WeightDecay]:
 def _refuse_optimizers(run: Run, optimizers: Sequence[Optimizer]) -> None:
     """Raise if an optimizer cannot work with the decay."""
     refuse_lbfgs(optimizers)
-    refuse_second_decay(optimizers, {weight.parameter: weight.name for weight in run.selection.chosen})
+    refuse_second_decay(optimizers, run.selection.names)
 
 
 def _shrink(run: Run, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:

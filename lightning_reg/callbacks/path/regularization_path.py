@@ -220,9 +220,7 @@ class RegularizationPath(DuringFit[PathRun]):
             refuse_rare_validation(trainer)
         warn_of_schedulers(trainer)
         weights = set(of_penalty.targets.of(trainer.optimizers))
-        run.names = {
-            weight.parameter: weight.name for weight in of_penalty.selection.chosen if weight.parameter in weights
-        }
+        run.names = {weight: name for weight, name in of_penalty.selection.names.items() if weight in weights}
         refuse_untrained(repr(self.penalty), run.names)
         if self._loaded:
             kept, self._loaded = self._loaded, {}

@@ -126,7 +126,7 @@ class Penalty(Term[Run], Formula):
 
     def chosen(self) -> dict[Tensor, str]:
         """Return the weights that the penalty acts on in the fit that is running, with their names."""
-        return {} if self._run is None else {weight.parameter: weight.name for weight in self._run.selection.chosen}
+        return {} if self._run is None else self._run.selection.names
 
     def unit_dims(self, weights: Sequence[Tensor]) -> dict[Tensor, int] | None:
         """Return the dimension of each weight along which its units lie; `None` if each entry is a unit.

@@ -128,10 +128,9 @@ class SpectralControl(ActsInSteps[Run], ABC):
         # Not later: FSDP2 replaces parameters once a forward pass has run, and the sanity check runs one.
         selection = weights_of_layers(select_weights(named_weights(pl_module), as_select(self.select)), self.select)
         run = self._run_on(selection)
-        held = run.guard.held.of(trainer.optimizers)
-        trained = [weight for weight in selection.chosen if weight.parameter in held]
-        refuse_weights(trained, type(self).__name__)
-        check_fits("norm_bound", self.norm_bound, [weight.parameter for weight in trained])
+        held = run.guard.held_by(trainer.optimizers)
+        refuse_weights(held, type(self).__name__)
+        check_fits("norm_bound", self.norm_bound, [weight.parameter for weight in held])
         return run
 
     @override
@@ -192,7 +191,7 @@ class SpectralControl(ActsInSteps[Run], ABC):
 
     def chosen(self) -> dict[Tensor, str]:
         """Return the weights under control in the fit that is running, with their names."""
-        return {} if self._run is None else {weight.parameter: weight.name for weight in self._run.selection.chosen}
+        return {} if self._run is None else self._run.selection.names
 
     @override
     def changes(self) -> dict[Tensor, Change]:

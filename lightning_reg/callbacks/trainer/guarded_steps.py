@@ -32,13 +32,16 @@ class Guard:
 
     def of(self, optimizer: Optimizer) -> list[Tensor]:
         """Return the chosen weights that `optimizer` holds."""
-        held = self.held.of([optimizer])
-        return [weight.parameter for weight in self._chosen if weight.parameter in held]
+        return [weight.parameter for weight in self.held_by([optimizer])]
+
+    def held_by(self, optimizers: Sequence[Optimizer]) -> list[Weight]:
+        """Return the chosen weights that `optimizers` hold, frozen or not."""
+        held = self.held.of(optimizers)
+        return [weight for weight in self._chosen if weight.parameter in held]
 
     def trained(self, optimizers: Sequence[Optimizer]) -> list[Weight]:
         """Return the chosen weights that `optimizers` hold and that are not frozen."""
-        held = self.held.of(optimizers)
-        return [weight for weight in self._chosen if weight.parameter in held and weight.parameter.requires_grad]
+        return [weight for weight in self.held_by(optimizers) if weight.parameter.requires_grad]
 
 
 class Guarded(Protocol):
