@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_reg import L2Penalty, RegularizationMonitor, Select, SpectralNormalization
 from tests.callbacks.spectral.norms import Loss, norm, normalized, train_normalized
-from tests.models import Gan, Regressor, loader, weights_of
+from tests.models import Gan, RawManualSteps, Regressor, loader, weights_of
 from tests.reference import assert_same_weights
 
 LAYERS = ("encoder", "conv", "head")
@@ -199,18 +199,7 @@ def test_networks_of_a_gan_are_normalized_in_turn(trainer_of):
 
 
 def test_steps_past_lightning_are_seen_too(trainer_of):
-    class Manual(Regressor):
-        def __init__(self):
-            super().__init__()
-            self.automatic_optimization = False
-
-        def training_step(self, batch, batch_idx):
-            optimizer = self.optimizers(use_pl_optimizer=False)
-            optimizer.zero_grad()
-            self.manual_backward(self.loss(batch))
-            optimizer.step()
-
-    module = Manual().double()
+    module = RawManualSteps().double()
     trainer_of(exactly()).fit(module, loader(dtype=torch.float64))
 
     expected = train_normalized(Regressor().double(), loader(dtype=torch.float64))

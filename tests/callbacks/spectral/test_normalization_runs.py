@@ -250,12 +250,6 @@ def test_a_pattern_that_matches_nothing_is_refused_before_training(trainer_of):
         trainer_of(SpectralNormalization(select="network.encodre.*")).fit(Untrainable(), loader())
 
 
-class Pretrained(LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(3, 2)
-
-
 def test_a_module_that_is_only_evaluated_keeps_its_weights(trainer_of):
     module = Regressor()
     before = weights_of(module)
