@@ -25,10 +25,9 @@ class SpectralNormalization(SpectralControl):
     and `torch.compile` all read the normalized weight, and reading changes nothing. Module types, parameter names and
     `state_dict` do not change; the optimizer has the same parameters, and its weight decay acts on W.
 
-    - After every step, norms are c within 1 %, and usually within 2 % for convolutions, also under Adam at rates up to
-      0.01, because blocks of singular vectors are followed. If another singular value of a convolution overtakes the
-      largest one, the error can be up to 4 % for some steps. The norms are estimated from below, so true norms are c
-      or a little more; `SpectralConstraint` holds a bound.
+    - After every step, norms are c within 1 %, and within 2 % for convolutions, also under Adam at rates up to 0.01,
+      because blocks of singular vectors are followed. The norms are estimated from below, so true norms are c or a
+      little more; `SpectralConstraint` holds a bound.
     - Weights are normalized from the start of `fit` on, and stay so after it. `validate`, `test` and `predict` do not
       change weights.
     - Checkpoints hold normalized weights under their plain names; the callback's own state holds the rest of W. Any
