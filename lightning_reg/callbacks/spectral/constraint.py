@@ -76,6 +76,8 @@ class Projection:
         self._bound, self._clips = norm_bound, clips
         self._norms = WeightNorms()
         self._weights: dict[Tensor, Weight] = {}
+        self._stepping: dict[Optimizer, list[Weight]] = {}
+        """The weights with gradients, by the optimizers that are updating them."""
         self._bases: dict[str, Tensor] = {}
         """The bases from which clipping continues, by weight name."""
         self._rooms = Rooms()
@@ -115,7 +117,9 @@ class Projection:
         }
 
     def before_step(self, optimizer: Optimizer) -> None:
-        """Do nothing: a projection does not change gradients."""
+        """Note the weights that `optimizer` will move; some optimizers drop the gradients within their step."""
+        held = (tensor for group in optimizer.param_groups for tensor in group["params"] if tensor.grad is not None)
+        self._stepping[optimizer] = [self._weights[tensor] for tensor in held if tensor in self._weights]
 
     def before_backward(self) -> None:
         """Do nothing: a projection does not change gradients."""
@@ -123,8 +127,7 @@ class Projection:
     @torch.no_grad()
     def after_step(self, optimizer: Optimizer) -> None:
         """Project the weights that the step of `optimizer` moved above the bound."""
-        held = (tensor for group in optimizer.param_groups for tensor in group["params"] if tensor.grad is not None)
-        weights = [self._weights[tensor] for tensor in held if tensor in self._weights]
+        weights = self._stepping.pop(optimizer, [])
         clipped = [weight for weight in weights if self._is_clipped(weight)]
         self._clip(clipped)
         self._rescale([weight for weight in weights if not self._is_clipped(weight)])

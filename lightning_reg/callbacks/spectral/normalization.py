@@ -94,7 +94,7 @@ class Normalization:
             else:
                 self._members[weight.parameter] = member
         for weight, norm in zip(new, self._norms.advance(new, steps=self._iterations), strict=True):
-            self._members[weight.parameter] = Normalized(weight, norm)
+            self._members[weight.parameter] = Normalized(weight, _finite(norm))
         self.stop()
 
     def state(self) -> dict[str, dict[str, Tensor]]:
@@ -120,7 +120,7 @@ class Normalization:
         members = [member for member in self._of(optimizer) if member.is_raw]
         norms = self._norms.advance([member.weight for member in members], steps=self._iterations)
         for member, norm in zip(members, norms, strict=True):
-            member.norm = norm
+            member.norm = _finite(norm)
             self._normalize(member)
 
     def before_backward(self) -> None:
@@ -196,8 +196,17 @@ class Normalization:
         else:
             raw = values.to(scale.dtype)
             values.copy_(raw / scale)
-            member.rest = (raw - values.to(raw.dtype) * scale).to(values.dtype)
+            member.rest = (raw - values.to(raw.dtype) * scale).to(values.dtype).nan_to_num_(0, 0, 0)
         member.is_raw = False
+
+
+def _finite(norm: FollowedNorm) -> FollowedNorm:
+    """Return the norm of the zero weight in place of a norm that is not finite, which would spoil a restored weight."""
+    sigma, left, right, gain, as_matrix = norm
+    is_finite = sigma.isfinite()
+    of_each = is_finite[:, None, None] if is_finite.ndim else is_finite
+    parts = (torch.where(of_each, left, 0), torch.where(of_each, right, 0))
+    return FollowedNorm(torch.where(is_finite, sigma, 0), *parts, torch.where(is_finite, gain, 0), as_matrix)
 
 
 def _placed_gradient(parameter: Tensor) -> Tensor:

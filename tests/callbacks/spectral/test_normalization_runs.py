@@ -293,7 +293,7 @@ class Wide(LightningModule):
         return torch.optim.Adam(self.parameters(), self.rate)
 
 
-@pytest.mark.parametrize("rate", [1e-3, 1e-2])
+@pytest.mark.parametrize("rate", [1e-7, 1e-3, 1e-2])
 def test_norms_are_within_one_percent_of_the_bound_after_every_step_of_adam(rate, trainer_of):
     module = Wide(rate)
     trainer_of(SpectralNormalization(), max_epochs=1).fit(module)
