@@ -1,5 +1,6 @@
 """Hooks right before and right after optimizers change their weights, inside `Optimizer.step`."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Any
@@ -40,7 +41,8 @@ class AroundSteps:
 
     Lightning's automatic optimization computes the gradients inside `Optimizer.step`, in the closure it passes. An
     update begins when the closure returns, and ends when the closure is called again (by LBFGS) or the step is over. A
-    step skipped by the fp16 scaler does not count.
+    step skipped by the fp16 scaler does not count. Neither does a step within a step of the same optimizer: `step` of a
+    subclass may call the `step` of its base class, and torch may call the hooks for both.
 
     Args:
         after: Gets the optimizer after its update.
@@ -54,19 +56,21 @@ class AroundSteps:
         self._handles: list[RemovableHandle] = []
         self._updating: set[Optimizer] = set()
         """The optimizers between `before` and `after`."""
+        self._depths: Counter[Optimizer] = Counter()
+        """The number of steps within each other that are running."""
 
     def add(self, optimizers: Sequence[Optimizer]) -> None:
         """From now on, act around the steps of `optimizers` and of no others."""
         self.remove()
         for optimizer in optimizers:
-            end = self._after if self._before is None else self._end
-            self._handles.append(
-                optimizer.register_step_post_hook(_Hook(lambda own, *_, end=end: end(own), self._turn))
-            )
+            self._handles.append(optimizer.register_step_post_hook(_Hook(self._on_step_end, self._turn)))
             _sort(self._handles[-1], descending=False)
-            if self._before is not None:
-                self._handles.append(optimizer.register_step_pre_hook(_Hook(self._on_step, self._turn)))
-                _sort(self._handles[-1], descending=True)
+            self._handles.append(optimizer.register_step_pre_hook(_Hook(self._on_step, self._turn)))
+            _sort(self._handles[-1], descending=True)
+
+    def rest(self) -> None:
+        """Note that no step is running: an exception that the user has caught may have ended one."""
+        self._depths.clear()
 
     def remove(self) -> None:
         """Remove all hooks from the optimizers."""
@@ -74,6 +78,7 @@ class AroundSteps:
             handle.remove()
         self._handles.clear()
         self._updating.clear()
+        self._depths.clear()
 
     def _begin(self, optimizer: Optimizer) -> None:
         self._updating.add(optimizer)
@@ -88,6 +93,9 @@ class AroundSteps:
     def _on_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        self._depths[optimizer] += 1
+        if self._before is None or self._depths[optimizer] > 1:
+            return None
         owner, *rest = args
         closure = rest[0] if rest else kwargs.get("closure")
         if closure is None:
@@ -103,6 +111,11 @@ class AroundSteps:
         if rest:
             return (owner, between_updates, *rest[1:]), kwargs
         return args, {**kwargs, "closure": between_updates}
+
+    def _on_step_end(self, optimizer: Optimizer, *_: Any) -> None:
+        self._depths[optimizer] -= 1
+        if self._depths[optimizer] <= 0:
+            (self._after if self._before is None else self._end)(optimizer)
 
 
 class _Hook:
