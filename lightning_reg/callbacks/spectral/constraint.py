@@ -55,6 +55,8 @@ _SHARES = 0.9925, 0.995, 0.9975, 1.0
 _MISSED, _GAINS = 2e-3, 4
 # If a round raises a norm by more than this share, more rounds follow, at most this many.
 _SETTLED, _MORE_STEPS = 5e-3, 4
+# A weight of a checkpoint counts as changed if its norm exceeds the bound by a larger share.
+_MOVED = 1e-3
 # The number of clipping steps from a random start.
 _START_STEPS = 3
 # Above this multiple of the bound, float32 rounding errors would show in the result.
@@ -85,14 +87,13 @@ class Projection:
 
     @torch.no_grad()
     def start(self, weights: Iterable[Weight], saved: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Project `weights`; weights in `saved` are already within the bound."""
-        new = []
-        for weight in weights:
-            self._weights[weight.parameter] = weight
-            known = saved.get(weight.name)
-            if not isinstance(known, Mapping):
-                new.append(weight)
-                continue
+        """Project `weights`, except the ones in `saved`, unless the user has moved them out of the bound since."""
+        weights = list(weights)
+        self._weights |= {weight.parameter: weight for weight in weights}
+        inside = self._still_inside([weight for weight in weights if isinstance(saved.get(weight.name), Mapping)])
+        new = [weight for weight in weights if weight not in inside]
+        for weight in inside:
+            known = saved[weight.name]
             self._norms.followed.load({weight.name: known})
             bases = known.get("bases")
             if isinstance(bases, Tensor) and bool(bases.isfinite().all()):
@@ -134,6 +135,16 @@ class Projection:
 
     def stop(self) -> None:
         """Do nothing: the weights are within the bound after each step."""
+
+    def _still_inside(self, weights: Sequence[Weight]) -> list[Weight]:
+        """Return the weights of which no norm is certainly above the bound."""
+        norms = WeightNorms().advance(weights)  # from below
+        limits = [self._bound * (1 + _MOVED + 2 * torch.finfo(weight.parameter.dtype).eps) for weight in weights]
+        return [
+            weight
+            for weight, norm, limit in zip(weights, norms, limits, strict=True)
+            if not bool((norm.sigma > limit).any())
+        ]
 
     def _is_clipped(self, weight: Weight) -> bool:
         return self._clips and is_matrix(weight) and mask_of(weight) is None

@@ -18,15 +18,28 @@ from typing_extensions import override
 
 from lightning_reg import _checks
 from lightning_reg.callbacks.spectral.control import Run, SpectralControl
-from lightning_reg.callbacks.spectral.weights import WeightNorms, add_gradient, fits, local, of_entries, subject
+from lightning_reg.callbacks.spectral.weights import (
+    WeightNorms,
+    add_gradient,
+    fits,
+    layer_of,
+    local,
+    of_entries,
+    subject,
+)
 from lightning_reg.callbacks.trainer.packages import LightningModule, MisconfigurationException, Trainer, rank_zero_warn
 from lightning_reg.callbacks.trainer.sharing import Change
 from lightning_reg.functional.spectral.followed import FollowedNorm
+from lightning_reg.functional.spectral.followed_gradient import value_at
 from lightning_reg.functional.tensors.shards import as_placed, has_dtensors, local_part, whole
 from lightning_reg.selection import Select, Weight
 
 # Longer dot products in float32 are off by more than rounding.
 _DOT_ENTRIES = 1 << 20
+# If a step raises a norm by a larger share, as after a jump of the weights, at most so many more steps follow.
+_SETTLED, _MORE_STEPS = 1e-2, 3
+# A saved norm belongs to the weight if the norm of the weight along its vectors is the bound up to this share.
+_SAME = 0.05
 # The saved fields of a norm.
 _NUMBERS = "sigma", "left", "right", "gain"
 
@@ -118,9 +131,13 @@ class Normalization:
     def after_step(self, optimizer: Optimizer) -> None:
         """Normalize the weights that `optimizer` has updated."""
         members = [member for member in self._of(optimizer) if member.is_raw]
-        norms = self._norms.advance([member.weight for member in members], steps=self._iterations)
-        for member, norm in zip(members, norms, strict=True):
-            member.norm = _finite(norm)
+        unsettled = members
+        for _ in range(1 + _MORE_STEPS):
+            norms = self._norms.advance([member.weight for member in unsettled], steps=self._iterations)
+            for member, norm in zip(unsettled, norms, strict=True):
+                member.norm = _finite(norm)
+            unsettled = [member for member in unsettled if _is_unsettled(member.norm)]
+        for member in members:
             self._normalize(member)
 
     def before_backward(self) -> None:
@@ -143,7 +160,8 @@ class Normalization:
             numbers = {name: known[name] for name in _NUMBERS}
             norm = FollowedNorm(**numbers, as_matrix=self._as_matrices)
             rest = known.get("rest")
-            if fits(weight, norm) and (rest is None or rest.shape == local(weight).shape):
+            is_alike = fits(weight, norm) and (rest is None or rest.shape == local(weight).shape)
+            if is_alike and self._is_of(weight, norm):
                 self._norms.followed.load({weight.name: known})
                 return Normalized(weight, norm, rest, is_raw=False)
         rank_zero_warn(
@@ -151,6 +169,11 @@ class Normalization:
             " Its normalization starts anew, from the current weight."
         )
         return None
+
+    def _is_of(self, weight: Weight, norm: FollowedNorm) -> bool:
+        """Tell whether a weight is normalized by `norm`; not if the user has changed the weight in the checkpoint."""
+        shares = value_at(layer_of(weight), norm) / self._bound
+        return bool(((norm.sigma == 0) | ((shares - 1).abs() < _SAME)).all())
 
     def _of(self, optimizer: Optimizer) -> list[Normalized]:
         held = (tensor for group in optimizer.param_groups for tensor in group["params"])
@@ -198,6 +221,11 @@ class Normalization:
             values.copy_(raw / scale)
             member.rest = (raw - values.to(raw.dtype) * scale).to(values.dtype).nan_to_num_(0, 0, 0)
         member.is_raw = False
+
+
+def _is_unsettled(norm: FollowedNorm) -> bool:
+    """Tell whether a norm needs another step of following; never on a GPU, where this would wait."""
+    return norm.gain.device.type == "cpu" and any(gain > _SETTLED for gain in norm.gain.reshape(-1).tolist())
 
 
 def _finite(norm: FollowedNorm) -> FollowedNorm:
