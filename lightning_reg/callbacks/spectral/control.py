@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -95,6 +95,9 @@ def _is_trained(weight: Weight, held: AbstractSet[Tensor]) -> bool:
 
 class SpectralControl(ActsInSteps[Run], ABC):
     """Lets an `Engine` act on the chosen weights, around each optimizer step."""
+
+    changes_before_steps: ClassVar[bool] = False
+    """Whether the engine changes weights right before steps, and not only after them."""
 
     def __init__(self, norm_bound: float, select: str | Sequence[str] | Select | None) -> None:
         super().__init__()
@@ -222,7 +225,9 @@ class SpectralControl(ActsInSteps[Run], ABC):
             self._take_over([optimizer])
             engine.after_step(optimizer)
 
-        return Run(selection, engine, AroundSteps(after_step, engine.before_step), guard, list(selection.chosen))
+        name = type(self).__name__ if self.changes_before_steps else None
+        steps = AroundSteps(after_step, engine.before_step, name=name)
+        return Run(selection, engine, steps, guard, list(selection.chosen))
 
     def _state_of(self, run: Run) -> dict[str, Any]:
         return {"settings": self.settings, "weights": run.engine.state()}

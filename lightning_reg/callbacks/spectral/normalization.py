@@ -330,6 +330,8 @@ class SpectralNormalization(SpectralControl):
 
     """
 
+    changes_before_steps = True
+
     def __init__(
         self,
         norm_bound: float = 1.0,

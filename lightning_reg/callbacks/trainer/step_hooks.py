@@ -8,6 +8,8 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from lightning_reg.callbacks.trainer.packages import MisconfigurationException
+
 Act = Callable[[Optimizer], None]
 
 
@@ -48,11 +50,15 @@ class AroundSteps:
         after: Gets the optimizer after its update.
         before: Gets the optimizer when its gradients are complete: summed over ranks, unscaled, clipped.
         turn: The turn among other callbacks.
+        name: The name of the callback, if `before` must see the weights that the optimizer starts from. Some optimizers
+            change weights before they call their closure (SAM), and return to them after it. They are refused.
 
     """
 
-    def __init__(self, after: Act, before: Act | None = None, *, turn: Turn = Turn.LAYERS) -> None:
-        self._after, self._before, self._turn = after, before, turn
+    def __init__(
+        self, after: Act, before: Act | None = None, *, turn: Turn = Turn.LAYERS, name: str | None = None
+    ) -> None:
+        self._after, self._before, self._turn, self._name = after, before, turn, name
         self._handles: list[RemovableHandle] = []
         self._updating: set[Optimizer] = set()
         """The optimizers between `before` and `after`."""
@@ -102,7 +108,13 @@ class AroundSteps:
             self._begin(optimizer)
             return None
 
+        groups = optimizer.param_groups if self._name else []
+        probe = next((weight for group in groups for weight in group["params"] if weight.grad is not None), None)
+        versions = [] if probe is None else [probe._version]  # torch counts changes
+
         def between_updates() -> Any:
+            if versions and probe is not None and versions.pop() != probe._version:
+                self._refuse(optimizer)
             self._end(optimizer)
             result = closure()
             self._begin(optimizer)
@@ -111,6 +123,14 @@ class AroundSteps:
         if rest:
             return (owner, between_updates, *rest[1:]), kwargs
         return args, {**kwargs, "closure": between_updates}
+
+    def _refuse(self, optimizer: Optimizer) -> None:
+        kind = type(optimizer).__name__
+        msg = (
+            f"{self._name} acts on the weights from which a step starts, but {kind} changes weights before it calls"
+            f" its closure, as SAM does. Use an optimizer that calls the closure first, or leave {self._name} out."
+        )
+        raise MisconfigurationException(msg)
 
     def _on_step_end(self, optimizer: Optimizer, *_: Any) -> None:
         self._depths[optimizer] -= 1
