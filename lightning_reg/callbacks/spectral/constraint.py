@@ -151,10 +151,12 @@ class Projection:
 
     def _clip(self, weights: Sequence[Weight]) -> None:
         """Clip singular values above the bound: all in small matrices, the followed ones in large matrices."""
-        alike: dict[tuple[torch.Size, bool, torch.dtype, torch.device], list[Weight]] = defaultdict(list)
+        alike: dict[tuple[object, ...], list[Weight]] = defaultdict(list)
         for weight in weights:
-            alike[weight.shape, weight.is_stack, weight.parameter.dtype, weight.parameter.device].append(weight)
-        for (shape, _, _, device), members in alike.items():
+            layout = weight.shape, weight.dims, weight.is_stack
+            alike[*layout, weight.parameter.dtype, weight.parameter.device].append(weight)
+        for members in alike.values():
+            shape, device = members[0].shape, members[0].parameter.device
             count = max(1, _STACK_ENTRIES // max(1, shape.numel())) if not has_dtensors([members[0].parameter]) else 1
             is_checked = _short_side(members[0]) <= _SHORT_SIDE and device.type == "cpu"
             clip = self._clip_checked if is_checked else self._clip_followed
