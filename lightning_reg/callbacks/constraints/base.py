@@ -163,7 +163,7 @@ class Constraint(ActsInSteps[Run], ABC):
             run.project(self.project, optimizer, progress.tick(trainer, pl_module))
 
         looks = type(self).look is not Constraint.look
-        run.steps = run.steps or AroundSteps(after, before if looks else None, turn=self.turn)
+        run.steps = run.steps or AroundSteps(after, before if looks else None, turn=self.turn, name=type(self).__name__)
         run.steps.add(trainer.optimizers)
 
     @override

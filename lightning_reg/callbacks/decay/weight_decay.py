@@ -145,7 +145,7 @@ class WeightDecay(ActsInSteps[Run]):
         if run is not None:
             _refuse_optimizers(run, trainer.optimizers)
             before = partial(_shrink, run, trainer, pl_module)
-            run.steps = run.steps or AroundSteps(run.after_update, before, turn=Turn.UPDATE)
+            run.steps = run.steps or AroundSteps(run.after_update, before, turn=Turn.UPDATE, name=type(self).__name__)
             run.steps.add(trainer.optimizers)
 
     @override

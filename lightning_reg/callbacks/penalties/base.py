@@ -223,6 +223,8 @@ class Penalty(Term[Run], Formula):
         run = self._run
         if run is None:
             return
+        if run.hooks is not None:
+            run.hooks.rest()
         if run.unseen.meets(trainer.optimizers):
             self._refuse_optimizers(trainer, run)
             run.unseen.remember(run.targets.of(trainer.optimizers))

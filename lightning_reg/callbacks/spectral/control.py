@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -70,7 +70,7 @@ class Run:
         return plan_of(settings, self.selection, trained, action)
 
     def take_over(self, saved: State, optimizers: Sequence[Optimizer]) -> None:
-        """Take weights under control that are now trained for the first time."""
+        """Take weights of `optimizers` under control that are now trained for the first time."""
         if not self.waiting:
             return
         trained = [weight for weight in self.guard.trained(optimizers) if weight in self.waiting]
@@ -81,6 +81,9 @@ class Run:
 
 class SpectralControl(ActsInSteps[Run], ABC):
     """Lets an `Engine` act on the chosen weights, around each optimizer step."""
+
+    changes_before_steps: ClassVar[bool] = False
+    """Whether the engine changes weights right before steps, and not only after them."""
 
     def __init__(self, norm_bound: float, select: str | Sequence[str] | Select | None) -> None:
         super().__init__()
@@ -136,14 +139,14 @@ class SpectralControl(ActsInSteps[Run], ABC):
     @override
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Not in `on_fit_start`: some strategies load the checkpoint after it, and callbacks freeze weights there.
-        self._take_over(trainer)
+        self._take_over(trainer.optimizers)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         if self._run is None:  # a tuner trains for a moment before `on_fit_start`
             return
-        self._take_over(trainer)
+        self._take_over(trainer.optimizers)
         controls = _controls(trainer)
         _refuse_shared(controls)
         _refuse_proximal(trainer, self)
@@ -156,7 +159,7 @@ class SpectralControl(ActsInSteps[Run], ABC):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._take_over(trainer)
+        self._take_over(trainer.optimizers)
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
     @override
@@ -203,17 +206,21 @@ class SpectralControl(ActsInSteps[Run], ABC):
 
         def after_step(optimizer: Optimizer) -> None:
             guard.unseen.see(optimizer)
+            # Users may unfreeze weights after the batch has begun, and freeze them again before the next one.
+            self._take_over([optimizer])
             engine.after_step(optimizer)
 
-        return Run(selection, engine, AroundSteps(after_step, engine.before_step), guard, set(selection.chosen))
+        name = type(self).__name__ if self.changes_before_steps else None
+        steps = AroundSteps(after_step, engine.before_step, name=name)
+        return Run(selection, engine, steps, guard, set(selection.chosen))
 
     def _state_of(self, run: Run) -> dict[str, Any]:
         return {"settings": self.settings, "weights": run.engine.state()}
 
-    def _take_over(self, trainer: Trainer) -> None:
+    def _take_over(self, optimizers: Sequence[Optimizer]) -> None:
         if self._run is not None:
             is_fit = self._saved.get("settings") == self.settings
-            self._run.take_over(self._saved.get("weights", {}) if is_fit else {}, trainer.optimizers)
+            self._run.take_over(self._saved.get("weights", {}) if is_fit else {}, optimizers)
 
 
 def _controls(trainer: Trainer) -> list[SpectralControl]:

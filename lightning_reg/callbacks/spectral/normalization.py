@@ -59,7 +59,8 @@ class SpectralNormalization(SpectralControl):
         ValueError: If an argument is out of range; when training starts, if a pattern of `select` matches nothing, or a
             weight is complex or computed by another parametrization, or c too large for its precision.
         MisconfigurationException: When training starts, if the strategy hides weights (FSDP1, DeepSpeed, XLA), a weight
-            is controlled twice, or is trained by SparseAdam; later, if gradients are not reset.
+            is controlled twice, or is trained by SparseAdam; later, if gradients are not reset, or if the optimizer
+            changes weights before it calls its closure (SAM).
 
     Example:
         >>> SpectralNormalization(2.0, select="critic.*")
@@ -70,6 +71,8 @@ class SpectralNormalization(SpectralControl):
         of convolutions: Sedghi, Gupta & Long, The Singular Values of Convolutional Layers, 2019, arXiv:1805.10408.
 
     """
+
+    changes_before_steps = True
 
     def __init__(
         self,

@@ -15,14 +15,19 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_reg.callbacks.penalties.targets import gradients
-from lightning_reg.callbacks.spectral.weights import WeightNorms, add_gradient, fits, local, of_entries
+from lightning_reg.callbacks.spectral.weights import WeightNorms, add_gradient, fits, layer_of, local, of_entries
 from lightning_reg.callbacks.trainer.packages import MisconfigurationException, rank_zero_warn
 from lightning_reg.functional.spectral.followed import FollowedNorm
+from lightning_reg.functional.spectral.followed_gradient import value_at
 from lightning_reg.functional.tensors.shards import has_dtensors, local_part, whole
 from lightning_reg.selection import Weight
 
 # Longer dot products in float32 are off by more than rounding.
 _DOT_ENTRIES = 1 << 20
+# If a step raises a norm by a larger share, as after a jump of the weights, at most so many more steps follow.
+_SETTLED, _MORE_STEPS = 1e-2, 3
+# A saved norm belongs to the weight if the norm of the weight along its vectors is the bound up to this share.
+_SAME = 0.05
 # The saved fields of a norm.
 _NUMBERS = "sigma", "left", "right", "gain"
 
@@ -90,7 +95,7 @@ class Normalization:
             else:
                 self._members[weight.parameter] = member
         for weight, norm in zip(new, self._norms.advance(new, steps=self._iterations), strict=True):
-            self._members[weight.parameter] = Normalized(weight, norm)
+            self._members[weight.parameter] = Normalized(weight, _finite(norm))
         self.stop()
 
     def state(self) -> dict[str, dict[str, Tensor]]:
@@ -114,9 +119,13 @@ class Normalization:
     def after_step(self, optimizer: Optimizer) -> None:
         """Normalize the weights that `optimizer` has updated."""
         members = [member for member in self._of(optimizer) if member.is_raw]
-        norms = self._norms.advance([member.weight for member in members], steps=self._iterations)
-        for member, norm in zip(members, norms, strict=True):
-            member.norm = norm
+        unsettled = members
+        for _ in range(1 + _MORE_STEPS):
+            norms = self._norms.advance([member.weight for member in unsettled], steps=self._iterations)
+            for member, norm in zip(unsettled, norms, strict=True):
+                member.norm = _finite(norm)
+            unsettled = [member for member in unsettled if _is_unsettled(member.norm)]
+        for member in members:
             self._normalize(member)
 
     def before_backward(self) -> None:
@@ -139,7 +148,8 @@ class Normalization:
             numbers = {name: known[name] for name in _NUMBERS}
             norm = FollowedNorm(**numbers, as_matrix=self._as_matrices)
             rest = known.get("rest")
-            if fits(weight, norm) and (rest is None or rest.shape == local(weight).shape):
+            is_alike = fits(weight, norm) and (rest is None or rest.shape == local(weight).shape)
+            if is_alike and self._is_of(weight, norm):
                 self._norms.followed.load({weight.name: known})
                 return Normalized(weight, norm, rest, is_raw=False)
         rank_zero_warn(
@@ -147,6 +157,11 @@ class Normalization:
             " Its normalization starts anew, from the current weight."
         )
         return None
+
+    def _is_of(self, weight: Weight, norm: FollowedNorm) -> bool:
+        """Tell whether a weight is normalized by `norm`; not if the user has changed the weight in the checkpoint."""
+        shares = value_at(layer_of(weight), norm) / self._bound
+        return bool(((norm.sigma == 0) | ((shares - 1).abs() < _SAME)).all())
 
     def _of(self, optimizer: Optimizer) -> list[Normalized]:
         held = (tensor for group in optimizer.param_groups for tensor in group["params"])
@@ -192,8 +207,22 @@ class Normalization:
         else:
             raw = values.to(scale.dtype)
             values.copy_(raw / scale)
-            member.rest = (raw - values.to(raw.dtype) * scale).to(values.dtype)
+            member.rest = (raw - values.to(raw.dtype) * scale).to(values.dtype).nan_to_num_(0, 0, 0)
         member.is_raw = False
+
+
+def _is_unsettled(norm: FollowedNorm) -> bool:
+    """Tell whether a norm needs another step of following; never on a GPU, where this would wait."""
+    return norm.gain.device.type == "cpu" and any(gain > _SETTLED for gain in norm.gain.reshape(-1).tolist())
+
+
+def _finite(norm: FollowedNorm) -> FollowedNorm:
+    """Return the norm of the zero weight in place of a norm that is not finite, which would spoil a restored weight."""
+    sigma, left, right, gain, as_matrix = norm
+    is_finite = sigma.isfinite()
+    of_each = is_finite[:, None, None] if is_finite.ndim else is_finite
+    parts = (torch.where(of_each, left, 0), torch.where(of_each, right, 0))
+    return FollowedNorm(torch.where(is_finite, sigma, 0), *parts, torch.where(is_finite, gain, 0), as_matrix)
 
 
 def _inner(first: Tensor, second: Tensor) -> Tensor:

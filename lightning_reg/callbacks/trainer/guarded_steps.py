@@ -11,6 +11,7 @@ from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
 from lightning_reg.callbacks.trainer.held_weights import HeldWeights
 from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
+from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
 from lightning_reg.callbacks.trainer.unseen_steps import UnseenSteps
 from lightning_reg.selection import Selection, Weight
 
@@ -45,9 +46,13 @@ class Guard:
 
 
 class Guarded(Protocol):
-    """A run that has a guard."""
+    """A run that has a guard, and acts around steps once it follows optimizers."""
 
     guard: Guard
+
+    @property
+    def steps(self) -> AroundSteps | None:
+        """Its hooks."""
 
 
 GuardedT = TypeVar("GuardedT", bound=Guarded)
@@ -68,6 +73,8 @@ class ActsInSteps(DuringFit[GuardedT]):
         if self._run is None:
             return
         guard, optimizers = self._run.guard, trainer.optimizers
+        if self._run.steps is not None:
+            self._run.steps.rest()
         guard.held.of(optimizers)  # warns of parameters that have joined
         if guard.unseen.meets(optimizers):
             self.follow(trainer, pl_module)

@@ -162,6 +162,17 @@ def test_matrices_that_adam_trains_are_followed_within_one_percent(rate):
     assert all(error <= 0.002 + gain for error, gain in zip(errors, gains, strict=True))
 
 
+@pytest.mark.parametrize("shape", [(256, 256), (64, 256)])
+def test_a_norm_that_is_found_is_not_lost_again_while_the_matrix_hardly_moves(shape):
+    # Many singular values are nearly as large as the largest one.
+    layer = nn.Linear(*shape)
+    norms = FollowedNorms()
+    for _ in range(6):
+        (found,) = norms.advance([layer_of(layer)])
+        assert 1 - found.sigma.item() / torch.linalg.matrix_norm(layer.weight.detach().double(), 2).item() < 1e-3
+        layer.weight.detach().mul_(1 + 1e-7)
+
+
 @pytest.mark.parametrize("rate", [1e-3, 1e-2])
 def test_convolutions_that_adam_trains_are_followed_within_two_percent(rate):
     torch.manual_seed(0)
