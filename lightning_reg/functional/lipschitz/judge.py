@@ -22,7 +22,8 @@ from lightning_reg.functional.lipschitz.rules.registry import (
     function_rule,
     module_rule,
 )
-from lightning_reg.functional.lipschitz.rules.sizes import ANY_SIZE, is_sized_by_entries
+from lightning_reg.functional.lipschitz.rules.sizes import ANY_SIZE, has_any_number, is_sized_by_entries
+from lightning_reg.functional.lipschitz.traced_tensor import TraceError
 from lightning_reg.functional.lipschitz.value import (
     Bound,
     Extent,
@@ -107,11 +108,24 @@ class Judge:
             return Bound(0.0)
         done = Operation(value, operation, step.module, step.turns)
         varies = any(bound.varies for bound in traced)
-        if any(bound.has_any_size for bound in traced) or is_sized_by_entries(step.kind.strip("`"), args, kwargs):
-            return replace(self.refuse(step, ANY_SIZE), varies=varies, has_any_size=True)
+        if any(bound.has_any_size for bound in traced) or _sizes_itself(step, args, kwargs):
+            if isinstance(value, list | tuple) and has_any_number(_name(step)):
+                msg = f"the number of results of `{_name(step)}` depends on the values of its input"
+                raise TraceError(msg)
+            return replace(self._of_any_size(step, done, args, kwargs), varies=varies, has_any_size=True)
         if varies and all(bound.value == 0 for bound in traced):
             return self._of_labels(step, done, args, kwargs)
         return replace(self._of_change(step, done, args, kwargs, varies=varies), varies=varies)
+
+    def _of_any_size(self, step: Step, done: Operation, args: Any, kwargs: Any) -> Bound:
+        """Return an infinite bound. The reason is the one that the rule gives, if it gives one."""
+        reason = ANY_SIZE
+        if step.rule is not None:
+            try:
+                apply_rule(step.rule, done, args, kwargs)
+            except NoBoundError as error:
+                reason = str(error)
+        return self.refuse(step, reason)
 
     def _of_labels(self, step: Step, done: Operation, args: Any, kwargs: Any) -> Bound:
         """Return the bound of a value that depends on labels only: its Lipschitz constant is 0, but its size counts."""
@@ -214,6 +228,16 @@ class Judge:
                 self._layers.append((step.name, own))
         elif step.weight is not None and _is_layer(step.name.rpartition(".")[2]):
             self._layers.append((step.weight.removesuffix(".weight"), own))
+
+
+def _name(step: Step) -> str:
+    return step.kind.strip("`")
+
+
+def _sizes_itself(step: Step, args: Any, kwargs: Any) -> bool:
+    """Tell whether the values of its arguments may decide the size of a function's result. Rules cover modules."""
+    is_known = step.module is not None or isinstance(step.rule, UserRule)
+    return not is_known and is_sized_by_entries(_name(step), args, kwargs)
 
 
 def _is_layer(name: str) -> bool:

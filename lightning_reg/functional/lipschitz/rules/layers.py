@@ -155,7 +155,9 @@ def _real(weight: Tensor) -> Tensor:
 @for_modules(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 def _batch_norm_layer(op: Operation, input: Traced) -> Bound:
     module = op.module
-    return _batch_norm(op, input, module.running_mean, module.running_var, module.weight, module.bias, eps=module.eps)
+    statistics = module.running_mean, module.running_var
+    # `forward` of a larger module may have set the mode.
+    return _batch_norm(op, input, *statistics, module.weight, module.bias, module.training, eps=module.eps)
 
 
 def _batch_norm(
@@ -191,7 +193,7 @@ def _scaled_channels(input: Traced, scale: Tensor) -> Bound:
 @for_modules(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 def _instance_norm_layer(op: Operation, input: Traced) -> Bound:
     module = op.module
-    if module.running_var is None:
+    if module.running_var is None or module.training:
         return _normalized(input, module.weight, module.eps)
     scale = (precise(module.running_var) + module.eps).rsqrt()
     factor = largest(scale if module.weight is None else scale * precise(module.weight))
