@@ -151,7 +151,7 @@ class Traced:
 
     def interval(self) -> tuple[Tensor, Tensor] | None:
         """Return the smallest and the largest value of each entry, float64; None if these are not known."""
-        if math.isinf(self.reach) or self.bound.varies or self.value.is_complex():
+        if math.isinf(self.reach) or self.bound.varies or self.value.dtype not in _ROUNDING:
             return None
         value = precise(self.value)
         # The value at the example is itself rounded.

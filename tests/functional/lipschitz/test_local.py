@@ -148,3 +148,10 @@ def test_an_infinite_radius_is_the_bound_for_all_inputs():
 def test_a_radius_that_is_none_is_refused(radius, error):
     with pytest.raises(error, match="`radius` must be"):
         lipschitz_bound(nn.Linear(2, 2), torch.zeros(1, 2), radius=radius)
+
+
+def test_whole_numbers_on_the_way_do_not_spoil_the_bound_over_a_ball():
+    network = Calls(lambda x: torch.tanh(9 * x) * torch.ones_like(x, dtype=torch.long))
+    report = lipschitz_bound(network, torch.ones(2), radius=0.01)
+    slope = 9 / math.cosh(9 * 0.99) ** 2
+    assert slope <= report.value <= 1.05 * slope

@@ -98,7 +98,7 @@ for_all(
         ),
         nn.Unfold,
     ),
-    "expand repeat tile repeat_interleave broadcast_to index_select gather take take_along_dim pad unfold",
+    "expand repeat tile repeat_interleave broadcast_to pad unfold",
     copied,
 )
 
@@ -109,17 +109,3 @@ def _expanded(op: Operation, input: Any, other: Any) -> Bound:
         constant(input)
         return Bound(0.0)
     return input.bound.after(copied(op, input, other.value if isinstance(other, Traced) else other))
-
-
-@for_functions("getitem")
-def _getitem(op: Operation, input: Any, index: Any) -> Bound:
-    parts = index if isinstance(index, tuple) else (index,)
-    if isinstance(input, Traced) and all(
-        part is None or part is ... or isinstance(part, int | slice) for part in parts
-    ):
-        constant(index)
-        return Bound(input.bound.value, source=input)
-    if not isinstance(input, Traced):
-        msg = "indexing by positions that depend on the input is discontinuous"
-        raise NoBoundError(msg)
-    return input.bound.after(copied(op, input, index))
