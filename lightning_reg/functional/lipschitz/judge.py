@@ -36,6 +36,10 @@ from lightning_reg.functional.lipschitz.value import (
 )
 
 JUMPS = "whole numbers and comparisons are discontinuous, so they have no Lipschitz constant"
+PLACES = (
+    "the places of its results jump where two entries are equal, as in top-k routing. Bound the parts before and after"
+    " it alone, or add a rule for the layer with `register_lipschitz_rule`"
+)
 # Files of torch whose modules consist of operations that have their own rules.
 _LOOKED_INTO = {"torch.nn.modules.container", "torch.nn.modules.loss", "torch.nn.modules.transformer"}
 
@@ -110,7 +114,11 @@ class Judge:
         varies = any(bound.varies for bound in traced)
         if any(bound.has_any_size for bound in traced) or _sizes_itself(step, args, kwargs):
             if isinstance(value, list | tuple) and has_any_number(_name(step)):
-                msg = f"the number of results of `{_name(step)}` depends on the values of its input"
+                origins = ", ".join(dict.fromkeys(f"`{name}`" for name, _ in self._reasons.values()))
+                msg = (
+                    f"the number of results of `{_name(step)}` depends on the values of its input, as after {origins}."
+                    " `register_lipschitz_rule` adds a rule for the layer"
+                )
                 raise TraceError(msg)
             return replace(self._of_any_size(step, done, args, kwargs), varies=varies, has_any_size=True)
         if varies and all(bound.value == 0 for bound in traced):
@@ -143,8 +151,10 @@ class Judge:
         """Return the bound of a value that changes with the input, and perhaps with labels."""
         value = done.output
         if step.rule is None:
-            return self.refuse(step, f"no rule for {step.kind}; `register_lipschitz_rule` adds one")
-        is_whole = isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex())
+            is_of_whole = all(_is_whole(each.value) for each in traced_in((args, kwargs)))
+            reason = JUMPS if is_of_whole else f"no rule for {step.kind}; `register_lipschitz_rule` adds one"
+            return self.refuse(step, reason)
+        is_whole = isinstance(value, Tensor) and _is_whole(value)
         answer = step.form(done, *args, **kwargs) if step.form else None
         form, forms = (Form(), answer) if isinstance(answer, tuple) else (answer or Form(), ())
         by_form = form.lipschitz(value.numel()) if isinstance(value, Tensor) else math.inf
@@ -228,6 +238,10 @@ class Judge:
                 self._layers.append((step.name, own))
         elif step.weight is not None and _is_layer(step.name.rpartition(".")[2]):
             self._layers.append((step.weight.removesuffix(".weight"), own))
+
+
+def _is_whole(value: Tensor) -> bool:
+    return not (value.is_floating_point() or value.is_complex())
 
 
 def _name(step: Step) -> str:

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
 from lightning_reg.functional.lipschitz.forms import Form
-from lightning_reg.functional.lipschitz.judge import JUMPS, Judge, Step
+from lightning_reg.functional.lipschitz.judge import PLACES, Judge, Step
 from lightning_reg.functional.lipschitz.memory import has_no_entry_twice, memory, place
 from lightning_reg.functional.lipschitz.nested import closed_in, found, replaced
 from lightning_reg.functional.lipschitz.traced_tensor import (
@@ -289,7 +289,7 @@ class Tracer(TorchFunctionMode):
             part = replace(bound, chain=None, scaled=None, own=None, form=form or Form(), forms=())
             return self._known(value, part, step)
         positions = Step(step.name, parents=[step])
-        refused = replace(self._judge.refuse(positions, JUMPS), has_any_size=bound.has_any_size)
+        refused = replace(self._judge.refuse(positions, PLACES), has_any_size=bound.has_any_size)
         return self._known(value, refused, positions)
 
     def _number(self, operation: Callable[..., Any], value: Any, states: Sequence[State]) -> Any:

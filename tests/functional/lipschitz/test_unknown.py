@@ -95,6 +95,32 @@ def test_each_of_several_tensors_counts(function):
     assert lipschitz_bound(Calls(function), torch.rand(2)).value >= math.sqrt(10)
 
 
+def routed(x):
+    values, places = x.topk(2)
+    return values * torch.eye(3)[places].sum((1, 2))[:, None]
+
+
+def routed_by_loops(x):
+    for row in (x.argmax(1) == 0).nonzero():
+        x = x + row
+    return x
+
+
+@pytest.mark.parametrize(("function", "name"), [(routed, "topk"), (routed_by_loops, "argmax")])
+def test_what_jumps_where_two_entries_are_equal_is_named(function, name):
+    report = lipschitz_bound(Calls(function), torch.eye(2, 3))
+    assert report.value == math.inf
+    told = [" ".join(pair) for pair in report.unbounded]
+    assert any(name in each and "register_lipschitz_rule" in each for each in told)
+
+
+def test_rows_of_a_table_that_depends_on_the_input_count_as_often_as_they_are_taken():
+    places = torch.tensor([0, 2, 2, 2])
+    report = lipschitz_bound(Calls(lambda x: F.embedding(places, x)), torch.rand(3, 2))
+    assert report.value == pytest.approx(math.sqrt(3), rel=1e-4)
+    assert lipschitz_bound(Calls(lambda x: F.embedding(x.argmax(1), x)), torch.rand(3, 2)).value == math.inf
+
+
 class Sets(nn.Module):
     """A normalization whose mode `forward` sets."""
 

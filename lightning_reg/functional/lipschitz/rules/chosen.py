@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_reg.functional.lipschitz.rules.layers import INTEGERS
 from lightning_reg.functional.lipschitz.rules.moves import copied
 from lightning_reg.functional.lipschitz.rules.registry import Rule, for_functions
 from lightning_reg.functional.lipschitz.value import Bound, NoBoundError, Operation, Traced, constant, traced_in
@@ -60,6 +61,19 @@ def _taken(op: Operation, input: Traced, indices: Any, dim: int | None = None) -
 for_functions("index_select take")(_by(_selected))
 for_functions("gather")(_by(_gathered))
 for_functions("take_along_dim")(_by(_taken))
+
+
+@for_functions("embedding")
+def _rows(
+    op: Operation, input: Any, weight: Any, padding_idx: Any = None, max_norm: Any = None, *_: Any, **__: Any
+) -> Bound:
+    """Return the bound of rows of a table that depends on the input."""
+    if not isinstance(weight, Traced) or max_norm is not None:
+        raise NoBoundError(INTEGERS)
+    labels = _labels(weight, input)
+    most = input.value.numel() if labels else int(torch.bincount(input.flatten(), minlength=1).amax())
+    before: Bound = weight.bound
+    return before.after(math.sqrt(most))
 
 
 @for_functions("getitem")

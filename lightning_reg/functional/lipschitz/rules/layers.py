@@ -30,6 +30,7 @@ from lightning_reg.functional.lipschitz.value import (
 from lightning_reg.functional.spectral.convolution import Convolution, Sizes, convolution, convolution_of
 from lightning_reg.functional.spectral.frequencies import bound_work, certified_bound, reshaped_bound
 
+INTEGERS = "integers have no Lipschitz constant; measure the part of the network after the embedding"
 _GRID = 16
 _SPATIAL = {nn.InstanceNorm1d: 1, nn.InstanceNorm2d: 2, nn.InstanceNorm3d: 3}
 
@@ -291,8 +292,8 @@ def _centered(rows: Tensor) -> Tensor:
 
 for_all(
     (nn.Embedding, nn.EmbeddingBag),
-    "embedding embedding_bag",
-    without_bound("integers have no Lipschitz constant; measure the part of the network after the embedding"),
+    "embedding_bag",
+    without_bound(INTEGERS),
 )
 
 
