@@ -114,7 +114,7 @@ class Judge:
         varies = any(bound.varies for bound in traced)
         if any(bound.has_any_size for bound in traced) or _sizes_itself(step, args, kwargs):
             if isinstance(value, list | tuple) and has_any_number(_name(step)):
-                origins = ", ".join(dict.fromkeys(f"`{name}`" for name, _ in self._reasons.values()))
+                origins = ", ".join(f"`{name}`" for name, _ in self.reasons_among(needed([step]))) or "its labels"
                 msg = (
                     f"the number of results of `{_name(step)}` depends on the values of its input, as after {origins}."
                     " `register_lipschitz_rule` adds a rule for the layer"
@@ -238,6 +238,18 @@ class Judge:
                 self._layers.append((step.name, own))
         elif step.weight is not None and _is_layer(step.name.rpartition(".")[2]):
             self._layers.append((step.weight.removesuffix(".weight"), own))
+
+
+def needed(steps: list[Step]) -> set[Step]:
+    """Return `steps` and all steps on which they depend."""
+    found: set[Step] = set()
+    waiting = list(steps)
+    while waiting:
+        step = waiting.pop()
+        if step not in found:
+            found.add(step)
+            waiting += step.parents
+    return found
 
 
 def _is_whole(value: Tensor) -> bool:

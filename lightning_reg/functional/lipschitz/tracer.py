@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
 from lightning_reg.functional.lipschitz.forms import Form
-from lightning_reg.functional.lipschitz.judge import PLACES, Judge, Step
+from lightning_reg.functional.lipschitz.judge import PLACES, Judge, Step, needed
 from lightning_reg.functional.lipschitz.memory import has_no_entry_twice, memory, place
 from lightning_reg.functional.lipschitz.nested import closed_in, found, replaced
 from lightning_reg.functional.lipschitz.traced_tensor import (
@@ -121,7 +121,7 @@ class Tracer(TorchFunctionMode):
         if next(found(output, Tensor), None) is None:
             msg = f"it returns a {type(output).__name__} without tensors"
             raise TraceError(msg)
-        steps = _needed([state.step for state in states])
+        steps = needed([state.step for state in states])
         plain = replaced(output, TracedTensor, lambda tensor: tensor.state.value)
         return Output(plain, [state.bound for state in states], steps)
 
@@ -361,18 +361,6 @@ def _is_fixed(state: State) -> bool:
 
 def _is_whole(value: Tensor) -> bool:
     return not (value.is_floating_point() or value.is_complex())
-
-
-def _needed(steps: list[Step]) -> set[Step]:
-    """Return `steps` and all steps on which they depend."""
-    needed: set[Step] = set()
-    waiting = list(steps)
-    while waiting:
-        step = waiting.pop()
-        if step not in needed:
-            needed.add(step)
-            waiting += step.parents
-    return needed
 
 
 def _set_item(tensor: Tensor, index: Any, value: Any) -> Tensor:
