@@ -35,7 +35,7 @@ from lightning_reg.callbacks.path.settings import (
     count_of,
 )
 from lightning_reg.callbacks.path.snapshots import Snapshot
-from lightning_reg.callbacks.path.solved import is_solved
+from lightning_reg.callbacks.path.solved import is_solved, others_of
 from lightning_reg.callbacks.penalties.base import Penalty
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
@@ -110,7 +110,9 @@ class RegularizationPath(DuringFit[PathRun]):
         tolerance: Move to the next strength once the optimality residual (see `Penalty`) is at most this, >= 0, in two
             epochs in a row. The residual combines the weights at the end of an epoch with the mean gradient over the
             epoch, so it is accurate near a minimum, where weights hardly move. It takes the memory of one copy of the
-            selected weights. `None`: each strength takes all its epochs.
+            selected weights. The first strength also waits until all mean gradients of the other parameters are at most
+            `tolerance` times the strength (another copy): they may start far from their optimum, as an intercept does,
+            and the residual does not always show it. `None`: each strength takes all its epochs.
         monitor: The name of a logged value that scores a strength. `None`: the last strength is chosen.
         monitor_mode: Whether the best score is the `"min"` or the `"max"`.
         rule: `"best"` chooses the strength with the best score. `"one_se"` chooses the largest strength with a score
@@ -246,6 +248,10 @@ class RegularizationPath(DuringFit[PathRun]):
             weight.parameter: weight.name for weight in of_penalty.selection.chosen if weight.parameter in weights
         }
         refuse_untrained(repr(self.penalty), run.names)
+        trained = (
+            weight for optimizer in trainer.optimizers for group in optimizer.param_groups for weight in group["params"]
+        )
+        run.others = {weight: f"{place}" for place, weight in enumerate(trained) if weight not in run.names}
         if self._loaded:
             kept, self._loaded = self._loaded, {}
             checkpoint.load(run, kept, pl_module)
@@ -284,7 +290,8 @@ class RegularizationPath(DuringFit[PathRun]):
             return
         weights = of_penalty.targets.of([optimizer])
         scale, share = state.gradient_scale(trainer, optimizer), of_penalty.share
-        run.mean.add(weights, share, scale, may_skip=state.may_skip_steps(trainer))
+        others = others_of(run, optimizer) if run.search is None else []
+        run.mean.add([*weights, *others], share, scale, may_skip=state.may_skip_steps(trainer))
         if run.search is not None and (dense := [w for w in weights if run.names[w] not in run.search.begun]):
             begun = vanishing(self.penalty, trainer, run, dense)
             if state.may_skip_steps(trainer) and any(math.isnan(strength) for strength in begun.values()):

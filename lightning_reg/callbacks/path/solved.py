@@ -1,15 +1,22 @@
 """Decide when to move to the next strength: when the weights are close enough to the minimum."""
 
 import torch
+from torch import Tensor
+from torch.optim import Optimizer
 
 from lightning_reg.callbacks.path.run import PathRun
 from lightning_reg.callbacks.path.settings import Settings
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.packages import MisconfigurationException, Trainer
+from lightning_reg.functional.tensors.shards import local_part
 
 
 def is_solved(settings: Settings, trainer: Trainer, run: PathRun) -> bool:
-    """Tell whether the residual of the weights at this strength is within the tolerance."""
+    """Tell whether the residual of the weights at this strength is within the tolerance.
+
+    At the first strength, the other parameters must be as close. The residual does not always show it: with centred
+    inputs, the gradients of the weights do not depend on the intercept. Later, these parameters only follow.
+    """
     if settings.tolerance is None or run.mean.is_empty:
         return False
     strength = run.strengths[run.position]
@@ -22,5 +29,20 @@ def is_solved(settings: Settings, trainer: Trainer, run: PathRun) -> bool:
             f" {settings.penalty!r}. Define `residual`, or remove `tolerance`."
         )
         raise MisconfigurationException(msg)
+    if run.position == 0:
+        values += [_largest(run.mean.of(weight)) / strength for weight in run.others]
     worst = torch.stack([value.to(values[0].device) for value in values]).amax()
     return bool(state.largest_over_ranks(trainer, worst) <= settings.tolerance)
+
+
+def others_of(run: PathRun, optimizer: Optimizer) -> list[Tensor]:
+    """Return the other parameters of `optimizer` whose gradients `is_solved` needs."""
+    if run.position > 0:
+        return []
+    return [weight for group in optimizer.param_groups for weight in group["params"] if weight in run.others]
+
+
+def _largest(grad: Tensor) -> Tensor:
+    """Return the largest entry of this rank's part, in absolute value."""
+    part = local_part(grad)
+    return part.abs().amax() if part.numel() else part.new_zeros(())
