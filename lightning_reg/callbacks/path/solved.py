@@ -1,5 +1,8 @@
 """Decide when to move to the next strength: when the weights are close enough to the minimum."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -30,7 +33,14 @@ def is_solved(settings: Settings, trainer: Trainer, run: PathRun) -> bool:
         )
         raise MisconfigurationException(msg)
     if run.position == 0:
-        values += [_largest(run.mean.of(weight)) / strength for weight in run.others]
+        with torch.no_grad():
+            values += [
+                _largest(run.mean.of(weight) + _coupled_decay(group) * weight) / strength
+                for optimizer in trainer.optimizers
+                for group in optimizer.param_groups
+                for weight in group["params"]
+                if weight in run.others
+            ]
     worst = torch.stack([value.to(values[0].device) for value in values]).amax()
     return bool(state.largest_over_ranks(trainer, worst) <= settings.tolerance)
 
@@ -40,6 +50,12 @@ def others_of(run: PathRun, optimizer: Optimizer) -> list[Tensor]:
     if run.position > 0:
         return []
     return [weight for group in optimizer.param_groups for weight in group["params"] if weight in run.others]
+
+
+def _coupled_decay(group: Mapping[str, Any]) -> float:
+    """Return the weight decay that an optimizer adds to the gradient, as SGD does."""
+    decay: float = 0.0 if group.get("decoupled_weight_decay") else group.get("weight_decay", 0.0)
+    return decay
 
 
 def _largest(grad: Tensor) -> Tensor:
