@@ -39,7 +39,7 @@ def is_solved(settings: Settings, trainer: Trainer, run: PathRun) -> bool:
                 for optimizer in trainer.optimizers
                 for group in optimizer.param_groups
                 for weight in group["params"]
-                if weight in run.others
+                if weight in run.others and weight in run.mean
             ]
     worst = torch.stack([value.to(values[0].device) for value in values]).amax()
     return bool(state.largest_over_ranks(trainer, worst) <= settings.tolerance)

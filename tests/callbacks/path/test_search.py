@@ -78,16 +78,17 @@ def test_an_intercept_is_at_its_optimum_although_no_gradient_of_a_weight_depends
 
 def test_an_intercept_that_the_optimizer_decays_is_waited_for_no_longer_than_it_moves(trainer_of):
     def decay_the_intercept(parameters):
-        weight, bias = parameters
-        return torch.optim.SGD([{"params": [weight]}, {"params": [bias], "weight_decay": 0.1}], lr=0.3)
+        weight, *others = parameters
+        return torch.optim.SGD([{"params": [weight]}, {"params": others, "weight_decay": 0.1}], lr=0.3)
 
     module = Regression(decay_the_intercept)
+    module.network.register_parameter("frozen", nn.Parameter(torch.ones(3), requires_grad=False))
     module.inputs -= module.inputs.mean(0)
     trainer = trainer_of(path_of(l1(), strengths=[0.3, 0.1], epochs=1000, tolerance=1e-2), max_epochs=-1)
 
     trainer.fit(module, range(1))
 
-    assert trainer.current_epoch < 200
+    assert trainer.current_epoch < 200  # the frozen layer has no gradient, so it is not decayed
     # The minimum of (b - mean)^2 / 2 + 0.1 b^2 / 2.
     assert module.network.bias.item() == pytest.approx(TARGETS.mean() / 1.1, rel=1e-2)
 
