@@ -1,6 +1,9 @@
 """The margin penalty on two ranks, each with its own samples: a mean over the global batch."""
 
+import warnings
+
 import pytest
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
@@ -9,6 +12,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from lightning_reg import Linear, MarginPenalty
 from tests.callbacks.spectral.test_margin import Classifier, loader, train_by_hand
 from tests.distributed.test_penalty import STRATEGIES
+from tests.distributed.test_proximal import trainer_of
 from tests.models import KeepWeights
 from tests.reference import assert_same_weights
 
@@ -66,14 +70,47 @@ def test_two_ranks_equal_one_process(pool, strategy, target):
         assert logged == pytest.approx(terms[-1], rel=1e-5)  # the last window has one batch
 
 
+def train_without_a_call():
+    """Run on each rank: return the warnings of a run whose target is never called, which only DDP itself calls."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer_of(MarginPenalty(0.1, radius=0.5), devices=2, strategy="ddp").fit(Classifier(), loader())
+    return [str(warning.message) for warning in caught]
+
+
+def test_ddp_does_not_hide_that_the_target_is_never_called(pool):
+    first, _ = pool.run(train_without_a_call)
+
+    assert sum("MarginPenalty adds nothing for 'Classifier', which was not called" in text for text in first) == 1
+
+
+def train_on_two_sizes():
+    """Run on each rank: return the error of a network that gets images of two sizes."""
+
+    class Growing(Sharded):
+        def loss(self, batch):
+            inputs = batch[0] if self.global_step else batch[0][:, None]
+            return self(inputs).square().mean()
+
+    with pytest.raises(MisconfigurationException) as caught:
+        trainer_of(MarginPenalty(0.1, radius=0.5, target="network"), devices=2, strategy=STRATEGIES["fsdp2"]()).fit(
+            Growing(lambda: nn.Sequential(nn.Flatten(), *Classifier().network)), loader()
+        )
+    return str(caught.value)
+
+
+def test_sharded_weights_with_inputs_of_several_sizes_are_refused_with_the_remedy(pool):
+    assert all("inputs of one size only. Use DDP" in text for text in pool.run(train_on_two_sizes))
+
+
 def refuse(strategy):
     """Run on each rank: return the error of a strategy."""
-    with pytest.raises(Exception, match="FSDP2") as caught:
+    with pytest.raises(MisconfigurationException) as caught:
         train(strategy, "network", {})
-    return type(caught.value).__name__, str(caught.value)
+    return str(caught.value)
 
 
 def test_flat_shards_are_refused_with_the_remedy(pool):
-    for kind, message in pool.run(refuse, "fsdp1"):
-        assert kind == "MisconfigurationException"
-        assert "MarginPenalty does not support" in message
+    for message in pool.run(refuse, "fsdp1"):
+        assert "MarginPenalty does not support FSDP1OnCpu" in message
+        assert "FSDP2 (ModelParallelStrategy)" in message

@@ -1,7 +1,7 @@
 """The base of terms that depend on what modules return for the samples of a batch."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -118,8 +118,8 @@ class OutputTerm(Term[OutputRunT], ABC):
             ledger.add_value(run.name, run.strength * known.to(loss.device), share)
         if not run.is_checked and state.steps_now(trainer):
             run.is_checked = True
-            self._warn(run, Heard.NO_CALL)
-            self._warn(run, Heard.NO_GRAPH)
+            self._warn_if(run, Heard.NO_CALL)
+            self._warn_if(run, Heard.NO_GRAPH)
 
     @override
     def on_train_batch_end(
@@ -132,15 +132,18 @@ class OutputTerm(Term[OutputRunT], ABC):
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._run is not None:  # not earlier, because frozen weights may be trained later
-            self._warn(self._run, Heard.NO_GRADIENT)
+            self._warn_if(self._run, Heard.NO_GRADIENT)
 
     @override
     def end_run(self, trainer: Trainer, run: OutputRunT | None) -> None:
         if run is not None:
             run.listener.remove()
 
-    def _warn(self, run: OutputRunT, of: Heard) -> None:
+    def warn(self, of: Heard, names: Iterable[str]) -> None:
+        """Warn that nothing is added for these modules."""
+        for name in names:
+            rank_zero_warn(f"{type(self).__name__} adds nothing for {name!r}{self.reasons[of]}")
+
+    def _warn_if(self, run: OutputRunT, of: Heard) -> None:
         """Warn of the modules of which at most `of` was recorded."""
-        for name, module in run.modules.items():
-            if run.listener.heard[module] == of:
-                rank_zero_warn(f"{type(self).__name__} adds nothing for {name!r}{self.reasons[of]}")
+        self.warn(of, [name for name, module in run.modules.items() if run.listener.heard[module] == of])

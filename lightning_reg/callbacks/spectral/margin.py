@@ -23,7 +23,6 @@ from lightning_reg.callbacks.trainer.settings import log_name
 from lightning_reg.callbacks.trainer.target import check_target, modules_named
 from lightning_reg.functional.lipschitz.product import MarginProduct
 from lightning_reg.functional.penalties.margin import margin_shortfall
-from lightning_reg.functional.tensors.shards import has_dtensors
 from lightning_reg.schedules import Schedule
 from lightning_reg.selection.weights import Weight, named_weights
 from lightning_reg.tensorboard import tags
@@ -36,9 +35,9 @@ class MarginRun(OutputRun):
     bound: MarginBound = field(kw_only=True)
     weights: dict[str, Weight] = field(kw_only=True)
     """The weights of the target, by their names in it."""
-    is_sharded: bool = field(kw_only=True)
     hears_training_step: bool = field(kw_only=True)
     """Whether the strategy runs `training_step` as a call of the target. It is the last one of each batch."""
+    has_warned: bool = False
     labels: Any = None
     """The labels of the current batch."""
 
@@ -170,7 +169,6 @@ class MarginPenalty(OutputTerm[MarginRun]):
             LogitsListener(pl_module, module),
             bound=MarginBound(module, weights),
             weights=weights,
-            is_sharded=has_dtensors(weight.parameter for weight in weights.values()),
             hears_training_step=module is pl_module and state.redirects(trainer),
         )
 
@@ -192,6 +190,9 @@ class MarginPenalty(OutputTerm[MarginRun]):
         calls = run.listener.take_calls() if isinstance(run.listener, LogitsListener) else []
         if run.hears_training_step:
             calls = calls[:-1]
+            if run.listener.is_wanted and not calls and not run.has_warned:
+                run.has_warned = True
+                self.warn(Heard.NO_CALL, run.modules)
         values = [self._of_call(trainer, run, call) for call in calls]
         return torch.stack(values).mean() if values else None
 
@@ -225,12 +226,12 @@ class MarginPenalty(OutputTerm[MarginRun]):
         if is_first:
             _publish(trainer, run, product, repr(self))
         rows, gain = run.bound.parts(product)
-        if not run.is_sharded:
+        if not run.bound.is_sharded:
             return margin_shortfall(logits, labels, rows, gain, self.radius)
         # Each rank has its part of a sharded weight, and its own samples: the mean gradient over ranks counts.
-        parts = [part.detach().requires_grad_() for part in (rows, gain)]
-        value = margin_shortfall(logits, labels, *parts, self.radius)
-        gradients = torch.autograd.grad(value, parts, retain_graph=True)
+        ends = rows.detach().requires_grad_(), gain.detach().requires_grad_()
+        value = margin_shortfall(logits, labels, ends[0], ends[1], self.radius)
+        gradients = torch.autograd.grad(value, ends, retain_graph=True)
         for part, gradient in zip((rows, gain), gradients, strict=True):
             through = (part * state.mean_over_ranks(trainer, gradient)).sum()
             value = value + (through - through.detach())

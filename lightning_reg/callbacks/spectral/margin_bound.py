@@ -11,6 +11,7 @@ from lightning_reg.callbacks.trainer.packages import MisconfigurationException
 from lightning_reg.functional.lipschitz.nested import found, replaced
 from lightning_reg.functional.lipschitz.product import MarginProduct, NoProductError, margin_product
 from lightning_reg.functional.spectral.followed_gradient import value_at
+from lightning_reg.functional.tensors.shards import has_dtensors
 from lightning_reg.selection import Weight
 
 
@@ -29,6 +30,8 @@ class MarginBound:
         self._computed = [name for name, weight in weights.items() if weight.is_computed_from]
         self.products: dict[tuple[Any, ...], MarginProduct] = {}
         self.norms = StepNorms()
+        self.is_sharded = has_dtensors(weight.parameter for weight in weights.values())
+        """Whether ranks have parts of weights."""
 
     def at(self, inputs: Sequence[Any], count: int) -> MarginProduct:
         """Return the product for inputs of these sizes; found once, and then known.
@@ -41,6 +44,10 @@ class MarginBound:
         tensors = list(found(inputs, Tensor))
         sizes = tuple((tensor.shape[1:], tensor.dtype) for tensor in tensors)
         if sizes not in self.products:
+            if self.products and self.is_sharded:
+                # Other ranks may have inputs of a known size, and would not take part in collecting the weights.
+                msg = "MarginPenalty with sharded weights takes inputs of one size only. Use DDP, or one size."
+                raise MisconfigurationException(msg)
             first = replaced(inputs, Tensor, lambda tensor: tensor[:1] if tensor.shape[:1] == (count,) else tensor)
             self.products[sizes] = self._product(first)
         return self.products[sizes]
@@ -51,17 +58,16 @@ class MarginBound:
         A collective call for sharded weights.
         """
         rows = layer_of(self._weights[product.last]).matrix()
+        layers = {factor: layer_of(self._weights[factor.weight]) for factor in product.factors}
         normed = [factor for factor in product.factors if factor.gain is None]
-        weights = [self._weights[factor.weight] for factor in normed]
-        constants = [
-            value_at(layer_of(weight), norm) for weight, norm in zip(weights, self.norms.of(weights), strict=True)
-        ]
-        scaled = [factor for factor in product.factors if factor.gain is not None]
-        constants += [factor.gain * layer_of(self._weights[factor.weight]).tensor.abs().amax() for factor in scaled]
-        powers = [constant**factor.calls for constant, factor in zip(constants, normed + scaled, strict=True)]
+        norms = dict(zip(normed, self.norms.of([self._weights[factor.weight] for factor in normed]), strict=True))
         gain = rows.new_full((), product.constant)
-        for power in powers:
-            gain = gain * power.to(gain)
+        for factor, layer in layers.items():
+            if factor.gain is None:
+                constant = value_at(layer, norms[factor])
+            else:
+                constant = factor.gain * layer.tensor.abs().amax()
+            gain = gain * constant.to(gain) ** factor.calls
         return rows, gain
 
     def _product(self, inputs: Sequence[Any]) -> MarginProduct:

@@ -123,10 +123,11 @@ def _measured(network: nn.Module, inputs: Sequence[Any], changed: Collection[str
 
 
 def _weight_of(network: nn.Module, layer: str) -> str:
-    """Return the name of the weight of a layer in a report."""
-    weights = dict(network.named_parameters())
-    candidates = (f"{layer}.weight", layer, "weight")
-    return next((name for name in candidates if name in weights), layer)
+    """Return the name of the weight of a layer in a report: the first one of a weight that several layers share."""
+    weights = dict(network.named_parameters(remove_duplicate=False))
+    # A network that is a single layer is reported under the name of its class.
+    name = next((name for name in (f"{layer}.weight", layer, "weight") if name in weights), None)
+    return layer if name is None else next(other for other, weight in weights.items() if weight is weights[name])
 
 
 def _gain(network: nn.Module, name: str, own: float) -> float | None:

@@ -24,6 +24,12 @@ class Own(nn.Module):
         return self.function(self, inputs)
 
 
+class Tied(Own):
+    def __init__(self):
+        super().__init__(lambda net, x: net.last(net.second(net.first(x).relu())))
+        self.second.weight = self.first.weight
+
+
 FLAT, IMAGE = torch.zeros(1, 4), torch.zeros(1, 1, 8, 8)
 PRODUCTS = {
     "one layer": (lambda: nn.Linear(4, 3), FLAT, 1.0, {}),
@@ -48,6 +54,7 @@ PRODUCTS = {
         2.0,
         {"first.weight": 1, "matrix": 1},
     ),
+    "layers that share a weight": (lambda: Tied(), FLAT, 1.0, {"first.weight": 2}),
     "a layer that is called twice": (
         lambda: Own(lambda net, x: net.last(net.first(net.first(x).relu()))),
         FLAT,
