@@ -6,6 +6,7 @@ Wrappers (`torch.compile`, activation checkpointing, DDP) and hooks are removed.
 """
 
 from collections import OrderedDict
+from functools import partial
 from types import MethodType
 from typing import Any, cast
 
@@ -82,8 +83,8 @@ class _Copies:
         state.update({name: OrderedDict() for name in _HOOKS}, training=False)
         state.pop("_compiled_call_impl", None)
         for name, value in vars(module).items():
-            if isinstance(value, MethodType) and value.__self__ is module:
-                state[name] = MethodType(value.__func__, new)
+            if isinstance(value, MethodType | partial):
+                state[name] = _rebound(value, module, new)
         state["_parameters"] = {name: self._parameter(p) for name, p in vars(module)["_parameters"].items()}
         state["_buffers"] = {
             name: None if buffer is None else _wide(whole(buffer)).clone()
@@ -127,6 +128,18 @@ class _Copies:
                 continue
             vars(new).pop(name, None)
             vars(new)["_parameters"][name] = _constant(weight)
+
+
+def _rebound(value: Any, module: nn.Module, new: nn.Module) -> Any:
+    """Return `value` with `new` in place of `module`: a method of it, or a function that is bound to it."""
+    if value is module:
+        return new
+    if isinstance(value, MethodType) and value.__self__ is module:
+        return MethodType(value.__func__, new)
+    if isinstance(value, partial):
+        kept = {name: _rebound(each, module, new) for name, each in value.keywords.items()}
+        return partial(value.func, *(_rebound(each, module, new) for each in value.args), **kept)
+    return value
 
 
 def _hooked_names(module: nn.Module) -> list[str]:

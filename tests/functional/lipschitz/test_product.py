@@ -1,6 +1,7 @@
 """The bound of margins as a product of constants, against norms by SVD, and the networks that have none."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -165,3 +166,18 @@ def test_a_product_is_recognized_whatever_the_scale_of_weights():
         weight.data.fill_(math.inf)
 
     assert margin_product(network, [FLAT]).constant == pytest.approx(1.0)
+
+
+def call(forward, inputs):
+    return forward(inputs)
+
+
+def test_a_forward_on_the_instance_that_is_bound_to_a_layer_has_the_weights_of_the_walk():
+    network = PRODUCTS["a chain"][0]()
+    for layer in network[:3]:
+        layer.forward = partial(call, layer.forward)
+
+    product = margin_product(network, [FLAT])
+
+    assert product.constant == pytest.approx(1.0)
+    assert [factor.weight for factor in product.factors] == ["0.weight", "3.weight"]
