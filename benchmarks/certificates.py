@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks._table import print_table
 from examples.robust_digits import RADII, Classifier, accuracy, digits
-from lightning_reg import MarginPenalty, SpectralConstraint, SpectralNormPenalty
+from lightning_reg import MarginPenalty, SpectralConstraint, SpectralNormalization, SpectralNormPenalty
 from lightning_reg.functional import margin_bounds
 from lightning_reg.metrics import CertifiedAccuracy
 
@@ -29,6 +29,10 @@ TRAININGS: Mapping[str, Callable[[], list[Callback]]] = {
     **{
         f"SpectralNormPenalty({strength})": lambda strength=strength: [SpectralNormPenalty(strength)]  # type: ignore[misc]
         for strength in (0.01, 0.03, 0.1)
+    },
+    **{
+        f"SpectralNormalization({bound})": lambda bound=bound: [SpectralNormalization(bound)]  # type: ignore[misc]
+        for bound in (2.0, 1.7)
     },
     **{
         f"SpectralConstraint({bound})": lambda bound=bound: [SpectralConstraint(bound)]  # type: ignore[misc]

@@ -220,7 +220,7 @@ def draw_curves(axes: Axes, sides: Mapping[str, tuple[CertifiedAccuracy, Mapping
         axes.lines[-1].set(label=f"{name}, certified", color=colour)
         axes.plot(*zip(*under_attack.items(), strict=True), "v--", color=colour, label=f"{name}, attacked")
     axes.set(xlabel="radius of the change", ylabel="accuracy", ylim=(0, 1))
-    axes.legend(loc="upper right", fontsize="small")
+    axes.legend(loc="lower left", fontsize="small")
 
 
 def main() -> None:
