@@ -12,7 +12,7 @@ from lightning_reg import _checks
 from lightning_reg.callbacks.decay.kinds import Kind
 from lightning_reg.callbacks.decay.refusals import refuse_lbfgs, refuse_second_decay, refuse_shared_weights
 from lightning_reg.callbacks.decay.run import Run
-from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer import logged, progress, state
 from lightning_reg.callbacks.trainer.guarded_steps import ActsInSteps, Guard
 from lightning_reg.callbacks.trainer.loggers import log
 from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
@@ -135,7 +135,7 @@ class WeightDecay(ActsInSteps[Run]):
         run.restore(self._saved)
         if self is _decays(trainer)[-1]:
             pairs = [(decay, other) for decay in _decays(trainer) if (other := decay.run)]
-            steps = state.steps_in_epoch(trainer, pl_module)
+            steps = progress.steps_in_epoch(trainer, pl_module)
             plans = [other.plan(repr(decay), trainer.optimizers, steps) for decay, other in pairs]
             publish(trainer, plans, ("weight", "shape", "weight decay"), tags.DECAY_SETUP)
 
@@ -145,19 +145,19 @@ class WeightDecay(ActsInSteps[Run]):
         if run is not None:
             _refuse_optimizers(run, trainer.optimizers)
             before = partial(_shrink, run, trainer, pl_module)
-            run.steps = run.steps or AroundSteps(run.after_update, before, turn=Turn.UPDATE)
+            run.steps = run.steps or AroundSteps(run.after_update, before, turn=Turn.UPDATE, name=type(self).__name__)
             run.steps.add(trainer.optimizers)
 
     @override
     def decays(self, trainer: Trainer, pl_module: LightningModule) -> dict[Tensor, str]:
         if self._run is None:
             return {}
-        actions = self._run.actions(trainer.optimizers, state.steps_in_epoch(trainer, pl_module))
+        actions = self._run.actions(trainer.optimizers, progress.steps_in_epoch(trainer, pl_module))
         return {weight: f"WeightDecay, {action}" for weight, action in actions.items()}
 
     @override
     def decay_shares(self, trainer: Trainer, pl_module: LightningModule) -> dict[Tensor, NumberOrTensor]:
-        tick = state.tick(trainer, pl_module)
+        tick = progress.tick(trainer, pl_module)
         return {} if self._run is None else self._run.coming_shares(trainer.optimizers, tick)
 
     @override
@@ -165,9 +165,9 @@ class WeightDecay(ActsInSteps[Run]):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         run = self._run
-        if run is None or not state.steps_now(trainer):
+        if run is None or not progress.steps_now(trainer):
             return
-        if run.shares and state.logs_now(trainer, first_step=run.first_step):
+        if run.shares and logged.logs_now(trainer, first_step=run.first_step):
             log(trainer, pl_module, {run.name: run.largest_share()})
         run.first_step = False
         run.shares.clear()
@@ -195,9 +195,9 @@ def _decays(trainer: Trainer) -> list[WeightDecay]:
 def _refuse_optimizers(run: Run, optimizers: Sequence[Optimizer]) -> None:
     """Raise if an optimizer cannot work with the decay."""
     refuse_lbfgs(optimizers)
-    refuse_second_decay(optimizers, {weight.parameter: weight.name for weight in run.selection.chosen})
+    refuse_second_decay(optimizers, run.selection.names)
 
 
 def _shrink(run: Run, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
     position = next(index for index, other in enumerate(trainer.optimizers) if other is optimizer)
-    run.before_update(position, optimizer, state.tick(trainer, pl_module))
+    run.before_update(position, optimizer, progress.tick(trainer, pl_module))

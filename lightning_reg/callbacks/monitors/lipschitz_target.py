@@ -98,7 +98,7 @@ class OfOneTensor(nn.Module):
         return torch.cat([tensor.reshape(len(rows), -1) for tensor in tensors], 1)
 
 
-def find_target(pl_module: LightningModule, name: str | None, *, has_transform: bool = False) -> Target:
+def find_target(pl_module: LightningModule, name: str | None, *, has_transform: bool) -> Target:
     """Return the module of that name without its wrappers. `None` stands for the LightningModule.
 
     Args:

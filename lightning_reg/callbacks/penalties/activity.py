@@ -1,4 +1,4 @@
-"""The size of what modules return as a penalty: sparse or small activations."""
+"""The size of module outputs as a penalty: sparse or small activations."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,7 +53,7 @@ class ActivityRun(OutputRun):
 
 @final
 class ActivityPenalty(OutputTerm[ActivityRun]):
-    r"""Add :math:`\lambda \frac{1}{N} \sum_{n,i} |a_{ni}|` of what modules return to the objective: sparse activations.
+    r"""Add :math:`\lambda \frac{1}{N} \sum_{n,i} |a_{ni}|` of module outputs to the objective: sparse activations.
 
     :math:`a_{ni}` is unit i of sample n. Samples lie along dimension 0, so this is a mean over the effective batch,
     like the data loss. Every floating tensor counts that a chosen module returns (also in tuples, lists, dictionaries

@@ -13,7 +13,7 @@ from lightning_reg.callbacks.penalties.dropped import reaches
 from lightning_reg.callbacks.penalties.ledger import Term, TermRun, terms
 from lightning_reg.callbacks.penalties.listener import Heard, Listener
 from lightning_reg.callbacks.penalties.refusals import refuse_optimizers, refuse_sharded_loss
-from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer import progress, state
 from lightning_reg.callbacks.trainer.packages import (
     LightningModule,
     MisconfigurationException,
@@ -34,7 +34,6 @@ class OutputRun(TermRun):
     modules: Mapping[str, nn.Module]
     """The recorded modules, by name."""
     listener: Listener
-    schedule: Timetable | None = None
     strength: float = 0.0
     """That of the current step."""
     is_checked: bool = False
@@ -90,9 +89,7 @@ class OutputTerm(Term[OutputRunT], ABC):
         if run is None:
             return
         run.listener.drop()  # the calls of a batch for which `training_step` returned None
-        tick = state.tick(trainer, pl_module)
-        factor = 1.0 if run.schedule is None else _checks.non_negative(f"schedule({tick})", run.schedule(tick))
-        run.strength = self.strength * factor
+        run.strength = self.strength * run.factor(progress.tick(trainer, pl_module))
         run.listener.is_wanted = run.strength > 0
 
     @override
@@ -116,7 +113,7 @@ class OutputTerm(Term[OutputRunT], ABC):
         if ledger is not None:
             known = loss.new_zeros((), requires_grad=False).float() if value is None else value.detach()
             ledger.add_value(run.name, run.strength * known.to(loss.device), share)
-        if not run.is_checked and state.steps_now(trainer):
+        if not run.is_checked and progress.steps_now(trainer):
             run.is_checked = True
             self._warn_if(run, Heard.NO_CALL)
             self._warn_if(run, Heard.NO_GRAPH)

@@ -1,5 +1,6 @@
 """The base of callbacks that act inside optimizer steps: they follow the optimizers, and report missed steps."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
@@ -10,8 +11,9 @@ from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
 from lightning_reg.callbacks.trainer.held_weights import HeldWeights
 from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
+from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
 from lightning_reg.callbacks.trainer.unseen_steps import UnseenSteps
-from lightning_reg.selection import Selection
+from lightning_reg.selection import Selection, Weight
 
 
 class Guard:
@@ -25,20 +27,32 @@ class Guard:
     """
 
     def __init__(self, selection: Selection, name: str, treatment: str) -> None:
-        self._chosen = [weight.parameter for weight in selection.chosen]
+        self._chosen = selection.chosen
         self.held = HeldWeights((weight.parameter for weight in selection.weights), f"{treatment} by {name}")
         self.unseen = UnseenSteps(name)
 
     def of(self, optimizer: Optimizer) -> list[Tensor]:
         """Return the chosen weights that `optimizer` holds."""
-        held = self.held.of([optimizer])
-        return [weight for weight in self._chosen if weight in held]
+        return [weight.parameter for weight in self.held_by([optimizer])]
+
+    def held_by(self, optimizers: Sequence[Optimizer]) -> list[Weight]:
+        """Return the chosen weights that `optimizers` hold, frozen or not."""
+        held = self.held.of(optimizers)
+        return [weight for weight in self._chosen if weight.parameter in held]
+
+    def trained(self, optimizers: Sequence[Optimizer]) -> list[Weight]:
+        """Return the chosen weights that `optimizers` hold and that are not frozen."""
+        return [weight for weight in self.held_by(optimizers) if weight.parameter.requires_grad]
 
 
 class Guarded(Protocol):
-    """A run that has a guard."""
+    """A run that has a guard, and acts around steps once it follows optimizers."""
 
     guard: Guard
+
+    @property
+    def steps(self) -> AroundSteps | None:
+        """Its hooks."""
 
 
 GuardedT = TypeVar("GuardedT", bound=Guarded)
@@ -59,6 +73,8 @@ class ActsInSteps(DuringFit[GuardedT]):
         if self._run is None:
             return
         guard, optimizers = self._run.guard, trainer.optimizers
+        if self._run.steps is not None:
+            self._run.steps.rest()
         guard.held.of(optimizers)  # warns of parameters that have joined
         if guard.unseen.meets(optimizers):
             self.follow(trainer, pl_module)

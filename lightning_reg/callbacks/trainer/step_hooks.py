@@ -1,13 +1,26 @@
 """Hooks right before and right after optimizers change their weights, inside `Optimizer.step`."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from lightning_reg.callbacks.trainer.packages import MisconfigurationException
+
 Act = Callable[[Optimizer], None]
+
+
+def step_happens(optimizer: Optimizer) -> Tensor | None:
+    """Return whether the current step changes weights, on the device; None if it does.
+
+    Fused optimizers check inside `step` whether the gradients of fp16 are finite, so only the device knows.
+    """
+    found_inf: Tensor | None = getattr(optimizer, "found_inf", None)
+    return None if found_inf is None else found_inf == 0
 
 
 class Turn(IntEnum):
@@ -40,33 +53,40 @@ class AroundSteps:
 
     Lightning's automatic optimization computes the gradients inside `Optimizer.step`, in the closure it passes. An
     update begins when the closure returns, and ends when the closure is called again (by LBFGS) or the step is over. A
-    step skipped by the fp16 scaler does not count.
+    step skipped by the fp16 scaler does not count. Neither does a step within a step of the same optimizer: `step` of a
+    subclass may call the `step` of its base class, and torch may call the hooks for both.
 
     Args:
         after: Gets the optimizer after its update.
         before: Gets the optimizer when its gradients are complete: summed over ranks, unscaled, clipped.
         turn: The turn among other callbacks.
+        name: The name of the callback, if `before` must see the weights that the optimizer starts from. Some optimizers
+            change weights before they call their closure (SAM), and return to them after it. They are refused.
 
     """
 
-    def __init__(self, after: Act, before: Act | None = None, *, turn: Turn = Turn.LAYERS) -> None:
-        self._after, self._before, self._turn = after, before, turn
+    def __init__(
+        self, after: Act, before: Act | None = None, *, turn: Turn = Turn.LAYERS, name: str | None = None
+    ) -> None:
+        self._after, self._before, self._turn, self._name = after, before, turn, name
         self._handles: list[RemovableHandle] = []
         self._updating: set[Optimizer] = set()
         """The optimizers between `before` and `after`."""
+        self._depths: Counter[Optimizer] = Counter()
+        """The number of steps within each other that are running."""
 
     def add(self, optimizers: Sequence[Optimizer]) -> None:
         """From now on, act around the steps of `optimizers` and of no others."""
         self.remove()
         for optimizer in optimizers:
-            end = self._after if self._before is None else self._end
-            self._handles.append(
-                optimizer.register_step_post_hook(_Hook(lambda own, *_, end=end: end(own), self._turn))
-            )
+            self._handles.append(optimizer.register_step_post_hook(_Hook(self._on_step_end, self._turn)))
             _sort(self._handles[-1], descending=False)
-            if self._before is not None:
-                self._handles.append(optimizer.register_step_pre_hook(_Hook(self._on_step, self._turn)))
-                _sort(self._handles[-1], descending=True)
+            self._handles.append(optimizer.register_step_pre_hook(_Hook(self._on_step, self._turn)))
+            _sort(self._handles[-1], descending=True)
+
+    def rest(self) -> None:
+        """Note that no step is running: an exception that the user has caught may have ended one."""
+        self._depths.clear()
 
     def remove(self) -> None:
         """Remove all hooks from the optimizers."""
@@ -74,6 +94,7 @@ class AroundSteps:
             handle.remove()
         self._handles.clear()
         self._updating.clear()
+        self._depths.clear()
 
     def _begin(self, optimizer: Optimizer) -> None:
         self._updating.add(optimizer)
@@ -88,13 +109,22 @@ class AroundSteps:
     def _on_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        self._depths[optimizer] += 1
+        if self._before is None or self._depths[optimizer] > 1:
+            return None
         owner, *rest = args
         closure = rest[0] if rest else kwargs.get("closure")
         if closure is None:
             self._begin(optimizer)
             return None
 
+        groups = optimizer.param_groups if self._name else []
+        probe = next((weight for group in groups for weight in group["params"] if weight.grad is not None), None)
+        versions = [] if probe is None else [probe._version]  # torch counts changes
+
         def between_updates() -> Any:
+            if versions and probe is not None and versions.pop() != probe._version:
+                self._refuse(optimizer)
             self._end(optimizer)
             result = closure()
             self._begin(optimizer)
@@ -103,6 +133,19 @@ class AroundSteps:
         if rest:
             return (owner, between_updates, *rest[1:]), kwargs
         return args, {**kwargs, "closure": between_updates}
+
+    def _refuse(self, optimizer: Optimizer) -> None:
+        kind = type(optimizer).__name__
+        msg = (
+            f"{self._name} acts on the weights from which a step starts, but {kind} changes weights before it calls"
+            f" its closure, as SAM does. Use an optimizer that calls the closure first, or leave {self._name} out."
+        )
+        raise MisconfigurationException(msg)
+
+    def _on_step_end(self, optimizer: Optimizer, *_: Any) -> None:
+        self._depths[optimizer] -= 1
+        if self._depths[optimizer] <= 0:
+            (self._after if self._before is None else self._end)(optimizer)
 
 
 class _Hook:
