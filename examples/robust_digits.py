@@ -1,4 +1,4 @@
-"""Train on digits with and without spectral norm control, and compare the networks under noise and attacks.
+"""Train on digits with and without control of the layers' norms, and compare the networks under noise and attacks.
 
     python examples/robust_digits.py
 
@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_reg import (
     L2Penalty,
     LipschitzMonitor,
+    MarginPenalty,
     RegularizationMonitor,
     SpectralConstraint,
     SpectralNormalization,
@@ -51,6 +52,7 @@ CONTROLS: Mapping[str, Callback | None] = {
     "spectral_penalty": SpectralNormPenalty(0.01),
     "normalization": SpectralNormalization(2.0),
     "constraint": SpectralConstraint(2.0),
+    "margin": MarginPenalty(4.0, radius=0.5),
 }
 
 
@@ -211,14 +213,14 @@ def draw_bars(axes: Axes, rows: Sequence[tuple[str, ...]], columns: Mapping[str,
 
 
 def draw_curves(axes: Axes, sides: Mapping[str, tuple[CertifiedAccuracy, Mapping[float, float]]]) -> None:
-    """Draw certified and attacked accuracy against the radius, without control and with the constraint."""
-    for name, colour in (("none", "tab:gray"), ("constraint", "tab:blue")):
+    """Draw certified and attacked accuracy against the radius, without control, and with two controls."""
+    for name, colour in (("none", "tab:gray"), ("constraint", "tab:blue"), ("margin", "tab:green")):
         certified, under_attack = sides[name]
         certified.plot(ax=axes)
         axes.lines[-1].set(label=f"{name}, certified", color=colour)
         axes.plot(*zip(*under_attack.items(), strict=True), "v--", color=colour, label=f"{name}, attacked")
     axes.set(xlabel="radius of the change", ylabel="accuracy", ylim=(0, 1))
-    axes.legend(loc="upper right", fontsize="small")
+    axes.legend(loc="lower left", fontsize="small")
 
 
 def main() -> None:

@@ -142,6 +142,16 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Argument]]] = {
             "schedule": SCHEDULE,
         },
     ),
+    "MarginPenalty": (
+        lightning_reg.MarginPenalty,
+        {
+            "strength": strength(0.1),
+            "radius": strength(0.5),
+            "target": good("network", "None", "'False'"),
+            "label_transform": good(None, "None", "lambda", "module"),
+            "schedule": SCHEDULE,
+        },
+    ),
     "MCPPenalty": (lightning_reg.MCPPenalty, {**PENALTY, "gamma": good(3.0, "1e39")}),
     "SpectralNormPenalty": (lightning_reg.SpectralNormPenalty, {**PENALTY, "norm": good("matrix")}),
     "TargetSparsity": (

@@ -59,6 +59,15 @@ def scaled(term: Any, factor: float) -> Any:
     return lambda weights, *step_size: term(weights, factor * step_size[0]) if step_size else factor * term(weights)
 
 
+def shortfall(logits: Tensor, classes: Tensor, rows: Tensor, gain: Tensor, radius: float) -> Tensor:
+    """Return by how much certified radii fall short of a radius, a mean over samples, one pair of classes at a time."""
+    shortfalls = []
+    for own, y in zip(logits, classes.tolist(), strict=True):
+        bounds = {j: gain * (rows[y] - rows[j]).norm() for j in range(len(own)) if (rows[y] != rows[j]).any()}
+        shortfalls.append(max((radius - (own[y] - own[j]) / bound for j, bound in bounds.items()), default=0 * gain))
+    return torch.stack(shortfalls).clamp(min=0).mean()
+
+
 # Each penalty with the same term in plain torch.
 PENALTIES: dict[str, tuple[Callable[..., Any], Term]] = {
     "l1": (lambda **kwargs: L1Penalty(0.02, **kwargs), lambda weights: 0.02 * sum(w.abs().sum() for w in weights)),

@@ -24,6 +24,7 @@ from lightning_reg import (
     L2Penalty,
     Linear,
     LipschitzMonitor,
+    MarginPenalty,
     MaxNorm,
     MCPPenalty,
     MinMaxNorm,
@@ -46,6 +47,15 @@ from tests.event_files import scalars
 from tests.models import Regressor, loader, weights_of
 from tests.reference import assert_same_weights, matrices
 
+
+@dataclasses.dataclass(frozen=True)
+class Signs:
+    """Makes classes of the targets of `tests.models`."""
+
+    def __call__(self, batch):
+        return (batch[1][:, 0] > 0).long()
+
+
 # The settings that a callback can have, told apart from its defaults.
 SETTINGS = {"select": Select(exclude="*.head.*"), "mode": "grad", "schedule": Cosine(1.0, 0.0, 0.5)}
 CALLBACKS = [
@@ -59,6 +69,7 @@ CALLBACKS = [
     TargetSparsity(L1Penalty(0.01, mode="proximal"), 0.5, schedule=Cosine(0.0, 1.0, 0.5)),
     RegularizationPath(L1Penalty(0.0, mode="proximal"), strengths=[0.2], epochs=1, direction="up"),
     ActivityPenalty(0.1, select=["network.encoder", "network.conv"], norm="l2", schedule=Cosine(1.0, 0.0, 0.5)),
+    MarginPenalty(0.1, radius=0.5, target="network", label_transform=Signs(), schedule=Cosine(1.0, 0.0, 0.5)),
     RegularizationMonitor(),
     RegularizationMonitor(select="*.encoder.*", per_layer=["*.encoder.*"], histograms=True, layout=False),
     LipschitzMonitor(target="network", every_n_epochs=2, every_n_steps=3, samples=4, prog_bar=True, layout=False),
@@ -73,7 +84,7 @@ CALLBACKS = [
 ADDING_UP = [
     callback
     for callback in CALLBACKS
-    if not re.search(r"proximal|Spectral|Activity|NMSparsity|per_layer=\[", repr(callback))
+    if not re.search(r"proximal|Spectral|Activity|Margin|NMSparsity|per_layer=\[", repr(callback))
 ]
 
 # Any other as its docstring shows it, on all weights.
@@ -107,7 +118,7 @@ def test_it_survives_pickling_before_and_after_training_and_takes_no_module_alon
 
 @every_callback
 def test_its_repr_makes_it_again(callback):
-    again = eval(repr(callback), vars(lightning_reg))
+    again = eval(repr(callback), vars(lightning_reg) | {"Signs": Signs})
 
     assert type(again) is type(callback)
     assert arguments(again) == arguments(callback)
@@ -171,6 +182,7 @@ def test_one_run_with_every_callback_at_once(fit, logger, tmp_path):
     callbacks = [
         *ADDING_UP,
         ActivityPenalty(0.01, select="network.conv"),
+        MarginPenalty(0.01, radius=0.5, target="network", label_transform=Signs()),
         MCPPenalty(0.01, mode="grad"),
         # Each of the others changes weights by itself after a step, so each has its own.
         TargetSparsity(L1Penalty(0.0, mode="proximal", **head), 0.5),
@@ -213,7 +225,8 @@ def plain(value):
     if not dataclasses.is_dataclass(value):
         return value
     settings = {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    return {"class_path": f"lightning_reg.{type(value).__name__}", "init_args": settings}
+    home = "lightning_reg" if hasattr(lightning_reg, type(value).__name__) else type(value).__module__
+    return {"class_path": f"{home}.{type(value).__name__}", "init_args": settings}
 
 
 @every_callback

@@ -79,12 +79,12 @@ def test_the_robust_digits_have_the_norms_that_were_asked_for_and_accuracy_from_
 
     *_, table = capsys.readouterr().out.partition("control  ")
     table, _, worst = table.partition("control  ")
-    rows = {line.split()[0]: line.split() for line in table.splitlines()[1:6]}
-    assert list(rows) == ["none", "l2", "spectral_penalty", "normalization", "constraint"]
+    rows = {line.split()[0]: line.split() for line in table.splitlines()[1:7]}
+    assert list(rows) == ["none", "l2", "spectral_penalty", "normalization", "constraint", "margin"]
     assert float(rows["constraint"][4]) <= 2.001
     assert float(rows["normalization"][4]) == pytest.approx(2, rel=0.4)
     assert_picture(tmp_path / "picture.png")
-    for line in worst.splitlines()[1:6]:
+    for line in worst.splitlines()[1:7]:
         name, *shares = [cell.rstrip("%") for cell in line.split() if cell != "to"]
         from_below, from_above = ([float(share) for share in shares[start::2]] for start in (0, 1))
         clean = float(rows.pop(name)[1].rstrip("%"))

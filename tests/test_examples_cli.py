@@ -80,6 +80,7 @@ OUTCOMES = {
     "l2": lambda cli, path: logged(cli, path)["reg/penalty/l2"] > 0,
     "anchor": lambda cli, path: logged(cli, path)["reg/penalty/anchor"] > 0,
     "activity": lambda cli, path: active_units(cli) < 0.5,  # 0.7 without it
+    "margin": lambda cli, path: logged(cli, path)["reg/certified_accuracy@0.5"] > 0.07,  # 0.04 without it
     "l1_sparse": lambda cli, path: logged(cli, path)["reg/sparsity"] > 0.1 and (cli.model.head.weight != 0).all(),
     "mcp": lambda cli, path: 0.5 < sparsity(path)[39] < 0.7 and logged(cli, path)["reg/optimality/mcp"] > 0,
     "elastic_net": lambda cli, path: (

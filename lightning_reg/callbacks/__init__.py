@@ -29,6 +29,7 @@ from lightning_reg.callbacks.penalties.elementwise import L2Penalty as L2Penalty
 from lightning_reg.callbacks.penalties.group_lasso import GroupLassoPenalty as GroupLassoPenalty
 from lightning_reg.callbacks.penalties.target_sparsity import TargetSparsity as TargetSparsity
 from lightning_reg.callbacks.spectral.constraint import SpectralConstraint as SpectralConstraint
+from lightning_reg.callbacks.spectral.margin import MarginPenalty as MarginPenalty
 from lightning_reg.callbacks.spectral.normalization import SpectralNormalization as SpectralNormalization
 from lightning_reg.callbacks.spectral.nuclear_norm import NuclearNormPenalty as NuclearNormPenalty
 from lightning_reg.callbacks.spectral.orthogonal import OrthogonalPenalty as OrthogonalPenalty

@@ -53,6 +53,7 @@ TAKEN = (
     "setup_decay",
     "setup_decayed_by",
     "setup_dropout",
+    "setup_margin",
     "setup_spectral",
     "target_sparsity",
     "update_ratio",

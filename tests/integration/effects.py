@@ -17,6 +17,7 @@ from lightning_reg import (
     KeepZeros,
     L1Penalty,
     Linear,
+    MarginPenalty,
     MaxNorm,
     MinMaxNorm,
     NMSparsity,
@@ -33,7 +34,7 @@ from lightning_reg import (
 from tests.callbacks.penalties.test_proximal_loop import PENALTIES as OPERATORS
 from tests.callbacks.penalties.test_proximal_loop import soften, step_size
 from tests.models import Quartic
-from tests.reference import PENALTIES, Term, add_term_gradient, scaled
+from tests.reference import PENALTIES, Term, add_term_gradient, scaled, shortfall
 
 STEPS_OF_SCHEDULES = 10
 
@@ -95,6 +96,36 @@ class Activity(Effect):
     def loss(self, step):
         wide = self.outputs.float() if self.outputs.itemsize < 4 else self.outputs
         return self.strength * falling(step) * torch.stack([sample.abs().sum() for sample in wide]).mean()
+
+
+def parity(batch: Sequence[Tensor]) -> Tensor:
+    """Return a class for each row of the data: whether its number is odd."""
+    return batch[2] % 2
+
+
+@dataclass
+class Margin(Effect):
+    """Certified radii of the network of `runs.py` that are too short, with norms by SVD."""
+
+    strength: float
+    radius: float
+
+    def watch(self, module, weights):
+        self.network, compute = module.network, module.network.forward
+
+        def forward(inputs, rows):
+            self.logits, self.classes = compute(inputs, rows), rows % 2
+            return self.logits
+
+        self.network.forward = forward
+
+    def loss(self, step):
+        logits = self.logits.float() if self.logits.itemsize < 4 else self.logits
+        gain = (
+            torch.linalg.svdvals(self.network.encoder.weight)[0] * torch.linalg.svdvals(self.network.hidden.weight)[0]
+        )
+        value = shortfall(logits, self.classes, self.network.head.weight, gain, self.radius)
+        return self.strength * falling(step) * value
 
 
 @dataclass
@@ -319,6 +350,13 @@ for _mode in ("loss", "grad"):
 KINDS |= {
     "activity": Kind(
         lambda glob: ActivityPenalty(0.1, select=glob.removesuffix(".weight"), schedule=FALLING), lambda: Activity(0.1)
+    ),
+    # Of the whole network, whichever weight is chosen.
+    "margin": Kind(
+        lambda _: MarginPenalty(0.1, radius=0.5, target="network", label_transform=parity, schedule=FALLING),
+        lambda: Margin(0.1, 0.5),
+        error=1e-5,
+        once=True,
     ),
     "nuclear norm proximal": Kind(
         lambda glob: NuclearNormPenalty(0.05, select=glob, mode="proximal", schedule=FALLING),

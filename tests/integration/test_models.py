@@ -19,6 +19,7 @@ from lightning_reg import (
     L2Penalty,
     Linear,
     LipschitzMonitor,
+    MarginPenalty,
     MCPPenalty,
     MonteCarloDropout,
     RegularizationMonitor,
@@ -96,7 +97,8 @@ def test_every_callback_at_once(case, trainer_of, tmp_path):
         MonteCarloDropout(5, softmax=True, dim=-1, seed=0),
     ]
     # Constraints share no weights with some of these: tests/callbacks/constraints has the pairs. A path ends the fit.
-    apart = (Constraint, RegularizationPath)
+    # No margin of these networks is bounded by a product of norms.
+    apart = (Constraint, MarginPenalty, RegularizationPath)
     others = [kind for kind in EXPORTED if kind not in map(type, callbacks) and not issubclass(kind, apart)]
     callbacks += [documented(kind, select=None) for kind in others]
     watch = Watch(case.dropouts)

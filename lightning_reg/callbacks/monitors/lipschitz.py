@@ -19,6 +19,7 @@ from lightning_reg.callbacks.trainer.loggers import (
     write_scalars,
 )
 from lightning_reg.callbacks.trainer.packages import LightningModule, MisconfigurationException, Trainer
+from lightning_reg.callbacks.trainer.target import check_target
 from lightning_reg.metrics.certified_accuracy import check_radii
 from lightning_reg.tensorboard import tags
 
@@ -111,10 +112,7 @@ class LipschitzMonitor(Monitor[Run]):
         layout: bool = True,
     ) -> None:
         super().__init__()
-        if target is not None and not isinstance(target, str):
-            msg = f"`target` must be the name of a module or None, got {target!r}."
-            raise TypeError(msg)
-        self.target = target
+        self.target = check_target(target)
         self.every_n_epochs = _checks.count("every_n_epochs", every_n_epochs, 1)
         self.every_n_steps = _checks.count("every_n_steps", every_n_steps, 1)
         self.samples = _checks.count("samples", samples, 1)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_reg import _checks
 from lightning_reg.callbacks.trainer.nested import tensors_in
 from lightning_reg.callbacks.trainer.packages import LightningModule, MisconfigurationException, has_forward
+from lightning_reg.callbacks.trainer.target import modules_named
 from lightning_reg.functional.lipschitz.nested import found, replaced
 from lightning_reg.selection.weights import clean_name
 
@@ -112,13 +112,7 @@ def find_target(pl_module: LightningModule, name: str | None, *, has_transform: 
             transform.
 
     """
-    # A wrapper has the same clean name as the wrapped module. It comes first, so the wrapped module replaces it.
-    modules = {clean_name(path): module for path, module in pl_module.named_modules(remove_duplicate=False)}
-    if name is not None and name not in modules:
-        nearest = _checks.nearest(name, filter(None, modules))
-        msg = f"`target` {name!r} is not a module of {type(pl_module).__name__}. Nearest names: {nearest}."
-        raise ValueError(msg)
-    module = pl_module if name is None else modules[name]
+    module = modules_named(pl_module, name)[-1]
     _refuse_other_signatures(module, [child for child, _ in pl_module.named_children()], several=has_transform)
     return Target(name or "", module)
 

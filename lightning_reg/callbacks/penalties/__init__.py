@@ -6,5 +6,5 @@ penalties, and `ledger` logs them. `targets` are the weights as optimizers hold 
 the user left out. `proximal_step` and `quota` take the step after the optimizer's, `rounding` warns if it has no
 effect, and `optimality` measures the distance from a minimum before it. `refusals` raises for unsupported training. The
 penalties themselves: `elementwise`, `concave`, `anchor`, `group_lasso`; `target_sparsity` chooses the strength of a
-penalty. `activity` is a term of the outputs of modules, which `listener` records.
+penalty. `outputs` is the base of terms of what modules return, which `listener` records; `activity` is one of them.
 """

@@ -1,35 +1,23 @@
 """The size of module outputs as a penalty: sparse or small activations."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, final, get_args
+from typing import final, get_args
 
 from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_reg import _checks
-from lightning_reg.callbacks.penalties.dropped import reaches
-from lightning_reg.callbacks.penalties.ledger import Term, TermRun, terms
+from lightning_reg.callbacks.penalties.ledger import terms
 from lightning_reg.callbacks.penalties.listener import Heard, Listener
-from lightning_reg.callbacks.penalties.refusals import refuse_optimizers, refuse_sharded_loss
-from lightning_reg.callbacks.trainer import progress, state
-from lightning_reg.callbacks.trainer.packages import (
-    LightningModule,
-    MisconfigurationException,
-    Trainer,
-    has_backward,
-    rank_zero_warn,
-)
+from lightning_reg.callbacks.penalties.outputs import OutputRun, OutputTerm
+from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
 from lightning_reg.callbacks.trainer.plan import Plan, publish
-from lightning_reg.callbacks.trainer.refusals import refuse_strategy, refuse_unless_listed_once
 from lightning_reg.callbacks.trainer.settings import log_name
-from lightning_reg.callbacks.trainer.timetable import Timetable
 from lightning_reg.functional.penalties.activity import Norm, mean_activity
 from lightning_reg.schedules import Schedule
-from lightning_reg.schedules.base import check_schedule
 from lightning_reg.selection import Select
-from lightning_reg.selection.choice import Choice
 from lightning_reg.selection.modules import NamedModule, as_module_select, named_modules, select_modules
 from lightning_reg.tensorboard import tags
 
@@ -54,25 +42,17 @@ _REASONS = {
 
 
 @dataclass
-class ActivityRun(TermRun):
+class ActivityRun(OutputRun):
     """State of one penalty on activations between the start and the end of `fit`."""
 
-    modules: Sequence[NamedModule]
-    choice: Choice[NamedModule]
-    listener: Listener
-    strength: float = 0.0
-    """The strength in the current step."""
-    is_checked: bool = False
-    """Whether the modules that are called are known."""
-
-    @property
-    def chosen(self) -> dict[str, nn.Module]:
-        """The recorded modules, by name."""
-        return _outermost(self.choice.chosen)
+    everything: Mapping[str, nn.Module] = field(kw_only=True)
+    """All modules that return something, by name."""
+    left_out: Mapping[str, str] = field(kw_only=True)
+    """Why modules are not recorded."""
 
 
 @final
-class ActivityPenalty(Term[ActivityRun]):
+class ActivityPenalty(OutputTerm[ActivityRun]):
     r"""Add :math:`\lambda \frac{1}{N} \sum_{n,i} |a_{ni}|` of module outputs to the objective: sparse activations.
 
     :math:`a_{ni}` is unit i of sample n. Samples lie along dimension 0, so this is a mean over the effective batch,
@@ -110,6 +90,8 @@ class ActivityPenalty(Term[ActivityRun]):
 
     """
 
+    reasons = _REASONS
+
     def __init__(
         self,
         strength: float,
@@ -118,8 +100,7 @@ class ActivityPenalty(Term[ActivityRun]):
         norm: Norm = "l1",
         schedule: Schedule | Callable[[int], float] | None = None,
     ) -> None:
-        super().__init__()
-        self.strength = _checks.non_negative("strength", strength)
+        super().__init__(strength, schedule)
         if select is None:
             msg = "`select` must choose modules by a glob over names, a list of globs, or a Select, got None."
             raise TypeError(msg)
@@ -127,23 +108,6 @@ class ActivityPenalty(Term[ActivityRun]):
         self.select = select
         self.norm: Norm = norm
         _checks.one_of("norm", norm, get_args(Norm))
-        if schedule is not None:
-            check_schedule(schedule, "from step to factor")
-        self.schedule = schedule
-
-    @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        if stage != "fit":
-            return
-        refuse_unless_listed_once(self, terms(trainer))
-        refuse_strategy(trainer, type(self).__name__)
-        if not pl_module.automatic_optimization:
-            msg = (
-                "ActivityPenalty does not work with manual optimization, in which one step may have several losses of"
-                " your own. Add the term to your loss in `training_step`, where the output of the module is available."
-            )
-            raise MisconfigurationException(msg)
 
     @override
     def make_run(self, trainer: Trainer, pl_module: LightningModule) -> ActivityRun:
@@ -151,16 +115,15 @@ class ActivityPenalty(Term[ActivityRun]):
         choice = select_modules(
             modules, as_module_select(self.select), fits=lambda _: True, kind="module that returns something"
         )
-        chosen = _outermost(choice.chosen).values()
-        listener = Listener(pl_module, chosen, partial(mean_activity, norm=self.norm))
-        return ActivityRun(log_name(self, terms(trainer)), modules, choice, listener)
+        chosen = _outermost(choice.chosen)
+        listener = Listener(pl_module, chosen.values(), partial(mean_activity, norm=self.norm))
+        return ActivityRun(
+            log_name(self, terms(trainer)), chosen, listener, everything=_outermost(modules), left_out=choice.left_out
+        )
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._run is not None:  # a tuner trains for a moment before `on_fit_start` of the callbacks after it
-            refuse_optimizers(trainer, type(self).__name__, "loss")
-            if self.schedule is not None:
-                self._run.schedule = Timetable(self.schedule, trainer, pl_module)
+        if self._run is not None:
             others = [term for term in terms(trainer) if isinstance(term, ActivityPenalty)]
             if self is others[-1]:
                 plans = [_plan(run, repr(term), term.strength) for term in others if (run := term.run)]
@@ -168,56 +131,9 @@ class ActivityPenalty(Term[ActivityRun]):
         super().on_train_start(trainer, pl_module)
 
     @override
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        run = self._run
-        if run is None:
-            return
-        run.listener.take()  # drop the terms of a batch for which `training_step` returned None
-        run.strength = self.strength * run.factor(progress.tick(trainer, pl_module))
-        run.listener.is_wanted = run.strength > 0
-
-    @override
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        run = self._run
-        if run is None:
-            return
-        value = run.listener.take()
-        # If the loss has no gradient, backward will raise. A loss without parameters drops the batch.
-        if not loss.requires_grad or not (reaches(loss, frozenset(), are_sharded=True) or has_backward(pl_module)):
-            return
-        share = state.share_of_step(trainer, pl_module)
-        ledger = self.ledger_if_read(trainer, run)
-        if ledger is run.ledger:
-            ledger.add_loss(state.unscaled_loss(trainer, loss), share)
-        refuse_sharded_loss(loss, type(self).__name__)
-        if value is not None:
-            # Not by `alpha`, which would be rounded to the precision of the loss.
-            loss.add_(state.scale_loss(trainer, value * (run.strength * share)).to(loss.device))
-        if ledger is not None:
-            known = loss.new_zeros((), requires_grad=False).float() if value is None else value.detach()
-            ledger.add_value(run.name, run.strength * known.to(loss.device), share)
-        if not run.is_checked and progress.steps_now(trainer):
-            run.is_checked = True
-            _warn(run, Heard.NO_CALL)
-            _warn(run, Heard.NO_GRAPH)
-
-    @override
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if self._run is not None:
-            self._run.listener.take()
-
-    @override
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._run is not None:  # not earlier, because frozen weights may be trained later
-            _warn(self._run, Heard.NO_GRADIENT)
-
-    @override
-    def end_run(self, trainer: Trainer, run: ActivityRun | None) -> None:
-        if run is not None:
-            run.listener.remove()
+    def value(self, trainer: Trainer, pl_module: LightningModule, run: ActivityRun) -> Tensor | None:
+        values = run.listener.take()
+        return sum((value.to(values[0].device) for value in values[1:]), start=values[0]) if values else None
 
 
 def _returns(module: nn.Module, root: nn.Module) -> bool:
@@ -236,14 +152,7 @@ def _outermost(modules: Sequence[NamedModule]) -> dict[str, nn.Module]:
 def _plan(run: ActivityRun, settings: str, strength: float) -> Plan:
     return Plan(
         settings,
-        shapes={name: type(module).__name__ for name, module in _outermost(run.modules).items()},
-        actions=dict.fromkeys(run.chosen, f"{run.name} {strength:g}"),
-        left_out=run.choice.left_out,
+        shapes={name: type(module).__name__ for name, module in run.everything.items()},
+        actions=dict.fromkeys(run.modules, f"{run.name} {strength:g}"),
+        left_out=run.left_out,
     )
-
-
-def _warn(run: ActivityRun, heard: Heard) -> None:
-    """Warn of the modules with this state of their record."""
-    for name, module in run.chosen.items():
-        if run.listener.heard[module] == heard:
-            rank_zero_warn(f"ActivityPenalty adds nothing for {name!r}{_REASONS[heard]}")

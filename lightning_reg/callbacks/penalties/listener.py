@@ -76,14 +76,19 @@ class Listener:
             now = Heard.A_GRADIENT if floating else Heard.NO_GRADIENT if has_graph else Heard.NO_GRAPH
             self.heard[module] = max(self.heard[module], now)
 
-    def take(self) -> Tensor | None:
-        """Return, once, the sum of the terms since the last time; None if there are none."""
+    def take(self) -> list[Tensor]:
+        """Return, once, the terms since the last time."""
         terms, self._terms = self._terms, []
-        return sum((term.to(terms[0].device) for term in terms[1:]), start=terms[0]) if terms else None
+        return terms
+
+    def drop(self) -> None:
+        """Forget the terms since the last time."""
+        self._terms = []
 
     def remove(self) -> None:
         """Stop recording."""
         for handle in self._handles:
             handle.remove()
         # Code compiled with the hook in it still calls this.
-        self._root, self._terms = None, []
+        self._root = None
+        self.drop()

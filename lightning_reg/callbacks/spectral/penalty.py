@@ -12,7 +12,8 @@ from typing_extensions import override
 from lightning_reg import _checks
 from lightning_reg.callbacks.penalties.base import Mode, Penalty
 from lightning_reg.callbacks.penalties.run import Run
-from lightning_reg.callbacks.spectral.weights import Norm, WeightNorms, add_gradient, layer_of
+from lightning_reg.callbacks.spectral.step_norms import StepNorms
+from lightning_reg.callbacks.spectral.weights import Norm, add_gradient, layer_of
 from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
 from lightning_reg.callbacks.trainer.refusals import refuse_weights
 from lightning_reg.functional.spectral.followed import FollowedNorm
@@ -22,30 +23,17 @@ from lightning_reg.functional.tensors.shards import whole
 from lightning_reg.schedules import Schedule
 from lightning_reg.selection import Select, Weight
 
-# If many singular values are nearly as large, a norm may be accurate before its gradient is: the error of the vectors
-# is about the root of the gain of the last round. Then more rounds follow.
-_SETTLED, _MORE_ROUNDS = 1e-6, 12
-
 
 @dataclass
 class NormsRun(Run):
     """The state of the penalty during one fit, with the norms of its weights."""
 
-    norms: WeightNorms = field(default_factory=WeightNorms)
-    found: dict[Tensor, FollowedNorm] = field(default_factory=dict)
-    """The norms of the current weights, until their optimizer steps."""
+    norms: StepNorms = field(default_factory=StepNorms)
     known: dict[Tensor, Weight] = field(default_factory=dict)
 
-    @torch.no_grad()
     def norms_of(self, weights: Sequence[Tensor]) -> list[FollowedNorm]:
         """Return the norm of each weight, with its gradient in factors."""
-        fresh = [weight for weight in weights if weight not in self.found]
-        found = self.norms.advance([self.known[weight] for weight in fresh])
-        self.found.update(zip(fresh, found, strict=True))
-        unsettled = [weight for weight in fresh if _is_unsettled(self.found[weight])]
-        found = self.norms.advance([self.known[weight] for weight in unsettled], _MORE_ROUNDS)
-        self.found.update(zip(unsettled, found, strict=True))
-        return [self.found[weight] for weight in weights]
+        return self.norms.of([self.known[weight] for weight in weights])
 
 
 @final
@@ -134,23 +122,20 @@ class SpectralNormPenalty(Penalty):
         known: dict[Tensor, Weight] = {weight.parameter: weight for weight in run.selection.chosen}
         # Not later: FSDP2 replaces parameters of modules once a forward pass has run, and the sanity check runs one.
         refuse_weights([known[weight] for weight in run.targets.of(trainer.optimizers)], type(self).__name__)
-        return NormsRun(**vars(run), norms=WeightNorms(as_matrices=self.norm == "matrix"), known=known)
+        return NormsRun(**vars(run), norms=StepNorms(as_matrices=self.norm == "matrix"), known=known)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         if self._run is not None and self._saved.get("norm") == self.norm:
             # Not in `on_fit_start`, after which some strategies load the checkpoint.
-            names = {weight.name for weight in self._norms_run.known.values()}
-            followed = self._saved.get("followed", {})
-            self._norms_run.norms.followed.load({name: followed[name] for name in names if name in followed})
+            self._norms_run.norms.load(self._saved.get("followed", {}), self._norms_run.known.values())
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
         if self._run is not None:
-            for weight in self._run.targets.of([optimizer]):
-                self._norms_run.found.pop(weight, None)
+            self._norms_run.norms.forget(self._run.targets.of([optimizer]))
 
     @override
     def end_run(self, trainer: Trainer, run: Run | None) -> None:
@@ -174,10 +159,4 @@ class SpectralNormPenalty(Penalty):
         return self._run
 
     def _state_of(self, run: NormsRun) -> dict[str, Any]:
-        return {"norm": self.norm, "followed": run.norms.followed.state()}
-
-
-def _is_unsettled(norm: FollowedNorm) -> bool:
-    """Tell whether more rounds would turn the vectors of a matrix; never on a GPU, where this would wait."""
-    is_matrix = norm.right.shape[-2] == 1
-    return is_matrix and norm.gain.device.type == "cpu" and max(norm.gain.reshape(-1).tolist()) > _SETTLED
+        return {"norm": self.norm, "followed": run.norms.state()}

@@ -50,6 +50,11 @@ def has_whole_weights(trainer: Trainer, pl_module: LightningModule) -> bool:
     return is_plain and not has_dtensors(pl_module.parameters())
 
 
+def redirects(trainer: Trainer) -> bool:
+    """Tell whether Lightning runs `training_step` as a call of the LightningModule, through a wrapper such as DDP."""
+    return trainer.strategy.model is not trainer.lightning_module
+
+
 def shard_again(pl_module: LightningModule) -> None:
     """Make the modules hold the same sharded parameters as the optimizers, under FSDP2.
 

@@ -1,7 +1,7 @@
 """Bounds of how much a network stretches changes of its input.
 
 `jacobian` measures a lower bound on samples. `bound` computes an upper bound for all inputs, and `certificates` derives
-certified radii from it.
+certified radii from it. `product` finds a larger bound that is differentiable in the weights.
 
 The upper bound comes from a `walk` over the operations of the network. The walk runs a `stand_in` of the module. The
 `tracer` passes each operation to the `judge`, which applies the `rules`. If the module cannot be traced, `untraced`

@@ -93,6 +93,10 @@ class Judge:
             found[name] = larger(own, found.get(name, 0.0))
         return found
 
+    def layers(self) -> tuple[tuple[str, float], ...]:
+        """Return the name and the constant of each layer with weights, in the order of the calls."""
+        return tuple(self._layers)
+
     def of_input(self, value: Tensor) -> Bound | None:
         """Return the bound of an argument of the network; None if the argument stays fixed."""
         if value.is_floating_point() or value.is_complex():

@@ -28,6 +28,8 @@ class Findings(NamedTuple):
     unbounded: tuple[tuple[str, str], ...]
     last: tuple[Tensor, Bound] | None = None
     """For an output that is a product with a matrix: the matrix, and the bound before the product."""
+    layers: tuple[tuple[str, float], ...] = ()
+    """The name and the constant of each layer with weights, in the order of the calls."""
 
 
 def walk(
@@ -73,7 +75,7 @@ def walk(
     reasons = () if math.isfinite(value) else judge.reasons_among(output.steps)
     if math.isinf(value) and not reasons:
         reasons = (("output", TOO_LARGE) if has_floats else ("input", JUMPS),)
-    return Findings(value, judge.per_layer(), reasons, last)
+    return Findings(value, judge.per_layer(), reasons, last, judge.layers())
 
 
 def _computes(module: nn.Module, arguments: Sequence[Any], traced: Any) -> bool:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -526,3 +527,18 @@ def test_a_large_layer_is_certified_closely():
     norms = [np.linalg.norm(network[index].weight.detach().double().numpy(), 2) for index in (0, 2)]
     assert norms[0] <= report.per_layer["0"] <= 1.0051 * norms[0]
     assert jacobian_norm(network, torch.randn(1, 1030)).item() <= report.value <= 1.0052 * norms[0] * norms[1]
+
+
+def call(forward, inputs):
+    return forward(inputs)
+
+
+@pytest.mark.parametrize("layer", [nn.Dropout(0.5), nn.Linear(4, 4)], ids=["dropout", "linear"])
+def test_a_forward_on_the_instance_that_is_bound_to_the_module_counts_as_the_module(layer):
+    # `DropoutScheduler` sets one. It is not the module in training mode that counts.
+    network = nn.Sequential(nn.Linear(4, 4), layer, nn.Linear(4, 3)).train()
+    expected = lipschitz_bound(network, torch.zeros(1, 4)).value
+
+    layer.forward = partial(call, layer.forward)
+
+    assert lipschitz_bound(network, torch.zeros(1, 4)).value == pytest.approx(expected, rel=1e-6)
