@@ -57,7 +57,7 @@ def training(layer: nn.Module, inputs: Tensor, normalization: Normalization | No
     optimizer = torch.optim.SGD(layer.parameters(), lr=1e-4)
     if normalization is not None:
         normalization.start([weight for weight in named_weights(layer) if len(weight.shape) > 1], {})
-        AroundSteps(normalization.before_step, normalization.after_step).add([optimizer])
+        AroundSteps(normalization.after_step, normalization.before_step).add([optimizer])
 
     def run() -> None:
         for _ in range(STEPS):

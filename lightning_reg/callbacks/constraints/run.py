@@ -1,6 +1,7 @@
 """The state of a constraint during one fit, and the form in which it gets the weights."""
 
 from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 import torch
@@ -9,7 +10,7 @@ from torch.optim import Optimizer
 
 from lightning_reg import _checks
 from lightning_reg.callbacks.trainer.guarded_steps import Guard
-from lightning_reg.callbacks.trainer.held_weights import has_gradient
+from lightning_reg.callbacks.trainer.held_weights import with_gradient
 from lightning_reg.callbacks.trainer.plan import Plan, describe
 from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
 from lightning_reg.functional.tensors.shards import has_dtensors, local_part, local_parts, local_slice, whole
@@ -47,15 +48,15 @@ class Run:
     def show(self, act: Act, optimizer: Optimizer, tick: int) -> None:
         """Pass the weights of `optimizer` to `act`, which only reads them."""
         self.tick = tick
-        for tensors, _ in self._as_wanted(self._trained(optimizer)):
+        for tensors, _ in self._as_wanted(self._trained(optimizer, with_gradient(optimizer))):
             act(tensors)
 
     @torch.no_grad()
-    def project(self, act: Act, optimizer: Optimizer, tick: int) -> None:
-        """Have `act` change the weights of `optimizer`, which has just taken a step."""
+    def project(self, act: Act, optimizer: Optimizer, moved: AbstractSet[Tensor], tick: int) -> None:
+        """Have `act` change the weights of `optimizer`, which has just moved `moved`."""
         self.guard.unseen.see(optimizer)
         self.tick = tick
-        weights = self._trained(optimizer)
+        weights = self._trained(optimizer, moved)
         # Fused optimizers check themselves, inside `step`, whether gradients are finite. So only the device knows
         # whether this step was skipped.
         found_inf: Tensor | None = getattr(optimizer, "found_inf", None)
@@ -82,9 +83,9 @@ class Run:
             left_out=self.selection.left_out,
         )
 
-    def _trained(self, optimizer: Optimizer) -> list[Weight]:
-        """Return the weights of a step of `optimizer`; none if no gradient reaches any of them."""
-        if not has_gradient([optimizer]):
+    def _trained(self, optimizer: Optimizer, moved: AbstractSet[Tensor]) -> list[Weight]:
+        """Return the weights of a step of `optimizer`; none if it moves nothing."""
+        if not moved:
             return []
         held = self.guard.held.of([optimizer])
         return [

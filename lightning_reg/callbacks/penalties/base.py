@@ -1,6 +1,7 @@
 """The abstract penalty: how a term of the objective reaches the weights, with one strength in every way of training."""
 
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, Literal, get_args
 
 import torch
@@ -224,6 +225,8 @@ class Penalty(Term[Run], Formula):
         run = self._run
         if run is None:
             return
+        if run.hooks is not None:
+            run.hooks.rest()
         if run.unseen.meets(trainer.optimizers):
             self._refuse_optimizers(trainer, run)
             run.unseen.remember(run.targets.of(trainer.optimizers))
@@ -296,16 +299,19 @@ class Penalty(Term[Run], Formula):
         if self._run is not None and has_gradient([optimizer]):
             fill_gradients(self._run.targets.of([optimizer]))
 
-    def after_update(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Take the proximal step that belongs to the step of `optimizer`."""
+    def after_update(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer, moved: AbstractSet[Tensor]
+    ) -> None:
+        """Take the proximal step that belongs to the step of `optimizer`, which has moved `moved`."""
         run = self._run
         if run is None:
             return
         run.unseen.see(optimizer)
         share = run.take_share(automatic=pl_module.automatic_optimization)
-        if not has_gradient([optimizer]):
+        if not moved:
             return
-        tick, weights = state.tick(trainer, pl_module), run.targets.of([optimizer])
+        tick = state.tick(trainer, pl_module)
+        weights = [weight for weight in run.targets.of([optimizer]) if weight in moved]
         strength: float | Tensor
         if run.quota and share and weights:
             least = run.strength_at(self.strength, tick)

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Literal, final, get_args
 
 import torch
@@ -121,9 +122,9 @@ class Projection:
         """Do nothing: a projection does not change gradients."""
 
     @torch.no_grad()
-    def after_step(self, optimizer: Optimizer) -> None:
+    def after_step(self, optimizer: Optimizer, moved: AbstractSet[Tensor]) -> None:
         """Project the weights that the step of `optimizer` moved above the bound."""
-        held = (tensor for group in optimizer.param_groups for tensor in group["params"] if tensor.grad is not None)
+        held = (tensor for group in optimizer.param_groups for tensor in group["params"] if tensor in moved)
         weights = [self._weights[tensor] for tensor in held if tensor in self._weights]
         clipped = [weight for weight in weights if self._is_clipped(weight)]
         self._clip(clipped)

@@ -41,8 +41,8 @@ class Engine(Protocol):
     def before_step(self, optimizer: Optimizer) -> None:
         """Act when the gradients of `optimizer` are complete."""
 
-    def after_step(self, optimizer: Optimizer) -> None:
-        """Act when `optimizer` has made an update."""
+    def after_step(self, optimizer: Optimizer, moved: AbstractSet[Tensor]) -> None:
+        """Act when `optimizer` has made an update of `moved`."""
 
     def before_backward(self) -> None:
         """Act when a backward pass is about to add to gradients."""
@@ -113,6 +113,9 @@ class SpectralControl(ActsInSteps[Run], ABC):
     @abstractmethod
     def change(self, weight: Weight) -> Change:
         """Return how a weight is changed after each step."""
+
+    def refuse_early_change(self, optimizer: Optimizer) -> None:
+        """Raise if it does not work with an optimizer that changes weights before it calls the closure."""
 
     @property
     @abstractmethod
@@ -214,11 +217,12 @@ class SpectralControl(ActsInSteps[Run], ABC):
     def _run_on(self, selection: Selection) -> Run:
         engine, guard = self.engine(), Guard(selection, type(self).__name__, "controlled")
 
-        def after_step(optimizer: Optimizer) -> None:
+        def after_step(optimizer: Optimizer, moved: AbstractSet[Tensor]) -> None:
             guard.unseen.see(optimizer)
-            engine.after_step(optimizer)
+            engine.after_step(optimizer, moved)
 
-        return Run(selection, engine, AroundSteps(after_step, engine.before_step), guard, list(selection.chosen))
+        steps = AroundSteps(after_step, engine.before_step, refuse=self.refuse_early_change)
+        return Run(selection, engine, steps, guard, list(selection.chosen))
 
     def _state_of(self, run: Run) -> dict[str, Any]:
         return {"settings": self.settings, "weights": run.engine.state()}

@@ -8,6 +8,7 @@ optimizer's update, sigma is estimated anew, and the parameter is normalized aga
 import contextlib
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Literal, final, get_args
 
@@ -20,6 +21,7 @@ from lightning_reg import _checks
 from lightning_reg.callbacks.spectral.control import Run, SpectralControl
 from lightning_reg.callbacks.spectral.weights import WeightNorms, add_gradient, fits, local, of_entries, subject
 from lightning_reg.callbacks.trainer.packages import LightningModule, MisconfigurationException, Trainer, rank_zero_warn
+from lightning_reg.callbacks.trainer.refusals import refuse_early_change
 from lightning_reg.callbacks.trainer.sharing import Change
 from lightning_reg.functional.spectral.followed import FollowedNorm
 from lightning_reg.functional.tensors.shards import as_placed, has_dtensors, local_part, whole
@@ -115,7 +117,7 @@ class Normalization:
             self._denormalize(member)
 
     @torch.no_grad()
-    def after_step(self, optimizer: Optimizer) -> None:
+    def after_step(self, optimizer: Optimizer, moved: AbstractSet[Tensor]) -> None:
         """Normalize the weights that `optimizer` has updated."""
         members = [member for member in self._of(optimizer) if member.is_raw]
         norms = self._norms.advance([member.weight for member in members], steps=self._iterations)
@@ -331,6 +333,11 @@ class SpectralNormalization(SpectralControl):
     @override
     def change(self, weight: Weight) -> Change:
         return "norms"
+
+    @override
+    def refuse_early_change(self, optimizer: Optimizer) -> None:
+        if self._run is not None and self._run.guard.of(optimizer):
+            refuse_early_change(optimizer, type(self).__name__, "Use SpectralConstraint, or another optimizer.")
 
     @property
     @override

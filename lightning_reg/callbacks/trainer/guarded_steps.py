@@ -10,6 +10,8 @@ from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
 from lightning_reg.callbacks.trainer.held_weights import HeldWeights
 from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
+from lightning_reg.callbacks.trainer.refusals import refuse_two_versions
+from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
 from lightning_reg.callbacks.trainer.unseen_steps import UnseenSteps
 from lightning_reg.selection import Selection
 
@@ -36,9 +38,13 @@ class Guard:
 
 
 class Guarded(Protocol):
-    """A run that has a guard."""
+    """A run that has a guard, and acts around steps."""
 
     guard: Guard
+
+    @property
+    def steps(self) -> AroundSteps | None:
+        """The hooks around the steps, once it follows optimizers."""
 
 
 GuardedT = TypeVar("GuardedT", bound=Guarded)
@@ -55,12 +61,20 @@ class ActsInSteps(DuringFit[GuardedT]):
         raise NotImplementedError
 
     @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_fit_start(trainer, pl_module)
+        self._refuse_optimizers(trainer)
+
+    @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._run is None:
             return
+        if self._run.steps is not None:
+            self._run.steps.rest()
         guard, optimizers = self._run.guard, trainer.optimizers
         guard.held.of(optimizers)  # warns of parameters that have joined
         if guard.unseen.meets(optimizers):
+            self._refuse_optimizers(trainer)
             self.follow(trainer, pl_module)
             guard.unseen.remember(weight for optimizer in optimizers for weight in guard.of(optimizer))
 
@@ -79,3 +93,8 @@ class ActsInSteps(DuringFit[GuardedT]):
         if self._run is not None:
             guard = self._run.guard
             guard.unseen.refuse({optimizer: guard.of(optimizer) for optimizer in trainer.optimizers})
+
+    def _refuse_optimizers(self, trainer: Trainer) -> None:
+        for optimizer in trainer.optimizers:
+            if self._run is not None and self._run.guard.of(optimizer):
+                refuse_two_versions(optimizer, type(self).__name__)

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from torch.optim import Optimizer
+
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.packages import MisconfigurationException, Trainer, is_a
 from lightning_reg.selection import Weight
@@ -30,6 +32,35 @@ def refuse_hidden_weights(trainer: Trainer, name: str) -> None:
             " Use a single device, 'ddp' or FSDP2 (ModelParallelStrategy)."
         )
         raise MisconfigurationException(msg)
+
+
+def refuse_two_versions(optimizer: Optimizer, name: str) -> None:
+    """Raise for an optimizer that evaluates other weights than it trains, such as the schedule-free ones.
+
+    Its methods `train` and `eval` exchange them. It computes one from the other, and from tensors of its own, so that a
+    change of the trained weights reaches the others in part, and not for long.
+    """
+    if all(callable(getattr(optimizer, method, None)) for method in ("train", "eval")):
+        msg = (
+            f"{name} does not work with {type(optimizer).__name__}, whose `train()` and `eval()` exchange two versions"
+            f" of the weights: what {name} does to one is lost in the other. Use another optimizer. Penalties in"
+            ' mode="loss" or "grad" work with it, and so does its own `weight_decay`.'
+        )
+        raise MisconfigurationException(msg)
+
+
+def refuse_early_change(optimizer: Optimizer, name: str, remedy: str) -> None:
+    """Raise for an optimizer that has changed weights before it calls the closure.
+
+    Raises:
+        MisconfigurationException: Always.
+
+    """
+    msg = (
+        f"{type(optimizer).__name__} changes weights before it computes their gradients, and changes them back in the"
+        f" same step, as SAM does. What {name} does in between would be lost. {remedy}"
+    )
+    raise MisconfigurationException(msg)
 
 
 def refuse_unless_listed_once(callback: object, listed: Sequence[object]) -> None:

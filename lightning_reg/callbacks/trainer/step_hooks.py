@@ -1,13 +1,19 @@
 """Hooks right before and right after optimizers change their weights, inside `Optimizer.step`."""
 
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from enum import IntEnum
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-Act = Callable[[Optimizer], None]
+from lightning_reg.callbacks.trainer.held_weights import with_gradient
+from lightning_reg.callbacks.trainer.packages import MisconfigurationException
+
+Before = Callable[[Optimizer], None]
+After = Callable[[Optimizer, AbstractSet[Tensor]], None]
 
 
 class Turn(IntEnum):
@@ -43,59 +49,104 @@ class AroundSteps:
     step skipped by the fp16 scaler does not count.
 
     Args:
-        after: Gets the optimizer after its update.
+        after: Gets the optimizer after its update, and the weights that had a gradient before it. Some optimizers
+            release gradients inside `step`, so that none is left.
         before: Gets the optimizer when its gradients are complete: summed over ranks, unscaled, clipped.
         turn: The turn among other callbacks.
+        once: Whether a step counts as one update, however often it calls the closure.
+        refuse: Gets an optimizer that changes weights before it first calls the closure, and is to raise.
 
     """
 
-    def __init__(self, after: Act, before: Act | None = None, *, turn: Turn = Turn.LAYERS) -> None:
-        self._after, self._before, self._turn = after, before, turn
+    def __init__(
+        self,
+        after: After,
+        before: Before | None = None,
+        *,
+        turn: Turn = Turn.LAYERS,
+        once: bool = False,
+        refuse: Before | None = None,
+    ) -> None:
+        self._after, self._before, self._turn, self._refuse = after, before, turn, refuse
+        self._once = once or before is None
         self._handles: list[RemovableHandle] = []
-        self._updating: set[Optimizer] = set()
-        """The optimizers between `before` and `after`."""
+        self._updating: dict[Optimizer, AbstractSet[Tensor]] = {}
+        """The optimizers between `before` and `after`, with their weights that have a gradient."""
+        self._depths: dict[Optimizer, int] = {}
+        """How many `step` of an optimizer are running: torch calls hooks for each, and one may call that of its base
+        class."""
 
     def add(self, optimizers: Sequence[Optimizer]) -> None:
         """From now on, act around the steps of `optimizers` and of no others."""
         self.remove()
         for optimizer in optimizers:
-            end = self._after if self._before is None else self._end
-            self._handles.append(
-                optimizer.register_step_post_hook(_Hook(lambda own, *_, end=end: end(own), self._turn))
-            )
-            _sort(self._handles[-1], descending=False)
-            if self._before is not None:
-                self._handles.append(optimizer.register_step_pre_hook(_Hook(self._on_step, self._turn)))
-                _sort(self._handles[-1], descending=True)
+            try:
+                after = optimizer.register_step_post_hook(_Hook(lambda own, *_: self._end_step(own), self._turn))
+            except AttributeError as error:
+                msg = (
+                    f"{type(optimizer).__name__} is no complete optimizer of torch: it does not call"
+                    " `Optimizer.__init__`, so nothing can act right after its steps. Call `super().__init__` in it, or"
+                    " use another optimizer."
+                )
+                raise MisconfigurationException(msg) from error
+            before = optimizer.register_step_pre_hook(_Hook(self._on_step, self._turn))
+            _sort(after, descending=False)
+            _sort(before, descending=True)
+            self._handles += after, before
 
     def remove(self) -> None:
         """Remove all hooks from the optimizers."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self.rest()
+
+    def rest(self) -> None:
+        """Forget steps that have raised an error: none is running now."""
         self._updating.clear()
+        self._depths.clear()
 
     def _begin(self, optimizer: Optimizer) -> None:
-        self._updating.add(optimizer)
+        if self._once and optimizer in self._updating:
+            return
         if self._before is not None:
             self._before(optimizer)
+        self._updating[optimizer] = with_gradient(optimizer)
 
     def _end(self, optimizer: Optimizer) -> None:
-        if optimizer in self._updating:
-            self._updating.remove(optimizer)
-            self._after(optimizer)
+        moved = self._updating.pop(optimizer, None)
+        if moved is not None:
+            self._after(optimizer, moved)
+
+    def _end_step(self, optimizer: Optimizer) -> None:
+        self._depths[optimizer] = self._depths.get(optimizer, 1) - 1
+        if self._depths[optimizer]:
+            return
+        if self._before is None and optimizer not in self._updating:  # it has not called the closure
+            self._begin(optimizer)
+        self._end(optimizer)
 
     def _on_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        self._depths[optimizer] = self._depths.get(optimizer, 0) + 1
+        if self._depths[optimizer] > 1:
+            return None
         owner, *rest = args
         closure = rest[0] if rest else kwargs.get("closure")
         if closure is None:
             self._begin(optimizer)
             return None
 
+        versions = _versions(optimizer) if self._refuse else None
+
         def between_updates() -> Any:
-            self._end(optimizer)
+            nonlocal versions
+            if self._refuse and versions is not None and versions != _versions(optimizer):
+                self._refuse(optimizer)
+            versions = None
+            if not self._once:
+                self._end(optimizer)
             result = closure()
             self._begin(optimizer)
             return result
@@ -103,6 +154,11 @@ class AroundSteps:
         if rest:
             return (owner, between_updates, *rest[1:]), kwargs
         return args, {**kwargs, "closure": between_updates}
+
+
+def _versions(optimizer: Optimizer) -> list[int]:
+    """Return how often each weight has changed; torch counts."""
+    return [weight._version for group in optimizer.param_groups for weight in group["params"]]
 
 
 class _Hook:
