@@ -78,15 +78,28 @@ def refuse_weights(weights: Sequence[Weight], name: str) -> None:
         ValueError: If there is such a weight.
 
     """
+    refuse_computed(weights, name)
     for weight in weights:
-        remedy = f"`select=Select(exclude={weight.plain_name!r})`."
+        if weight.parameter.is_complex():
+            msg = (
+                f"{name} takes real weights, but {weight.name!r} is {weight.parameter.dtype}. Leave it out:"
+                f" `select=Select(exclude={weight.plain_name!r})`."
+            )
+            raise ValueError(msg)
+
+
+def refuse_computed(weights: Sequence[Weight], name: str) -> None:
+    """Raise for weights from which a parametrization computes the weight of the layer.
+
+    Raises:
+        ValueError: If there is such a weight.
+
+    """
+    for weight in weights:
         if weight.is_computed_from:
             msg = (
                 f"{name} cannot control {weight.name!r}, from which another parametrization computes the weight of the"
                 " layer. Remove that parametrization (weight norm, torch's spectral norm), or leave the weight out:"
-                f" {remedy}"
+                f" `select=Select(exclude={weight.plain_name!r})`."
             )
-            raise ValueError(msg)
-        if weight.parameter.is_complex():
-            msg = f"{name} takes real weights, but {weight.name!r} is {weight.parameter.dtype}. Leave it out: {remedy}"
             raise ValueError(msg)
