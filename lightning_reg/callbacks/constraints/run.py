@@ -54,7 +54,7 @@ class Run:
     @torch.no_grad()
     def project(self, act: Act, optimizer: Optimizer, moved: AbstractSet[Tensor], tick: int) -> None:
         """Have `act` change the weights of `optimizer`, which has just moved `moved`."""
-        self.guard.unseen.see(optimizer)
+        self.guard.unseen.see(optimizer, moved)
         self.tick = tick
         weights = self._trained(optimizer, moved)
         # Fused optimizers check themselves, inside `step`, whether gradients are finite. So only the device knows

@@ -79,7 +79,7 @@ class Run:
     @torch.no_grad()
     def after_update(self, optimizer: Optimizer, moved: AbstractSet[Tensor]) -> None:
         """Shrink the weights of `optimizer` that `before_update` copied."""
-        self.guard.unseen.see(optimizer)
+        self.guard.unseen.see(optimizer, moved)
         for weights, before, share in self._waiting:
             shrink_cautiously_(weights, before, share)
         self._waiting.clear()

@@ -218,7 +218,7 @@ class SpectralControl(ActsInSteps[Run], ABC):
         engine, guard = self.engine(), Guard(selection, type(self).__name__, "controlled")
 
         def after_step(optimizer: Optimizer, moved: AbstractSet[Tensor]) -> None:
-            guard.unseen.see(optimizer)
+            guard.unseen.see(optimizer, moved)
             engine.after_step(optimizer, moved)
 
         steps = AroundSteps(after_step, engine.before_step, refuse=self.refuse_early_change)

@@ -323,6 +323,31 @@ def test_a_constraint_holds_with_an_optimizer_that_climbs_before_it_has_gradient
     assert after["network.head.weight"].norm(dim=1).max() <= 0.3 * (1 + 1e-6)
 
 
+class InBackward(Regressor):
+    """Steps as soon as a weight has its gradient, and frees it; the optimizer that Lightning knows finds none."""
+
+    def configure_optimizers(self):
+        def step(weight):
+            with torch.no_grad():
+                weight.sub_(weight.grad, alpha=RATE)
+            weight.grad = None
+
+        for weight in self.parameters():
+            weight.register_post_accumulate_grad_hook(step)
+        return sgd(self.parameters())
+
+
+@after_steps
+def test_steps_inside_of_the_backward_pass_are_refused(fit, make):
+    with pytest.raises(MisconfigurationException, match=r"has seen no optimizer step.*inside of the backward pass"):
+        fit(make(), module=InBackward())
+
+
+def test_a_gradient_that_is_added_too_late_is_refused(fit):
+    with pytest.raises(MisconfigurationException, match=r"has seen no optimizer step.*inside of the backward pass"):
+        fit(L2Penalty(0.1, mode="grad"), module=InBackward())
+
+
 class Wrapper(torch.optim.Optimizer):
     """Holds another optimizer, and does not call `Optimizer.__init__`, as some Lookaheads do."""
 
