@@ -19,6 +19,8 @@ from lightning.pytorch.loggers import Logger
 from torch.profiler import ProfilerActivity, profile, record_function
 from typing_extensions import override
 
+from benchmarks._clocks import synchronize
+
 _AFTER_BACKWARD = "after backward"
 
 
@@ -127,7 +129,7 @@ class _Rotation(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        _synchronize()
+        synchronize()
         milliseconds = 1e3 * (time.perf_counter() - self._start)
         measured = self.measured[self._turn.variant]
         if self._turn.is_timed:
@@ -148,7 +150,7 @@ class _Rotation(Callback):
         if turn.is_traced:
             pl_module.zero_grad()  # gradients of the last step would hide the memory of the forward pass
             self._memory.start()
-        _synchronize()
+        synchronize()
         self._start = time.perf_counter()
 
 
@@ -201,8 +203,3 @@ class _CpuMemory:
                     used -= blocks.pop(address, 0)  # memory from before the step does not count
                 peaks[-1] = max(peaks[-1], used)
         return peaks
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

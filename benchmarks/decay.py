@@ -10,10 +10,10 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from benchmarks._clocks import milliseconds
 from benchmarks._rotation import Spread
 from benchmarks._table import print_table
 from benchmarks.penalties import resnet50
-from benchmarks.proximal import milliseconds
 from lightning_reg import Select
 from lightning_reg.callbacks.decay.kinds import Kind
 from lightning_reg.callbacks.decay.run import Run

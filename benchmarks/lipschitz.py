@@ -16,18 +16,18 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping
-from functools import wraps
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from typing_extensions import override
 
+from benchmarks._clocks import milliseconds, timed
 from benchmarks._table import print_table
 from benchmarks.spectral import resnet
 from lightning_reg import LipschitzMonitor
@@ -35,7 +35,6 @@ from lightning_reg.functional import conv_norm_bound, jacobian_norm, lipschitz_b
 
 SAMPLES = 8
 BATCH = 64
-HOOKS = ("on_fit_start", "on_train_batch_start", "on_train_batch_end", "on_train_end")
 
 
 def cnn() -> nn.Module:
@@ -88,17 +87,6 @@ def step_of(network: nn.Module, inputs: Tensor) -> Callable[[], object]:
     return step
 
 
-def seconds_of(variants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Return the seconds that each variant took in each round; the first round does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(rounds + 1):
-        for name, run in variants.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: each[1:] for name, each in seconds.items()}
-
-
 def bounds(name: str, network: nn.Module, inputs: Tensor, rounds: int) -> list[str]:
     """Return a row of the first table."""
     variants = {
@@ -106,15 +94,15 @@ def bounds(name: str, network: nn.Module, inputs: Tensor, rounds: int) -> list[s
         "lower": lambda: jacobian_norm(network, inputs[:SAMPLES]),
         "upper": lambda: lipschitz_bound(network, inputs[:SAMPLES]),
     }
-    seconds = seconds_of(variants, rounds)
+    times = milliseconds(variants, rounds)
 
     def in_steps(variant: str) -> float:
-        return statistics.median(own / step for own, step in zip(seconds[variant], seconds["step"], strict=True))
+        return statistics.median(own / step for own, step in zip(times[variant], times["step"], strict=True))
 
     lower, upper = in_steps("lower"), in_steps("upper")
     share = (lower + upper) / LipschitzMonitor().every_n_steps
-    milliseconds = 1e3 * statistics.median(seconds["step"])
-    return [name, str(len(inputs)), f"{milliseconds:.1f}", f"{lower:.2f}", f"{upper:.2f}", f"{share:.2%}"]
+    step = statistics.median(times["step"])
+    return [name, str(len(inputs)), f"{step:.1f}", f"{lower:.2f}", f"{upper:.2f}", f"{share:.2%}"]
 
 
 class Digits(LightningModule):
@@ -138,28 +126,10 @@ class Digits(LightningModule):
         return torch.optim.AdamW(self.parameters())
 
 
-def timed(callback: Callback) -> list[float]:
-    """Return a list to which the hooks of `callback` append their times in seconds."""
-    seconds: list[float] = []
-
-    def watch(hook: Callable[..., None]) -> Callable[..., None]:
-        @wraps(hook)
-        def run(*args: Any, **kwargs: Any) -> None:
-            start = time.perf_counter()
-            hook(*args, **kwargs)
-            seconds.append(time.perf_counter() - start)
-
-        return run
-
-    for name in HOOKS:
-        setattr(callback, name, watch(getattr(callback, name)))
-    return seconds
-
-
 def run(steps: int) -> list[str]:
     """Return the row of the second table."""
     monitor = LipschitzMonitor()
-    seconds = timed(monitor)
+    seconds = timed(monitor, time.perf_counter)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             max_steps=steps,

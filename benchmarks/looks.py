@@ -10,21 +10,18 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
-from functools import wraps
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from typing_extensions import override
 
+from benchmarks._clocks import timed
 from benchmarks._table import print_table
 from benchmarks.spectral import resnet
 from lightning_reg import RegularizationMonitor
-
-HOOKS = ("on_fit_start", "on_train_batch_start", "on_train_batch_end", "on_train_epoch_end", "on_train_end")
 
 
 class Bottleneck(nn.Module):
@@ -79,28 +76,10 @@ class Network(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=1e-4)
 
 
-def timed(callback: Callback) -> list[float]:
-    """Return a list to which the hooks of `callback` append their times in seconds."""
-    seconds: list[float] = []
-
-    def watch(hook: Callable[..., None]) -> Callable[..., None]:
-        @wraps(hook)
-        def run(*args: Any, **kwargs: Any) -> None:
-            start = time.process_time()
-            hook(*args, **kwargs)
-            seconds.append(time.process_time() - start)
-
-        return run
-
-    for name in HOOKS:
-        setattr(callback, name, watch(getattr(callback, name)))
-    return seconds
-
-
 def train(body: nn.Module, inputs: Tensor, epochs: int, steps: int, interval: int) -> tuple[list[float], float]:
     """Return the seconds of the monitor in each of its hooks, and the seconds of everything else."""
     monitor = RegularizationMonitor()
-    seconds = timed(monitor)
+    seconds = timed(monitor, time.process_time)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             max_epochs=epochs,

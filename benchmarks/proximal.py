@@ -7,14 +7,13 @@ the CPU time of one thread. On a CPU torch's AdamW processes the weights one by 
 Where torchao is installed, "torchao PAT, L1" is what its `PruneOptimizer` adds to the step of the optimizer in it.
 """
 
-import random
 import sys
-import time
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks._clocks import milliseconds
 from benchmarks._rotation import Spread
 from benchmarks._table import print_table
 from benchmarks.penalties import resnet18
@@ -54,22 +53,6 @@ def obvious_loop(optimizer: torch.optim.Optimizer, weights: list[nn.Parameter]) 
             second_moment = state["exp_avg_sq"] / (1 - group["betas"][1] ** state["step"].item())
             threshold = STRENGTH * group["lr"] / (second_moment.sqrt() + group["eps"])
         weight.copy_(weight.sign() * (weight.abs() - threshold).clamp(min=0))
-
-
-def milliseconds(actions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Return the time of each action in each round."""
-    rng, names = random.Random(0), list(actions)
-    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(rounds + 2):
-        for name in rng.sample(names, len(names)):
-            _synchronize()
-            start = clock()
-            actions[name]()
-            _synchronize()
-            if number >= 2:  # until memory and caches are warm
-                times[name].append(1e3 * (clock() - start))
-    return times
 
 
 def weights_like_a_resnet18() -> list[nn.Parameter]:
@@ -122,11 +105,6 @@ def pruning_step(name: str) -> Callable[[], object]:
     optimizer.add_param_group({"params": chosen, "prox_type": "ProxLasso", "group_type": "ElemGrouper"})
     step: Callable[[], object] = PruneOptimizer(optimizer, reg_lambda=STRENGTH).step
     return step
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ FACES = [
 
 
 def public_names(room: str) -> Iterator[tuple[str, bool]]:
-    """Yield what users import that is written in a room, and whether it is a class; each name once."""
+    """Yield each name that users import from a room, and whether it is a class."""
     seen = set()
     for face in FACES:
         module = import_module(face)

@@ -57,6 +57,15 @@ def in_range(name: str, value: object, low: float, high: float) -> float:
     return checked
 
 
+def between(name: str, value: object, low: float, high: float) -> float:
+    """Return `value` as a float in (`low`, `high`), without the ends."""
+    checked = number(name, value)
+    if not low < checked < high:
+        msg = f"`{name}` must be in ({low:g}, {high:g}), excluding {low:g} and {high:g}, got {value}."
+        raise ValueError(msg)
+    return checked
+
+
 # The largest int64, torch's widest integer.
 LARGEST_COUNT = 2**63 - 1
 

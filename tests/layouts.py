@@ -1,10 +1,11 @@
-"""Layers whose weight has a row for each input, as torch has none, and layers with parameters beside them."""
+"""Layers of a user whose weight has a row for each input, and parameters that stand beside layers."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_reg import register_layer
+from tests.models import Regressor
 
 
 class InputsFirst(nn.Module):
@@ -28,6 +29,18 @@ class InputsFirstConvolution(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.conv1d(x, self.weight.transpose(0, 1))
+
+
+class Convolutions(Regressor):
+    """Kernels with their output units along the first and the second dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.network = nn.Sequential(nn.Conv1d(4, 3, 2), nn.ConvTranspose1d(3, 5, 2), InputsFirstConvolution(5, 2, 2))
+
+    def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return self.network(batch[0][:, :1].unflatten(1, (1, 1)).expand(-1, 4, 6)).square().mean()
 
 
 class WithTokens(nn.Module):

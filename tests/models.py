@@ -93,6 +93,20 @@ class Untrainable(Regressor):
         raise AssertionError("a training step has run")
 
 
+class RawManualSteps(Regressor):
+    """Steps by hand, with the optimizer that Lightning has not wrapped."""
+
+    def __init__(self, optimizer: OptimizerFactory = momentum_sgd) -> None:
+        super().__init__(optimizer)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        optimizer.zero_grad()
+        self.manual_backward(self.loss(batch))
+        optimizer.step()
+
+
 class Gan(LightningModule):
     """Two networks, each with an optimizer; the critic steps twice as often."""
 

@@ -119,7 +119,7 @@ def summarize_predictions(
     if not are_probabilities(stacked, dim):
         return EnsemblePrediction(mean, std)
     # Above 0 but for rounding (Jensen), and with the arithmetic mean only.
-    information = _entropy(stacked.mean(0), dim) - _entropy(stacked, _of_stack(dim)).mean(0)
+    information = _entropy(stacked.mean(0), dim) - _entropy(stacked, dim_of_stack(dim)).mean(0)
     return EnsemblePrediction(mean, std, _entropy(mean, dim), information.clamp_min(0))
 
 
@@ -127,7 +127,7 @@ def are_probabilities(stacked: Tensor, dim: int) -> bool:
     """Tell whether predictions along dimension 0 are class probabilities along `dim` of one; waits for the device."""
     if not -(stacked.ndim - 1) <= dim < stacked.ndim - 1 or not stacked.numel():
         return False
-    totals = stacked.sum(_of_stack(dim))
+    totals = stacked.sum(dim_of_stack(dim))
     return bool(((stacked >= 0).all() & ((totals - 1).abs() < _TOLERANCE).all()).item())
 
 
@@ -157,7 +157,8 @@ def _joined(predictions: object) -> Tensor:
     return torch.stack(list(predictions)) if predictions else torch.empty(0)
 
 
-def _of_stack(dim: int) -> int:
+def dim_of_stack(dim: int) -> int:
+    """Return the dimension in stacked predictions that is `dim` in one prediction."""
     return dim + 1 if dim >= 0 else dim
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_reg import _checks
+from lightning_reg._figures import new_figure
 from lightning_reg.functional.tensors.random import derived_seed
 
 if TYPE_CHECKING:
@@ -79,12 +80,13 @@ class StabilitySelection:
         """Draw the share of each input against the strength; selected inputs are coloured and named.
 
         Returns:
-            A matplotlib figure. Needs matplotlib.
+            A matplotlib figure.
+
+        Raises:
+            ImportError: If matplotlib is not installed.
 
         """
-        from matplotlib.figure import Figure  # not a dependency
-
-        figure = Figure(figsize=(8, 4.5), layout="constrained")
+        figure = new_figure(8, 4.5)
         axes = figure.subplots()
         positions = self.strengths or tuple(range(len(self.frequencies)))
         chosen = self.selected()
@@ -117,7 +119,7 @@ class StabilitySelection:
         """
         chosen = set(self.selected())
         points = self.strengths or range(len(self.frequencies))
-        with Path(path).open("w", newline="") as file:
+        with Path(path).open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["input", "highest", "selected", *points])
             for index, (highest, shares) in enumerate(

@@ -21,7 +21,7 @@ class LayerMetric(Metric, ABC):
     A subclass defines the counts of each layer, and the number computed from them. Counts of several layers add up.
     """
 
-    # `forward` must not merge two states by `dist_reduce_fx`: it merges the equal states of ranks, not those of layers.
+    # `forward` must not merge two states by `dist_reduce_fx`: it merges equal states of ranks, not states of layers.
     full_state_update = True
     is_differentiable = False
     higher_is_better = None

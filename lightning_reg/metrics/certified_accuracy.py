@@ -10,6 +10,7 @@ from torchmetrics import Metric
 from typing_extensions import override
 
 from lightning_reg import _checks
+from lightning_reg._figures import new_figure
 from lightning_reg.functional.lipschitz.certificates import certified_radius
 
 if TYPE_CHECKING:
@@ -111,12 +112,7 @@ class CertifiedAccuracy(Metric):
 
         """
         if ax is None:
-            try:
-                from matplotlib.figure import Figure
-            except ImportError as error:
-                msg = "`plot` needs matplotlib. Install it: pip install matplotlib."
-                raise ImportError(msg) from error
-            ax = Figure(figsize=(6, 4), layout="constrained").subplots()
+            ax = new_figure(6, 4).subplots()
             ax.set(xlabel="radius", ylabel="certified accuracy", ylim=(0, 1))
         shares = self.compute() if val is None else val
         points = sorted(zip(self.radii, shares.tolist(), strict=True))

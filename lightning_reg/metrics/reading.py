@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm
 
-from lightning_reg.functional.spectral.layers import Layer
+from lightning_reg.functional.spectral.layers import Layer, strongest_user
 from lightning_reg.functional.tensors.shards import has_dtensors, whole
 from lightning_reg.functional.tensors.weights import as_weights
 from lightning_reg.selection.weights import Weight, clean_name, named_weights, weight_norm_of
@@ -41,7 +41,7 @@ def read_layers(weights: Iterable[Weight]) -> list[Layer]:
             # The tensors from which a parametrization computes a weight can have any shape.
             is_alike = tensor.ndim == len(weight.shape)
             dims = weight.dims if is_alike else None
-            layers[name] = Layer(name, tensor, weight.modules[0], dims, is_alike and weight.is_stack)
+            layers[name] = Layer(name, tensor, strongest_user(weight.modules), dims, is_alike and weight.is_stack)
     return list(layers.values())
 
 

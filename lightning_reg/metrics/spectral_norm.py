@@ -39,7 +39,7 @@ class SpectralNorm(LayerMetric):
         iterations: Lanczos iterations for each layer and update, >= 1; the first update takes four times as many. Five
             are usually within 0.5 % when weights have moved for some tens of steps. Default `None`: exact, or bounds.
         input_size: Pixels along each dimension of the images for which convolutions are estimated, >= 1. `"any"`
-            estimates the norm over images of any size, which is a little larger, over frequencies: usually within 2 %,
+            estimates the norm over images of any size, which is a little larger, over frequencies: within 2 %,
             and cheaper for large kernels. Default 16.
         **kwargs: Keyword arguments of `torchmetrics.Metric`.
 

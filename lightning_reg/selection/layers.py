@@ -121,8 +121,8 @@ def blocks(module: nn.Module) -> int:
 def is_stack(module: nn.Module, name: str, shape: Sequence[int]) -> bool:
     """Tell whether a parameter is a stack of matrices, experts x out x in, of which each acts on inputs of its own.
 
-    One of three dimensions in a module that is no layer of torch, and of which nobody has declared where its units lie;
-    a table of shape (1, positions, channels) is none.
+    It has three dimensions, its module is not a layer of torch, and `register_layer` does not declare it. A table of
+    shape (1, positions, channels) does not count.
     """
     return (
         len(shape) == _STACK_NDIM and min(shape) > 1 and not is_torchs(module) and not _declared(type(module), name)[0]

@@ -134,6 +134,11 @@ class Selection(Choice[Weight]):
 
     weights: tuple[Weight, ...]
 
+    @property
+    def names(self) -> dict[Tensor, str]:
+        """The name of each chosen weight, by parameter."""
+        return {weight.parameter: weight.name for weight in self.chosen}
+
 
 def named_weights(module: nn.Module, shapes: Mapping[nn.Parameter, torch.Size] | None = None) -> list[Weight]:
     """Return every parameter of `module` once, with its clean names.

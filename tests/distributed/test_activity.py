@@ -2,18 +2,12 @@
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
-from lightning.pytorch.plugins import MixedPrecision
-from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import distributed
-from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_reg import ActivityPenalty, Linear
 from tests.callbacks.penalties.test_activity import size, train_by_hand
-from tests.distributed.test_penalty import STRATEGIES, Module
-from tests.distributed.test_proximal import trainer_of
 from tests.distributed.test_spectral import Parallel
-from tests.models import KeepWeights, loader, samples, weights_of
+from tests.distributed.training import Module, half, trainer_on
+from tests.models import KeepWeights, loader, weights_of
 from tests.reference import assert_same_weights
 
 pytestmark = pytest.mark.distributed
@@ -39,28 +33,9 @@ def by_hand(strategy="ddp", **settings):
 def train(strategy, settings):
     """Run on each rank: train on its half of every global batch of four; return weights and logged values."""
     keep = KeepWeights()
-    if settings.pop("fp16", False):
-        settings["plugins"] = [MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=1024.0))]
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=2,
-        strategy=STRATEGIES[strategy]() if strategy in STRATEGIES else strategy,
-        callbacks=[
-            ActivityPenalty(0.1, select=["network.encoder", "network.hidden"], schedule=Linear(1.0, 0.5, 10)),
-            keep,
-        ],
-        max_epochs=2,
-        log_every_n_steps=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        **settings,
-    )
-    # Rank r takes rows r, r + 2, ...: two of them are a rank's half of a global batch of four.
-    sampler = DistributedSampler(samples(), num_replicas=2, rank=distributed.get_rank(), shuffle=False)
-    trainer.fit(Module(unused="unused" in strategy), DataLoader(samples(), batch_size=2, sampler=sampler), loader())
+    penalty = ActivityPenalty(0.1, select=["network.encoder", "network.hidden"], schedule=Linear(1.0, 0.5, 10))
+    trainer = trainer_on(strategy, penalty, keep, **settings)
+    trainer.fit(Module(unused="unused" in strategy), half(), loader())
     return keep.weights, trainer.callback_metrics["reg/penalty/activity"].item()
 
 
@@ -90,12 +65,8 @@ def test_fp16_under_ddp(pool):
 def train_in_parts():
     """Run on each rank: train with layers split in two, by columns and by rows."""
     keep = KeepWeights()
-    trainer_of(
-        ActivityPenalty(0.1, select=["network.0", "network.2"]),
-        keep,
-        devices=2,
-        strategy=ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=2),
-    ).fit(Parallel(), loader(dtype=torch.float64))
+    penalty = ActivityPenalty(0.1, select=["network.0", "network.2"])
+    trainer_on("tensor parallel", penalty, keep, max_epochs=3).fit(Parallel(), loader(dtype=torch.float64))
     return keep.weights
 
 

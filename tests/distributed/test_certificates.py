@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from lightning.pytorch import callbacks as of_lightning
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import distributed, nn
@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from lightning_reg import LipschitzMonitor
 from lightning_reg.metrics import CertifiedAccuracy
 from tests.callbacks.monitors.lipschitz import certified_by_planes
-from tests.distributed.test_penalty import STRATEGIES
+from tests.distributed.training import trainer_on
 from tests.event_files import scalars
 from tests.models import KeepWeights
 
@@ -74,23 +74,15 @@ def part_of(samples, counts):
 def train(strategy, folder, total, counts, averaged):
     """Run on each rank: return what callbacks see, and the weights that were validated at the end."""
     keep, rank = KeepWeights(), distributed.get_rank()
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=2,
-        strategy=STRATEGIES[strategy]() if strategy in STRATEGIES else strategy,
+    trainer = trainer_on(
+        strategy,
+        LipschitzMonitor(target="network", certify=RADII),
         # At the end of training, averages replace the weights.
-        callbacks=[
-            LipschitzMonitor(target="network", certify=RADII),
-            *([of_lightning.EMAWeightAveraging(decay=0.9)] if averaged else []),
-            keep,
-        ],
+        *([of_lightning.EMAWeightAveraging(decay=0.9)] if averaged else []),
+        keep,
         logger=TensorBoardLogger(folder, version=0),
-        max_epochs=2,
         use_distributed_sampler=counts is None,
         num_sanity_val_steps=0,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
     )
     training = data(16) if counts is None else TensorDataset(*(tensor[rank::2] for tensor in data(16).tensors))
     with warnings.catch_warnings():

@@ -3,14 +3,13 @@
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
-from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_reg import Constraint, KeepZeros, L1Penalty, MaxNorm, NMSparsity, NonNegative, Piecewise, UnitNorm
-from tests.distributed.test_proximal import OPTIMIZERS, STRATEGIES, Module, trainer_of
-from tests.models import KeepWeights, loader, samples, weights_of
+from tests.distributed.test_proximal import OPTIMIZERS
+from tests.distributed.training import Module, half, trainer_on
+from tests.models import KeepWeights, loader, weights_of
 from tests.reference import assert_same_weights
 
 pytestmark = pytest.mark.distributed
@@ -44,11 +43,7 @@ CONSTRAINTS = {
 def train(name, strategy):
     """Run on each rank: train on its half of every global batch of four; return the whole weights."""
     keep = KeepWeights()
-    strategy = STRATEGIES[strategy]() if strategy in STRATEGIES else strategy
-    trainer = trainer_of(*CONSTRAINTS[name](), keep, devices=2, strategy=strategy)
-    data = samples()
-    sampler = DistributedSampler(data, num_replicas=2, rank=distributed.get_rank(), shuffle=False)
-    trainer.fit(Module(OPTIMIZERS["adam"]), DataLoader(data, batch_size=2, sampler=sampler))
+    trainer_on(strategy, *CONSTRAINTS[name](), keep, max_epochs=3).fit(Module(OPTIMIZERS["adam"]), half())
     return keep.weights
 
 
@@ -56,7 +51,7 @@ def train(name, strategy):
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_ranks_end_with_the_weights_of_one_process(pool, name, strategy):
     module = Module(OPTIMIZERS["adam"])
-    trainer_of(*CONSTRAINTS[name]()).fit(module, loader())
+    trainer_on(None, *CONSTRAINTS[name](), max_epochs=3).fit(module, loader())
     expected = weights_of(module)
 
     first, second = pool.run(train, name, strategy)
@@ -110,7 +105,7 @@ def test_sharded_tensors_go_where_the_whole_one_does(pool, placement, dim):
 
 def refused():
     with pytest.raises(MisconfigurationException) as error:
-        trainer_of(MaxNorm(1.0), devices=2, strategy=STRATEGIES["fsdp1"]()).fit(Module(OPTIMIZERS["sgd"]), loader())
+        trainer_on("fsdp1", MaxNorm(1.0)).fit(Module(OPTIMIZERS["sgd"]), loader())
     return str(error.value)
 
 

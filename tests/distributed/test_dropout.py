@@ -3,14 +3,14 @@
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch import LightningModule
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_reg import DropoutScheduler, Linear, MonteCarloDropout
 from lightning_reg.ensemble import BootstrapSampler
+from tests.distributed.training import trainer_on
 from tests.models import Regressor, loader
 
 pytestmark = pytest.mark.distributed
@@ -43,19 +43,7 @@ def train(strategy, compiled):
     torch.manual_seed(1 + torch.distributed.get_rank())
     if compiled:
         module.network = torch.compile(module.network, backend="aot_eager")
-    fsdp2 = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=2,
-        strategy=fsdp2 if strategy == "fsdp2" else strategy,
-        callbacks=[DropoutScheduler(Linear(0.0, 0.8, 1.0))],
-        max_epochs=1,
-        log_every_n_steps=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = trainer_on(strategy, DropoutScheduler(Linear(0.0, 0.8, 1.0)), max_epochs=1, use_distributed_sampler=True)
     trainer.fit(module, loader())
     return module.rates, module.shares, trainer.callback_metrics["reg/dropout"].item(), module.dropout.p
 
@@ -93,16 +81,7 @@ class Numbered(LightningModule):
 def predict(function):
     """Run on each rank: return what `predict` or `test` gives, and where the random state is afterwards."""
     data = DataLoader(TensorDataset(torch.arange(1.0, 12.0)), batch_size=2)
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=2,
-        strategy="ddp",
-        callbacks=[MonteCarloDropout(400, seed=0)],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = trainer_on("ddp", MonteCarloDropout(400, seed=0), use_distributed_sampler=True)
     return getattr(trainer, function)(Numbered(), data)
 
 
@@ -142,19 +121,11 @@ class Sharded(Numbered):
         return self.dropout(self.linear(rows[:, None]))[:, 0]
 
 
-def predict_sharded(tensor_parallel):
+def predict_sharded(strategy):
     """Run on each rank: return predictions of FSDP2, or the error of tensor parallelism."""
-    strategy = ModelParallelStrategy(data_parallel_size=2 // tensor_parallel, tensor_parallel_size=tensor_parallel)
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=2,
-        strategy=strategy,
-        callbacks=[MonteCarloDropout(400, seed=0)],
-        logger=False,
-        enable_progress_bar=False,
-    )
+    trainer = trainer_on(strategy, MonteCarloDropout(400, seed=0), use_distributed_sampler=True)
     data = DataLoader(TensorDataset(torch.arange(1.0, 13.0)), batch_size=2)
-    if tensor_parallel == 1:
+    if strategy == "fsdp2":
         return trainer.predict(Sharded(), data)
     with pytest.raises(MisconfigurationException) as error:
         trainer.predict(Sharded(), data)
@@ -163,10 +134,10 @@ def predict_sharded(tensor_parallel):
 
 @pytest.mark.twin
 def test_sharded_models_predict_and_tensor_parallelism_is_refused(pool):
-    for batches in pool.run(predict_sharded, 1):
+    for batches in pool.run(predict_sharded, "fsdp2"):
         for batch in batches:
             torch.testing.assert_close(batch["mean"].mean, batch["row"].float(), rtol=0.25, atol=0)
-    for message in pool.run(predict_sharded, 2):
+    for message in pool.run(predict_sharded, "tensor parallel"):
         assert "does not work with tensor parallelism" in message
 
 
@@ -184,16 +155,8 @@ def bootstrap():
 
     data = TensorDataset(torch.arange(10))
     module = Rows()
-    Trainer(
-        accelerator="cpu",
-        devices=2,
-        strategy="ddp",
-        max_epochs=2,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    ).fit(module, DataLoader(data, batch_size=1, sampler=BootstrapSampler(data, seed=4)))
+    trainer = trainer_on("ddp", use_distributed_sampler=True)
+    trainer.fit(module, DataLoader(data, batch_size=1, sampler=BootstrapSampler(data, seed=4)))
     return [[row for epoch, (row,) in module.rows if epoch == number] for number in range(2)]
 
 

@@ -1,14 +1,11 @@
 """Batches that all ranks drop: no mode asks anything of the weights, on two ranks as on one."""
 
 import pytest
-from lightning.pytorch import Trainer
-from torch import distributed
-from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_reg import L1Penalty
 from tests.callbacks.penalties.test_dropped_steps import STRENGTH, sgd, train_by_hand
-from tests.distributed.test_penalty import PATTERN, STRATEGIES, Module
-from tests.models import KeepWeights, samples
+from tests.distributed.training import PATTERN, Module, half, trainer_on
+from tests.models import KeepWeights
 from tests.reference import assert_same_weights
 
 pytestmark = pytest.mark.distributed
@@ -33,22 +30,8 @@ class Dropping(Module):
 def train(mode, strategy, window):
     """Run on each rank: train on its half of every global batch of four; return weights."""
     keep = KeepWeights()
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=2,
-        strategy=STRATEGIES[strategy]() if strategy in STRATEGIES else strategy,
-        callbacks=[L1Penalty(STRENGTH, mode=mode, select=PATTERN), keep],
-        max_epochs=2,
-        accumulate_grad_batches=window,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
-    data = samples()
-    sampler = DistributedSampler(data, num_replicas=2, rank=distributed.get_rank(), shuffle=False)
-    trainer.fit(Dropping(), DataLoader(data, batch_size=2, sampler=sampler))
+    penalty = L1Penalty(STRENGTH, mode=mode, select=PATTERN)
+    trainer_on(strategy, penalty, keep, accumulate_grad_batches=window).fit(Dropping(), half())
     return keep.weights
 
 

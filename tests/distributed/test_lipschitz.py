@@ -2,20 +2,17 @@
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.plugins import MixedPrecision
 from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.utils import parametrizations
-from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_reg import LipschitzMonitor
 from lightning_reg.metrics import LipschitzLowerBound
 from tests.callbacks.monitors.lipschitz import Passing
-from tests.distributed.test_penalty import STRATEGIES, KeepWeights
+from tests.distributed.training import half, trainer_on
 from tests.event_files import scalars
-from tests.models import loader, samples
+from tests.models import KeepWeights, loader
 
 pytestmark = pytest.mark.distributed
 
@@ -38,30 +35,6 @@ class Sharded(Passing):
         fully_shard(self.network, mesh=mesh)
 
 
-def trainer_on(strategy, *callbacks, **settings):
-    return Trainer(
-        accelerator="cpu",
-        devices=2,
-        strategy=STRATEGIES[strategy]() if strategy in STRATEGIES else strategy,
-        callbacks=list(callbacks),
-        max_epochs=2,
-        log_every_n_steps=1,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        **settings,
-    )
-
-
-def halves():
-    """Return this rank's half of every global batch of four."""
-    data = samples()
-    return DataLoader(
-        data, batch_size=2, sampler=DistributedSampler(data, num_replicas=2, rank=distributed.get_rank(), shuffle=False)
-    )
-
-
 def seven(batch):
     return torch.cat([batch[0], batch[1]], 1)
 
@@ -75,12 +48,9 @@ def monitors(target):
 def train(strategy, folder, target, settings):
     """Run on each rank: train with a monitor of `target`, "off" for none; return what callbacks see, and weights."""
     keep = KeepWeights()
-    settings = dict(settings)
-    if settings.pop("fp16", False):
-        settings["plugins"] = [MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=1024.0))]
     logger = TensorBoardLogger(folder, version=0)
     trainer = trainer_on(strategy, *monitors(target), keep, logger=logger, **settings)
-    trainer.fit(Sharded(), halves(), loader())
+    trainer.fit(Sharded(), half(), loader())
     return {key: float(value) for key, value in trainer.callback_metrics.items()}, keep.weights
 
 
@@ -121,7 +91,7 @@ def train_noisy(folder, monitored):
     module = Noisy()
     torch.manual_seed(distributed.get_rank())
     trainer = trainer_on("ddp", *monitors(None if monitored else "off"), logger=TensorBoardLogger(folder))
-    trainer.fit(module, halves())
+    trainer.fit(module, half())
     return {name: tensor.clone() for name, tensor in module.state_dict().items()} | {"random": torch.get_rng_state()}
 
 
@@ -138,7 +108,7 @@ def spoilt(batch):
 def not_finite_on_one_rank(folder):
     """Run on each rank: return what callbacks see if one rank has samples that are not finite."""
     trainer = trainer_on("ddp", LipschitzMonitor(input_transform=spoilt), logger=TensorBoardLogger(folder))
-    trainer.fit(Passing(), halves())
+    trainer.fit(Passing(), half())
     return float(trainer.callback_metrics["reg/lipschitz_lower"])
 
 

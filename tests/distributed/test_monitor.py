@@ -3,18 +3,16 @@
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import distributed, nn
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.nn.utils import parametrizations
-from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_reg import RegularizationMonitor
 from lightning_reg.metrics import Sparsity, SpectralNorm, WeightNorm
-from tests.distributed.test_penalty import STRATEGIES, KeepWeights, Module
+from tests.distributed.training import Module, half, trainer_on
 from tests.event_files import histograms, scalars
-from tests.models import Regressor, loader, samples
+from tests.models import Regressor, loader
 
 pytestmark = pytest.mark.distributed
 
@@ -34,24 +32,9 @@ def monitor():
 
 def train(strategy, folder, settings):
     """Run on each rank: train on its half of every global batch of four, with a monitor."""
-    keep = KeepWeights()
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=2,
-        strategy=STRATEGIES[strategy]() if strategy in STRATEGIES else strategy,
-        callbacks=[monitor(), keep],
-        max_epochs=2,
-        log_every_n_steps=1,
-        logger=[TensorBoardLogger(folder, version=0), CSVLogger(folder, name="csv", version=0)],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        **settings,
-    )
-    data = samples()
-    sampler = DistributedSampler(data, num_replicas=2, rank=distributed.get_rank(), shuffle=False)
-    trainer.fit(Module(), DataLoader(data, batch_size=2, sampler=sampler), loader())
+    loggers = [TensorBoardLogger(folder, version=0), CSVLogger(folder, name="csv", version=0)]
+    trainer = trainer_on(strategy, monitor(), logger=loggers, **settings)
+    trainer.fit(Module(), half(), loader())
     return {key: float(value) for key, value in trainer.callback_metrics.items()}
 
 
@@ -93,18 +76,7 @@ def train_with_and_without(folder):
     for callbacks in ([], [RegularizationMonitor(histograms=True)]):
         module = Noisy()
         torch.manual_seed(distributed.get_rank())
-        trainer = Trainer(
-            accelerator="cpu",
-            devices=2,
-            strategy="ddp",
-            callbacks=callbacks,
-            max_epochs=2,
-            log_every_n_steps=1,
-            logger=TensorBoardLogger(folder),
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
+        trainer = trainer_on("ddp", *callbacks, logger=TensorBoardLogger(folder), use_distributed_sampler=True)
         trainer.fit(module, loader(24))
         states.append({name: tensor.clone() for name, tensor in module.state_dict().items()})
     return states
@@ -117,16 +89,7 @@ def test_two_ranks_end_in_the_same_weights_bit_for_bit(pool, tmp_path):
 
 def refuse_fsdp1(folder):
     """Run on each rank: return the error."""
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=2,
-        strategy=STRATEGIES["fsdp1"](),
-        callbacks=[RegularizationMonitor()],
-        logger=TensorBoardLogger(folder),
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = trainer_on("fsdp1", RegularizationMonitor(), logger=TensorBoardLogger(folder))
     with pytest.raises(MisconfigurationException) as error:
         trainer.fit(Module(), loader())
     return str(error.value)

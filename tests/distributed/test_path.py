@@ -2,23 +2,15 @@
 
 import pytest
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import distributed
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader
 
 from lightning_reg import GroupLassoPenalty, RegularizationPath
 from lightning_reg.functional.tensors.shards import whole
-from tests.distributed.test_proximal import Module, trainer_of
+from tests.distributed.training import Module, half, trainer_on
 from tests.models import loader, samples, weights_of
 from tests.reference import assert_same_weights
 
 pytestmark = pytest.mark.distributed
-
-STRATEGIES = {
-    "ddp": lambda: "ddp",
-    "fsdp2": lambda: ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
-}
-
 
 # Columns: under FSDP2 each is spread over both ranks. Without the weights of the head, its bias soon is at its optimum.
 PATHS = {
@@ -51,23 +43,17 @@ def told(path, trainer):
 def train(name, strategy):
     """Run on each rank: train on its half of every global batch of four, validate on half."""
     path = path_of(name)
-    trainer = trainer_of(path, devices=2, strategy=STRATEGIES[strategy](), max_epochs=-1)
-
-    def half(data):
-        sampler = DistributedSampler(data, num_replicas=2, rank=distributed.get_rank(), shuffle=False)
-        return DataLoader(data, batch_size=2, sampler=sampler)
-
-    module = module_of(name)
-    trainer.fit(module, half(samples()), half(samples(12)))
+    trainer, module = trainer_on(strategy, path, max_epochs=-1), module_of(name)
+    trainer.fit(module, half(), half(samples(12)))
     # What a checkpoint has, and not only copies that FSDP2 made for validation.
     return *told(path, trainer), {key: whole(value).clone() for key, value in module.state_dict().items()}
 
 
 @pytest.mark.parametrize("name", PATHS)
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_ranks_take_the_path_of_one_process(pool, name, strategy):
     path, module = path_of(name), module_of(name)
-    trainer = trainer_of(path, max_epochs=-1)
+    trainer = trainer_on(None, path, max_epochs=-1)
     # Halves of batches are what two ranks validate: of these is the standard error.
     trainer.fit(module, loader(), DataLoader(samples(12), batch_size=2))
     strengths, scores, nonzeros, best, weights, steps = told(path, trainer)

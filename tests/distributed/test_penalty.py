@@ -5,59 +5,17 @@ import logging
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.plugins import MixedPrecision
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero
-from torch import distributed, nn
-from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch import nn
 from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor
-from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_reg import L1Penalty, L2Penalty, Linear, Penalty, Piecewise
-from tests.models import KeepWeights, Quartic, Regressor, loader, samples, weights_of
+from tests.distributed.training import PATTERN, Module, half, trainer_on
+from tests.models import KeepWeights, Quartic, Regressor, loader, weights_of
 from tests.reference import PENALTIES, assert_same_weights, both_modes, train_by_hand
 
 pytestmark = pytest.mark.distributed
-
-
-class Network(nn.Module):
-    """Shards of this network are uneven (7 and 3 rows over two ranks) or empty (one row)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder = nn.Linear(5, 7)
-        self.hidden = nn.Linear(7, 3)
-        self.bottleneck = nn.Linear(3, 1)
-        self.head = nn.Linear(1, 2)
-        self.unused = nn.Linear(3, 3)
-
-    def forward(self, inputs):
-        return self.head(self.bottleneck(torch.tanh(self.hidden(torch.tanh(self.encoder(inputs))))))
-
-
-# Names as the user wrote them, although FSDP1 inserts segments.
-PATTERN = "network.*.weight"
-
-
-class Module(Regressor):
-    """The module of all tests here; FSDP2 shards it where the strategy asks for that."""
-
-    def __init__(self, *, unused: bool = False) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.network = Network()
-        if not unused:
-            self.network.unused = nn.Identity()
-
-    def configure_model(self):
-        if self.device_mesh is None:
-            return
-        mesh = self.device_mesh["data_parallel"]
-        for part in (self.network.hidden, self.network.bottleneck):
-            fully_shard(part, mesh=mesh)
-        fully_shard(self.network, mesh=mesh)
 
 
 class Expanded(Penalty):
@@ -89,48 +47,14 @@ LAYOUTS = {
 }
 
 
-class FSDP1OnCpu(FSDPStrategy):
-    """FSDP1 shards on a CPU too, if it is told so; Lightning's strategy asks for a GPU."""
-
-    def _setup_model(self, model):
-        return FullyShardedDataParallel(
-            model, device_id=torch.device("cpu"), use_orig_params=True, auto_wrap_policy=self.kwargs["auto_wrap_policy"]
-        )
-
-
-STRATEGIES = {
-    "fsdp1": lambda: FSDP1OnCpu(auto_wrap_policy={nn.Linear}),
-    "static unused": lambda: DDPStrategy(static_graph=True),
-    "fsdp2": lambda: ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
-}
-
-
 def train(name, mode, strategy, settings):
     """Run on each rank: train on its half of every global batch of four; return weights and logged values."""
     module = Module(unused="unused" in strategy)
-    if settings.pop("fp16", False):
-        settings["plugins"] = [MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=1024.0))]
     schedule = settings.pop("schedule", Linear(1.0, 0.5, 1.0))
     keep = KeepWeights()
     maker = MAKERS[name] if name in MAKERS else LAYOUTS[name][0]
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=2,
-        strategy=STRATEGIES[strategy]() if strategy in STRATEGIES else strategy,
-        callbacks=[maker(mode=mode, select=PATTERN, schedule=schedule), keep],
-        max_epochs=2,
-        log_every_n_steps=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        **settings,
-    )
-    data = samples()
-    # Rank r takes rows r, r + 2, ...: two of them are a rank's half of a global batch of four.
-    sampler = DistributedSampler(data, num_replicas=2, rank=distributed.get_rank(), shuffle=False)
-    trainer.fit(module, DataLoader(data, batch_size=2, sampler=sampler), loader())
+    trainer = trainer_on(strategy, maker(mode=mode, select=PATTERN, schedule=schedule), keep, **settings)
+    trainer.fit(module, half(), loader())
     return keep.weights, {key: float(value) for key, value in trainer.callback_metrics.items()}
 
 
@@ -273,18 +197,7 @@ class PartialGradients(Regressor):
 def train_on_partial_gradients(name, mode):
     """Run on each rank: one step of sum(w) + 0.1 * penalty, each rank having half of the data gradient."""
     penalty = {"l1": L1Penalty, "l2": L2Penalty}[name](0.1, mode=mode)
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=2,
-        strategy=ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=2),
-        callbacks=[penalty, keep := KeepWeights()],
-        max_steps=1,
-        log_every_n_steps=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = trainer_on("tensor parallel", penalty, keep := KeepWeights(), max_steps=1)
     trainer.fit(PartialGradients(), loader())
     return keep.weights["network.weight"], trainer.callback_metrics.get(f"reg/optimality/{name}")
 
@@ -296,17 +209,7 @@ class ShardedLoss(PartialGradients):
 
 def refuse_a_sharded_loss():
     """Run on each rank: return the error of a penalty in the loss."""
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=2,
-        strategy=ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=2),
-        callbacks=[L2Penalty(0.1)],
-        max_steps=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = trainer_on("tensor parallel", L2Penalty(0.1), max_steps=1)
     with pytest.raises(MisconfigurationException) as error:
         trainer.fit(ShardedLoss(), loader())
     return str(error.value)
@@ -335,18 +238,7 @@ def written_by(folder):
     handler.emit = lambda record: messages.append(record.getMessage())
     logger = logging.getLogger(rank_zero.__name__)
     logger.addHandler(handler)
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=2,
-        strategy="ddp",
-        callbacks=[MAKERS["l1"]()],
-        max_epochs=1,
-        logger=TensorBoardLogger(folder, version=0),
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        log_every_n_steps=1,
-    )
+    trainer = trainer_on("ddp", MAKERS["l1"](), max_epochs=1, logger=TensorBoardLogger(folder, version=0))
     trainer.fit(Module(), loader())
     logger.removeHandler(handler)
     return [message for message in messages if message.startswith("Regularization plan")]

@@ -2,13 +2,8 @@
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
-from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_reg import (
     ElasticNetPenalty,
@@ -18,8 +13,8 @@ from lightning_reg import (
     NuclearNormPenalty,
     TargetSparsity,
 )
-from tests.distributed.test_penalty import PATTERN, FSDP1OnCpu, Network
-from tests.models import KeepWeights, Regressor, loader, samples, weights_of
+from tests.distributed.training import PATTERN, Module, half, trainer_on
+from tests.models import KeepWeights, loader, weights_of
 from tests.reference import assert_same_weights
 
 pytestmark = pytest.mark.distributed
@@ -45,42 +40,13 @@ OPTIMIZERS = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.9),
     "adam": lambda parameters: torch.optim.Adam(parameters, lr=0.02),
 }
-STRATEGIES = {
-    "fsdp1": lambda: FSDP1OnCpu(auto_wrap_policy={nn.Linear}),
-    "fsdp2": lambda: ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
-}
-
-
-class Module(Regressor):
-    def __init__(self, optimizer):
-        super().__init__(optimizer)
-        torch.manual_seed(0)
-        self.network = Network()
-        self.network.unused = nn.Identity()
-
-    def configure_model(self):
-        if self.device_mesh is None:
-            return
-        mesh = self.device_mesh["data_parallel"]
-        for part in (self.network.hidden, self.network.bottleneck):
-            fully_shard(part, mesh=mesh)
-        fully_shard(self.network, mesh=mesh)
-
-
-def trainer_of(*callbacks, **settings):
-    defaults = {"max_epochs": 3, "log_every_n_steps": 1, "logger": False, "use_distributed_sampler": False}
-    quiet = dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    return Trainer(accelerator="cpu", callbacks=list(callbacks), **(defaults | quiet | settings))
 
 
 def train(name, optimizer, strategy):
     """Run on each rank: train on its half of every global batch of four; return weights and logged values."""
     keep = KeepWeights()
-    strategy = STRATEGIES[strategy]() if strategy in STRATEGIES else strategy
-    trainer = trainer_of((PENALTIES | RANKS)[name](), keep, devices=2, strategy=strategy)
-    data = samples()
-    sampler = DistributedSampler(data, num_replicas=2, rank=distributed.get_rank(), shuffle=False)
-    trainer.fit(Module(OPTIMIZERS[optimizer]), DataLoader(data, batch_size=2, sampler=sampler))
+    trainer = trainer_on(strategy, (PENALTIES | RANKS)[name](), keep, max_epochs=3)
+    trainer.fit(Module(OPTIMIZERS[optimizer]), half())
     return keep.weights, {key: float(value) for key, value in trainer.callback_metrics.items() if "reg/" in key}
 
 
@@ -88,7 +54,7 @@ def train(name, optimizer, strategy):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_ranks_end_with_the_weights_and_zeros_of_one_process(pool, name, optimizer, strategy):
-    module, trainer = Module(OPTIMIZERS[optimizer]), trainer_of(PENALTIES[name]())
+    module, trainer = Module(OPTIMIZERS[optimizer]), trainer_on(None, PENALTIES[name](), max_epochs=3)
     trainer.fit(module, loader())
     expected = weights_of(module)
 
@@ -106,7 +72,7 @@ def test_two_ranks_end_with_the_weights_and_zeros_of_one_process(pool, name, opt
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_ranks_end_with_the_weights_and_ranks_of_one_process(pool, strategy):
-    module, trainer = Module(OPTIMIZERS["sgd"]), trainer_of(RANKS["rank"]())
+    module, trainer = Module(OPTIMIZERS["sgd"]), trainer_on(None, RANKS["rank"](), max_epochs=3)
     trainer.fit(module, loader())
     expected = weights_of(module)
 
@@ -126,7 +92,7 @@ def test_two_ranks_end_with_the_weights_and_ranks_of_one_process(pool, strategy)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_fsdp1_works_on_its_flat_shards(pool, optimizer):
     module = Module(OPTIMIZERS[optimizer])
-    trainer_of(PENALTIES["elastic_net"]()).fit(module, loader())
+    trainer_on(None, PENALTIES["elastic_net"](), max_epochs=3).fit(module, loader())
 
     (first, _), (second, _) = pool.run(train, "elastic_net", optimizer, "fsdp1")
 

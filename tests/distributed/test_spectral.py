@@ -3,18 +3,15 @@
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.plugins import MixedPrecision
-from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import distributed, nn
+from lightning.pytorch import Callback
+from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
-from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_reg import SpectralConstraint, SpectralNormalization, SpectralNormPenalty
 from tests.callbacks.spectral.norms import norm, train_normalized
-from tests.distributed.test_penalty import STRATEGIES, FSDP1OnCpu, Module
-from tests.models import KeepWeights, Regressor, loader, samples, weights_of
+from tests.distributed.training import Module, half, trainer_on
+from tests.models import KeepWeights, Regressor, loader, weights_of
 from tests.reference import assert_same_weights
 
 pytestmark = pytest.mark.distributed
@@ -65,39 +62,15 @@ class EachStep(Callback):
 
 def train(name, strategy, fp16=False, module_type=Module):
     """Run on each rank: train on its half of every global batch of four; return the weights after each step."""
-    plugins = [MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=1024.0))] if fp16 else []
     steps, keep = EachStep(), KeepWeights()
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=2,
-        strategy=STRATEGIES[strategy]() if strategy in STRATEGIES else strategy,
-        callbacks=[CALLBACKS[name](), steps, keep],
-        max_epochs=2,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        plugins=plugins,
-    )
-    data = samples()
-    sampler = DistributedSampler(data, num_replicas=2, rank=distributed.get_rank(), shuffle=False)
-    trainer.fit(module_type(), DataLoader(data, batch_size=2, sampler=sampler), loader())
+    trainer_on(strategy, CALLBACKS[name](), steps, keep, fp16=fp16).fit(module_type(), half(), loader())
     return [*steps.weights, keep.weights]
 
 
 def alone(name, module_type=Module):
     """Train in one process on the global batches."""
     keep = KeepWeights()
-    Trainer(
-        accelerator="cpu",
-        callbacks=[CALLBACKS[name](), keep],
-        max_epochs=2,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    ).fit(module_type(), loader())
+    trainer_on(None, CALLBACKS[name](), keep).fit(module_type(), loader())
     return keep.weights
 
 
@@ -138,18 +111,8 @@ def test_the_constraint_holds_after_every_step(strategy, pool):
 
 
 def refused(name):
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=2,
-        strategy=FSDP1OnCpu(auto_wrap_policy={nn.Linear}),
-        callbacks=[CALLBACKS[name]()],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
     with pytest.raises(MisconfigurationException) as error:
-        trainer.fit(Module(), loader())
+        trainer_on("fsdp1", CALLBACKS[name]()).fit(Module(), loader())
     return str(error.value)
 
 
@@ -176,18 +139,7 @@ class Parallel(Regressor):
 def train_in_parts(name):
     """Run on each rank: train with the tensors of layers split in two; return the whole weights at the end."""
     keep = KeepWeights()
-    Trainer(
-        accelerator="cpu",
-        devices=2,
-        strategy=ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=2),
-        callbacks=[CALLBACKS[name](), keep],
-        max_epochs=2,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    ).fit(Parallel(), loader(dtype=torch.float64))
+    trainer_on("tensor parallel", CALLBACKS[name](), keep).fit(Parallel(), loader(dtype=torch.float64))
     return keep.weights
 
 
@@ -197,13 +149,5 @@ def test_tensor_parallelism_trains_as_one_process_does(name, pool):
     torch.testing.assert_close(first, second, rtol=0, atol=0)
 
     keep = KeepWeights()
-    Trainer(
-        accelerator="cpu",
-        callbacks=[CALLBACKS[name](), keep],
-        max_epochs=2,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    ).fit(Parallel(), loader(dtype=torch.float64))
+    trainer_on(None, CALLBACKS[name](), keep).fit(Parallel(), loader(dtype=torch.float64))
     assert_same_weights(first, keep.weights, rtol=1e-7)

@@ -72,6 +72,10 @@ def test_plain_values_have_a_spread_only():
     torch.testing.assert_close(summary.std, torch.tensor([2**0.5, 0.0]))
 
 
+def test_scalars_are_no_probabilities_even_if_they_add_up_to_1():
+    assert summarize_predictions(torch.tensor([0.25, 0.75]), dim=-1).entropy is None
+
+
 def test_the_geometric_ensemble_over_all_masks_of_one_softmax_layer_is_halved_weights():
     inputs, weight, bias = (torch.tensor(RANDOM.normal(size=shape)) for shape in [(3, 6), (4, 6), (4,)])
     masks = [torch.tensor(mask, dtype=torch.float64) for mask in itertools.product((0, 1), repeat=6)]

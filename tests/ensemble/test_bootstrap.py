@@ -55,6 +55,7 @@ def test_any_dataloader_takes_it():
     [
         (([],), ValueError, "at least one row"),
         ((3,), TypeError, "must have a length"),
+        (("text",), TypeError, "not be text, got a str"),
         (([1], -1), ValueError, "`seed` must be an int >= 0, got -1"),
         (([1], 1.0), TypeError, "`seed` must be an int"),
     ],

@@ -134,6 +134,15 @@ def test_without_strengths_and_names_there_are_numbers(tmp_path):
     assert result.plot().axes[0].get_xlabel() == "position on the path"
 
 
+def test_a_path_that_ends_without_a_penalty_is_drawn_on_a_linear_scale():
+    result = stability_selection(lambda _: np.ones((2, 3), bool), 10, num_halves=2, strengths=[0.1, 0.0])
+
+    (axes,) = result.plot().axes
+
+    assert axes.get_xscale() == "linear"
+    assert axes.get_xlim()[0] > axes.get_xlim()[1]  # in the order of the path
+
+
 def always(*shape, dtype=bool):
     return lambda _: np.ones(shape, dtype)
 
@@ -161,6 +170,7 @@ def always(*shape, dtype=bool):
             "one entry for each row that `fit` returns, 1, got 2",
         ),
         ((always(1, 2), 10), {"names": ["a"]}, ValueError, "one entry for each column that `fit` returns, 2, got 1"),
+        ((always(1, 2), 10), {"names": "ab"}, TypeError, "`names` must be a list, got a str"),
         ((lambda rows: np.ones((1, 1 + rows[0]), bool), 10), {}, ValueError, "the same strengths and inputs"),
     ],
 )

@@ -9,6 +9,7 @@ from lightning_reg import LipschitzMonitor
 from lightning_reg.functional import jacobian_norm
 from tests.callbacks.monitors.lipschitz import Passing, true_lower
 from tests.event_files import scalars
+from tests.functional.lipschitz.test_jacobian import Recurrent
 from tests.models import loader
 
 pytestmark = [
@@ -16,15 +17,6 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
     pytest.mark.filterwarnings("ignore"),
 ]
-
-
-class Recurrent(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.LSTM(3, 4, batch_first=True)
-
-    def forward(self, inputs):
-        return self.layer(inputs)[0][:, -1]
 
 
 NETWORKS = {

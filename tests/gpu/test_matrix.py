@@ -7,7 +7,7 @@ from torch import nn
 
 from tests.gpu.test_penalty import one_rank  # noqa: F401  # a fixture
 from tests.integration.effects import KINDS
-from tests.integration.runs import Case, expected, stopped_and_resumed
+from tests.integration.runs import TOGETHER_IN_ONE_RUN, Case, expected, stopped_and_resumed
 from tests.reference import assert_same_weights
 
 pytestmark = [
@@ -18,15 +18,6 @@ pytestmark = [
 ]
 
 every_kind = pytest.mark.parametrize("name", KINDS)
-# All of them that can be together: a penalty in each mode, and what changes weights by itself.
-EVERYTHING = (
-    ("elastic_net loss", "encoder"),
-    ("target sparsity", "encoder"),
-    ("own grad", "hidden"),
-    ("constraint", "hidden"),
-    ("spectral norm loss", "head"),
-    ("normalization", "head"),
-)
 
 
 @pytest.fixture
@@ -110,7 +101,7 @@ def test_nccl_with_one_rank(ends_as_the_loop, strategy, name, accumulate):
 @pytest.mark.usefixtures("one_rank")
 def test_everything_in_one_run_that_is_stopped_and_resumed(ends_as_the_loop, strategy, precision):
     case = Case(
-        EVERYTHING,
+        TOGETHER_IN_ONE_RUN,
         drops=True,
         watchers=("monitor",),
         optimizer="adam",

@@ -54,6 +54,16 @@ TOGETHER = ("ddp", "ddp_find_unused_parameters_true", "fsdp2")
 # How a run stops before its end, to be resumed from its last checkpoint; the last two need a process of their own.
 INTERRUPTIONS = ("none", "exception", "SIGTERM", "SIGKILL", "SIGKILL while a checkpoint is written")
 
+# Kinds that can be together: a penalty in each mode, and what changes weights by itself.
+TOGETHER_IN_ONE_RUN = (
+    ("elastic_net loss", "encoder"),
+    ("target sparsity", "encoder"),
+    ("own grad", "hidden"),
+    ("constraint", "hidden"),
+    ("spectral norm loss", "head"),
+    ("normalization", "head"),
+)
+
 
 @dataclass(frozen=True)
 class Case:
@@ -153,7 +163,6 @@ class Module(Regressor):
             self.network.dropout.p = 0.0
         if case.precision == "64-true":
             self.double()  # at once: Lightning loads a checkpoint before it does so, and rounds it to float32
-
         if case.compile_mode:
             self.network.compile(mode=case.compile_mode)
 

@@ -23,6 +23,7 @@ from tests.integration.effects import KINDS
 from tests.integration.runs import (
     BATCHES,
     PARTS,
+    TOGETHER_IN_ONE_RUN,
     Case,
     Data,
     Module,
@@ -44,14 +45,7 @@ CASES = {
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 EVERYTHING = Case(
-    (
-        ("elastic_net loss", "encoder"),
-        ("target sparsity", "encoder"),
-        ("own grad", "hidden"),
-        ("constraint", "hidden"),
-        ("spectral norm loss", "head"),
-        ("normalization", "head"),
-    ),
+    TOGETHER_IN_ONE_RUN,
     drops=True,
     watchers=("monitor",),
     optimizer="adam",

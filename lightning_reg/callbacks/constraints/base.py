@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from lightning_reg.callbacks.constraints.refusals import refuse_shared_weights, warn_of_averaging
 from lightning_reg.callbacks.constraints.run import Run
-from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer import progress, state
 from lightning_reg.callbacks.trainer.guarded_steps import ActsInSteps, Guard
 from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
 from lightning_reg.callbacks.trainer.plan import publish
@@ -121,10 +121,9 @@ class Constraint(ActsInSteps[Run], ABC):
         # Not later: FSDP2 replaces parameters once a forward pass has run, and the sanity check runs one.
         selection = select_weights(named_weights(pl_module), as_select(self.select))
         run = Run(selection, Guard(selection, type(self).__name__, "constrained"), self.takes_shards)
-        held = run.guard.held.of(trainer.optimizers)
-        trained = [weight for weight in selection.chosen if weight.parameter in held]
-        refuse_weights(trained, type(self).__name__)
-        for weight in trained:
+        held = run.guard.held_by(trainer.optimizers)
+        refuse_weights(held, type(self).__name__)
+        for weight in held:
             for part in weight.by_units(torch.empty(weight.shape, device="meta")):
                 self.check(weight.name, part)
         return run
@@ -137,8 +136,7 @@ class Constraint(ActsInSteps[Run], ABC):
         schedule = self.timetable()
         if schedule is not None:
             self._run.schedule = Timetable(schedule, trainer, pl_module)
-        names: dict[Tensor, str] = {weight.parameter: weight.name for weight in self._run.selection.chosen}
-        refuse_shared_weights(self, names, state.callbacks_of(trainer, object))
+        refuse_shared_weights(self, self._run.selection.names, state.callbacks_of(trainer, object))
         if not self.survives_averaging:
             warn_of_averaging(trainer, type(self).__name__)
         constraints = [other for other in _constraints(trainer) if other.run]
@@ -160,13 +158,15 @@ class Constraint(ActsInSteps[Run], ABC):
             return
 
         def before(optimizer: Optimizer) -> None:
-            run.show(self.look, optimizer, state.tick(trainer, pl_module))
+            run.show(self.look, optimizer, progress.tick(trainer, pl_module))
 
         def after(optimizer: Optimizer, moved: AbstractSet[Tensor]) -> None:
-            run.project(self.project, optimizer, moved, state.tick(trainer, pl_module))
+            run.project(self.project, optimizer, moved, progress.tick(trainer, pl_module))
 
         looks = type(self).look is not Constraint.look
-        run.steps = run.steps or AroundSteps(after, before if looks else None, turn=self.turn, once=True)
+        run.steps = run.steps or AroundSteps(
+            after, before if looks else None, turn=self.turn, name=type(self).__name__, once=True
+        )
         run.steps.add(trainer.optimizers)
 
     @override

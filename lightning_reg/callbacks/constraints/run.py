@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_reg import _checks
 from lightning_reg.callbacks.trainer.guarded_steps import Guard
 from lightning_reg.callbacks.trainer.held_weights import with_gradient
-from lightning_reg.callbacks.trainer.plan import Plan, describe
-from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
+from lightning_reg.callbacks.trainer.plan import Plan, plan_of
+from lightning_reg.callbacks.trainer.step_hooks import AroundSteps, step_happens
+from lightning_reg.callbacks.trainer.timetable import factor_at
 from lightning_reg.functional.tensors.shards import has_dtensors, local_part, local_parts, local_slice, whole
 from lightning_reg.selection import Selection, Weight
 
@@ -40,9 +40,7 @@ class Run:
     @property
     def share(self) -> float:
         """The value of the schedule at the current step; 1 without a schedule."""
-        if self.schedule is None:
-            return 1.0
-        return _checks.in_range(f"schedule({self.tick})", self.schedule(self.tick), 0, 1)
+        return factor_at(self.schedule, self.tick, is_share=True)
 
     @torch.no_grad()
     def show(self, act: Act, optimizer: Optimizer, tick: int) -> None:
@@ -57,40 +55,23 @@ class Run:
         self.guard.unseen.see(optimizer, moved)
         self.tick = tick
         weights = self._trained(optimizer, moved)
-        # Fused optimizers check themselves, inside `step`, whether gradients are finite. So only the device knows
-        # whether this step was skipped.
-        found_inf: Tensor | None = getattr(optimizer, "found_inf", None)
-        parts = local_parts([weight.parameter.detach() for weight in weights]) if found_inf is not None else []
+        happens = step_happens(optimizer)
+        parts = [] if happens is None else local_parts([weight.parameter.detach() for weight in weights])
         before = [part.clone() for part in parts]
         for tensors, put_back in self._as_wanted(weights):
             act(tensors)
             put_back()
         for part, old in zip(parts, before, strict=True):
-            part.copy_(torch.where(torch.as_tensor(found_inf == 0), part, old))
+            part.copy_(torch.where(torch.as_tensor(happens), part, old))
 
     def plan(self, settings: str, action: str, optimizers: Sequence[Optimizer]) -> Plan:
         """Return what happens to each weight: `action` if it is chosen."""
-        held = self.guard.held.of(optimizers)
-        return Plan(
-            settings,
-            shapes={weight.name: describe(weight) for weight in self.selection.weights},
-            actions={
-                weight.name: action
-                if weight.parameter in held and weight.parameter.requires_grad
-                else f"{action} (not trained at the moment)"
-                for weight in self.selection.chosen
-            },
-            left_out=self.selection.left_out,
-        )
+        trained = {weight.parameter for weight in self.guard.trained(optimizers)}
+        return plan_of(settings, self.selection, trained, lambda _: action)
 
     def _trained(self, optimizer: Optimizer, moved: AbstractSet[Tensor]) -> list[Weight]:
         """Return the weights of a step of `optimizer`; none if it moves nothing."""
-        if not moved:
-            return []
-        held = self.guard.held.of([optimizer])
-        return [
-            weight for weight in self.selection.chosen if weight.parameter in held and weight.parameter.requires_grad
-        ]
+        return self.guard.trained([optimizer]) if moved else []
 
     def _as_wanted(self, weights: Sequence[Weight]) -> Iterator[tuple[list[Tensor], Callable[[], None]]]:
         """Yield lists of tensors with output units first, each with a function that writes back changes of copies."""

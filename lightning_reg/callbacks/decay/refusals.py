@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 
-from torch import nn
+from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
 from lightning_reg.callbacks.trainer.packages import MisconfigurationException
@@ -20,7 +20,7 @@ def refuse_lbfgs(optimizers: Sequence[Optimizer]) -> None:
         raise MisconfigurationException(msg)
 
 
-def refuse_missing_rate(optimizers: Sequence[Optimizer], names: Mapping[nn.Parameter, str]) -> None:
+def refuse_missing_rate(optimizers: Sequence[Optimizer], names: Mapping[Tensor, str]) -> None:
     """Raise if a parameter group with a weight of `names` has no learning rate."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -34,7 +34,7 @@ def refuse_missing_rate(optimizers: Sequence[Optimizer], names: Mapping[nn.Param
                 raise MisconfigurationException(msg)
 
 
-def refuse_second_decay(optimizers: Sequence[Optimizer], names: Mapping[nn.Parameter, str]) -> None:
+def refuse_second_decay(optimizers: Sequence[Optimizer], names: Mapping[Tensor, str]) -> None:
     """Raise if an optimizer decays a weight of `names` itself."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -52,11 +52,11 @@ def refuse_second_decay(optimizers: Sequence[Optimizer], names: Mapping[nn.Param
 def refuse_shared_weights(decays: Sequence[tuple[object, Selection]]) -> None:
     """Raise if two callbacks decay one weight."""
     for (first, one), (second, other) in combinations(decays, 2):
-        chosen = {weight.parameter for weight in one.chosen}
-        for weight in other.chosen:
-            if weight.parameter in chosen:
+        chosen = one.names
+        for weight, name in other.names.items():
+            if weight in chosen:
                 msg = (
-                    f"{weight.name!r} is decayed by both {first!r} and {second!r}."
+                    f"{name!r} is decayed by both {first!r} and {second!r}."
                     " Leave it out of one: `select=Select(exclude=...)`."
                 )
                 raise MisconfigurationException(msg)

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_reg import _checks
 from lightning_reg.callbacks.decay.kinds import Kind, Rates, found_rate, share_of, shrink_, shrink_cautiously_
 from lightning_reg.callbacks.trainer.decays import time_scale
 from lightning_reg.callbacks.trainer.guarded_steps import Guard
-from lightning_reg.callbacks.trainer.plan import Plan, describe
-from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
+from lightning_reg.callbacks.trainer.plan import Plan, plan_of
+from lightning_reg.callbacks.trainer.step_hooks import AroundSteps, step_happens
+from lightning_reg.callbacks.trainer.timetable import factor_at
 from lightning_reg.functional.tensors.chunks import NumberOrTensor, alike
 from lightning_reg.functional.tensors.shards import local_parts
 from lightning_reg.selection import Selection
@@ -44,8 +44,7 @@ class Run:
 
     def strength(self, tick: int) -> float:
         """Return the strength of the decay at `tick`."""
-        factor = 1.0 if self.schedule is None else _checks.non_negative(f"schedule({tick})", self.schedule(tick))
-        return self.value * factor
+        return self.value * factor_at(self.schedule, tick)
 
     def members(self, optimizer: Optimizer) -> Iterator[tuple[int, dict[str, Any], list[Tensor]]]:
         """Yield the parameter groups of `optimizer` that hold chosen weights, with their position and those weights."""
@@ -59,15 +58,14 @@ class Run:
     def before_update(self, position: int, optimizer: Optimizer, tick: int) -> None:
         """Shrink the weights that `optimizer`, at that position, is about to update; or copy them."""
         strength = self.strength(tick)
-        # Fused optimizers check themselves, inside `step`, whether gradients are finite.
-        found_inf = getattr(optimizer, "found_inf", None)
+        happens = step_happens(optimizer)
         for index, group, weights in self.members(optimizer):
             share = self._share(position, index, group, strength)
             self.shares.append(share)
             owners = [weight for weight in weights if weight.grad is not None]
             if not owners or (not isinstance(share, Tensor) and not share):
                 continue
-            share = share if found_inf is None else share * (found_inf == 0)
+            share = share if happens is None else share * happens
             parts = local_parts([weight.detach() for weight in owners])
             if self.kind == "cautious":
                 copies = [self._copy_of(weight, part) for weight, part in zip(owners, parts, strict=True)]
@@ -114,13 +112,8 @@ class Run:
     def plan(self, settings: str, optimizers: Sequence[Optimizer], steps_in_epoch: float | None) -> Plan:
         """Return what happens to each weight, trained or not."""
         actions = self.actions(optimizers, steps_in_epoch)
-        idle = f"{self.kind} {self.value:g} (not trained at the moment)"
-        return Plan(
-            settings,
-            shapes={weight.name: describe(weight) for weight in self.selection.weights},
-            actions={weight.name: actions.get(weight.parameter, idle) for weight in self.selection.chosen},
-            left_out=self.selection.left_out,
-        )
+        idle = f"{self.kind} {self.value:g}"
+        return plan_of(settings, self.selection, actions, lambda weight: actions.get(weight.parameter, idle))
 
     def state(self) -> list[dict[str, Any]]:
         """Return the state that a resume needs."""

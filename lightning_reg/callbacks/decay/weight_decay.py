@@ -17,12 +17,12 @@ from lightning_reg.callbacks.decay.refusals import (
     refuse_shared_weights,
 )
 from lightning_reg.callbacks.decay.run import Run
-from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer import logged, progress, state
 from lightning_reg.callbacks.trainer.guarded_steps import ActsInSteps, Guard
 from lightning_reg.callbacks.trainer.loggers import log
 from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
 from lightning_reg.callbacks.trainer.plan import publish
-from lightning_reg.callbacks.trainer.refusals import refuse_early_change, refuse_strategy, refuse_unless_listed_once
+from lightning_reg.callbacks.trainer.refusals import refuse_strategy, refuse_unless_listed_once
 from lightning_reg.callbacks.trainer.step_hooks import AroundSteps, Turn
 from lightning_reg.callbacks.trainer.timetable import Timetable
 from lightning_reg.functional.tensors.chunks import NumberOrTensor
@@ -143,7 +143,7 @@ class WeightDecay(ActsInSteps[Run]):
         run.restore(self._saved)
         if self is _decays(trainer)[-1]:
             pairs = [(decay, other) for decay in _decays(trainer) if (other := decay.run)]
-            steps = state.steps_in_epoch(trainer, pl_module)
+            steps = progress.steps_in_epoch(trainer, pl_module)
             plans = [other.plan(repr(decay), trainer.optimizers, steps) for decay, other in pairs]
             publish(trainer, plans, ("weight", "shape", "weight decay"), tags.DECAY_SETUP)
 
@@ -152,20 +152,22 @@ class WeightDecay(ActsInSteps[Run]):
         run = self._run
         if run is not None:
             _refuse_optimizers(run, trainer.optimizers)
-            before, refuse = partial(_shrink, run, trainer, pl_module), partial(_refuse_early_change, run)
-            run.steps = run.steps or AroundSteps(run.after_update, before, turn=Turn.UPDATE, once=True, refuse=refuse)
+            before = partial(_shrink, run, trainer, pl_module)
+            run.steps = run.steps or AroundSteps(
+                run.after_update, before, turn=Turn.UPDATE, name=type(self).__name__, once=True
+            )
             run.steps.add(trainer.optimizers)
 
     @override
     def decays(self, trainer: Trainer, pl_module: LightningModule) -> dict[Tensor, str]:
         if self._run is None:
             return {}
-        actions = self._run.actions(trainer.optimizers, state.steps_in_epoch(trainer, pl_module))
+        actions = self._run.actions(trainer.optimizers, progress.steps_in_epoch(trainer, pl_module))
         return {weight: f"WeightDecay, {action}" for weight, action in actions.items()}
 
     @override
     def decay_shares(self, trainer: Trainer, pl_module: LightningModule) -> dict[Tensor, NumberOrTensor]:
-        tick = state.tick(trainer, pl_module)
+        tick = progress.tick(trainer, pl_module)
         return {} if self._run is None else self._run.coming_shares(trainer.optimizers, tick)
 
     @override
@@ -173,9 +175,9 @@ class WeightDecay(ActsInSteps[Run]):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         run = self._run
-        if run is None or not state.steps_now(trainer):
+        if run is None or not progress.steps_now(trainer):
             return
-        if run.shares and state.logs_now(trainer, first_step=run.first_step):
+        if run.shares and logged.logs_now(trainer, first_step=run.first_step):
             log(trainer, pl_module, {run.name: run.largest_share()})
         run.first_step = False
         run.shares.clear()
@@ -203,16 +205,10 @@ def _decays(trainer: Trainer) -> list[WeightDecay]:
 def _refuse_optimizers(run: Run, optimizers: Sequence[Optimizer]) -> None:
     """Raise if an optimizer cannot work with the decay."""
     refuse_lbfgs(optimizers)
-    names = {weight.parameter: weight.name for weight in run.selection.chosen}
-    refuse_missing_rate(optimizers, names)
-    refuse_second_decay(optimizers, names)
-
-
-def _refuse_early_change(run: Run, optimizer: Optimizer) -> None:
-    if run.guard.of(optimizer):
-        refuse_early_change(optimizer, WeightDecay.__name__, "Use the optimizer's own `weight_decay`, or L2Penalty.")
+    refuse_missing_rate(optimizers, run.selection.names)
+    refuse_second_decay(optimizers, run.selection.names)
 
 
 def _shrink(run: Run, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
     position = next(index for index, other in enumerate(trainer.optimizers) if other is optimizer)
-    run.before_update(position, optimizer, state.tick(trainer, pl_module))
+    run.before_update(position, optimizer, progress.tick(trainer, pl_module))

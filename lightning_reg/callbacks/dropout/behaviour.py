@@ -15,7 +15,7 @@ from lightning_reg.callbacks.dropout.extremes import push_
 from lightning_reg.callbacks.dropout.sites import Site
 from lightning_reg.callbacks.trainer.nested import tensors_in
 from lightning_reg.callbacks.trainer.unobserved import Kept
-from lightning_reg.functional.tensors.random import unchanged_generators
+from lightning_reg.functional.tensors.random import seed_generators, unchanged_generators
 
 _ENTRIES = 256
 _SEEDS = (1, 2)
@@ -103,7 +103,7 @@ class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's has
         if torch.Tag.nondeterministic_seeded in func.tags and not self._may_be_mask(func):
             self._draws += 1
             with unchanged_generators([self._device]):
-                _seed(self._draws, self._device)
+                seed_generators(self._draws, self._device)
                 return func(*args, **(kwargs or {}))
         drawn = func(*args, **(kwargs or {}))
         if self._is_large is not None and torch.Tag.nondeterministic_seeded in func.tags and self._pushed < _PUSHED:
@@ -201,7 +201,7 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     numpy_state = numpy.random.get_state() if numpy else None
     try:
         with unchanged_generators([device]):
-            _seed(seed, device)
+            seed_generators(seed, device)
             random.seed(seed)
             if numpy:
                 numpy.random.seed(seed)
@@ -210,9 +210,3 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
         random.setstate(state)
         if numpy:
             numpy.random.set_state(numpy_state)
-
-
-def _seed(seed: int, device: torch.device) -> None:
-    torch.default_generator.manual_seed(seed)
-    if device.type != "cpu":
-        torch.get_device_module(device).manual_seed(seed)

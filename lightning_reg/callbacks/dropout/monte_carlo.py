@@ -25,7 +25,7 @@ from lightning_reg.callbacks.trainer.packages import (
     rank_zero_warn,
 )
 from lightning_reg.ensemble import EnsemblePrediction, summarize_predictions
-from lightning_reg.ensemble.averages import Aggregate
+from lightning_reg.ensemble.averages import Aggregate, dim_of_stack
 from lightning_reg.tensorboard import tags
 
 _FEWEST = 2
@@ -252,8 +252,8 @@ class MonteCarloDropout(DuringFit[Callable[[], None]]):
 
     def _summary(self, samples: Tensor) -> EnsemblePrediction:
         if self.softmax:
-            dim = self.dim + 1 if self.dim >= 0 else self.dim
-            samples = torch.softmax(samples, dim, dtype=torch.promote_types(samples.dtype, torch.float32))
+            wide = torch.promote_types(samples.dtype, torch.float32)
+            samples = torch.softmax(samples, dim_of_stack(self.dim), dtype=wide)
         return summarize_predictions(samples, self.aggregate, dim=self.dim)
 
 

@@ -12,7 +12,7 @@ from lightning_reg.callbacks.dropout.sites import Site
 from lightning_reg.callbacks.dropout.source import children_whose_rate_is_read
 from lightning_reg.callbacks.trainer.nested import map_tensors, tensors_in
 from lightning_reg.functional.dropout import drop, has_formula, mask_shape
-from lightning_reg.functional.tensors.random import derived_seed
+from lightning_reg.functional.tensors.random import derived_seed, seed_generators, unchanged_generators
 
 
 class _CannotBatchError(Exception):
@@ -89,19 +89,14 @@ class Sampler:
     def _start(self, seed: int, seeds: Sequence[int]) -> None:
         """Begin one pass: with its global seed, and a stream for each sample in it."""
         # The seed differs from the seeds of the streams, or kernels would draw the masks of the modules.
-        kernels = derived_seed(seed, "kernels")
-        torch.default_generator.manual_seed(kernels)
-        if self.device.type != "cpu":
-            torch.get_device_module(self.device).manual_seed(kernels)
+        seed_generators(derived_seed(seed, "kernels"), self.device)
         self._streams = [torch.Generator(self.device).manual_seed(item) for item in seeds]
 
     @contextmanager
     def _active(self) -> Iterator[None]:
         """Switch dropout on, and code that would bypass it off; undo both at the end."""
         with ExitStack() as undo:
-            devices = [] if self.device.type == "cpu" else [self.device]
-            kind = "cuda" if self.device.type == "cpu" else self.device.type
-            undo.enter_context(torch.random.fork_rng(devices, device_type=kind))
+            undo.enter_context(unchanged_generators([self.device]))
             # Compiled code contains the masks of evaluation. The fast path of transformers has no masks.
             undo.enter_context(torch.compiler.set_stance("force_eager"))
             undo.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())

@@ -9,7 +9,7 @@ from lightning_reg import _checks
 from lightning_reg.callbacks.dropout.rest import ask_training_step, warn_of_unreached
 from lightning_reg.callbacks.dropout.run import Run, log_rates
 from lightning_reg.callbacks.dropout.sites import Site, depths, listed, select_sites
-from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer import logged, progress, state
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
 from lightning_reg.callbacks.trainer.packages import LightningModule, MisconfigurationException, Trainer, rank_zero_warn
 from lightning_reg.callbacks.trainer.plan import publish
@@ -141,9 +141,9 @@ class DropoutScheduler(DuringFit[Run]):
         if self._run is not None and (batch_idx == 0 or self._run.changes.seen):
             self._follow_changes(trainer, pl_module, self._run)
         if self._run is not None:
-            tick = state.tick(trainer, pl_module) if self.interval == "step" else trainer.current_epoch
+            tick = progress.tick(trainer, pl_module) if self.interval == "step" else trainer.current_epoch
             self._run.set(tick)
-            self._run.is_read = state.logs_now(trainer, first_step=self._run.first_step)
+            self._run.is_read = logged.logs_now(trainer, first_step=self._run.first_step)
             if self._run.is_first_batch and self is _schedulers(trainer)[-1]:
                 ask_training_step(trainer, pl_module, _found(trainer), (batch, batch_idx))
             self._run.is_first_batch = False
@@ -152,7 +152,7 @@ class DropoutScheduler(DuringFit[Run]):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._run is None or not state.steps_now(trainer):
+        if self._run is None or not progress.steps_now(trainer):
             return
         self._run.first_step = False
         if self._run.is_read and self is _schedulers(trainer)[-1]:

@@ -49,7 +49,7 @@ class Site:
         give_back(self.module, self.attribute, self.built)
 
 
-def all_sites(module: nn.Module, attribute: Sequence[str] = (), *, steps: Sequence[str] = ()) -> list[Site]:
+def all_sites(module: nn.Module, attribute: Sequence[str], *, steps: Sequence[str]) -> list[Site]:
     """Return every rate, in the order of the model.
 
     Args:
@@ -71,7 +71,7 @@ def all_sites(module: nn.Module, attribute: Sequence[str] = (), *, steps: Sequen
 
 
 def select_sites(
-    module: nn.Module, select: Select, attribute: Sequence[str], *, steps: Sequence[str] = ()
+    module: nn.Module, select: Select, attribute: Sequence[str], *, steps: Sequence[str]
 ) -> tuple[list[Site], dict[str, str]]:
     """Choose among the rates that `all_sites` returns.
 

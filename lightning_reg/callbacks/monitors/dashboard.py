@@ -1,6 +1,6 @@
 """Entries that are written once, before training: charts, the order of the layers, and hyperparameters."""
 
-from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer import logged, state
 from lightning_reg.callbacks.trainer.loggers import other_loggers, prefixed, tensorboard_writers
 from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
 from lightning_reg.callbacks.trainer.settings import regularization_settings
@@ -12,7 +12,7 @@ from lightning_reg.tensorboard.hparams import hyperparameters, no_experiment
 def write_layout(trainer: Trainer) -> None:
     """Write the charts to every TensorBoard logger."""
     for logger, writer in tensorboard_writers(trainer):
-        writer.add_custom_scalars(layout(state.log_prefix(logger)))
+        writer.add_custom_scalars(layout(logged.log_prefix(logger)))
 
 
 def write_network_order(trainer: Trainer, pl_module: LightningModule) -> None:
@@ -31,13 +31,13 @@ def write_hyperparameters(trainer: Trainer, pl_module: LightningModule) -> None:
     Call this before Lightning writes the user's hyperparameters, which happens right after `on_fit_start`. TensorBoard
     keeps the first entries. The other loggers add the user's hyperparameters to these.
     """
-    users = state.hyperparameters(trainer, pl_module)
+    users = logged.hyperparameters(trainer, pl_module)
     ours = regularization_settings(state.callbacks_of(trainer, object))
     if ours:
         for logger in other_loggers(trainer):
             logger.log_hyperparams(ours)
     values = (users or {}) | ours
     for logger, writer in tensorboard_writers(trainer):
-        if users is not None and state.writes_default_metric(logger):
+        if users is not None and logged.writes_default_metric(logger):
             events.write(writer, no_experiment(), 0)
         events.write(writer, hyperparameters(values), 0)

@@ -11,7 +11,7 @@ from lightning_reg.callbacks.monitors.base import Monitor
 from lightning_reg.callbacks.monitors.certificate import Certificate
 from lightning_reg.callbacks.monitors.lipschitz_run import Found, Run
 from lightning_reg.callbacks.monitors.lipschitz_target import InputTransform, find_target
-from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer import logged, progress, state
 from lightning_reg.callbacks.trainer.loggers import (
     log_for_callbacks,
     write_figure,
@@ -161,15 +161,15 @@ class LipschitzMonitor(Monitor[Run]):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         run = self._run
-        if run is None or not state.steps_now(trainer):
+        if run is None or not progress.steps_now(trainer):
             return
         first = run.last_step is None
-        run.last_step = step = state.log_step(trainer)
-        if not state.logs_now(trainer, first_step=first):
+        run.last_step = step = logged.log_step(trainer)
+        if not logged.logs_now(trainer, first_step=first):
             return
         run.inputs = run.target.samples(batch, self.samples, self.input_transform)
         upper = first or (self._ends_interval(trainer) and self._is_due(step, run.upper_step))
-        if upper or (state.writes_now(trainer) and self._is_due(step, run.lower_step)):
+        if upper or (logged.writes_now(trainer) and self._is_due(step, run.lower_step)):
             found = run.measure(trainer, upper=upper)
             self._log(pl_module, found)
             _write(trainer, found, step)
@@ -203,14 +203,14 @@ class LipschitzMonitor(Monitor[Run]):
         pl_module.log_dict(
             numbers, on_step=False, on_epoch=True, logger=False, batch_size=1, sync_dist=True, reduce_fx="max"
         )
-        step = state.log_step(trainer)
+        step = logged.log_step(trainer)
         write_scalars(trainer, numbers, step)
         write_figure(trainer, f"{tags.CERTIFIED_ACCURACY}{run.suffix}", partial(certificate.plot, shares), step)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Do not wait for `on_train_end`: callbacks that average weights may have replaced the weights by then.
-        if state.ends_training(trainer):
+        if progress.ends_training(trainer):
             self._finish(trainer)
 
     @override
@@ -225,7 +225,7 @@ class LipschitzMonitor(Monitor[Run]):
             _write(trainer, found, run.last_step)
 
     def _ends_interval(self, trainer: Trainer) -> bool:
-        return (trainer.current_epoch + 1) % self.every_n_epochs == 0 and state.ends_epoch(trainer)
+        return (trainer.current_epoch + 1) % self.every_n_epochs == 0 and progress.ends_epoch(trainer)
 
     def _is_due(self, step: int, before: int | None) -> bool:
         """Return whether an interval has ended since the step `before`. A resumed run keeps the same intervals."""

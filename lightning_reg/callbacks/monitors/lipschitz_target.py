@@ -98,7 +98,7 @@ class OfOneTensor(nn.Module):
         return torch.cat([tensor.reshape(len(rows), -1) for tensor in tensors], 1)
 
 
-def find_target(pl_module: LightningModule, name: str | None, *, has_transform: bool = False) -> Target:
+def find_target(pl_module: LightningModule, name: str | None, *, has_transform: bool) -> Target:
     """Return the module of that name without its wrappers. `None` stands for the LightningModule.
 
     Args:
@@ -113,12 +113,12 @@ def find_target(pl_module: LightningModule, name: str | None, *, has_transform: 
 
     """
     # A wrapper has the same clean name as the wrapped module. It comes first, so the wrapped module replaces it.
-    found = {clean_name(path): module for path, module in pl_module.named_modules(remove_duplicate=False)}
-    if name is not None and name not in found:
-        nearest = _checks.nearest(name, filter(None, found))
+    modules = {clean_name(path): module for path, module in pl_module.named_modules(remove_duplicate=False)}
+    if name is not None and name not in modules:
+        nearest = _checks.nearest(name, filter(None, modules))
         msg = f"`target` {name!r} is not a module of {type(pl_module).__name__}. Nearest names: {nearest}."
         raise ValueError(msg)
-    module = pl_module if name is None else found[name]
+    module = pl_module if name is None else modules[name]
     _refuse_other_signatures(module, [child for child, _ in pl_module.named_children()], several=has_transform)
     return Target(name or "", module)
 

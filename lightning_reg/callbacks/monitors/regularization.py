@@ -14,7 +14,7 @@ from lightning_reg.callbacks.monitors.dashboard import write_hyperparameters
 from lightning_reg.callbacks.monitors.picture import History
 from lightning_reg.callbacks.monitors.regularization_run import Run
 from lightning_reg.callbacks.monitors.updates import Updates
-from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer import logged, progress, state
 from lightning_reg.callbacks.trainer.decays import shares_by_optimizers
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
 from lightning_reg.callbacks.trainer.loggers import log_for_callbacks, names_a_value
@@ -155,7 +155,7 @@ class RegularizationMonitor(Monitor[Run]):
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         run = self._run
-        if run is None or run.updates is None or not state.steps_now(trainer):
+        if run is None or run.updates is None or not progress.steps_now(trainer):
             return
         if self._looks_now(trainer, run, first_step=run.last_step is None):
             decay: dict[Tensor, NumberOrTensor] = {**shares_by_optimizers(trainer.optimizers)}
@@ -168,27 +168,27 @@ class RegularizationMonitor(Monitor[Run]):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         run = self._run
-        if run is None or not state.steps_now(trainer):
+        if run is None or not progress.steps_now(trainer):
             return
         first = run.last_step is None
-        run.last_step = state.log_step(trainer)
+        run.last_step = logged.log_step(trainer)
         if not self._looks_now(trainer, run, first_step=first):
             return
         log_for_callbacks(pl_module, run.measure().summary)
-        if state.writes_now(trainer) or run.last_step == 0:
+        if logged.writes_now(trainer) or run.last_step == 0:
             run.write(trainer)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._run is None:
             return
-        if state.ends_training(trainer):
+        if progress.ends_training(trainer):
             # Training may stop in mid-epoch. Do not wait for `on_train_end`: callbacks that average weights may have
             # replaced the weights by then.
             self._run.measure()
         self._run.history.give(trainer, now=False)
         if self.histograms and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-            self._run.write_histograms(trainer, state.log_step(trainer) - 1)
+            self._run.write_histograms(trainer, logged.log_step(trainer) - 1)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -198,9 +198,9 @@ class RegularizationMonitor(Monitor[Run]):
 
     def _looks_now(self, trainer: Trainer, run: Run, *, first_step: bool) -> bool:
         """Return whether a logger, or a callback at the end of an epoch, reads the values of the current step."""
-        if first_step or state.writes_now(trainer) or state.may_end_training(trainer):
+        if first_step or logged.writes_now(trainer) or progress.may_end_training(trainer):
             return True
-        return state.ends_epoch(trainer) and names_a_value(trainer, run.tags())
+        return progress.ends_epoch(trainer) and names_a_value(trainer, run.tags())
 
     @property
     def _metrics(self) -> Mapping[str, Metric]:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_reg.functional.tensors.shards import as_placed, has_dtensors, spread_like, whole
+from lightning_reg.functional.tensors.shards import dense_gradient, has_dtensors, spread_like, whole
 
 
 class MeanGradient:
@@ -31,7 +31,12 @@ class MeanGradient:
             may_skip: Whether the optimizer skips a step with infinite gradients; such a step is not counted.
 
         """
-        grads = {weight: _dense(weight) for weight in weights if weight.grad is not None}
+        found = {weight: dense_gradient(weight) for weight in weights}
+        grads = {
+            weight: grad.to(torch.promote_types(grad.dtype, torch.float32))
+            for weight, grad in found.items()
+            if grad is not None
+        }
         counts: Tensor | float = share
         if may_skip and grads:
             parts = [grad.to_local() if has_dtensors([grad]) else grad for grad in grads.values()]  # type: ignore[attr-defined]
@@ -67,11 +72,3 @@ class MeanGradient:
             if name in weights
         }
         self._shares = {weights[name]: share for name, share in state["shares"].items() if name in weights}
-
-
-def _dense(weight: Tensor) -> Tensor:
-    """Return the gradient of a weight, dense, in float32 or wider, and sharded like the weight."""
-    assert weight.grad is not None  # the caller checks
-    grad = weight.grad.to_dense() if weight.grad.is_sparse else weight.grad
-    placed = as_placed(grad, weight) if has_dtensors([grad]) else grad
-    return placed.to(torch.promote_types(placed.dtype, torch.float32))

@@ -9,7 +9,7 @@ from lightning_reg.callbacks.path.result import PathResult, Point, choice
 from lightning_reg.callbacks.path.run import PathRun
 from lightning_reg.callbacks.path.settings import Settings
 from lightning_reg.callbacks.path.snapshots import Snapshot
-from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer import logged
 from lightning_reg.callbacks.trainer.loggers import write_scalars
 from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
 from lightning_reg.functional.tensors.shards import whole
@@ -18,7 +18,7 @@ from lightning_reg.tensorboard import tags
 
 def add_point(settings: Settings, trainer: Trainer, pl_module: LightningModule, run: PathRun) -> None:
     """Record the outcome of the current strength, and keep the module if `rule` may choose it."""
-    strength, nonzero = run.strengths[run.position], count_nonzero(run.names)
+    strength, nonzero = run.strength, count_nonzero(run.names)
     score, error = run.scores.end_epoch(trainer) if run.scores else (math.nan, math.nan)
     weights = {name: whole(weight.detach()).to("cpu", copy=True) for weight, name in run.names.items()}
     run.points.append(Point(strength, nonzero, score, error, weights))
@@ -29,7 +29,7 @@ def add_point(settings: Settings, trainer: Trainer, pl_module: LightningModule, 
         if settings.rule == "best":
             run.snapshots.clear()
         run.snapshots[run.position] = Snapshot(pl_module)
-    step = state.log_step(trainer) - 1
+    step = logged.log_step(trainer) - 1
     write_scalars(trainer, {f"{tags.PATH}/strength": strength, f"{tags.PATH}/nonzero": float(nonzero)}, step)
 
 

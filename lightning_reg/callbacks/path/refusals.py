@@ -12,9 +12,7 @@ from lightning_reg.callbacks.trainer.packages import Kind, MisconfigurationExcep
 _WHY = "RegularizationPath ends the fit itself, after the last strength."
 
 
-def refuse_cuts(
-    trainer: Trainer, strengths: int, epochs: int, *, is_searched: bool = False, relaxed_epochs: int = 0
-) -> None:
+def refuse_cuts(trainer: Trainer, strengths: int, epochs: int, *, is_searched: bool, relaxed_epochs: int) -> None:
     """Raise if the trainer might stop before the path is complete.
 
     Args:

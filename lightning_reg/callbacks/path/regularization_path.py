@@ -4,15 +4,12 @@ import math
 from collections.abc import Sequence
 from typing import Any, final, get_args
 
-import torch
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_reg import _checks
-from lightning_reg.callbacks.path import checkpoint, relaxed
-from lightning_reg.callbacks.path.extrapolation import extrapolate
-from lightning_reg.callbacks.path.largest import look, vanishing
-from lightning_reg.callbacks.path.points import add_point, count_nonzero, result_of
+from lightning_reg.callbacks.path import checkpoint, course
+from lightning_reg.callbacks.path.points import count_nonzero, result_of
 from lightning_reg.callbacks.path.refusals import (
     refuse_averages,
     refuse_cuts,
@@ -21,6 +18,7 @@ from lightning_reg.callbacks.path.refusals import (
     warn_of_cut,
     warn_of_schedulers,
 )
+from lightning_reg.callbacks.path.relaxed import RelaxedZeros
 from lightning_reg.callbacks.path.result import PathResult, Rule
 from lightning_reg.callbacks.path.run import PathRun
 from lightning_reg.callbacks.path.scores import Scores
@@ -29,31 +27,24 @@ from lightning_reg.callbacks.path.settings import (
     Direction,
     MonitorMode,
     check_limit,
+    check_monitor,
     check_penalty,
     check_relaxed,
+    check_rule,
     checked_strengths,
     count_of,
 )
 from lightning_reg.callbacks.path.snapshots import Snapshot
-from lightning_reg.callbacks.path.solved import is_solved
 from lightning_reg.callbacks.penalties.base import Penalty
-from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer import logged, progress, state
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
 from lightning_reg.callbacks.trainer.loggers import log_for_callbacks, write_figure
-from lightning_reg.callbacks.trainer.packages import (
-    Callback,
-    LightningModule,
-    MisconfigurationException,
-    Trainer,
-)
+from lightning_reg.callbacks.trainer.packages import Callback, LightningModule, Trainer
+from lightning_reg.callbacks.trainer.refusals import refuse_flat_shards
 from lightning_reg.tensorboard import tags
 
-# A strength that holds all weights at zero, whatever their gradients. Low precisions use their largest number instead.
-_HOLDS_AT_ZERO = 1e12
 # The search for the largest strength may take this many batches, or a third of the epochs of the path if that is more.
 _SEARCH = 10_000
-# The number of minima that define a line.
-_POINTS = 2
 
 
 class _Behind(Callback):
@@ -64,7 +55,8 @@ class _Behind(Callback):
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        self._path.see_gradients(trainer, pl_module, optimizer)
+        if self._path.run is not None:
+            course.see_gradients(self._path, trainer, optimizer, self._path.run)
 
 
 @final
@@ -165,26 +157,14 @@ class RegularizationPath(DuringFit[PathRun]):
         self.direction: Direction = direction
         _checks.one_of("direction", direction, get_args(Direction))
         self.strengths = checked_strengths(strengths)
-        self.smallest = _checks.in_range("smallest", smallest, 0, 1)
-        if self.smallest in (0, 1):
-            msg = f"`smallest` must be in (0, 1), excluding 0 and 1, got {smallest}."
-            raise ValueError(msg)
+        self.smallest = _checks.between("smallest", smallest, 0, 1)
         self.epochs = _checks.count("epochs", epochs, 1)
         self.tolerance = None if tolerance is None else _checks.non_negative("tolerance", tolerance)
-        if monitor is not None and not isinstance(monitor, str):
-            msg = f"`monitor` must be the name of a logged value, or None, got {monitor!r}."
-            raise TypeError(msg)
-        self.monitor = monitor
+        self.monitor = check_monitor(monitor)
         self.monitor_mode: MonitorMode = monitor_mode
         _checks.one_of("monitor_mode", monitor_mode, get_args(MonitorMode))
         self.rule: Rule = rule
-        _checks.one_of("rule", rule, get_args(Rule))
-        if rule == "one_se" and monitor is None:
-            msg = (
-                "`rule='one_se'` needs a `monitor`, to compute a standard error over validation batches, got"
-                " monitor=None. Pass the name of a value that `validation_step` logs, or use `rule='best'`."
-            )
-            raise ValueError(msg)
+        check_rule(rule, monitor)
         self.restore = _checks.boolean("restore", restore)
         self.relaxed_epochs = _checks.count("relaxed_epochs", relaxed_epochs, 0)
         check_relaxed(self.relaxed_epochs, penalty, restore=self.restore)
@@ -192,7 +172,7 @@ class RegularizationPath(DuringFit[PathRun]):
         self._result: PathResult | None = None
         self._strength_before = penalty.strength
         self._behind = _Behind(self)
-        self._zeros = relaxed.RelaxedZeros(self.relaxed_epochs, penalty.select, self._is_relaxed)
+        self._zeros = RelaxedZeros(self.relaxed_epochs, penalty.select, self._is_relaxed)
         self._loaded: dict[str, Any] = {}
 
     @property
@@ -209,9 +189,7 @@ class RegularizationPath(DuringFit[PathRun]):
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
-        if state.has_flat_shards(trainer):
-            msg = "RegularizationPath does not work with FSDP1. Use FSDP2 (ModelParallelStrategy)."
-            raise MisconfigurationException(msg)
+        refuse_flat_shards(trainer, "RegularizationPath")
         refuse_averages(trainer)
         self._loaded, self._result = {}, None
         self._strength_before = self.penalty.strength
@@ -242,9 +220,7 @@ class RegularizationPath(DuringFit[PathRun]):
             refuse_rare_validation(trainer)
         warn_of_schedulers(trainer)
         weights = set(of_penalty.targets.of(trainer.optimizers))
-        run.names = {
-            weight.parameter: weight.name for weight in of_penalty.selection.chosen if weight.parameter in weights
-        }
+        run.names = {weight: name for weight, name in of_penalty.selection.names.items() if weight in weights}
         refuse_untrained(repr(self.penalty), run.names)
         if self._loaded:
             kept, self._loaded = self._loaded, {}
@@ -256,7 +232,7 @@ class RegularizationPath(DuringFit[PathRun]):
             run.search, run.start = Search(limit), Snapshot(pl_module)
         else:
             run.strengths = sorted(self.strengths, reverse=self.direction == "down")
-        self._enter(trainer, pl_module, run)
+        course.enter(self, trainer, pl_module, run)
         known = [f"{strength:.3g}" for strength in (*run.strengths[:1], *run.strengths[1:][-1:])]
         of_penalty.told = " to ".join(known) or "(searching for the largest strength)"
         trainer.should_stop = trainer.should_stop or run.is_over
@@ -264,7 +240,7 @@ class RegularizationPath(DuringFit[PathRun]):
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._run is not None:
-            self._enter(trainer, pl_module, self._run)
+            course.enter(self, trainer, pl_module, self._run)
             if self._run.scores:
                 self._run.scores.begin_epoch()
 
@@ -275,26 +251,7 @@ class RegularizationPath(DuringFit[PathRun]):
             # The checkpoint is from the last batch of an epoch. Lightning then skips validation and the hooks at the
             # end of that epoch. A strength that needs a score from them takes one more epoch.
             self._end_epoch(trainer, pl_module, run, has_score=run.scores is None)
-            self._enter(trainer, pl_module, run)
-
-    def see_gradients(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Add the gradients of the coming step of `optimizer` to the mean, if the path needs them."""
-        run, of_penalty = self._run, self.penalty.run
-        if run is None or of_penalty is None or (run.search is None and self.tolerance is None) or run.has_all_points:
-            return
-        weights = of_penalty.targets.of([optimizer])
-        scale, share = state.gradient_scale(trainer, optimizer), of_penalty.share
-        run.mean.add(weights, share, scale, may_skip=state.may_skip_steps(trainer))
-        if run.search is not None and (dense := [w for w in weights if run.names[w] not in run.search.begun]):
-            begun = vanishing(self.penalty, trainer, run, dense)
-            if state.may_skip_steps(trainer) and any(math.isnan(strength) for strength in begun.values()):
-                return  # fp16 skips this step, because its gradient is not finite
-            # This is the first step of the optimizer. From now on, hold its weights at zero.
-            run.search.begun |= begun
-            with torch.no_grad():
-                for weight in dense:
-                    weight.zero_()
-            self._set_strength(run)
+            course.enter(self, trainer, pl_module, run)
 
     @override
     def on_train_batch_end(
@@ -303,11 +260,11 @@ class RegularizationPath(DuringFit[PathRun]):
         run = self._run
         if run is None or run.is_over:
             return
-        steps = state.steps_now(trainer)
-        run.owes_end = steps and state.ends_epoch(trainer)
+        steps = progress.steps_now(trainer)
+        run.owes_end = steps and progress.ends_epoch(trainer)
         if not run.strengths or not steps:
             return
-        if run.is_new or state.ends_epoch(trainer):
+        if run.is_new or progress.ends_epoch(trainer):
             run.is_new = False
             log_for_callbacks(pl_module, {f"{tags.PATH}/strength": run.strength}, prog_bar=True)
             log_for_callbacks(pl_module, {f"{tags.PATH}/nonzero": float(count_nonzero(run.names))})
@@ -340,32 +297,6 @@ class RegularizationPath(DuringFit[PathRun]):
         if self._run is not None and not self._run.is_over:
             self._end_epoch(trainer, pl_module, self._run, has_score=True)
 
-    def _end_epoch(self, trainer: Trainer, pl_module: LightningModule, run: PathRun, *, has_score: bool) -> None:
-        """Count an epoch, and move to the next strength if this one is complete."""
-        run.owes_end = False
-        run.epochs += 1
-        if run.search is not None:
-            look(self, trainer, pl_module, run, run.search)
-        elif run.is_relaxed:
-            if run.is_over and has_score:
-                relaxed.end(trainer, run)
-                self._result = result_of(self, run)
-            elif run.is_over:
-                run.epochs -= 1
-        else:
-            # Ask for two epochs in a row: weights that oscillate around a minimum may look solved in one.
-            was_solved, run.is_solved = run.is_solved, is_solved(self, trainer, run)
-            if run.epochs >= self.epochs or (was_solved and run.is_solved):
-                if has_score:
-                    add_point(self, trainer, pl_module, run)
-                    self._result = result_of(self, run)
-                    run.solved = run.solved + 1 if was_solved and run.is_solved else 0
-                    run.position, run.epochs, run.is_solved, run.owes_start = run.position + 1, 0, False, True
-                else:
-                    run.epochs -= 1
-        run.mean.clear()
-        trainer.should_stop = trainer.should_stop or run.is_over
-
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         run = self._run
@@ -376,7 +307,7 @@ class RegularizationPath(DuringFit[PathRun]):
         if run.best in run.snapshots:
             run.snapshots[run.best].restore(pl_module)
         if self._result is not None:
-            write_figure(trainer, tags.PATH, self._result.plot, state.log_step(trainer))
+            write_figure(trainer, tags.PATH, self._result.plot, logged.log_step(trainer))
 
     @override
     def end_run(self, trainer: Trainer, run: PathRun | None) -> None:
@@ -399,20 +330,6 @@ class RegularizationPath(DuringFit[PathRun]):
         """Tell whether the path has reached its epochs without the penalty."""
         return self._run is not None and self._run.is_relaxed
 
-    def _enter(self, trainer: Trainer, pl_module: LightningModule, run: PathRun) -> None:
-        """Set the strength and the first weights of the coming steps."""
-        if run.has_all_points and not run.is_over and not run.is_relaxed:
-            relaxed.begin(trainer, pl_module, run)
-        # Wait until now: later callbacks save checkpoints at the end of the epoch, which must hold the minimum.
-        if run.owes_start and not run.has_all_points and run.solved >= _POINTS:
-            extrapolate(trainer, pl_module, run)
-        run.owes_start = False
-        self._set_strength(run)
-
-    def _set_strength(self, run: PathRun) -> None:
-        if run.strengths:
-            self.penalty.strength = run.strength
-        elif run.search is not None and run.search.begun:
-            self.penalty.strength = min(_HOLDS_AT_ZERO, *(torch.finfo(weight.dtype).max for weight in run.names))
-        else:  # with dense weights, a large strength would log a penalty that dwarfs all other values in a chart
-            self.penalty.strength = 0.0
+    def _end_epoch(self, trainer: Trainer, pl_module: LightningModule, run: PathRun, *, has_score: bool) -> None:
+        if course.end_epoch(self, trainer, pl_module, run, has_score=has_score):
+            self._result = result_of(self, run)

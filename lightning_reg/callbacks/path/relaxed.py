@@ -9,7 +9,7 @@ from typing_extensions import override
 from lightning_reg.callbacks.constraints.zeros import KeptZeros
 from lightning_reg.callbacks.path.points import count_nonzero
 from lightning_reg.callbacks.path.run import PathRun
-from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer import logged
 from lightning_reg.callbacks.trainer.loggers import write_scalars
 from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
 from lightning_reg.selection import Select
@@ -47,4 +47,4 @@ def end(trainer: Trainer, run: PathRun) -> None:
         run.relaxed_score, _ = run.scores.end_epoch(trainer)
         if not math.isnan(run.relaxed_score):
             values[f"{tags.PATH}/relaxed_score"] = run.relaxed_score
-    write_scalars(trainer, values, state.log_step(trainer) - 1)
+    write_scalars(trainer, values, logged.log_step(trainer) - 1)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from lightning_reg._figures import new_figure
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -103,13 +105,8 @@ class PathResult:
             ImportError: If matplotlib is not installed.
 
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            msg = "`plot` needs matplotlib. Install it: pip install matplotlib."
-            raise ImportError(msg) from error
         has_scores = not all(math.isnan(score) for score in self.scores)
-        figure = Figure(figsize=(7, 6 if has_scores else 4), layout="constrained")
+        figure = new_figure(7, 6 if has_scores else 4)
         axes = figure.subplots(2 if has_scores else 1, 1, sharex=True, squeeze=False)[:, 0]
         self._draw_weights(axes[0])
         if has_scores:

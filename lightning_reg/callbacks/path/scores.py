@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer import logged, state
 from lightning_reg.callbacks.trainer.packages import MisconfigurationException, Trainer
 
 
@@ -35,7 +35,7 @@ class Scores:
         """Store the value of one batch."""
         if not self.with_error:
             return
-        sums = state.logged_sums(trainer, self.monitor)
+        sums = logged.logged_sums(trainer, self.monitor)
         if sums is not None:
             total, count = sums[0] - self._sums[0], sums[1] - self._sums[1]
             self._sums = sums
@@ -45,7 +45,7 @@ class Scores:
     def end_validation(self, trainer: Trainer) -> None:
         """Store the value of one validation, if it logged one."""
         # If training logs the value, only the mean of the last epoch exists at this point.
-        if not state.is_logged(trainer, self.monitor):
+        if not logged.is_logged(trainer, self.monitor):
             return
         self.value = self._of_all_ranks(trainer, trainer.callback_metrics[self.monitor])
         if self.with_error:
@@ -55,7 +55,7 @@ class Scores:
         """Return the score at the end of an epoch, and its standard error."""
         if self.value is None:
             found = trainer.callback_metrics.get(self.monitor)
-            if found is None or state.is_outdated(trainer, self.monitor):
+            if found is None or logged.is_outdated(trainer, self.monitor):
                 known = ", ".join(sorted(map(str, trainer.callback_metrics))) or "none"
                 msg = (
                     f"`monitor` must be a value that the module logs in every epoch, got {self.monitor!r}. Logged"

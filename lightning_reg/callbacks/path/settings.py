@@ -1,12 +1,11 @@
 """The arguments of a path, and their checks."""
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 from lightning_reg import _checks
 from lightning_reg.callbacks.path.result import Rule
 from lightning_reg.callbacks.penalties.base import Penalty
-from lightning_reg.callbacks.penalties.formula import Formula
 
 Direction = Literal["down", "up"]
 MonitorMode = Literal["min", "max"]
@@ -57,6 +56,24 @@ def check_penalty(penalty: object) -> None:
         raise ValueError(msg)
 
 
+def check_monitor(monitor: object) -> str | None:
+    """Return the argument `monitor`, or raise if it is not a name."""
+    if monitor is not None and not isinstance(monitor, str):
+        msg = f"`monitor` must be the name of a logged value, or None, got {monitor!r}."
+        raise TypeError(msg)
+    return monitor
+
+
+def check_rule(rule: object, monitor: str | None) -> None:
+    """Raise if the path has no such rule, or the rule needs a monitor."""
+    if _checks.one_of("rule", rule, get_args(Rule)) == "one_se" and monitor is None:
+        msg = (
+            "`rule='one_se'` needs a `monitor`, to compute a standard error over validation batches, got"
+            " monitor=None. Pass the name of a value that `validation_step` logs, or use `rule='best'`."
+        )
+        raise ValueError(msg)
+
+
 def check_relaxed(relaxed_epochs: int, penalty: Penalty, *, restore: bool) -> None:
     """Raise if training without the penalty would lack a chosen strength, or its zeros."""
     if relaxed_epochs and not restore:
@@ -75,8 +92,7 @@ def check_relaxed(relaxed_epochs: int, penalty: Penalty, *, restore: bool) -> No
 
 def check_limit(strengths: int | list[float], penalty: Penalty) -> None:
     """Raise if the path must compute the largest strength, and the penalty has no formula for it."""
-    is_known = type(penalty).vanishing_strengths is not Formula.vanishing_strengths
-    if isinstance(strengths, int) and (not is_known or getattr(penalty, "l1_ratio", 1.0) == 0):
+    if isinstance(strengths, int) and not penalty.has_vanishing_strengths:
         msg = (
             f"`strengths` must be a list of numbers for {penalty!r}, because this penalty cannot compute the strength"
             f" at which weights vanish (`vanishing_strengths`), got {strengths}."

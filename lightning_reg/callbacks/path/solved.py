@@ -1,4 +1,4 @@
-"""Decide when to move to the next strength: when the weights are close enough to the minimum."""
+"""Decide whether the weights are close enough to the minimum of their strength."""
 
 import torch
 
@@ -6,15 +6,15 @@ from lightning_reg.callbacks.path.run import PathRun
 from lightning_reg.callbacks.path.settings import Settings
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.packages import MisconfigurationException, Trainer
+from lightning_reg.functional.proximal.optimality import largest_residual
 
 
 def is_solved(settings: Settings, trainer: Trainer, run: PathRun) -> bool:
     """Tell whether the residual of the weights at this strength is within the tolerance."""
     if settings.tolerance is None or run.mean.is_empty:
         return False
-    strength = run.strengths[run.position]
     with torch.no_grad():
-        found = [settings.penalty.residual([weight], [run.mean.of(weight) / strength]) for weight in run.names]
+        found = [settings.penalty.residual([weight], [run.mean.of(weight) / run.strength]) for weight in run.names]
     values = [value for value in found if value is not None]
     if not values:
         msg = (
@@ -22,5 +22,4 @@ def is_solved(settings: Settings, trainer: Trainer, run: PathRun) -> bool:
             f" {settings.penalty!r}. Define `residual`, or remove `tolerance`."
         )
         raise MisconfigurationException(msg)
-    worst = torch.stack([value.to(values[0].device) for value in values]).amax()
-    return bool(state.largest_over_ranks(trainer, worst) <= settings.tolerance)
+    return bool(state.largest_over_ranks(trainer, largest_residual(values)) <= settings.tolerance)

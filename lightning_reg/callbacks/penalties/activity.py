@@ -1,4 +1,4 @@
-"""The size of what modules return as a penalty: sparse or small activations."""
+"""The size of module outputs as a penalty: sparse or small activations."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from lightning_reg.callbacks.penalties.dropped import reaches
 from lightning_reg.callbacks.penalties.ledger import Term, TermRun, terms
 from lightning_reg.callbacks.penalties.listener import Heard, Listener
 from lightning_reg.callbacks.penalties.refusals import refuse_optimizers, refuse_sharded_loss
-from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer import progress, state
 from lightning_reg.callbacks.trainer.packages import (
     LightningModule,
     MisconfigurationException,
@@ -60,9 +60,8 @@ class ActivityRun(TermRun):
     modules: Sequence[NamedModule]
     choice: Choice[NamedModule]
     listener: Listener
-    schedule: Timetable | None = None
     strength: float = 0.0
-    """That of the current step."""
+    """The strength in the current step."""
     is_checked: bool = False
     """Whether the modules that are called are known."""
 
@@ -74,7 +73,7 @@ class ActivityRun(TermRun):
 
 @final
 class ActivityPenalty(Term[ActivityRun]):
-    r"""Add :math:`\lambda \frac{1}{N} \sum_{n,i} |a_{ni}|` of what modules return to the objective: sparse activations.
+    r"""Add :math:`\lambda \frac{1}{N} \sum_{n,i} |a_{ni}|` of module outputs to the objective: sparse activations.
 
     :math:`a_{ni}` is unit i of sample n. Samples lie along dimension 0, so this is a mean over the effective batch,
     like the data loss. Every floating tensor counts that a chosen module returns (also in tuples, lists, dictionaries
@@ -174,9 +173,7 @@ class ActivityPenalty(Term[ActivityRun]):
         if run is None:
             return
         run.listener.take()  # drop the terms of a batch for which `training_step` returned None
-        tick = state.tick(trainer, pl_module)
-        factor = 1.0 if run.schedule is None else _checks.non_negative(f"schedule({tick})", run.schedule(tick))
-        run.strength = self.strength * factor
+        run.strength = self.strength * run.factor(progress.tick(trainer, pl_module))
         run.listener.is_wanted = run.strength > 0
 
     @override
@@ -199,7 +196,7 @@ class ActivityPenalty(Term[ActivityRun]):
         if ledger is not None:
             known = loss.new_zeros((), requires_grad=False).float() if value is None else value.detach()
             ledger.add_value(run.name, run.strength * known.to(loss.device), share)
-        if not run.is_checked and state.steps_now(trainer):
+        if not run.is_checked and progress.steps_now(trainer):
             run.is_checked = True
             _warn(run, Heard.NO_CALL)
             _warn(run, Heard.NO_GRAPH)
@@ -245,8 +242,8 @@ def _plan(run: ActivityRun, settings: str, strength: float) -> Plan:
     )
 
 
-def _warn(run: ActivityRun, of: Heard) -> None:
-    """Warn of the modules of which at most `of` was recorded."""
+def _warn(run: ActivityRun, heard: Heard) -> None:
+    """Warn of the modules with this state of their record."""
     for name, module in run.chosen.items():
-        if run.listener.heard[module] == of:
-            rank_zero_warn(f"ActivityPenalty adds nothing for {name!r}{_REASONS[of]}")
+        if run.listener.heard[module] == heard:
+            rank_zero_warn(f"ActivityPenalty adds nothing for {name!r}{_REASONS[heard]}")

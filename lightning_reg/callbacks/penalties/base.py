@@ -21,8 +21,6 @@ from lightning_reg.callbacks.penalties.proximal_step import fill_gradients, shri
 from lightning_reg.callbacks.penalties.quota import Quota, strength_for
 from lightning_reg.callbacks.penalties.refusals import (
     refuse_directions,
-    refuse_large_strength,
-    refuse_memory,
     refuse_missing_operator,
     refuse_mode,
     refuse_optimizers,
@@ -30,23 +28,24 @@ from lightning_reg.callbacks.penalties.refusals import (
 )
 from lightning_reg.callbacks.penalties.run import Run
 from lightning_reg.callbacks.penalties.targets import Targets, add_scaled
-from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer import progress, state
 from lightning_reg.callbacks.trainer.held_weights import HeldWeights, has_gradient, with_gradient
 from lightning_reg.callbacks.trainer.packages import Callback, LightningModule, Trainer, has_backward
-from lightning_reg.callbacks.trainer.refusals import refuse_strategy, refuse_unless_listed_once
+from lightning_reg.callbacks.trainer.refusals import refuse_flat_shards, refuse_strategy, refuse_unless_listed_once
 from lightning_reg.callbacks.trainer.settings import log_name
 from lightning_reg.callbacks.trainer.sharing import Change
 from lightning_reg.callbacks.trainer.timetable import Timetable
 from lightning_reg.callbacks.trainer.unseen_steps import UnseenSteps
 from lightning_reg.functional.penalties.counts import check_dim
 from lightning_reg.functional.tensors.shards import has_dtensors
+from lightning_reg.functional.tensors.weights import check_fits
 from lightning_reg.schedules import Schedule
 from lightning_reg.schedules.base import check_schedule
 from lightning_reg.selection import Select, as_select, named_weights, select_weights
 
 Mode = Literal["loss", "grad", "proximal"]
 
-# Where checkpoints have what penalties remember.
+# The key of checkpoints under which penalties save their memory.
 _MEMORIES = "lightning_reg.penalty_memory"
 
 
@@ -123,17 +122,17 @@ class Penalty(Term[Run], Formula):
 
     @property
     def current_strength(self) -> float:
-        """The strength with the schedule, of the step at hand: for a term that it is inside of, and divided by."""
+        """The strength in the current step, for a term that is not proportional to it; see `penalty`."""
         return self.strength if self._run is None else self._run.strength
 
     def chosen(self) -> dict[Tensor, str]:
         """Return the weights that the penalty acts on in the fit that is running, with their names."""
-        return {} if self._run is None else {weight.parameter: weight.name for weight in self._run.selection.chosen}
+        return {} if self._run is None else self._run.selection.names
 
     def unit_dims(self, weights: Sequence[Tensor]) -> dict[Tensor, int] | None:
-        """Return for each weight the dimension along which its units lie; `None` if each entry is one.
+        """Return the dimension of each weight along which its units lie; `None` if each entry is a unit.
 
-        Layers have their output units along different dimensions. Outside of a fit, nothing is known of layers.
+        The dimension of the output units depends on the layer. Outside a fit, layers are unknown, and it is `unit_dim`.
         """
         if self.unit_dim is None:
             return None
@@ -152,7 +151,7 @@ class Penalty(Term[Run], Formula):
         )
 
     def aim_at(self, quota: Quota) -> None:
-        """Until `fit` ends, be as strong in each step as meets `quota`."""
+        """Until `fit` ends, choose the strength of each step so that it meets `quota`."""
         if self._run is not None:
             self._run.quota = quota
 
@@ -164,7 +163,7 @@ class Penalty(Term[Run], Formula):
             refuse_strategy(trainer, type(self).__name__)
             refuse_mode(trainer, pl_module, type(self).__name__, self.mode, elementwise=self.elementwise)
             if self.remembers:
-                refuse_memory(trainer, type(self).__name__)
+                refuse_flat_shards(trainer, f"{type(self).__name__}, which remembers weights,")
             self._memory = Memory()
             self._own.watch(self)
             if self.mode == "proximal" and type(self).proximal is Formula.proximal:
@@ -192,13 +191,13 @@ class Penalty(Term[Run], Formula):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._begin(trainer, pl_module)
-        super().on_train_start(trainer, pl_module)  # after the plan: who decays which weight
+        super().on_train_start(trainer, pl_module)  # after the plan, because it shows all weight decay
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._run is None:  # a tuner trains for a moment before `on_fit_start` of the callbacks after it
             return
         self._refuse_optimizers(trainer, self._run)
-        refuse_large_strength(type(self).__name__, self.strength, self._run.targets.of(trainer.optimizers))
+        check_fits(f"{type(self).__name__}.strength", self.strength, self._run.targets.of(trainer.optimizers))
         if self.mode == "proximal" or self.unit_dim is not None:
             trained = set(self._run.targets.of(trainer.optimizers))
             refuse_directions(
@@ -256,7 +255,7 @@ class Penalty(Term[Run], Formula):
         if self.mode != "loss":
             return
         refuse_sharded_loss(loss, type(self).__name__)
-        strength = run.strength_at(self.strength, state.tick(trainer, pl_module))
+        strength = run.strength_at(self.strength, progress.tick(trainer, pl_module))
         weights = run.targets.of(trainer.optimizers)
         value: Tensor | None = None
         if strength and weights:
@@ -273,12 +272,12 @@ class Penalty(Term[Run], Formula):
         if self._run is None:
             return
         self._act_on_gradients(trainer, pl_module, optimizer, self._run)
-        # The gradient of the whole step: behind the penalties that are in it.
+        # After the penalties that add to the gradient: residuals need the gradient of the whole step.
         if self is _penalties(trainer)[-1] and (ledger := self.ledger_if_read(trainer, self._run)):
             ledger.add_residuals(residuals(trainer, pl_module, optimizer, _penalties(trainer)))
 
     def _act_on_gradients(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer, run: Run) -> None:
-        # No share: `training_step` returned None, so no backward pass ran and there is no step to take part in.
+        # Without a share, no backward pass ran, because `training_step` returned None. The penalty then does nothing.
         share = run.pending if pl_module.automatic_optimization else 1.0
         run.pending, run.share = 0.0, share
         if self.mode != "proximal" or state.may_skip_steps(trainer):
@@ -290,7 +289,7 @@ class Penalty(Term[Run], Formula):
         if self.mode == "proximal" or not has_gradient([optimizer]):
             return
         weights = run.targets.of([optimizer])
-        strength = run.strength_at(self.strength, state.tick(trainer, pl_module))
+        strength = run.strength_at(self.strength, progress.tick(trainer, pl_module))
         if strength and weights:
             add_scaled(self.add_gradient, weights, strength * share, state.gradient_scale(trainer, optimizer))
 
@@ -310,7 +309,7 @@ class Penalty(Term[Run], Formula):
         share = run.take_share(automatic=pl_module.automatic_optimization)
         if not moved:
             return
-        tick = state.tick(trainer, pl_module)
+        tick = progress.tick(trainer, pl_module)
         weights = [weight for weight in run.targets.of([optimizer]) if weight in moved]
         strength: float | Tensor
         if run.quota and share and weights:
@@ -375,7 +374,7 @@ class Penalty(Term[Run], Formula):
         run = self._run
         if run is None or self.mode == "loss" or (ledger := self.ledger_if_read(trainer, run)) is None:
             return
-        current = run.strength_at(self.strength, state.tick(trainer, pl_module))
+        current = run.strength_at(self.strength, progress.tick(trainer, pl_module))
         strength = current if run.needed is None else run.needed
         weights = run.targets.of(trainer.optimizers)
         ledger.penalties[run.name] = 0.0

@@ -37,7 +37,7 @@ class Member(Protocol):
 
     @property
     def mixes_entries(self) -> bool:
-        """Whether its operator, after one other, never gives that of the sum."""
+        """Whether its operator, after one other, never gives the operator of the sum."""
 
     @property
     def overlaps_weight_decay(self) -> bool:
@@ -58,7 +58,7 @@ def begin_together(trainer: Trainer, penalties: Sequence[Member]) -> None:
     runs = [(penalty, run) for penalty in penalties if (run := penalty.run)]
     warn_of_weight_decay(
         {
-            type(penalty).__name__: run.targets.settings(optimizers, "weight_decay")
+            type(penalty).__name__: run.targets.weight_decays(optimizers)
             for penalty, run in runs
             if penalty.overlaps_weight_decay and (penalty.strength or run.told)
         }

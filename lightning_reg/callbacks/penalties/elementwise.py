@@ -192,6 +192,11 @@ class ElasticNetPenalty(Penalty):
     def vanishing_strengths(self, weights: list[Tensor], step_sizes: Sequence[float | Tensor]) -> list[Tensor]:
         return vanishing_factors(weights, step_sizes, self.l1_ratio)
 
+    @property
+    @override
+    def has_vanishing_strengths(self) -> bool:
+        return self.l1_ratio > 0
+
     @override
     def residual(self, weights: list[Tensor], grads: list[Tensor]) -> Tensor:
         return elementwise_residual(weights, grads, l1=self.l1_ratio, l2=(1 - self.l1_ratio) / 2)

@@ -17,7 +17,8 @@ class Formula(ABC):
     """The value of a term of the objective, its gradient and its proximal operator."""
 
     elementwise: ClassVar[bool] = False
-    """Whether `penalty` is a sum over entries, so that each rank can do its own; FSDP2 else gathers, FSDP1 refuses."""
+    """Whether `penalty` is a sum over entries, so that each rank computes its part. If not, FSDP2 gathers weights, and
+    FSDP1 is refused."""
 
     keeps_zeros: ClassVar[bool] = False
     """Whether `proximal` keeps zeros and signs, so that constraints may have the same weights."""
@@ -26,14 +27,14 @@ class Formula(ABC):
     """Whether `proximal` needs one factor for all entries of a weight: optimizers such as Adam are then refused."""
 
     mixes_entries: ClassVar[bool] = False
-    """Whether `proximal` mixes entries, as by singular vectors: after the operator of L1 it is not that of the sum."""
+    """Whether `proximal` mixes entries, as by singular vectors. After L1's, it is not the operator of the sum."""
 
     @abstractmethod
     def penalty(self, weights: Sequence[Tensor], *args: Any, **kwargs: Any) -> Tensor:
         r"""Return :math:`\Omega(w)`, the term at strength 1.
 
-        Of a term that is not proportional to the strength, return it over `self.current_strength`, by which it is
-        multiplied afterwards.
+        If the term is not proportional to the strength, return it divided by `self.current_strength`. The result is
+        then multiplied by it.
 
         Define it as `penalty(self, weights)`; with `remember` as `penalty(self, weights, memory)`.
 
@@ -73,7 +74,7 @@ class Formula(ABC):
 
     @property
     def offloads(self) -> bool:
-        """Whether the memory stays on the CPU, and the formulas move what they need of it to the weights' device."""
+        """Whether the memory stays on the CPU, and the formulas move the parts they need to the weights' device."""
         return False
 
     def recalled(self, weights: Sequence[Tensor]) -> tuple[()] | tuple[Memories]:
@@ -100,13 +101,13 @@ class Formula(ABC):
         raise NotImplementedError
 
     def proximal_of(self, weights: list[Tensor]) -> Callable[..., None]:
-        """Return `proximal` for copies of `weights`, from which it cannot find settings of the weights."""
+        """Return `proximal` for copies of `weights`. A copy does not show the settings of its weight."""
         return self.proximal
 
     def vanishing_strengths(self, weights: list[Tensor], step_sizes: Sequence[float | Tensor]) -> list[Tensor]:
         """Return for each weight the least strength at which `proximal` makes its entries, or groups, zero.
 
-        Override it, beside `proximal`, to allow `TargetSparsity`.
+        Override it, beside `proximal`, to allow `TargetSparsity`, and `RegularizationPath` with a number of strengths.
 
         Args:
             weights: Weights of one optimizer, without gradient; DTensors if they are sharded.
@@ -118,6 +119,11 @@ class Formula(ABC):
 
         """
         raise NotImplementedError
+
+    @property
+    def has_vanishing_strengths(self) -> bool:
+        """Whether the class defines `vanishing_strengths`, and they are finite."""
+        return type(self).vanishing_strengths is not Formula.vanishing_strengths
 
     def residual(self, weights: list[Tensor], grads: list[Tensor]) -> Tensor | None:
         """Return the largest distance of any `-grads` from the subdifferential of `penalty`; None if unknown.
@@ -143,7 +149,7 @@ class Formula(ABC):
     def exact_in_any_company(self) -> bool:
         """Whether this operator, applied before one other, gives the operator of the sum: then both may share weights.
 
-        True of the 1-norm alone among those here, before all others but those with `mixes_entries`.
+        Here only the 1-norm does this, before all operators except those with `mixes_entries`.
         """
         return False
 
@@ -173,7 +179,7 @@ def add_autograd_gradient(
 ) -> None:
     """Add `factor` times the gradient of `penalty`, as autograd finds it, to `grads` in place."""
     with torch.enable_grad():
-        # The weights themselves, so that a user's penalty can recognize them; copies if hooks wait for a gradient.
+        # Pass the weights themselves, so that a user's penalty can recognize them; copies if hooks wait for a gradient.
         leaves = [
             weight if weight.requires_grad and not _has_hooks(weight) else weight.detach().requires_grad_()
             for weight in weights

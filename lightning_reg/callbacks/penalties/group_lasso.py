@@ -12,7 +12,7 @@ from lightning_reg.callbacks.penalties.base import Mode, Penalty
 from lightning_reg.functional import group_lasso, group_soft_threshold
 from lightning_reg.functional.penalties.group_lasso import add_group_gradient_
 from lightning_reg.functional.proximal.groups import group_thresholds
-from lightning_reg.functional.proximal.optimality import group_residual
+from lightning_reg.functional.proximal.optimality import group_residual, largest_residual
 from lightning_reg.schedules import Schedule
 from lightning_reg.selection import Select
 
@@ -101,11 +101,12 @@ class GroupLassoPenalty(Penalty):
 
     @override
     def residual(self, weights: list[Tensor], grads: list[Tensor]) -> Tensor:
-        worst = [
-            group_residual([weights[i] for i in own], [grads[i] for i in own], dim=dim)
-            for dim, own in self._by_dim(weights).items()
-        ]
-        return torch.stack([value.to(worst[0].device) for value in worst]).amax()
+        return largest_residual(
+            [
+                group_residual([weights[i] for i in own], [grads[i] for i in own], dim=dim)
+                for dim, own in self._by_dim(weights).items()
+            ]
+        )
 
     def _by_dim(self, weights: Sequence[Tensor]) -> dict[int, list[int]]:
         """Return the positions of the weights whose units lie along one dimension, for each such dimension."""

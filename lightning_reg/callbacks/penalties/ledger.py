@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer import logged, progress, state
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
 from lightning_reg.callbacks.trainer.loggers import log
 from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
+from lightning_reg.callbacks.trainer.timetable import Timetable, factor_at
 from lightning_reg.tensorboard import tags
 
 
@@ -72,8 +73,14 @@ class TermRun:
     """State of one term between the start and the end of `fit`."""
 
     name: str
+    schedule: Timetable | None = field(default=None, kw_only=True)
+    """The user's schedule, with durations in ticks."""
     first_step: bool = field(default=True, kw_only=True)
     ledger: Ledger = field(default_factory=Ledger, kw_only=True)
+
+    def factor(self, tick: int) -> float:
+        """Return the factor on the strength at `tick`."""
+        return factor_at(self.schedule, tick)
 
     def forget(self) -> None:
         """Start the next step again, because the gradients of its batches so far are gone."""
@@ -97,14 +104,14 @@ class Term(DuringFit[TermRunT]):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._run is not None and state.steps_now(trainer):
+        if self._run is not None and progress.steps_now(trainer):
             self._run.first_step = False
             self._run.ledger.log(trainer, pl_module)
             self._run.ledger.clear()
 
     def ledger_if_read(self, trainer: Trainer, run: TermRun) -> Ledger | None:
         """Return the ledger of the first term, which sees the unchanged loss; None if nothing reads the values."""
-        is_read = state.logs_now(trainer, first_step=run.first_step)
+        is_read = logged.logs_now(trainer, first_step=run.first_step)
         return first.ledger if is_read and (first := terms(trainer)[0].run) else None
 
 

@@ -8,9 +8,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_reg.callbacks.penalties.run import Run
-from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer import progress, state
 from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
-from lightning_reg.functional.tensors.shards import as_placed
+from lightning_reg.functional.proximal.optimality import largest_residual
+from lightning_reg.functional.tensors.shards import dense_gradient
 
 
 class Member(Protocol):
@@ -36,7 +37,7 @@ def residuals(
     A collective call where weights are sharded.
     """
     found: dict[str, Tensor] = {}
-    tick, scale = state.tick(trainer, pl_module), state.gradient_scale(trainer, optimizer)
+    tick, scale = progress.tick(trainer, pl_module), state.gradient_scale(trainer, optimizer)
     for penalty in penalties:
         run = penalty.run
         # A penalty with a target share of zeros finds its strength after the step.
@@ -49,15 +50,15 @@ def residuals(
         each = [penalty.residual([w], [_gradient(w, strength, scale)]) for w in run.targets.of([optimizer])]
         values = [value for value in each if value is not None]
         if values:
-            worst = torch.stack([value.to(values[0].device) for value in values]).amax()
+            worst = largest_residual(values)
             found[run.name] = state.largest_over_ranks(trainer, worst) if run.are_sharded else worst
     return found
 
 
 def _gradient(weight: Tensor, strength: float, scale: Tensor | None) -> Tensor:
     """Return the gradient of the data loss over `strength`, in float32 at least."""
-    if weight.grad is None:
+    grad = dense_gradient(weight)
+    if grad is None:
         return torch.zeros_like(weight)
-    grad = as_placed(weight.grad.to_dense() if weight.grad.is_sparse else weight.grad, weight)
     wide = grad.to(torch.promote_types(grad.dtype, torch.float32)) / strength
     return wide if scale is None else wide / scale

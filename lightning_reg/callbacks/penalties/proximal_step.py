@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_reg.callbacks.trainer.step_hooks import step_happens
 from lightning_reg.functional.proximal.step_size import find_rule
 from lightning_reg.functional.tensors.chunks import NumberOrTensor, in_memory_order
 from lightning_reg.functional.tensors.shards import local_part, local_parts
@@ -50,11 +51,9 @@ def shrink(
         elementwise: Whether `proximal` works on flat parts of weights; else it gets them as the optimizer holds them.
 
     """
-    # Fused optimizers check themselves, inside `step`, whether gradients are finite. So only the device knows whether
-    # this step was skipped.
-    found_inf = getattr(optimizer, "found_inf", None)
-    if found_inf is not None:
-        strength = strength * (found_inf == 0)
+    happens = step_happens(optimizer)
+    if happens is not None:
+        strength = strength * happens
     for parts, factors, *memory in with_step_sizes(optimizer, weights, strength, recall, elementwise=elementwise):
         proximal(parts, factors, *memory)
 
@@ -100,7 +99,7 @@ def with_step_sizes(
 def _cut(
     weights: Sequence[Tensor], states: Sequence[Mapping[str, Any]], *, split: bool
 ) -> Iterator[tuple[list[Tensor], list[Mapping[str, Any]]]]:
-    """Yield weights with the local parts of their states, in lists of about `_ENTRIES` entries.
+    """Yield weights with the local parts of their states, in lists of about `_CPU_ENTRIES` or `_GPU_ENTRIES` entries.
 
     If `split`, they are flat parts of this rank's shards; else unchanged weights, in the same lists on all ranks.
     """

@@ -41,7 +41,7 @@ class Quota:
 
 
 @torch.no_grad()
-def strength_for(  # noqa: PLR0913  # what is wanted, and of what
+def strength_for(  # noqa: PLR0913  # the goal, and the weights
     quota: Quota,
     tick: int,
     least: float,
@@ -98,7 +98,7 @@ def _as_strengths(bits: Tensor, is_wanted: Tensor) -> Tensor:
 
 
 class _Sample:
-    """The strengths at which units vanish, by layer, or all in one: bits of floats >= 0, in the order of integers.
+    """The strengths at which units vanish, by layer or together, as the bits of floats >= 0: these sort like integers.
 
     Args:
         weights: The weights.

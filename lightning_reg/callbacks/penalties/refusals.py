@@ -16,7 +16,6 @@ from lightning_reg.callbacks.trainer.packages import (
 from lightning_reg.callbacks.trainer.refusals import refuse_two_versions
 from lightning_reg.functional.proximal.step_size import find_rule, known_optimizers
 from lightning_reg.functional.tensors.shards import has_dtensors
-from lightning_reg.functional.tensors.weights import check_fits
 from lightning_reg.selection import Weight
 
 
@@ -35,13 +34,6 @@ def refuse_mode(trainer: Trainer, pl_module: LightningModule, name: str, mode: s
         raise MisconfigurationException(msg)
 
 
-def refuse_memory(trainer: Trainer, name: str) -> None:
-    """Raise if weights are flat shards, which cannot be saved by name."""
-    if state.has_flat_shards(trainer):
-        msg = f"{name}, which remembers weights, does not work with FSDP1. Use FSDP2 (ModelParallelStrategy)."
-        raise MisconfigurationException(msg)
-
-
 def refuse_missing_operator(name: str) -> None:
     """Raise for a penalty without a proximal operator."""
     msg = (
@@ -52,7 +44,7 @@ def refuse_missing_operator(name: str) -> None:
 
 
 def refuse_optimizers(trainer: Trainer, name: str, mode: str, need_one_size: Sequence[Optimizer] = ()) -> None:
-    """Raise if an optimizer would not minimise the penalty; of some, that is so unless a weight has one step size."""
+    """Raise if an optimizer would not minimise the penalty; `need_one_size` need one step size for each weight."""
     if mode == "proximal":
         _refuse_unknown_step_sizes(trainer, name)
         _refuse_varied_step_sizes(need_one_size, name)
@@ -105,11 +97,6 @@ def refuse_directions(weights: Iterable[Weight], name: str) -> None:
                 f" `select=Select(exclude={weight.name!r})`; its length is a weight by itself."
             )
             raise ValueError(msg)
-
-
-def refuse_large_strength(name: str, strength: float, weights: Sequence[Tensor]) -> None:
-    """Raise if `strength` is infinite in the precision of the weights, so that the term of a zero weight is NaN."""
-    check_fits(f"{name}.strength", strength, weights)
 
 
 def refuse_shared_weights(weights: Mapping[str, Sequence[Tensor]]) -> None:

@@ -7,14 +7,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_reg import _checks
 from lightning_reg.callbacks.penalties.ledger import TermRun
 from lightning_reg.callbacks.penalties.quota import Quota
 from lightning_reg.callbacks.penalties.rounding import RoundedAway
 from lightning_reg.callbacks.penalties.targets import Targets
-from lightning_reg.callbacks.trainer.plan import Plan, describe
+from lightning_reg.callbacks.trainer.plan import Plan, plan_of
 from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
-from lightning_reg.callbacks.trainer.timetable import Timetable
 from lightning_reg.callbacks.trainer.unseen_steps import UnseenSteps
 from lightning_reg.selection.weights import Selection
 
@@ -35,8 +33,6 @@ class Run(TermRun):
     are_sharded: bool
     """Whether the optimizers hold parts of weights, as FSDP leaves them on each rank."""
     unseen: UnseenSteps
-    schedule: Timetable | None = None
-    """The user's schedule, with durations in ticks."""
     told: str = ""
     """The planned strengths, if another callback sets the strength. The plan shows this text instead of a number."""
     strength: float = 0.0
@@ -71,10 +67,6 @@ class Run(TermRun):
         self.share = self.pending = 0.0
         return share
 
-    def factor(self, tick: int) -> float:
-        """Return the factor on the strength at `tick`."""
-        return 1.0 if self.schedule is None else _checks.non_negative(f"schedule({tick})", self.schedule(tick))
-
     def strength_at(self, strength: float, tick: int) -> float:
         """Return `strength` times the factor at `tick`, and store it for the formulas."""
         self.strength = strength * self.factor(tick)
@@ -86,13 +78,4 @@ class Run(TermRun):
 
     def plan(self, settings: str, action: str, optimizers: Sequence[Optimizer]) -> Plan:
         """Return what happens to each weight: `action` if it is chosen."""
-        trained = set(self.targets.of(optimizers))
-        return Plan(
-            settings,
-            shapes={weight.name: describe(weight) for weight in self.selection.weights},
-            actions={
-                weight.name: action if weight.parameter in trained else f"{action} (not trained at the moment)"
-                for weight in self.selection.chosen
-            },
-            left_out=self.selection.left_out,
-        )
+        return plan_of(settings, self.selection, set(self.targets.of(optimizers)), lambda _: action)

@@ -10,13 +10,13 @@ from typing_extensions import override
 
 from lightning_reg import _checks
 from lightning_reg.callbacks.penalties.base import Penalty
-from lightning_reg.callbacks.penalties.formula import Formula
 from lightning_reg.callbacks.penalties.quota import Quota
-from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer import logged, progress, state
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
 from lightning_reg.callbacks.trainer.loggers import log
-from lightning_reg.callbacks.trainer.packages import LightningModule, MisconfigurationException, Trainer
-from lightning_reg.callbacks.trainer.timetable import Timetable
+from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
+from lightning_reg.callbacks.trainer.refusals import refuse_flat_shards
+from lightning_reg.callbacks.trainer.timetable import Timetable, factor_at
 from lightning_reg.functional.penalties.counts import zero_share
 from lightning_reg.schedules import Cosine, Schedule
 from lightning_reg.schedules.base import check_schedule
@@ -31,13 +31,12 @@ class Aim:
 
     tag: str
     target: float
-    factor: Callable[[int], float] | None = None
-    """The schedule, with durations in steps."""
+    schedule: Callable[[int], float] | None = None
+    """The user's schedule, with durations in ticks."""
 
     def at(self, tick: int) -> float:
         """Return the wanted share at `tick`."""
-        factor = 1.0 if self.factor is None else self.factor(tick)
-        return self.target * _checks.in_range(f"schedule({tick})", factor, 0, 1)
+        return self.target * factor_at(self.schedule, tick, is_share=True)
 
 
 @final
@@ -105,17 +104,14 @@ class TargetSparsity(DuringFit[Aim]):
                 " Give the schedule to TargetSparsity."
             )
             raise ValueError(msg)
-        if type(penalty).vanishing_strengths is Formula.vanishing_strengths or getattr(penalty, "l1_ratio", 1.0) == 0:
+        if not penalty.has_vanishing_strengths:
             msg = (
                 "`penalty` must make zeros and define the strengths at which they appear (`vanishing_strengths`),"
                 f" got {penalty!r}. Use L1Penalty, ElasticNetPenalty with l1_ratio > 0, or GroupLassoPenalty."
             )
             raise ValueError(msg)
         self.penalty = penalty
-        self.target = _checks.in_range("target", target, 0, 1)
-        if self.target in (0, 1):
-            msg = f"`target` must be in (0, 1), without 0 and 1, got {target}."
-            raise ValueError(msg)
+        self.target = _checks.between("target", target, 0, 1)
         self.scope: Scope = scope
         _checks.one_of("scope", scope, get_args(Scope))
         self.floor = _checks.in_range("floor", floor, 0, 1)
@@ -134,9 +130,7 @@ class TargetSparsity(DuringFit[Aim]):
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
-        if state.has_flat_shards(trainer):
-            msg = "TargetSparsity does not work with FSDP1. Use FSDP2 (ModelParallelStrategy)."
-            raise MisconfigurationException(msg)
+        refuse_flat_shards(trainer, "TargetSparsity")
         state.insert_callback(trainer, self.penalty, after=self)
 
     @override
@@ -149,7 +143,7 @@ class TargetSparsity(DuringFit[Aim]):
         super().on_train_start(trainer, pl_module)
         if self._run is None:  # a tuner trains for a moment before `on_fit_start`
             return
-        self._run.factor = Timetable(self.schedule or Cosine(0.0, 1.0, 0.5), trainer, pl_module)
+        self._run.schedule = Timetable(self.schedule or Cosine(0.0, 1.0, 0.5), trainer, pl_module)
         self.penalty.aim_at(Quota(self._run.at, self.scope == "layer", self.floor))
 
     @override
@@ -157,16 +151,16 @@ class TargetSparsity(DuringFit[Aim]):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         aim, run = self._run, self.penalty.run
-        if aim is None or run is None or not state.steps_now(trainer):
+        if aim is None or run is None or not progress.steps_now(trainer):
             return
-        if not state.logs_now(trainer, first_step=trainer.global_step <= 1):
+        if not logged.logs_now(trainer, first_step=trainer.global_step <= 1):
             return
         weights = run.targets.of(trainer.optimizers)
         if weights:
             dims = self.penalty.unit_dims(weights)
             values = {
                 "strength": self.penalty.strength if run.needed is None else _largest(run.needed),
-                "target": aim.at(max(state.tick(trainer, pl_module) - 1, 0)),
+                "target": aim.at(max(progress.tick(trainer, pl_module) - 1, 0)),
                 "reached": zero_share(weights, 0.0, None if dims is None else list(dims.values())),
             }
             log(trainer, pl_module, {f"{aim.tag}/{name}": value for name, value in values.items()})

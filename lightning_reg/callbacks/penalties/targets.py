@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_reg.callbacks.trainer.held_weights import HeldWeights
-from lightning_reg.functional.tensors.shards import as_placed, has_dtensors
+from lightning_reg.functional.tensors.shards import dense_gradient
 from lightning_reg.selection.weights import Selection
 
 
@@ -31,10 +31,10 @@ class Targets:
             self._found[key] = (members, targets)
         return [parameter for parameter in targets if parameter.requires_grad]
 
-    def settings(self, optimizers: Sequence[Optimizer], name: str) -> list[float]:
-        """Return the value of one setting in every parameter group that holds a target; 0 where it has none."""
+    def weight_decays(self, optimizers: Sequence[Optimizer]) -> list[float]:
+        """Return the `weight_decay` of every parameter group that holds a target; 0 where it has none."""
         return [
-            float(group.get(name) or 0)
+            float(group.get("weight_decay") or 0)
             for optimizer in optimizers
             for group in optimizer.param_groups
             if not set(self._chosen).isdisjoint(group["params"])
@@ -48,13 +48,10 @@ def gradients(weights: list[Tensor]) -> list[Tensor]:
     """
     grads = []
     for weight in weights:
-        grad = weight.grad
-        if grad is None or grad.is_sparse:
-            grad = weight.grad = torch.zeros_like(weight) if grad is None else grad.to_dense()
-        grads.append(grad)
-    if has_dtensors(grads):
-        for index, weight in enumerate(weights):
-            grads[index] = weight.grad = as_placed(grads[index], weight)
+        grad = dense_gradient(weight)
+        grads.append(torch.zeros_like(weight) if grad is None else grad)
+        if grads[-1] is not weight.grad:
+            weight.grad = grads[-1]
     return grads
 
 
@@ -64,7 +61,7 @@ def add_scaled(
     factor: float,
     scale: Tensor | None,
 ) -> None:
-    """Add `factor` times a gradient to the gradients of `weights`, which still carry the factor `scale` if not None."""
+    """Add `factor` times a gradient to the gradients of `weights`, which still contain the factor `scale` if given."""
     if scale is None:
         add_gradient(gradients(weights), weights, factor)
         return

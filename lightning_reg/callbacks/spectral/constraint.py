@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from typing import Literal, final, get_args
 
 import torch
@@ -56,6 +55,8 @@ _SHARES = 0.9925, 0.995, 0.9975, 1.0
 _MISSED, _GAINS = 2e-3, 4
 # If a round raises a norm by more than this share, more rounds follow, at most this many.
 _SETTLED, _MORE_STEPS = 5e-3, 4
+# A weight of a checkpoint counts as changed if its norm exceeds the bound by a larger share.
+_MOVED = 1e-3
 # The number of clipping steps from a random start.
 _START_STEPS = 3
 # Above this multiple of the bound, float32 rounding errors would show in the result.
@@ -77,6 +78,8 @@ class Projection:
         self._bound, self._clips = norm_bound, clips
         self._norms = WeightNorms()
         self._weights: dict[Tensor, Weight] = {}
+        self._stepping: dict[Optimizer, list[Weight]] = {}
+        """The weights with gradients, by the optimizers that are updating them."""
         self._bases: dict[str, Tensor] = {}
         """The bases from which clipping continues, by weight name."""
         self._rooms = Rooms()
@@ -84,14 +87,13 @@ class Projection:
 
     @torch.no_grad()
     def start(self, weights: Iterable[Weight], saved: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Project `weights`; weights in `saved` are already within the bound."""
-        new = []
-        for weight in weights:
-            self._weights[weight.parameter] = weight
-            known = saved.get(weight.name)
-            if not isinstance(known, Mapping):
-                new.append(weight)
-                continue
+        """Project `weights`, except the ones in `saved`, unless the user has moved them out of the bound since."""
+        weights = list(weights)
+        self._weights |= {weight.parameter: weight for weight in weights}
+        inside = self._still_inside([weight for weight in weights if isinstance(saved.get(weight.name), Mapping)])
+        new = [weight for weight in weights if weight not in inside]
+        for weight in inside:
+            known = saved[weight.name]
             self._norms.followed.load({weight.name: known})
             bases = known.get("bases")
             if isinstance(bases, Tensor) and bool(bases.isfinite().all()):
@@ -116,16 +118,17 @@ class Projection:
         }
 
     def before_step(self, optimizer: Optimizer) -> None:
-        """Do nothing: a projection does not change gradients."""
+        """Note the weights that `optimizer` will move; some optimizers drop the gradients within their step."""
+        held = (tensor for group in optimizer.param_groups for tensor in group["params"] if tensor.grad is not None)
+        self._stepping[optimizer] = [self._weights[tensor] for tensor in held if tensor in self._weights]
 
     def before_backward(self) -> None:
         """Do nothing: a projection does not change gradients."""
 
     @torch.no_grad()
-    def after_step(self, optimizer: Optimizer, moved: AbstractSet[Tensor]) -> None:
+    def after_step(self, optimizer: Optimizer) -> None:
         """Project the weights that the step of `optimizer` moved above the bound."""
-        held = (tensor for group in optimizer.param_groups for tensor in group["params"] if tensor in moved)
-        weights = [self._weights[tensor] for tensor in held if tensor in self._weights]
+        weights = self._stepping.pop(optimizer, [])
         clipped = [weight for weight in weights if self._is_clipped(weight)]
         self._clip(clipped)
         self._rescale([weight for weight in weights if not self._is_clipped(weight)])
@@ -133,15 +136,27 @@ class Projection:
     def stop(self) -> None:
         """Do nothing: the weights are within the bound after each step."""
 
+    def _still_inside(self, weights: Sequence[Weight]) -> list[Weight]:
+        """Return the weights of which no norm is certainly above the bound."""
+        norms = WeightNorms().advance(weights)  # from below
+        limits = [self._bound * (1 + _MOVED + 2 * torch.finfo(weight.parameter.dtype).eps) for weight in weights]
+        return [
+            weight
+            for weight, norm, limit in zip(weights, norms, limits, strict=True)
+            if not bool((norm.sigma > limit).any())
+        ]
+
     def _is_clipped(self, weight: Weight) -> bool:
         return self._clips and is_matrix(weight) and mask_of(weight) is None
 
     def _clip(self, weights: Sequence[Weight]) -> None:
         """Clip singular values above the bound: all in small matrices, the followed ones in large matrices."""
-        alike: dict[tuple[torch.Size, bool, torch.dtype, torch.device], list[Weight]] = defaultdict(list)
+        alike: dict[tuple[object, ...], list[Weight]] = defaultdict(list)
         for weight in weights:
-            alike[weight.shape, weight.is_stack, weight.parameter.dtype, weight.parameter.device].append(weight)
-        for (shape, _, _, device), members in alike.items():
+            layout = weight.shape, weight.dims, weight.is_stack
+            alike[*layout, weight.parameter.dtype, weight.parameter.device].append(weight)
+        for members in alike.values():
+            shape, device = members[0].shape, members[0].parameter.device
             count = max(1, _STACK_ENTRIES // max(1, shape.numel())) if not has_dtensors([members[0].parameter]) else 1
             is_checked = _short_side(members[0]) <= _SHORT_SIDE and device.type == "cpu"
             clip = self._clip_checked if is_checked else self._clip_followed

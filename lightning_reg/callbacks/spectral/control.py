@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -16,7 +16,7 @@ from lightning_reg.callbacks.spectral.weights import weights_of_layers
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.guarded_steps import ActsInSteps, Guard
 from lightning_reg.callbacks.trainer.packages import LightningModule, MisconfigurationException, Trainer
-from lightning_reg.callbacks.trainer.plan import Plan, describe, publish
+from lightning_reg.callbacks.trainer.plan import Plan, plan_of, publish
 from lightning_reg.callbacks.trainer.refusals import (
     refuse_hidden_weights,
     refuse_strategy,
@@ -41,8 +41,8 @@ class Engine(Protocol):
     def before_step(self, optimizer: Optimizer) -> None:
         """Act when the gradients of `optimizer` are complete."""
 
-    def after_step(self, optimizer: Optimizer, moved: AbstractSet[Tensor]) -> None:
-        """Act when `optimizer` has made an update of `moved`."""
+    def after_step(self, optimizer: Optimizer) -> None:
+        """Act when `optimizer` has made an update."""
 
     def before_backward(self) -> None:
         """Act when a backward pass is about to add to gradients."""
@@ -62,37 +62,29 @@ class Run:
     engine: Engine
     steps: AroundSteps
     guard: Guard
-    waiting: list[Weight]
+    waiting: set[Weight]
     """The weights that have not been trained so far."""
 
     def plan(self, settings: str, action: Callable[[Weight], str], optimizers: Sequence[Optimizer]) -> Plan:
         """Return what happens to each weight."""
-        held = self.guard.held.of(optimizers)
-        return Plan(
-            settings,
-            shapes={weight.name: describe(weight) for weight in self.selection.weights},
-            actions={
-                weight.name: action(weight) + ("" if _is_trained(weight, held) else " (not trained at the moment)")
-                for weight in self.selection.chosen
-            },
-            left_out=self.selection.left_out,
-        )
+        trained = {weight.parameter for weight in self.guard.trained(optimizers)}
+        return plan_of(settings, self.selection, trained, action)
 
     def take_over(self, saved: State, optimizers: Sequence[Optimizer]) -> None:
-        """Take weights under control that are now trained for the first time."""
-        held = self.guard.held.of(optimizers)
-        trained = [weight for weight in self.waiting if _is_trained(weight, held)]
+        """Take weights of `optimizers` under control that are now trained for the first time."""
+        if not self.waiting:
+            return
+        trained = [weight for weight in self.guard.trained(optimizers) if weight in self.waiting]
         if trained:
-            self.waiting = [weight for weight in self.waiting if not _is_trained(weight, held)]
+            self.waiting -= set(trained)
             self.engine.start(trained, saved)
-
-
-def _is_trained(weight: Weight, held: AbstractSet[Tensor]) -> bool:
-    return weight.parameter.requires_grad and weight.parameter in held
 
 
 class SpectralControl(ActsInSteps[Run], ABC):
     """Lets an `Engine` act on the chosen weights, around each optimizer step."""
+
+    changes_before_steps: ClassVar[bool] = False
+    """Whether the engine changes weights right before steps, and not only after them."""
 
     def __init__(self, norm_bound: float, select: str | Sequence[str] | Select | None) -> None:
         super().__init__()
@@ -113,9 +105,6 @@ class SpectralControl(ActsInSteps[Run], ABC):
     @abstractmethod
     def change(self, weight: Weight) -> Change:
         """Return how a weight is changed after each step."""
-
-    def refuse_early_change(self, optimizer: Optimizer) -> None:
-        """Raise if it does not work with an optimizer that changes weights before it calls the closure."""
 
     @property
     @abstractmethod
@@ -143,23 +132,22 @@ class SpectralControl(ActsInSteps[Run], ABC):
         # Not later: FSDP2 replaces parameters once a forward pass has run, and the sanity check runs one.
         selection = weights_of_layers(select_weights(named_weights(pl_module), as_select(self.select)), self.select)
         run = self._run_on(selection)
-        held = run.guard.held.of(trainer.optimizers)
-        trained = [weight for weight in selection.chosen if weight.parameter in held]
-        refuse_weights(trained, type(self).__name__)
-        check_fits("norm_bound", self.norm_bound, [weight.parameter for weight in trained])
+        held = run.guard.held_by(trainer.optimizers)
+        refuse_weights(held, type(self).__name__)
+        check_fits("norm_bound", self.norm_bound, [weight.parameter for weight in held])
         return run
 
     @override
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Not in `on_fit_start`: some strategies load the checkpoint after it, and callbacks freeze weights there.
-        self._take_over(trainer)
+        self._take_over(trainer.optimizers)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         if self._run is None:  # a tuner trains for a moment before `on_fit_start`
             return
-        self._take_over(trainer)
+        self._take_over(trainer.optimizers)
         controls = _controls(trainer)
         _refuse_shared(controls)
         _refuse_proximal(trainer, self)
@@ -172,7 +160,7 @@ class SpectralControl(ActsInSteps[Run], ABC):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._take_over(trainer)
+        self._take_over(trainer.optimizers)
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
     @override
@@ -207,7 +195,7 @@ class SpectralControl(ActsInSteps[Run], ABC):
 
     def chosen(self) -> dict[Tensor, str]:
         """Return the weights under control in the fit that is running, with their names."""
-        return {} if self._run is None else {weight.parameter: weight.name for weight in self._run.selection.chosen}
+        return {} if self._run is None else self._run.selection.names
 
     @override
     def changes(self) -> dict[Tensor, Change]:
@@ -219,18 +207,21 @@ class SpectralControl(ActsInSteps[Run], ABC):
 
         def after_step(optimizer: Optimizer, moved: AbstractSet[Tensor]) -> None:
             guard.unseen.see(optimizer, moved)
-            engine.after_step(optimizer, moved)
+            # Users may unfreeze weights after the batch has begun, and freeze them again before the next one.
+            self._take_over([optimizer])
+            engine.after_step(optimizer)
 
-        steps = AroundSteps(after_step, engine.before_step, refuse=self.refuse_early_change)
-        return Run(selection, engine, steps, guard, list(selection.chosen))
+        name = type(self).__name__ if self.changes_before_steps else None
+        steps = AroundSteps(after_step, engine.before_step, name=name)
+        return Run(selection, engine, steps, guard, set(selection.chosen))
 
     def _state_of(self, run: Run) -> dict[str, Any]:
         return {"settings": self.settings, "weights": run.engine.state()}
 
-    def _take_over(self, trainer: Trainer) -> None:
+    def _take_over(self, optimizers: Sequence[Optimizer]) -> None:
         if self._run is not None:
             is_fit = self._saved.get("settings") == self.settings
-            self._run.take_over(self._saved.get("weights", {}) if is_fit else {}, trainer.optimizers)
+            self._run.take_over(self._saved.get("weights", {}) if is_fit else {}, optimizers)
 
 
 def _controls(trainer: Trainer) -> list[SpectralControl]:

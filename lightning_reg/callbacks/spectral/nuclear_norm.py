@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from lightning_reg.callbacks.spectral.matrix_penalty import MatrixPenalty
 from lightning_reg.callbacks.trainer.packages import MisconfigurationException
+from lightning_reg.functional.proximal.optimality import largest_residual
 from lightning_reg.functional.spectral.nuclear import nuclear_norm, nuclear_residual, soften_singular_values_
 
 
@@ -80,8 +81,5 @@ class NuclearNormPenalty(MatrixPenalty):
 
     @override
     def residual(self, weights: list[Tensor], grads: list[Tensor]) -> Tensor:
-        found = [
-            nuclear_residual(weight, grad, dim)
-            for weight, grad, dim in zip(weights, grads, self.dims_of(weights), strict=True)
-        ]
-        return torch.stack([value.to(found[0].device) for value in found]).amax()
+        dims = self.dims_of(weights)
+        return largest_residual([nuclear_residual(*each) for each in zip(weights, grads, dims, strict=True)])

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, final, get_args
+from typing import Any, final, get_args
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from typing_extensions import override
 from lightning_reg import _checks
 from lightning_reg.callbacks.penalties.base import Mode, Penalty
 from lightning_reg.callbacks.penalties.run import Run
-from lightning_reg.callbacks.spectral.weights import WeightNorms, add_gradient, layer_of
+from lightning_reg.callbacks.spectral.weights import Norm, WeightNorms, add_gradient, layer_of
 from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
 from lightning_reg.callbacks.trainer.refusals import refuse_weights
 from lightning_reg.functional.spectral.followed import FollowedNorm
@@ -22,7 +22,6 @@ from lightning_reg.functional.tensors.shards import whole
 from lightning_reg.schedules import Schedule
 from lightning_reg.selection import Select, Weight
 
-Norm = Literal["operator", "matrix"]
 # If many singular values are nearly as large, a norm may be accurate before its gradient is: the error of the vectors
 # is about the root of the gain of the last round. Then more rounds follow.
 _SETTLED, _MORE_ROUNDS = 1e-6, 12
@@ -66,7 +65,7 @@ class SpectralNormPenalty(Penalty):
             coefficient :math:`\lambda'` pass a strength of :math:`\lambda' / 2`.
         select: Which weights, see `Penalty`. Stacked experts (experts x out x in, in a module that is not a layer of
             torch) are one matrix each, and have a term each.
-        norm: Of convolutions: `"operator"` is the norm of the map between images of any size, the least upper bound
+        norm: For convolutions, `"operator"` is the norm of the map between images of any size, the least upper bound
             with zero padding; `"matrix"` is the norm of the kernel reshaped to a matrix.
         mode: `"loss"` or `"grad"`, see `Penalty`.
         schedule: Factor on the strength over the optimizer steps, see `Penalty`.
@@ -114,7 +113,7 @@ class SpectralNormPenalty(Penalty):
     def value(self, weights: list[Tensor]) -> Tensor:
         known, found = self._norms_run.known, self._norms_run.norms_of(weights)
         norms = [value_at(layer_of(known[weight]), norm) for weight, norm in zip(weights, found, strict=True)]
-        # Of a stack of matrices there is a norm for each.
+        # A stack has one norm for each of its matrices.
         return torch.cat([norm.reshape(-1).to(norms[0].device) for norm in norms]).square().sum()
 
     @override
@@ -161,7 +160,7 @@ class SpectralNormPenalty(Penalty):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        # After `fit`, what was at its end: the trainer may save a checkpoint then.
+        # After `fit`, the state at its end: the trainer may still save a checkpoint.
         return self._saved if self._run is None else self._state_of(self._norms_run)
 
     @override

@@ -2,16 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from lightning_reg.functional.spectral.followed import ROUNDS, FollowedNorm, FollowedNorms, kernels_of
 from lightning_reg.functional.spectral.followed_gradient import add_gradient_, gradient_of
-from lightning_reg.functional.spectral.layers import Layer
+from lightning_reg.functional.spectral.layers import Layer, strongest_user
 from lightning_reg.functional.tensors.shards import has_dtensors, local_part, local_slice, whole
 from lightning_reg.selection.select import Selector, as_select
 from lightning_reg.selection.weights import Selection, Weight
+
+Norm = Literal["operator", "matrix"]
+"""The norm of a convolution: of the map between images, or of the kernel reshaped to a matrix."""
 
 
 def weights_of_layers(selection: Selection, select: Selector) -> Selection:
@@ -42,12 +46,12 @@ def layer_of(weight: Weight) -> Layer:
     """
     tensor, mask = whole(weight.parameter), mask_of(weight)
     effective = tensor if mask is None else tensor * mask
-    return Layer(weight.name, effective, weight.modules[0], weight.dims, weight.is_stack)
+    return Layer(weight.name, effective, strongest_user(weight.modules), weight.dims, weight.is_stack)
 
 
 def is_matrix(weight: Weight) -> bool:
     """Tell whether a weight acts as a matrix; otherwise it acts as a convolution."""
-    return Layer(weight.name, weight.parameter, weight.modules[0]).convolution() is None
+    return Layer(weight.name, weight.parameter, strongest_user(weight.modules)).convolution() is None
 
 
 def local(weight: Weight) -> Tensor:
@@ -56,12 +60,12 @@ def local(weight: Weight) -> Tensor:
 
 
 def of_entries(value: Tensor, weight: Weight) -> Tensor:
-    """Return what there is one of for a weight, or for each matrix of a stack, as it broadcasts to this rank's part."""
+    """Return a weight's number, or one for each matrix of a stack, in a shape that broadcasts to this rank's part."""
     return value if not value.ndim else local_slice(value[:, None, None].expand(weight.shape), weight.parameter)
 
 
 def subject(weight: Weight) -> str:
-    """Return what of a weight is controlled, for the plan: "" for the weight itself."""
+    """Return the words of the plan for the matrices of a stack; "" for any other weight."""
     return f"each of {weight.shape[0]} matrices " if weight.is_stack else ""
 
 
@@ -113,4 +117,4 @@ class WeightNorms:
 def outline_of(weight: Weight) -> Layer:
     """Return the layer without its values, for decisions by its shape alone."""
     outline = torch.empty(weight.shape, dtype=weight.parameter.dtype, device="meta")
-    return Layer(weight.name, outline, weight.modules[0], weight.dims, weight.is_stack)
+    return Layer(weight.name, outline, strongest_user(weight.modules), weight.dims, weight.is_stack)

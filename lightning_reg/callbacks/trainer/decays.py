@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer import progress, state
 from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
 from lightning_reg.callbacks.trainer.plan import Plan, describe, publish
 from lightning_reg.selection import Weight, named_weights
@@ -27,7 +27,7 @@ def show_decays(trainer: Trainer, pl_module: LightningModule, others: Sequence[M
 
     """
     weights = named_weights(pl_module, state.original_shapes(trainer))
-    steps = state.steps_in_epoch(trainer, pl_module)
+    steps = progress.steps_in_epoch(trainer, pl_module)
     by_optimizers = dict(_by_optimizers(trainer.optimizers, steps))
     actions, left_out = {}, {}
     for weight in weights:

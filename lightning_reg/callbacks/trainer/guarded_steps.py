@@ -1,5 +1,6 @@
 """The base of callbacks that act inside optimizer steps: they follow the optimizers, and report missed steps."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
@@ -13,7 +14,7 @@ from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
 from lightning_reg.callbacks.trainer.refusals import refuse_two_versions
 from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
 from lightning_reg.callbacks.trainer.unseen_steps import UnseenSteps
-from lightning_reg.selection import Selection
+from lightning_reg.selection import Selection, Weight
 
 
 class Guard:
@@ -27,24 +28,32 @@ class Guard:
     """
 
     def __init__(self, selection: Selection, name: str, treatment: str) -> None:
-        self._chosen = [weight.parameter for weight in selection.chosen]
+        self._chosen = selection.chosen
         self.held = HeldWeights((weight.parameter for weight in selection.weights), f"{treatment} by {name}")
         self.unseen = UnseenSteps(name)
 
     def of(self, optimizer: Optimizer) -> list[Tensor]:
         """Return the chosen weights that `optimizer` holds."""
-        held = self.held.of([optimizer])
-        return [weight for weight in self._chosen if weight in held]
+        return [weight.parameter for weight in self.held_by([optimizer])]
+
+    def held_by(self, optimizers: Sequence[Optimizer]) -> list[Weight]:
+        """Return the chosen weights that `optimizers` hold, frozen or not."""
+        held = self.held.of(optimizers)
+        return [weight for weight in self._chosen if weight.parameter in held]
+
+    def trained(self, optimizers: Sequence[Optimizer]) -> list[Weight]:
+        """Return the chosen weights that `optimizers` hold and that are not frozen."""
+        return [weight for weight in self.held_by(optimizers) if weight.parameter.requires_grad]
 
 
 class Guarded(Protocol):
-    """A run that has a guard, and acts around steps."""
+    """A run that has a guard, and acts around steps once it follows optimizers."""
 
     guard: Guard
 
     @property
     def steps(self) -> AroundSteps | None:
-        """The hooks around the steps, once it follows optimizers."""
+        """Its hooks."""
 
 
 GuardedT = TypeVar("GuardedT", bound=Guarded)
@@ -69,9 +78,9 @@ class ActsInSteps(DuringFit[GuardedT]):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._run is None:
             return
+        guard, optimizers = self._run.guard, trainer.optimizers
         if self._run.steps is not None:
             self._run.steps.rest()
-        guard, optimizers = self._run.guard, trainer.optimizers
         guard.held.of(optimizers)  # warns of parameters that have joined
         if guard.unseen.meets(optimizers):
             self._refuse_optimizers(trainer)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer import logged, state
 from lightning_reg.callbacks.trainer.packages import LightningModule, Logger, Trainer, get_filesystem, is_a
 from lightning_reg.tensorboard import events, tags
 
@@ -66,7 +66,7 @@ def save(folder: str, name: str, content: bytes) -> None:
 
 def prefixed(logger: Logger, tag: str) -> str:
     """Return `tag` with the logger's prefix in front, as the logger writes it."""
-    prefix = state.log_prefix(logger)
+    prefix = logged.log_prefix(logger)
     return f"{prefix}{getattr(logger, 'LOGGER_JOIN_CHAR', '_')}{tag}" if prefix else tag
 
 
@@ -151,12 +151,12 @@ def log_for_callbacks(
     kept.update(zip(numbers, torch.tensor([*numbers.values()], dtype=dtype, device=pl_module.device), strict=True))
 
 
-def names_a_value(trainer: Trainer, tags: Iterable[str]) -> bool:
-    """Tell whether a callback or scheduler uses one of `tags`, as `monitor` or in a file name."""
+def names_a_value(trainer: Trainer, prefixes: Iterable[str]) -> bool:
+    """Tell whether a callback or scheduler uses a tag with one of `prefixes`, as `monitor` or in a file name."""
     settings = [value for callback in state.callbacks_of(trainer, object) for value in vars(callback).values()]
     names = [value for value in settings if isinstance(value, str)]
     names += [str(config.monitor) for config in trainer.lr_scheduler_configs]
-    return any(tag in name for tag in tags for name in names)
+    return any(prefix in name for prefix in prefixes for name in names)
 
 
 def log(
@@ -171,8 +171,8 @@ def log(
     metric to one number per layer.
     """
     log_for_callbacks(pl_module, values)
-    if state.writes_now(trainer):
+    if logged.writes_now(trainer):
         numbers = {tag: float(value) for tag, value in values.items()}
-        write_scalars(trainer, numbers, state.log_step(trainer))
+        write_scalars(trainer, numbers, logged.log_step(trainer))
         for metric, layers in (per_layer or {}).items():
-            write_layers_and_few_scalars(trainer, metric, layers, state.log_step(trainer))
+            write_layers_and_few_scalars(trainer, metric, layers, logged.log_step(trainer))

@@ -1,13 +1,15 @@
 """The tables printed before the first training step: what will happen to each weight and module."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from lightning_reg.callbacks.trainer.folding import folded
 from lightning_reg.callbacks.trainer.loggers import prefixed, tensorboard_writers
 from lightning_reg.callbacks.trainer.packages import Trainer, rank_zero_info
-from lightning_reg.selection.weights import Weight
+from lightning_reg.selection import Selection, Weight
 from lightning_reg.tensorboard import tags
 
 _CONSOLE_ROWS = 30
@@ -36,6 +38,19 @@ class Plan:
     def title(self) -> str:
         """The name of the callback's class."""
         return self.settings.partition("(")[0]
+
+
+def plan_of(settings: str, selection: Selection, trained: Container[Tensor], action: Callable[[Weight], str]) -> Plan:
+    """Return the plan of a callback on weights: `action` of each chosen one, with a note if it is not in `trained`."""
+    return Plan(
+        settings,
+        shapes={weight.name: describe(weight) for weight in selection.weights},
+        actions={
+            weight.name: action(weight) + ("" if weight.parameter in trained else " (not trained at the moment)")
+            for weight in selection.chosen
+        },
+        left_out=selection.left_out,
+    )
 
 
 def describe(weight: Weight) -> str:

@@ -23,6 +23,13 @@ def refuse_strategy(trainer: Trainer, name: str) -> None:
         raise MisconfigurationException(msg)
 
 
+def refuse_flat_shards(trainer: Trainer, name: str) -> None:
+    """Raise under FSDP1, whose flat shards hold no weight by name."""
+    if state.has_flat_shards(trainer):
+        msg = f"{name} does not work with FSDP1. Use FSDP2 (ModelParallelStrategy)."
+        raise MisconfigurationException(msg)
+
+
 def refuse_hidden_weights(trainer: Trainer, name: str) -> None:
     """Raise if the strategy stores weights so that a monitor cannot read them whole."""
     strategy = trainer.strategy
@@ -49,22 +56,8 @@ def refuse_two_versions(optimizer: Optimizer, name: str) -> None:
         raise MisconfigurationException(msg)
 
 
-def refuse_early_change(optimizer: Optimizer, name: str, remedy: str) -> None:
-    """Raise for an optimizer that has changed weights before it calls the closure.
-
-    Raises:
-        MisconfigurationException: Always.
-
-    """
-    msg = (
-        f"{type(optimizer).__name__} changes weights before it computes their gradients, and changes them back in the"
-        f" same step, as SAM does. What {name} does in between would be lost. {remedy}"
-    )
-    raise MisconfigurationException(msg)
-
-
 def refuse_unless_listed_once(callback: object, listed: Sequence[object]) -> None:
-    """Raise if the trainer does not call the hooks of this penalty, or calls them twice."""
+    """Raise if the trainer does not call the hooks of this callback, or calls them twice."""
     count = sum(other is callback for other in listed)
     if count != 1:
         msg = f"{callback!r} must be in `Trainer(callbacks=[...])` exactly once; it is there {count} times."

@@ -1,5 +1,6 @@
 """Hooks right before and right after optimizers change their weights, inside `Optimizer.step`."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from enum import IntEnum
@@ -14,6 +15,15 @@ from lightning_reg.callbacks.trainer.packages import MisconfigurationException
 
 Before = Callable[[Optimizer], None]
 After = Callable[[Optimizer, AbstractSet[Tensor]], None]
+
+
+def step_happens(optimizer: Optimizer) -> Tensor | None:
+    """Return whether the current step changes weights, on the device; None if it does.
+
+    Fused optimizers check inside `step` whether the gradients of fp16 are finite, so only the device knows.
+    """
+    found_inf: Tensor | None = getattr(optimizer, "found_inf", None)
+    return None if found_inf is None else found_inf == 0
 
 
 class Turn(IntEnum):
@@ -46,15 +56,17 @@ class AroundSteps:
 
     Lightning's automatic optimization computes the gradients inside `Optimizer.step`, in the closure it passes. An
     update begins when the closure returns, and ends when the closure is called again (by LBFGS) or the step is over. A
-    step skipped by the fp16 scaler does not count.
+    step skipped by the fp16 scaler does not count. Neither does a step within a step of the same optimizer: `step` of a
+    subclass may call the `step` of its base class, and torch may call the hooks for both.
 
     Args:
         after: Gets the optimizer after its update, and the weights that had a gradient before it. Some optimizers
-            release gradients inside `step`, so that none is left.
+            release gradients inside `step`.
         before: Gets the optimizer when its gradients are complete: summed over ranks, unscaled, clipped.
         turn: The turn among other callbacks.
+        name: The name of the callback, if `before` must see the weights that the optimizer starts from. Some optimizers
+            change weights before they call their closure (SAM), and return to them after it. They are refused.
         once: Whether a step counts as one update, however often it calls the closure.
-        refuse: Gets an optimizer that changes weights before it first calls the closure, and is to raise.
 
     """
 
@@ -64,24 +76,23 @@ class AroundSteps:
         before: Before | None = None,
         *,
         turn: Turn = Turn.LAYERS,
+        name: str | None = None,
         once: bool = False,
-        refuse: Before | None = None,
     ) -> None:
-        self._after, self._before, self._turn, self._refuse = after, before, turn, refuse
         self._once = once or before is None
+        self._after, self._before, self._turn, self._name = after, before, turn, name
         self._handles: list[RemovableHandle] = []
         self._updating: dict[Optimizer, AbstractSet[Tensor]] = {}
         """The optimizers between `before` and `after`, with their weights that have a gradient."""
-        self._depths: dict[Optimizer, int] = {}
-        """How many `step` of an optimizer are running: torch calls hooks for each, and one may call that of its base
-        class."""
+        self._depths: Counter[Optimizer] = Counter()
+        """The number of steps within each other that are running."""
 
     def add(self, optimizers: Sequence[Optimizer]) -> None:
         """From now on, act around the steps of `optimizers` and of no others."""
         self.remove()
         for optimizer in optimizers:
             try:
-                after = optimizer.register_step_post_hook(_Hook(lambda own, *_: self._end_step(own), self._turn))
+                self._handles.append(optimizer.register_step_post_hook(_Hook(self._on_step_end, self._turn)))
             except AttributeError as error:
                 msg = (
                     f"{type(optimizer).__name__} is no complete optimizer of torch: it does not call"
@@ -89,20 +100,20 @@ class AroundSteps:
                     " use another optimizer."
                 )
                 raise MisconfigurationException(msg) from error
-            before = optimizer.register_step_pre_hook(_Hook(self._on_step, self._turn))
-            _sort(after, descending=False)
-            _sort(before, descending=True)
-            self._handles += after, before
+            _sort(self._handles[-1], descending=False)
+            self._handles.append(optimizer.register_step_pre_hook(_Hook(self._on_step, self._turn)))
+            _sort(self._handles[-1], descending=True)
+
+    def rest(self) -> None:
+        """Note that no step is running: an exception that the user has caught may have ended one."""
+        self._depths.clear()
+        self._updating.clear()
 
     def remove(self) -> None:
         """Remove all hooks from the optimizers."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self.rest()
-
-    def rest(self) -> None:
-        """Forget steps that have raised an error: none is running now."""
         self._updating.clear()
         self._depths.clear()
 
@@ -118,18 +129,10 @@ class AroundSteps:
         if moved is not None:
             self._after(optimizer, moved)
 
-    def _end_step(self, optimizer: Optimizer) -> None:
-        self._depths[optimizer] = self._depths.get(optimizer, 1) - 1
-        if self._depths[optimizer]:
-            return
-        if self._before is None and optimizer not in self._updating:  # it has not called the closure
-            self._begin(optimizer)
-        self._end(optimizer)
-
     def _on_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        self._depths[optimizer] = self._depths.get(optimizer, 0) + 1
+        self._depths[optimizer] += 1
         if self._depths[optimizer] > 1:
             return None
         owner, *rest = args
@@ -138,13 +141,13 @@ class AroundSteps:
             self._begin(optimizer)
             return None
 
-        versions = _versions(optimizer) if self._refuse else None
+        groups = optimizer.param_groups if self._name and self._before else []
+        probe = next((weight for group in groups for weight in group["params"] if weight.grad is not None), None)
+        versions = [] if probe is None else [probe._version]  # torch counts changes
 
         def between_updates() -> Any:
-            nonlocal versions
-            if self._refuse and versions is not None and versions != _versions(optimizer):
+            if versions and probe is not None and versions.pop() != probe._version:
                 self._refuse(optimizer)
-            versions = None
             if not self._once:
                 self._end(optimizer)
             result = closure()
@@ -155,10 +158,21 @@ class AroundSteps:
             return (owner, between_updates, *rest[1:]), kwargs
         return args, {**kwargs, "closure": between_updates}
 
+    def _refuse(self, optimizer: Optimizer) -> None:
+        kind = type(optimizer).__name__
+        msg = (
+            f"{self._name} acts on the weights from which a step starts, but {kind} changes weights before it calls"
+            f" its closure, as SAM does. Use an optimizer that calls the closure first, or leave {self._name} out."
+        )
+        raise MisconfigurationException(msg)
 
-def _versions(optimizer: Optimizer) -> list[int]:
-    """Return how often each weight has changed; torch counts."""
-    return [weight._version for group in optimizer.param_groups for weight in group["params"]]
+    def _on_step_end(self, optimizer: Optimizer, *_: Any) -> None:
+        self._depths[optimizer] -= 1
+        if self._depths[optimizer] > 0:
+            return
+        if self._before is None and optimizer not in self._updating:  # it has not called the closure
+            self._begin(optimizer)
+        self._end(optimizer)
 
 
 class _Hook:

@@ -1,9 +1,10 @@
-"""A schedule within a run: its length, the error if the length is unknown, and the warning if it changes."""
+"""A schedule within a run: its checked values, its length, and the messages if the length is unknown or changes."""
 
 import math
 from collections.abc import Callable
 
-from lightning_reg.callbacks.trainer import state
+from lightning_reg import _checks
+from lightning_reg.callbacks.trainer import progress
 from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer, rank_zero_warn
 from lightning_reg.schedules import Schedule, resolve
 from lightning_reg.schedules.base import UnknownLengthError
@@ -32,7 +33,7 @@ class Timetable:
         in_epochs: bool = False,
     ) -> None:
         self._schedule, self._trainer, self._module = schedule, trainer, pl_module
-        self._length = state.total_epochs if in_epochs else state.total_ticks
+        self._length = progress.total_epochs if in_epochs else progress.total_ticks
         self._batches = trainer.num_training_batches
         self._has_warned = False
         self.total = self._length(trainer, pl_module)
@@ -46,7 +47,7 @@ class Timetable:
 
     def __call__(self, tick: int) -> float:
         """Return the value at `tick`."""
-        if self._trainer.num_training_batches != self._batches and not state.only_measures(self._trainer):
+        if self._trainer.num_training_batches != self._batches and not progress.only_measures(self._trainer):
             self._follow_length()
         return self.resolved(tick)
 
@@ -68,6 +69,14 @@ class Timetable:
             f" stay shares of a run of {self.total:g} ticks, its length when it began, and not of {total:g}."
             " If the data grow during training, give durations as ints (ticks)."
         )
+
+
+def factor_at(schedule: Callable[[int], float] | None, tick: int, *, is_share: bool = False) -> float:
+    """Return a user's factor at `tick`, checked to be >= 0, or in [0, 1] if it is a share; 1 without a schedule."""
+    if schedule is None:
+        return 1.0
+    name, value = f"schedule({tick})", schedule(tick)
+    return _checks.in_range(name, value, 0, 1) if is_share else _checks.non_negative(name, value)
 
 
 def _remedy(trainer: Trainer, pl_module: LightningModule, *, in_epochs: bool) -> str:

@@ -39,7 +39,7 @@ def norm_and_gram(weight: Tensor) -> tuple[float, Tensor | None]:
 
 
 def norm_work(weight: Tensor) -> float:
-    """Return the approximate cost of `norm_upwards`, in operations as fast as those of a matrix product."""
+    """Return the approximate cost of `norm_upwards`, in operations of the speed of a matrix product."""
     short, long = sorted(weight.shape)
     if _LARGE < short <= _LARGEST and not weight.is_complex():
         return 2.0 * short**2 * (long + short)

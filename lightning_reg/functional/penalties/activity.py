@@ -1,4 +1,4 @@
-"""The size of what modules return, a sum over units and a mean over samples."""
+"""The size of module outputs: a sum over units, and a mean over samples."""
 
 from typing import Literal
 

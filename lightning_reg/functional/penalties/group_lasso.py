@@ -26,7 +26,7 @@ def group_lasso(weights: Tensor | Iterable[Tensor], strength: float = 1.0, *, di
 
     Args:
         weights: Floating-point or complex tensors with a dimension `dim`, or a single one. DTensors are gathered (a
-            collective call) and count once. None at all, or empty ones, give 0.
+            collective call) and count once. No weights, or empty ones, give 0.
         strength: :math:`\lambda`, >= 0.
         dim: The dimension along which the groups lie.
 

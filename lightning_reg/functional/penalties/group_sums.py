@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_reg.functional.tensors.shards import sum_over_split_groups
 
-# Entries of whole groups that are worked on at once, so that what is computed on the way stays in a cache on a CPU.
+# Entries of whole groups processed at once: intermediate results stay in the cache on a CPU.
 _BLOCK_ENTRIES = 1 << 17
 
 

@@ -19,7 +19,7 @@ def l1_norm(weights: Tensor | Iterable[Tensor]) -> Tensor:
 
     Args:
         weights: Floating-point or complex tensors of any shapes, or a single one; DTensors count once over all ranks
-            (a collective call). None at all, or empty ones, give 0.
+            (a collective call). No weights, or empty ones, give 0.
 
     Returns:
         The norm, shape (), differentiable.
@@ -47,7 +47,7 @@ def squared_l2_norm(weights: Tensor | Iterable[Tensor]) -> Tensor:
 
     Args:
         weights: Floating-point or complex tensors of any shapes, or a single one; DTensors count once over all ranks
-            (a collective call). None at all, or empty ones, give 0.
+            (a collective call). No weights, or empty ones, give 0.
 
     Returns:
         The squared norm, shape (), differentiable.
@@ -75,7 +75,7 @@ def elastic_net(weights: Tensor | Iterable[Tensor], alpha: float = 1.0, l1_ratio
 
     Args:
         weights: Floating-point or complex tensors of any shapes, or a single one; DTensors count once over all ranks
-            (a collective call). None at all, or empty ones, give 0.
+            (a collective call). No weights, or empty ones, give 0.
         alpha: Strength :math:`\alpha` of the whole term, >= 0.
         l1_ratio: Share :math:`\rho` of the 1-norm, in [0, 1].
 

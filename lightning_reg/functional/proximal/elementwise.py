@@ -33,7 +33,7 @@ def soft_threshold(
     :math:`|w| = \tau` becomes 0, and no entry becomes -0.0.
 
     Args:
-        weights: Real floating-point tensors of any shapes, or a single one; of DTensors each rank does its own part.
+        weights: Real floating-point tensors of any shapes, or a single one. Each rank does its own part of a `DTensor`.
         threshold: :math:`\tau \ge 0` for all weights, or one for each: a number, or a tensor that broadcasts to the
             weight (for a `DTensor`, to its local part). Entries of tensors are not checked.
         inplace: Whether to change `weights` themselves.
@@ -80,7 +80,7 @@ def elastic_net_prox(
     shrinkage of ridge regression, which makes no zeros.
 
     Args:
-        weights: Real floating-point tensors of any shapes, or a single one; of DTensors each rank does its own part.
+        weights: Real floating-point tensors of any shapes, or a single one. Each rank does its own part of a `DTensor`.
         alpha: :math:`\alpha \ge 0` for all weights, or one for each: a number, or a tensor that broadcasts to the
             weight (for a `DTensor`, to its local part). Entries of tensors are not checked.
         l1_ratio: Share :math:`\rho` of the 1-norm, in [0, 1].
@@ -134,8 +134,8 @@ def _soften_(weights: list[Tensor], thresholds: list[NumberOrTensor]) -> None:
     if weights[0].device.type != "cpu":
         inner: Any = torch._foreach_clamp_min(weights, [-threshold for threshold in upper])
         torch._foreach_clamp_max_(inner, upper)
-    # There the kernels for lists are loops anyway, and this is one pass instead of two, into memory that is warm.
     else:
+        # On a CPU, foreach kernels are loops anyway. This takes one pass instead of two, into warm memory.
         inner = [_clamp(weight, threshold) for weight, threshold in zip(weights, upper, strict=True)]
     torch._foreach_sub_(weights, inner)
 

@@ -80,9 +80,9 @@ def group_thresholds(weights: list[Tensor], step_sizes: Sequence[NumberOrTensor]
     parts = local_parts(weights)
     sizes = [local_part(size) if isinstance(size, Tensor) else size for size in step_sizes]
     # A single step size for all entries is taken out of the sum, because it may be 0.
-    varied = [part if is_scalar(size) else part / size for part, size in zip(parts, sizes, strict=True)]
+    varied = [part if _is_scalar(size) else part / size for part, size in zip(parts, sizes, strict=True)]
     return [
-        squares.sqrt() / (group_entries(weight, dim) ** 0.5 * (size if is_scalar(size) else 1))
+        squares.sqrt() / (group_entries(weight, dim) ** 0.5 * (size if _is_scalar(size) else 1))
         for weight, size, squares in zip(weights, sizes, group_sums(weights, varied, dim), strict=True)
     ]
 
@@ -105,7 +105,7 @@ def _shrink_groups_(weights: Sequence[Tensor], thresholds: Sequence[NumberOrTens
     uniform: list[tuple[Tensor, NumberOrTensor]] = []
     split: list[tuple[Tensor, NumberOrTensor]] = []
     for weight, threshold in zip(weights, thresholds, strict=True):
-        if is_scalar(threshold):
+        if _is_scalar(threshold):
             uniform.append((weight, threshold * group_entries(weight, dim) ** 0.5))
         elif shard_groups(weight, lambda sharded, own=dim % weight.ndim: sharded != own):  # type: ignore[misc]
             split.append((weight, threshold))
@@ -116,7 +116,7 @@ def _shrink_groups_(weights: Sequence[Tensor], thresholds: Sequence[NumberOrTens
         _shrink_varied_([weight for weight, _ in split], [threshold for _, threshold in split], dim)
 
 
-def is_scalar(value: NumberOrTensor) -> bool:
+def _is_scalar(value: NumberOrTensor) -> bool:
     """Tell whether there is one value for all entries."""
     return not isinstance(value, Tensor) or value.ndim == 0
 
@@ -149,7 +149,7 @@ def _shrink_varied_(weights: list[Tensor], thresholds: list[NumberOrTensor], dim
         thresholds: Thresholds of the entries of this rank's parts, without the root of the number of entries in a
             group.
         dim: The dimension along which groups lie.
-        looks: Whether to end as soon as all norms are exact; else all steps are taken, whatever they are worth.
+        looks: Whether to end as soon as all norms are exact. If not, all steps are taken.
 
     """
     parts = local_parts(weights)
@@ -182,9 +182,9 @@ def _shrink_varied_(weights: list[Tensor], thresholds: list[NumberOrTensor], dim
         if looks and _are_small(steps, roots):
             break
     for part, root, zero, shift in zip(parts, roots, is_zero, shifts, strict=True):
-        # shift / (root + shift), of an infinite one as well.
+        # This is shift / (root + shift), also for an infinite shift.
         share = (root.masked_fill_(zero, 1.0) / shift).add_(1).reciprocal_()
-        # A group that goes is multiplied by 0; the difference makes +0.0 of -0.0.
+        # A group that vanishes is multiplied by 0. The difference turns -0.0 into +0.0.
         part.mul_(zero.logical_not()).addcmul_(part, share, value=-1)
 
 

@@ -66,6 +66,9 @@ def _group_residuals(weight: Tensor, grad: Tensor, dim: int) -> list[Tensor]:
 
 
 def _largest(values: list[Tensor], weights: Sequence[Tensor]) -> Tensor:
-    device = local_parts(list(weights))[0].device
-    # Python's `max` would lose NaN.
-    return torch.stack([value.to(device) for value in values]).amax() if values else torch.zeros((), device=device)
+    return largest_residual(values) if values else torch.zeros((), device=local_parts(list(weights))[0].device)
+
+
+def largest_residual(residuals: Sequence[Tensor]) -> Tensor:
+    """Return the largest of some residuals, shape (), on the device of the first one; NaN if one is NaN."""
+    return torch.stack([residual.to(residuals[0].device) for residual in residuals]).amax()

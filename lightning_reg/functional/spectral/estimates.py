@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from lightning_reg.functional.spectral.batches import SMALL_ENTRIES
 from lightning_reg.functional.spectral.lanczos import singular_pairs, start_vectors
 from lightning_reg.functional.spectral.layers import Layer, LinearMaps, convolution_map, image_size, matrix_maps
 
-# Smaller matrices of one shape are iterated together in one copy, because single calls would cost more than the work.
-_SMALL_ENTRIES = 1 << 16
+# Small matrices of one shape are iterated together in one copy of at most this many entries.
 _STACK_ENTRIES = 1 << 21
 # A cold start takes this many times the iterations of a warm one.
 _COLD = 4
@@ -59,7 +59,7 @@ class NormEstimates:
                 yield convolution_map(layer, convolution, image_size(convolution, self.input_size))
                 continue
             matrix = layer.matrix()
-            if matrix.numel() > _SMALL_ENTRIES:
+            if matrix.numel() > SMALL_ENTRIES:
                 yield matrix_maps([layer.name], matrix[None])
             else:
                 alike[matrix.shape, matrix.dtype, matrix.device].append((layer.name, matrix))

@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from lightning_reg.functional.spectral.batches import SMALL_ENTRIES, Matrices
-from lightning_reg.functional.spectral.followed_convolutions import Taps, count_vectors, follow_convolutions
+from lightning_reg.functional.spectral.followed_convolutions import count_vectors, follow_convolutions
 from lightning_reg.functional.spectral.followed_matrices import BLOCK, follow_matrices
+from lightning_reg.functional.spectral.frequency_cells import Taps
 from lightning_reg.functional.spectral.layers import Layer
 from lightning_reg.functional.spectral.subspaces import probing, start_basis
 from lightning_reg.functional.tensors.precision import reported, without_autocast
 
 ROUNDS = 2
-# Steps and rounds from a random start. Each of these steps improves all cells of a convolution's frequencies. For
-# matrices, more rounds in fewer steps are better.
-_START_STEPS, _START_ROUNDS = 6, 4
-_START_STEPS_OF_MATRICES = 3
+# Steps from a random start, of one round each for convolutions. For matrices, more rounds in fewer steps are better.
+_START_STEPS = 10
+_START_STEPS_OF_MATRICES, _START_ROUNDS = 3, 4
 # Weights of one shape are followed together, because single calls would cost more than the work. The numbers limit the
 # entries of a group: the first for small weights, the second for large ones. Large weights need extra memory for less
 # than a tenth of their entries.
@@ -112,11 +112,10 @@ class FollowedNorms:
     def advance(self, layers: Sequence[Layer], rounds: int = ROUNDS, steps: int = 1) -> list[FollowedNorm]:
         """Take steps for each layer, and return its norm; a new layer takes several more steps.
 
-        A step reads the weights twice, and twice more in each round. Large kernels have one round less. Kernels on a
-        CPU need no round if one product with them gains little. Two rounds come within 1 % of the norm of matrices, and
-        usually within 2 % of the norm of convolutions, if Adam moves the weights at a rate of 0.01. The remaining error
-        is about the gain of the last round. It can be up to 4 % for some steps in which another singular value of a
-        convolution overtakes the largest one.
+        A step reads the weights twice, and twice more in each round. Kernels may have one more round. On a CPU their
+        rounds end when the norm gains little. Two rounds come within 1 % of the norm of matrices, and
+        within 2 % of the norm of convolutions, if Adam moves the weights at a rate of up to 0.01. The remaining error
+        of matrices is about the gain of the last round.
         """
         found: dict[str, FollowedNorm] = {}
         for kind, members in self._stacks(layers):
@@ -156,30 +155,23 @@ class FollowedNorms:
             return
         kernels = Matrices([member.kernels for member in members])
         bases, turns = self._start(kind, names)
-        if not kind.is_known:
-            steps += (_START_STEPS_OF_MATRICES if kind.taps is None else _START_STEPS) - 1
-        for index in range(steps):
+        more = 0 if kind.is_known else (_START_STEPS_OF_MATRICES if kind.taps is None else _START_STEPS) - 1
+        last = more + steps - 1
+        for index in range(last + 1):
             if index:
                 bases = probing(bases)
             if kind.taps is None:
                 count = rounds if kind.is_known else rounds * _START_ROUNDS
                 sigma, left, right, gain, bases = _follow_matrices(kernels, bases, count)
             else:
-                turn = turns.repeat_interleave(groups)
-                everywhere = not kind.is_known
-                # Each round covers all frequencies. A step moves large kernels little, so they need one round less.
-                is_large = math.prod(kind.shape) > SMALL_ENTRIES
-                count = 1 if everywhere else max(1, rounds - is_large)
-                step = follow_convolutions(
+                sigma, left, right, gain, bases = follow_convolutions(
                     kernels,
                     kind.taps,
                     bases,
-                    turn + index,
-                    count,
-                    everywhere=everywhere,
-                    fine_steps=2 * steps - (is_large and steps == 1),
+                    turns.repeat_interleave(groups) + index,
+                    rounds + 1 if kind.is_known else 0,
+                    fine_steps=steps if index == last else 1,
                 )
-                sigma, left, right, gain, bases = step
         by_layer = (torch.unflatten(part, 0, (len(members), groups)) for part in (sigma, left, right, gain, bases))
         for name, turn, *parts in zip(names, turns.unbind(), *by_layer, strict=True):
             self._states[name] = _State(parts.pop(), turn + 1)
@@ -226,7 +218,7 @@ def _basis_shape(kind: _Kind) -> tuple[int, int, int]:
     return groups, count_vectors(kind.taps, rows), rows
 
 
-def kernels_of(layer: Layer, *, as_matrix: bool = False) -> Tensor:
+def kernels_of(layer: Layer, *, as_matrix: bool) -> Tensor:
     """Return the weight as matrices whose rows are outputs, one for each group, shape (groups, rows, columns).
 
     The matrices of a stack are groups.

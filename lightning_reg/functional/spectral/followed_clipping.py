@@ -97,9 +97,10 @@ def clip_followed(matrices: Tensor, bound: float, bases: Tensor, rounds: int = 1
     at_least = (sizes + limit * identity + square_root(excess @ excess.mT)) / 2
     share = identity - limit * torch.linalg.inv_ex(at_least)[0]
     known = rounds * bases.shape[1]
-    now, before = _top(gram), _top(gram[:, :known, :known])
+    best = leading_vectors(gram)
+    now, before = _root(gram, best), _root(gram[:, :known, :known], leading_vectors(gram[:, :known, :known]))
     top = (now * scale[:, 0, 0]).to(matrices.dtype)
-    coordinates = leading_subspace(gram, bases.shape[1])
+    coordinates = leading_subspace(gram, bases.shape[1], best)
     new = orthonormal(coordinates.mT.to(v.dtype) @ products)
     rows = share.to(v.dtype) @ v
     is_finite = (products.isfinite().all(-1) & rows.isfinite().all(-1) & new.isfinite().all(-1)[:, :1]).all(-1)
@@ -134,10 +135,10 @@ def _is_doubtful(gram: Tensor, coordinates: Tensor, limit: Tensor, tops: tuple[T
     return (failed == 0) | unsettled
 
 
-def _top(gram: Tensor) -> Tensor:
-    """Return the root of the largest eigenvalue."""
-    best = leading_vectors(gram)[..., None]
-    square: Tensor = best.mT @ gram @ best
+def _root(gram: Tensor, eigenvector: Tensor) -> Tensor:
+    """Return the root of the eigenvalue of an eigenvector."""
+    column = eigenvector[..., None]
+    square: Tensor = column.mT @ gram @ column
     return square.clamp(min=0).sqrt()[:, 0, 0]
 
 

@@ -22,12 +22,9 @@ from lightning_reg.functional.spectral.batches import Matrices
 from lightning_reg.functional.spectral.subspaces import leading_subspace, leading_vectors, orthonormal, unit_rows
 
 BLOCK = 8
-ROUNDS = 2
 
 
-def follow_matrices(
-    matrices: Matrices, bases: Tensor, rounds: int = ROUNDS
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def follow_matrices(matrices: Matrices, bases: Tensor, rounds: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Take one step. Nothing waits for the device.
 
     Args:
@@ -50,24 +47,25 @@ def follow_matrices(
         rows = orthonormal(matrices.times_transposed(newest), basis)
         basis, image = torch.cat([basis, rows], 1), torch.cat([image, matrices.times(rows) / scale], 1)
     gram = (image @ image.mT).double()
-    _, v = _best(gram, basis, image)
+    best = leading_vectors(gram)
+    _, v = _combined(best, basis, image)
     known = gram.shape[-1] - bases.shape[1]
-    before, _ = _best(gram[:, :known, :known], basis[:, :known], image[:, :known])
+    before, _ = _combined(leading_vectors(gram[:, :known, :known]), basis[:, :known], image[:, :known])
     # One more product makes the left vector exactly zero at zero rows of the matrix.
     u = (matrices.times_transposed(v[:, None]) / scale)[:, 0]
     sigma = torch.linalg.vector_norm(u, dim=-1)
     divisor = torch.where(sigma == 0, 1, sigma)
-    coordinates = leading_subspace(gram, bases.shape[1]).to(basis.dtype)
+    coordinates = leading_subspace(gram, bases.shape[1], best).to(basis.dtype)
     new = unit_rows(coordinates.mT @ basis)
     usable = (sigma > 0) & new.isfinite().all((-2, -1))
     new = torch.where(usable[:, None, None], new, bases)
     return sigma * scale[:, 0, 0], u / divisor[:, None], v, 1 - before / divisor, new
 
 
-def _best(gram: Tensor, basis: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the largest sigma in a subspace with its right vector."""
-    coordinates = leading_vectors(gram)[:, None].to(basis.dtype)
-    u, v = (coordinates @ basis)[:, 0], (coordinates @ image)[:, 0]
+def _combined(coordinates: Tensor, basis: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Return sigma and the right vector for the coordinates of a left vector in a basis."""
+    rows = coordinates[:, None].to(basis.dtype)
+    u, v = (rows @ basis)[:, 0], (rows @ image)[:, 0]
     # Rounding may change the length of a basis vector from 1.
     length = torch.linalg.vector_norm(u, dim=-1)
     sigma = torch.linalg.vector_norm(v, dim=-1)

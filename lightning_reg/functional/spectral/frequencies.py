@@ -19,6 +19,8 @@ from lightning_reg.functional.spectral.matrices import eigenvalue_work, largest_
 from lightning_reg.functional.spectral.responses import Axis, largest_response, response_work
 from lightning_reg.functional.tensors.precision import reported, wide, without_autocast
 
+# The usual number of frequencies for each dimension.
+GRID = 16
 # Layers with at most this many rows or columns are written out as matrices, which is exact.
 _DENSE = 256
 # More than the loss from rounding in float32.
@@ -83,12 +85,12 @@ def reshaped_bound(weight: Tensor, layer: Convolution, input_size: Sizes | None)
         return norm + norm.sign() * torch.finfo(norm.dtype).smallest_normal * torch.finfo(norm.dtype).eps
 
 
-def bound_allowance(layer: Convolution, grid: int = 16) -> float:
-    """Return the largest ratio of `certified_bound` for images of any size to the largest response."""
-    factors = [math.prod(axis.factor for axis in _sampled(layer, None, grid, ring=False))]
+def bound_allowance(layer: Convolution) -> float:
+    """Return the largest ratio of `certified_bound` with `GRID`, for images of any size, to the largest response."""
+    factors = [math.prod(axis.factor for axis in _sampled(layer, None, GRID, ring=False))]
     if layer.padding_mode == "circular" and set(layer.stride) == {1}:
         # Then the ring has the same response.
-        factors.append(math.prod(axis.factor for axis in _sampled(layer, None, grid, ring=True)))
+        factors.append(math.prod(axis.factor for axis in _sampled(layer, None, GRID, ring=True)))
     return min(factors) * (1 + 2 * _ROUNDING)
 
 

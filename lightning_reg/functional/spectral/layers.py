@@ -1,6 +1,7 @@
 """Layers as linear maps, to control or measure their norms."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -8,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_reg.functional.spectral.convolution import Convolution, Sizes, convolution_of
-from lightning_reg.functional.spectral.frequencies import certified_bound
+from lightning_reg.functional.spectral.frequencies import GRID, certified_bound
 from lightning_reg.functional.spectral.norms import matrix_norm
 from lightning_reg.functional.tensors.precision import reported
 
-_GRID = 16
 _MATRIX_NDIM = 2
 
 
@@ -86,7 +86,25 @@ class Layer:
         convolution = self.convolution()
         if convolution is None:
             return matrix_norm(self.matrices()).amax()
-        return certified_bound(self.tensor, convolution, input_size, _GRID)
+        return certified_bound(self.tensor, convolution, input_size, GRID)
+
+
+def strongest_user(modules: Sequence[nn.Module]) -> nn.Module:
+    """Return the module in which a shared weight acts with the largest norm: a convolution with the least stride.
+
+    A stride drops outputs, and more groups with the same kernel sum fewer inputs. Of equal ones, the images of a
+    convolution with reflecting or replicating padding may be larger.
+    """
+    if len(modules) == 1:
+        return modules[0]
+    convolutions = [module for module in modules if isinstance(module, nn.modules.conv._ConvNd)]  # noqa: SLF001
+    return min(convolutions, key=_weakness) if convolutions else modules[0]
+
+
+def _weakness(module: nn.modules.conv._ConvNd) -> tuple[int, int, bool]:
+    # A dilation that the stride does not divide reaches more phases of the image.
+    steps = (s // math.gcd(s, d) for s, d in zip(module.stride, module.dilation, strict=True))
+    return math.prod(steps), module.groups, module.padding_mode in {"zeros", "circular"}
 
 
 def _as_real(matrices: Tensor) -> Tensor:

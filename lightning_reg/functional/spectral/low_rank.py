@@ -37,7 +37,7 @@ def factorize(module: nn.Module, *, tolerance: float | None = None) -> nn.Module
     A layer of low rank is not replaced, and a warning names it, if its weight is tied or parametrized, if it has hooks,
     if its class inherits from torch's, or if a module of torch reads its weight without calling the layer, as
     `nn.MultiheadAttention` and `nn.TransformerEncoderLayer` do. Your own code is not known: if it reads
-    `layer.weight`, be it for the dtype alone, the copy raises AttributeError; if it keeps a method such as
+    `layer.weight`, even for the dtype alone, the copy raises AttributeError; if it keeps a method such as
     `layer.forward`, the copy computes with the layer that was replaced. Change it to call `layer(x)`.
 
     Args:

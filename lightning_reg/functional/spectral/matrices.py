@@ -1,8 +1,8 @@
 """The largest singular value of dense matrices, and clipping of singular values, by LAPACK and past its failures.
 
 LAPACK's float32 eigenvalues of a Gram matrix with zero rows and columns (of pruned weights) are sometimes NaN, without
-an error, and where many eigenvalues are equal it sometimes gives up. So lines of zeros are taken out first, and what
-fails all the same is done again in float64.
+an error, and it sometimes gives up if many eigenvalues are equal. So zero lines are removed first, and a computation
+that still fails is repeated in float64.
 """
 
 import math
@@ -52,7 +52,7 @@ def largest_singular_value(matrices: Tensor) -> Tensor:
     """Return the 2-norm of the matrices in the last two dimensions; NaN for one that is not finite.
 
     The square root of the largest eigenvalue of the smaller Gram matrix: a third of the time of the singular values.
-    Each matrix is scaled first, for squares of 1e-25 and 1e25 leave the range of float32.
+    Each matrix is scaled first, because squares of 1e-25 and 1e25 leave the range of float32.
     """
     if matrices.numel():
         matrices = without_zero_lines(matrices)
@@ -80,7 +80,7 @@ def _largest_eigenvalue(grams: Tensor) -> Tensor:
 
 
 def _eigenvalues(grams: Tensor) -> Tensor | None:
-    """Return the eigenvalues, differentiably; None if LAPACK fails, be it with an error or with NaN."""
+    """Return the eigenvalues, differentiably; None if LAPACK fails with an error or with NaN."""
     try:
         if torch.is_grad_enabled() and grams.requires_grad:
             # The gradient is made of the vectors, which fail more often.
@@ -95,7 +95,7 @@ def _eigenvalues(grams: Tensor) -> Tensor | None:
 
 
 def clip_singular_values(matrix: Tensor, bound: float, *, is_far: bool = False) -> Tensor:
-    """Return the nearest matrix of norm `bound` at most, in the Frobenius norm: singular values above it become it.
+    """Return the nearest matrix of norm `bound` at most, in the Frobenius norm: larger singular values become `bound`.
 
     Rows and columns of zeros stay exactly zero.
 
@@ -138,8 +138,8 @@ def singular_factors(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def rank_tolerance(matrix: Tensor, dtype: torch.dtype) -> float:
     """Return the share of the largest singular value up to which others are rounding, in a weight of type `dtype`.
 
-    That of NumPy's `matrix_rank`; of half precision, one rounding: entries are rounded far more coarsely than the
-    numbers that they were computed from.
+    It is the share of NumPy's `matrix_rank`. In half precision it is one rounding, because entries are rounded far more
+    coarsely than the numbers from which they were computed.
     """
     eps = torch.finfo(dtype).eps
     return eps if dtype.itemsize <= 2 else eps * max(matrix.shape[-2:])  # noqa: PLR2004  # bytes: half precision

@@ -63,12 +63,21 @@ def leading_vectors(grams: Tensor, squarings: int = 12) -> Tensor:
     return columns / (lengths + torch.finfo(columns.dtype).tiny)
 
 
-def leading_subspace(grams: Tensor, size: int) -> Tensor:
-    """Return orthonormal columns near the span of the eigenvectors of the `size` largest eigenvalues."""
+def leading_subspace(grams: Tensor, size: int, first: Tensor) -> Tensor:
+    """Return orthonormal columns near the span of the eigenvectors of the `size` largest eigenvalues.
+
+    Args:
+        grams: Positive matrices, shape (..., entries, entries).
+        size: The number of columns.
+        first: What `leading_vectors` returns. The first column starts from it. Without it, the columns would mix many
+            eigenvectors of nearly equal eigenvalues, and lose a part of the best vector.
+
+    """
     power = _over_trace(grams)
     for _ in range(2):
         power = _over_trace(power @ power)
-    columns: Tensor = torch.linalg.qr(power[..., -size:])[0]
+    others = power[..., power.shape[-1] - size + 1 :]
+    columns: Tensor = torch.linalg.qr(torch.cat([first[..., None], others], -1))[0]
     for _ in range(2):
         columns = torch.linalg.qr(power @ columns)[0]
     return columns

@@ -1,4 +1,4 @@
-"""Restore the global random generators, and derive seeds of independent random streams."""
+"""Seed and restore the global random generators, and derive seeds of independent random streams."""
 
 import random
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -25,10 +25,17 @@ def unchanged_generators(devices: Collection[torch.device]) -> Iterator[None]:
 
 @contextmanager
 def watched_generators(devices: Collection[torch.device]) -> Iterator[Callable[[], bool]]:
-    """Restore them as well; yield a function that tells whether any number was drawn from them."""
+    """Restore the generators like `unchanged_generators`, and yield a function that tells whether they were used."""
     with unchanged_generators(devices):
         before = _states(devices)
         yield lambda: not all(map(torch.equal, before, _states(devices)))
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed the global random generators of the CPU and of `device`."""
+    torch.default_generator.manual_seed(seed)
+    for other in _others([device]):
+        torch.get_device_module(other).manual_seed(seed)
 
 
 def _others(devices: Collection[torch.device]) -> list[torch.device]:

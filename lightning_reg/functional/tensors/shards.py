@@ -105,6 +105,12 @@ def as_placed(tensor: Tensor, like: Tensor) -> Tensor:
     return placed
 
 
+def dense_gradient(weight: Tensor) -> Tensor | None:
+    """Return the gradient of `weight`, dense and with the placement of `weight`; None if there is none."""
+    grad = weight.grad
+    return None if grad is None else as_placed(grad.to_dense() if grad.is_sparse else grad, weight)
+
+
 def sum_over_shards(term: Callable[..., Tensor], weights: Iterable[Tensor], *beside: Sequence[Tensor | None]) -> Tensor:
     """Return `term` of all `weights`, shape (), the same on every rank.
 
@@ -208,7 +214,7 @@ def sum_over_split_groups(sums: Sequence[Tensor], weights: Sequence[Tensor], dim
     return results
 
 
-def shard_groups(weight: Tensor, among: Callable[[int], bool] = lambda _: True) -> tuple[ProcessGroup, ...]:
+def shard_groups(weight: Tensor, among: Callable[[int], bool]) -> tuple[ProcessGroup, ...]:
     """Return the process groups that shard `weight` along a dimension that `among` accepts."""
     if not has_dtensors([weight]):
         return ()
@@ -222,13 +228,7 @@ def shard_groups(weight: Tensor, among: Callable[[int], bool] = lambda _: True) 
 
 def local_slice(tensor: Tensor, like: Tensor) -> Tensor:
     """Return this rank's part of `tensor`, sharded like `like`; all ranks hold `tensor`, so none communicates."""
-    if not has_dtensors([like]):
-        return tensor
-    module = sys.modules["torch.distributed.tensor"]
-    mesh = like.device_mesh  # type: ignore[attr-defined]
-    everywhere = module.DTensor.from_local(tensor, mesh, [module.Replicate()] * mesh.ndim, run_check=False)
-    part: Tensor = everywhere.redistribute(mesh, like.placements).to_local()  # type: ignore[attr-defined]
-    return part
+    return local_part(spread_like(tensor, like))
 
 
 def spread_like(tensor: Tensor, like: Tensor) -> Tensor:

@@ -35,16 +35,16 @@ def as_weights(weights: object, *, kinds: str = "a tensor or an iterable of tens
 
 
 def real_weights(weights: object) -> list[Tensor]:
-    """Return what a user passed as `weights` as a list of real tensors.
+    """Return a user's `weights` argument as a list of real tensors.
 
     Raises:
-        TypeError: If it is anything else.
+        TypeError: If `weights` is anything else.
 
     """
     tensors = as_weights(weights)
     for tensor in tensors:
         if tensor.is_complex():
-            msg = f"`weights` must be real, got {tensor.dtype}. Of complex ones take `torch.view_as_real`."
+            msg = f"`weights` must be real, got {tensor.dtype}. Pass `torch.view_as_real` of complex ones."
             raise TypeError(msg)
     return tensors
 

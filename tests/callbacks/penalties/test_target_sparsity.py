@@ -243,7 +243,11 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_does(fit, interrupt_and_
         ((L2Penalty(0.1, mode="proximal"), 0.5), ValueError, "must make zeros.*Use L1Penalty"),
         ((ElasticNetPenalty(0.1, 0.0, mode="proximal"), 0.5), ValueError, "must make zeros.*Use L1Penalty"),
         ((Quartic(0.1, mode="proximal"), 0.5), ValueError, "must make zeros.*Use L1Penalty"),
-        ((L1Penalty(0.1, mode="proximal"), 1.5), ValueError, r"`target` must be in \[0, 1\], got 1.5"),
+        (
+            (L1Penalty(0.1, mode="proximal"), 1.5),
+            ValueError,
+            r"`target` must be in \(0, 1\), excluding 0 and 1, got 1.5",
+        ),
         ((L1Penalty(0.1, mode="proximal"), 1.0), ValueError, r"`target` must be in \(0, 1\).*got 1.0"),
         ((L1Penalty(0.1, mode="proximal"), "0.5"), TypeError, "`target` must be a number"),
     ],

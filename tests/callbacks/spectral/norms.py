@@ -43,7 +43,20 @@ def _largest_response(kernel, steps, points=24):
         width /= 2
         steps_around = torch.tensor(list(itertools.product((0, -width, width), repeat=dims)), dtype=torch.float64)
         frequencies = best + steps_around
+    if kernel.requires_grad:
+        best = _where_flat(kernel.detach(), steps, best)
     return _responses(kernel, steps, best[None])[0]
+
+
+def _where_flat(kernel, steps, near):
+    """Return the frequency near a maximum where the slope is zero; the values alone tell it to 1e-8 only."""
+
+    def largest(frequency):
+        return _responses(kernel, steps, frequency[None])[0]
+
+    slope = torch.autograd.functional.jacobian(largest, near)
+    move = torch.linalg.pinv(torch.autograd.functional.hessian(largest, near), rtol=1e-6) @ slope
+    return near - move if move.norm() < 1e-6 else near
 
 
 def _responses(kernel, steps, frequencies):

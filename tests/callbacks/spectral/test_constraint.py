@@ -9,7 +9,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.nn.utils import prune
 
-from lightning_reg import SpectralConstraint
+from lightning_reg import SpectralConstraint, SpectralNormalization
 from tests.callbacks.spectral.norms import dense, norm
 from tests.callbacks.spectral.test_normalization_layers import CONVOLUTIONS, Plain, attention, spectral
 from tests.models import Gan, Regressor, loader, weights_of
@@ -285,6 +285,28 @@ def test_weights_inside_are_not_touched(fit):
     torch.testing.assert_close(fit(SpectralConstraint(100.0)), fit(), rtol=0, atol=0)
 
 
+class Growing(Plain):
+    """Multiplies all weights by 1 + lr in each step."""
+
+    def training_step(self, batch, batch_idx):
+        return -sum(weight.square().sum() / 2 for weight in self.parameters())
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), self.lr)
+
+
+@pytest.mark.parametrize("method", ["clip", "rescale"])
+def test_a_large_random_matrix_inside_is_not_touched_while_it_grows(method, trainer_of):
+    layer = nn.Linear(300, 270, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(random_matrix_of_norm(0.985, 270, 300))
+    start = layer.weight.detach().clone()
+
+    trainer_of(SpectralConstraint(1.0, method=method), max_epochs=1).fit(Growing(layer, lr=1e-4))
+
+    torch.testing.assert_close(layer.weight.detach(), start * (1 + 1e-4) ** 30, rtol=1e-5, atol=1e-7)
+
+
 def test_only_directions_above_the_bound_change(trainer_of):
     layer = nn.Linear(90, 70)
     torch.manual_seed(0)
@@ -351,6 +373,44 @@ def test_weights_far_outside_come_in_exactly(trainer_of):
 
     assert spectral(layer.weight) <= 1 + 1e-4
     torch.testing.assert_close(layer.weight.detach().double(), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["clip", "rescale"])
+def test_an_optimizer_may_drop_gradients_within_its_step(method, trainer_of):
+    class Dropping(torch.optim.Optimizer):  # as SAM may: `second_step(zero_grad=True)`
+        @torch.no_grad()
+        def step(self, closure):
+            with torch.enable_grad():
+                closure()
+            for weight in self.param_groups[0]["params"]:
+                weight.sub_(weight.grad, alpha=0.1)
+                weight.grad = None
+
+    norms = EachStep(lambda module: [norm(getattr(module.network, name)).item() for name in ("first", "conv")])
+    module = Growing(Large())
+    module.configure_optimizers = lambda: Dropping(module.parameters(), {})
+    trainer_of(SpectralConstraint(0.5, method=method), norms, max_epochs=1, limit_train_batches=5).fit(module)
+
+    assert max(map(max, norms.results)) <= 0.5 * (1 + 1e-4)
+
+
+@pytest.mark.parametrize("make", [SpectralConstraint, SpectralNormalization])
+def test_a_weight_that_is_unfrozen_only_within_a_batch_is_held(make, trainer_of):
+    class Frozen(Plain):  # as many GANs freeze their critic between its steps
+        def training_step(self, batch, batch_idx):
+            self.network.second.requires_grad_()
+            return super().training_step(batch, batch_idx)
+
+        def on_train_batch_end(self, *args):
+            self.network.second.requires_grad_(False)
+
+    module = Frozen(Large(), torch.randn(8, 5))
+    module.network.second.requires_grad_(False)
+    norms = EachStep(lambda module: spectral(module.network.second.weight))
+    trainer_of(make(0.5), norms, max_epochs=1).fit(module)
+
+    assert norms.results[0] > 1  # frozen, and left alone
+    assert max(norms.results[1:]) <= 0.5 * (1 + 1e-2)
 
 
 def test_networks_of_a_gan_are_held_in_turn(trainer_of):

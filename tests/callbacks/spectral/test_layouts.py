@@ -177,6 +177,25 @@ def test_the_constraint_is_the_projection_onto_the_ball(trainer_of, make, shape,
     torch.testing.assert_close(matrix(layer).double(), (u * s.clamp(max=0.5)) @ vh, rtol=1e-3, atol=1e-5)
 
 
+@every_control
+def test_weights_of_one_shape_may_have_different_layouts(trainer_of, control):
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = InputsFirstConvolution(5, 8, 3), nn.Bilinear(8, 3, 5)
+
+        def forward(self, images):
+            return self.second(self.first(images).mean(2), images[:, :3, 0])
+
+    network = Both()
+    assert network.first.weight.shape == network.second.weight.shape
+
+    trainer_of(control(), max_epochs=1).fit(Learner(network), batches(5, 6))
+
+    assert largest(_rows(network.first.weight.detach())) == pytest.approx(0.5, rel=1e-2)
+    assert largest(network.second.weight.detach().flatten(1)) == pytest.approx(0.5, rel=1e-2)
+
+
 @pytest.mark.parametrize("mode", ["loss", "grad"])
 @every_layer
 def test_the_penalty_trains_as_the_term_written_by_hand(trainer_of, mode, make, shape, matrix):

@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -15,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_reg import L2Penalty, RegularizationMonitor, Select, SpectralNormalization
 from tests.callbacks.spectral.norms import Loss, norm, normalized, train_normalized
-from tests.models import Gan, Regressor, loader, weights_of
+from tests.models import Gan, RawManualSteps, Regressor, loader, weights_of
 from tests.reference import assert_same_weights
 
 LAYERS = ("encoder", "conv", "head")
@@ -199,18 +200,7 @@ def test_networks_of_a_gan_are_normalized_in_turn(trainer_of):
 
 
 def test_steps_past_lightning_are_seen_too(trainer_of):
-    class Manual(Regressor):
-        def __init__(self):
-            super().__init__()
-            self.automatic_optimization = False
-
-        def training_step(self, batch, batch_idx):
-            optimizer = self.optimizers(use_pl_optimizer=False)
-            optimizer.zero_grad()
-            self.manual_backward(self.loss(batch))
-            optimizer.step()
-
-    module = Manual().double()
+    module = RawManualSteps().double()
     trainer_of(exactly()).fit(module, loader(dtype=torch.float64))
 
     expected = train_normalized(Regressor().double(), loader(dtype=torch.float64))
@@ -416,6 +406,31 @@ def test_a_step_that_the_scaler_skips_leaves_the_weights_as_they_are(fit):
 
 def small_steps(parameters):
     return torch.optim.SGD(parameters, lr=0.002)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_break_in_one_step_and_are_restored_train_on(value, precision, fit):
+    class Breaks(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if trainer.global_step == 3:
+                self.kept = copy.deepcopy(pl_module.state_dict())
+                pl_module.network.encoder.weight.detach()[0, 0] = value
+            if trainer.global_step == 5:
+                pl_module.load_state_dict(self.kept)
+
+    def norms_of(module):
+        if not module.network.encoder.weight.isfinite().all():
+            return None
+        return [norm(layer, layer.weight.detach()).item() for layer in layers(module)]
+
+    norms = Watch(norms_of)
+    module = Regressor(lambda parameters: torch.optim.SGD(parameters, lr=0.05))
+    data = loader(dtype=torch.bfloat16 if precision == "bf16-true" else torch.float32)
+    fit(SpectralNormalization(), Breaks(), norms, module=module, data=data, precision=precision)
+
+    assert norms.results[4] is None
+    assert np.array(norms.results[5:]) == pytest.approx(1, rel=0.02)
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16-true", torch.bfloat16), ("16-true", torch.float16)])

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from lightning_reg import Select, SpectralConstraint, SpectralNormalization, SpectralNormPenalty
+from lightning_reg.metrics import SpectralNorm
 from tests.callbacks.spectral.norms import norm as largest_response
 
 
@@ -120,6 +121,39 @@ def test_a_tied_weight_is_one_weight(trainer_of):
 
     assert network.head.weight is network.embedding.weight
     assert spectral(network.head.weight) == pytest.approx(1, rel=0.02)
+
+
+class Pyramid(nn.Module):
+    """One kernel in two convolutions, as in TridentNet: with the stride 2, its norm is smaller."""
+
+    def __init__(self, strides):
+        super().__init__()
+        self.first = nn.Conv2d(3, 3, 3, stride=strides[0], padding=1)
+        self.second = nn.Conv2d(3, 3, 3, stride=strides[1], padding=1)
+        self.second.weight = self.first.weight
+
+    def forward(self, images):
+        return torch.cat([self.first(images).flatten(1), self.second(images).flatten(1)], 1)
+
+
+@pytest.mark.parametrize("strides", [(1, 2), (2, 1)])
+def test_a_kernel_of_several_convolutions_has_the_norm_where_it_is_largest(strides, trainer_of):
+    network = train(trainer_of, Pyramid(strides), torch.randn(4, 3, 6, 6))
+
+    norms = largest_response(network.first).item(), largest_response(network.second).item()
+    assert max(norms) == pytest.approx(1, rel=0.02)
+    assert min(norms) < 0.8
+
+    metric = SpectralNorm(iterations=5, input_size="any")
+    assert metric(network).item() == pytest.approx(1, rel=0.02)
+
+
+@pytest.mark.parametrize("strides", [(1, 2), (2, 1)])
+def test_a_kernel_of_several_convolutions_is_inside_in_each(strides, trainer_of):
+    network = train(trainer_of, Pyramid(strides), torch.randn(4, 3, 6, 6), callback=SpectralConstraint(0.5))
+
+    norms = largest_response(network.first).item(), largest_response(network.second).item()
+    assert 0.45 < max(norms) <= 0.5 * (1 + 1e-4)
 
 
 def test_modules_made_in_configure_model_are_normalized(trainer_of):

@@ -1,5 +1,7 @@
 """Spectral normalization across checkpoints, weight averaging, compilation and strategies."""
 
+import contextlib
+
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -250,12 +252,6 @@ def test_a_pattern_that_matches_nothing_is_refused_before_training(trainer_of):
         trainer_of(SpectralNormalization(select="network.encodre.*")).fit(Untrainable(), loader())
 
 
-class Pretrained(LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(3, 2)
-
-
 def test_a_module_that_is_only_evaluated_keeps_its_weights(trainer_of):
     module = Regressor()
     before = weights_of(module)
@@ -293,7 +289,7 @@ class Wide(LightningModule):
         return torch.optim.Adam(self.parameters(), self.rate)
 
 
-@pytest.mark.parametrize("rate", [1e-3, 1e-2])
+@pytest.mark.parametrize("rate", [1e-7, 1e-3, 1e-2])
 def test_norms_are_within_one_percent_of_the_bound_after_every_step_of_adam(rate, trainer_of):
     module = Wide(rate)
     trainer_of(SpectralNormalization(), max_epochs=1).fit(module)
@@ -380,3 +376,41 @@ def test_a_damaged_state_is_named_and_starts_anew(damage, trainer_of, tmp_path):
         trainer_of(SpectralNormalization(), max_epochs=2).fit(module, loader(), ckpt_path=tmp_path / "last.ckpt")
 
     torch.testing.assert_close(norms(module), torch.ones(3), rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("make", [SpectralNormalization, SpectralConstraint])
+def test_weights_that_were_changed_in_the_checkpoint_are_held_from_the_start(make, trainer_of, tmp_path):
+    class Start(Callback):
+        def on_train_start(self, trainer, pl_module):
+            self.norms = norms(pl_module)
+
+    trainer = trainer_of(make(0.5), max_epochs=1)
+    trainer.fit(Regressor(), loader())
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=False)
+    for name in ("network.encoder.weight", "network.conv.weight"):
+        checkpoint["state_dict"][name] *= 3
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+
+    start = Start()
+    is_named = pytest.warns(UserWarning, match=r"'network\.(encoder|conv)\.weight' is damaged, or of")
+    with is_named if make is SpectralNormalization else contextlib.nullcontext():
+        trainer_of(make(0.5), start, max_epochs=2).fit(Regressor(), loader(), ckpt_path=tmp_path / "last.ckpt")
+
+    assert start.norms.max() <= 0.5 * 1.01
+
+
+def test_norms_are_right_in_the_very_step_after_all_weights_were_replaced(trainer_of):
+    module = Wide(1e-3)
+    others = Wide(1e-3)
+    for weight in others.parameters():
+        nn.init.normal_(weight)
+
+    class Replace(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if batch_idx == 3:
+                pl_module.load_state_dict(others.state_dict())
+
+    trainer_of(SpectralNormalization(), Replace(), max_epochs=1, limit_train_batches=6).fit(module)
+
+    torch.testing.assert_close(torch.tensor(module.norms), torch.ones(6, 3), rtol=0.01, atol=0)

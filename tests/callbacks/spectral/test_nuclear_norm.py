@@ -14,7 +14,7 @@ from lightning_reg import L1Penalty, L2Penalty, Linear, NuclearNormPenalty, Sele
 from lightning_reg.functional import factorize
 from tests.callbacks.penalties.test_proximal_loop import sgd, train_by_hand
 from tests.callbacks.penalties.test_resume import PowerCutError, StopBefore
-from tests.layouts import InputsFirstConvolution
+from tests.layouts import Convolutions
 from tests.models import Gan, Regressor, Untrainable, loader, weights_of
 from tests.reference import assert_same_weights, both_modes
 
@@ -191,21 +191,9 @@ def test_complex_weights():
     np.testing.assert_allclose(weight.grad.numpy(), u @ vh, atol=1e-12)
 
 
-class Layers(Regressor):
-    """Kernels with their output units along the first and the second dimension."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.network = nn.Sequential(nn.Conv1d(4, 3, 2), nn.ConvTranspose1d(3, 5, 2), InputsFirstConvolution(5, 2, 2))
-
-    def loss(self, batch):
-        return self.network(batch[0][:, :1].unflatten(1, (1, 1)).expand(-1, 4, 6)).square().mean()
-
-
 @pytest.mark.parametrize("mode", ["loss", "grad", "proximal"])
 def test_rows_are_output_units_whatever_the_layout(fit, mode, trainer_of):
-    module = Layers()
+    module = Convolutions()
     before = [layer.weight.detach().clone() for layer in module.network]
     trainer = trainer_of(NuclearNormPenalty(1.0, mode=mode), max_epochs=1, log_every_n_steps=1)
 

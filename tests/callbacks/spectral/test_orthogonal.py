@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from torch import nn
 
 from lightning_reg import OrthogonalPenalty, Select
-from tests.layouts import InputsFirstConvolution
+from tests.layouts import Convolutions
 from tests.models import Regressor, Untrainable, loader
 from tests.reference import both_modes
 
@@ -65,22 +64,10 @@ def test_complex_weights():
     torch.testing.assert_close(gradient, torch.autograd.grad(by_hand, weight)[0])
 
 
-class Layers(Regressor):
-    """Kernels with their output units along the first and the second dimension."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.network = nn.Sequential(nn.Conv1d(4, 3, 2), nn.ConvTranspose1d(3, 5, 2), InputsFirstConvolution(5, 2, 2))
-
-    def loss(self, batch):
-        return self.network(batch[0][:, :1].unflatten(1, (1, 1)).expand(-1, 4, 6)).square().mean()
-
-
 @both_modes
 @pytest.mark.parametrize("dim", [0, 1])
 def test_dimensions_are_counted_from_the_output_units_whatever_the_layout(trainer_of, mode, dim):
-    module = Layers()
+    module = Convolutions()
     first, second, third = (layer.weight.detach().clone() for layer in module.network)
     trainer = trainer_of(OrthogonalPenalty(1.0, dim=dim, mode=mode), max_epochs=1, log_every_n_steps=1)
 

@@ -9,7 +9,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 
 from lightning_reg import Constant, L1Penalty, SpectralConstraint, SpectralNormalization, TargetSparsity, WeightDecay
-from tests.models import Gan, Regressor, loader, weights_of
+from tests.models import Gan, RawManualSteps, Regressor, loader, weights_of
 
 BOUND = 0.4
 CALLBACKS = {
@@ -140,18 +140,6 @@ def test_an_optimizer_that_rests_for_an_epoch_is_allowed(fit, make):
 class RawSteps(Regressor):
     def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure):
         optimizer.optimizer.step(closure=optimizer_closure)
-
-
-class RawManualSteps(Regressor):
-    def __init__(self, optimizer):
-        super().__init__(optimizer)
-        self.automatic_optimization = False
-
-    def training_step(self, batch, batch_idx):
-        optimizer = self.optimizers(use_pl_optimizer=False)
-        optimizer.zero_grad()
-        self.manual_backward(self.loss(batch))
-        optimizer.step()
 
 
 @every_hook

@@ -18,6 +18,7 @@ from lightning_reg.functional.lipschitz.rounding import norm_upwards, times
 from tests.functional.lipschitz import lipsdp
 from tests.functional.lipschitz.calls import Calls
 from tests.functional.lipschitz.jacobians import largest_jacobian, searched_ratio
+from tests.functional.lipschitz.random_networks import Residual
 from tests.lipschitz_zoo import ZOO, member
 
 every_member = pytest.mark.parametrize("name", ZOO)
@@ -107,15 +108,6 @@ def test_no_rounding_of_float32_takes_the_lower_bound_above_the_upper_one(init):
         inputs = torch.randn(4, width, generator=generator)
         lower, upper = jacobian_norm(network, inputs).max().item(), lipschitz_bound(network, inputs).value
         assert lower <= upper < 1.5 * lower
-
-
-class Residual(nn.Module):
-    def __init__(self, inner):
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x):
-        return x + self.inner(x)
 
 
 class Twice(Residual):

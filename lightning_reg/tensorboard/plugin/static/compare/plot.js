@@ -8,7 +8,7 @@ const MARGIN = { left: 56, right: 14, top: 12, bottom: 24 };
 const ZERO = 0.12; // share of the width for zero, if there is one
 
 /** Return the position, in [0, 1], of each of `values` on the axis, and the ticks. */
-export function strengthAxis(values) {
+function strengthAxis(values) {
   const positive = values.filter((value) => value > 0);
   const start = positive.length < values.length && positive.length ? ZERO : 0;
   const scale = scaleOver(extent([[positive]]), "log");

@@ -20,7 +20,7 @@ export const shades = Array.from({ length: SHADES }, (_, index) => {
 });
 
 /** Return the row of `shades` for a position between 0 and 1. */
-export function shade(position) {
+function shade(position) {
   return shades[Math.round(Math.min(Math.max(position, 0), 1) * (SHADES - 1))];
 }
 
@@ -30,7 +30,7 @@ const ZERO = [247, 247, 247];
 const ABOVE = [178, 24, 43];
 
 /** Return the colour for a position between 0 and 1 of a range with zero in its middle. */
-export function tint(position) {
+function tint(position) {
   const place = Math.min(Math.max(position, 0), 1) * 2 - 1;
   const end = place < 0 ? BELOW : ABOVE;
   return ZERO.map((value, channel) => Math.round(value + Math.abs(place) * (end[channel] - value)));

@@ -22,26 +22,11 @@ export function shape(tag, attributes = {}, ...children) {
   return fill(document.createElementNS(SVG, tag), attributes, children);
 }
 
-let width;
-
-/** Return `text`, cut at its start to fit, because the end of a layer's name is more informative. */
-export function fitted(text, pixels, font) {
-  width ??= document.createElement("canvas").getContext("2d");
-  width.font = font;
-  if (width.measureText(text).width <= pixels) return text;
-  let low = 0;
-  let high = text.length;
-  while (low < high) {
-    const middle = (low + high) >> 1;
-    if (width.measureText("…" + text.slice(middle)).width <= pixels) high = middle;
-    else low = middle + 1;
-  }
-  return "…" + text.slice(low);
-}
+let context;
 
 /** Return the width of `text` in pixels. */
 export function widthOf(text, font) {
-  width ??= document.createElement("canvas").getContext("2d");
-  width.font = font;
-  return width.measureText(text).width;
+  context ??= document.createElement("canvas").getContext("2d");
+  context.font = font;
+  return context.measureText(text).width;
 }

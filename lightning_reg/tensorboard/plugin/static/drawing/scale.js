@@ -40,11 +40,11 @@ export function extent(rowsOfValues) {
   return found;
 }
 
-/** Make a scale over an extent: `position(value)`, `value(position)`, and its kind. */
+/** Make a scale over an extent: `position(value)`, and its kind. */
 export function scaleOver(extents, wanted) {
   const { low, lowPositive, high } = extents;
   const { least = low, most = high, diverging = false } = extents;
-  if (!(low <= high)) return { kind: "none", low: NaN, high: NaN, position: () => 0.5, value: () => NaN };
+  if (!(low <= high)) return { kind: "none", low: NaN, high: NaN, position: () => 0.5 };
   const log = wanted === "log" && high > 0; // without positive values there is no logarithm
   const bottom = log ? lowPositive : low;
   const [start, end] = log ? [Math.log(bottom), Math.log(high)] : [bottom, high];
@@ -52,12 +52,8 @@ export function scaleOver(extents, wanted) {
     if (log && value <= 0) return 0;
     return end - start > ROUNDING * Math.max(Math.abs(start), Math.abs(end)) ? ((log ? Math.log(value) : value) - start) / (end - start) : 0.5;
   };
-  const value = (place) => {
-    const inner = start + place * (end - start);
-    return log ? Math.exp(inner) : inner;
-  };
   const below = log && low <= 0;
-  return { kind: log ? "log" : "linear", low: bottom, high, position, value, below, least, most, diverging };
+  return { kind: log ? "log" : "linear", low: bottom, high, position, below, least, most, diverging };
 }
 
 /** Return about `wanted` round numbers within a scale. */

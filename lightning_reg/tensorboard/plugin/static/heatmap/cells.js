@@ -27,7 +27,7 @@ export function markOf(value) {
 }
 
 /** Return a small canvas with the hatching of a mark. */
-export function tile(mark, pixels = TILE) {
+function tile(mark, pixels = TILE) {
   const { ground, lines } = MARKS[mark];
   const canvas = element("canvas", { width: pixels, height: pixels });
   const context = canvas.getContext("2d");

@@ -4,10 +4,10 @@ import { strokeOf } from "../drawing/colours.js";
 import { element } from "../drawing/dom.js";
 import { number } from "../drawing/format.js";
 import { aroundZero, extent, scaleOver, withoutOutliers } from "../drawing/scale.js";
-import { joined, rowsOf } from "../names/folding.js";
+import { rowsOf } from "../names/folding.js";
 import { heatmapCard } from "./heatmap.js";
 import { kindsIn, legend } from "./legend.js";
-import { drawnOf, median, modeOf } from "./modes.js";
+import { drawnOf, joined, modeOf } from "./modes.js";
 import { axisOf } from "./steps.js";
 
 const LEAST_WIDTH = 320;
@@ -126,12 +126,7 @@ function foldedTo(rows, values) {
   return rows.map(({ members }) =>
     members.length === 1
       ? values[members[0]]
-      : values[members[0]].map((_, column) =>
-          joined(
-            members.map((member) => values[member][column]),
-            median,
-          ),
-        ),
+      : values[members[0]].map((_, column) => joined(members.map((member) => values[member][column]))),
   );
 }
 

@@ -1,4 +1,4 @@
-// The modes of drawing: the numbers themselves, or their differences to others.
+// The numbers that a row draws: the values, their differences to others, or one for several layers.
 
 export const MODES = [
   ["value", "Value"],
@@ -38,6 +38,13 @@ export function median(values) {
   const sorted = values.filter((value) => value !== null && Number.isFinite(value)).sort((one, other) => one - other);
   const middle = sorted.length >> 1;
   return sorted.length % 2 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
+}
+
+/** Return one number for the values of several layers: their median, unless a value is NaN or infinite. */
+export function joined(values) {
+  const strange = values.find((value) => value !== null && !Number.isFinite(value));
+  if (strange !== undefined) return strange;
+  return values.some((value) => value !== null) ? median(values) : null;
 }
 
 /** Compare with the baseline's last value up to the same step; empty if the baseline has none. */

@@ -1,4 +1,4 @@
-// The tree of modules by their paths, and layers of folded modules as one row.
+// The tree of modules by their paths, and the rows of layers when modules are folded.
 
 /** Return the modules with several layers, as `{ path, label, count, children }`; labels omit the common start. */
 export function modulesOf(names) {
@@ -60,12 +60,4 @@ function outermost(name, paths) {
     if (paths.has(name.slice(0, dot))) return name.slice(0, dot);
   }
   return null;
-}
-
-/** Return one number for the values of several layers: their median, unless a value is NaN or infinite. */
-export function joined(values, median) {
-  if (values.length === 1) return values[0];
-  const strange = values.find((value) => value !== null && !Number.isFinite(value));
-  if (strange !== undefined) return strange;
-  return values.some((value) => value !== null) ? median(values) : null;
 }

@@ -9,7 +9,7 @@ const LEAST = 4; // times the typical distance from the median
 const FEWEST = 5; // layers; with fewer, none is odd
 
 /** Return the odd layers of a heatmap's answer, as `{ layer, distance, text }`, the oddest first. */
-export function oddOf({ layers, values }) {
+function oddOf({ layers, values }) {
   const finite = values.map((row) => row.filter((value) => value !== null && Number.isFinite(value)));
   const last = finite.map((row) => row.at(-1) ?? NaN);
   const growth = finite.map((row) => (row[0] > 0 && row.at(-1) > 0 ? Math.log(row.at(-1) / row[0]) : NaN));

@@ -1,6 +1,6 @@
 // The user's choices. All of them are in the link; everything else follows from them and the server's answers.
 
-export const DEFAULTS = Object.freeze({
+const DEFAULTS = Object.freeze({
   metric: "", // empty: the most informative one
   scale: "linear", // or "log"
   range: "shared", // or "run"
@@ -65,9 +65,8 @@ export function store(initial) {
   return {
     get: () => state,
     set(changes) {
-      const before = state;
       state = { ...state, ...changes };
-      for (const listener of listeners) listener(state, before);
+      for (const listener of listeners) listener(state);
     },
     listen: (listener) => listeners.push(listener),
   };

@@ -1,0 +1,159 @@
+"""Hooks around the update of an optimizer: once for each step, whatever the optimizer's class does in it."""
+
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import nn
+
+from lightning_reg import KeepZeros, MinMaxNorm, SpectralConstraint, SpectralNormalization, WeightDecay
+from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
+from tests.callbacks.spectral.norms import train_normalized
+from tests.models import Regressor, loader, weights_of
+from tests.reference import assert_same_weights
+
+
+class Nested(torch.optim.SGD):
+    """Has a step of its own around the one of its base class."""
+
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+@pytest.fixture(autouse=True)
+def _hooked_base_class():
+    torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)  # torch calls hooks in a class once it has made an instance
+
+
+def nested(parameters):
+    return Nested(parameters, lr=0.05)
+
+
+@pytest.mark.parametrize("closure", [None, lambda: None])
+def test_a_step_of_a_base_class_within_a_step_is_no_step_of_its_own(closure):
+    weight = nn.Parameter(torch.ones(1))
+    weight.grad = torch.ones(1)
+    optimizer, seen = nested([weight]), []
+    steps = AroundSteps(lambda *_: seen.append(weight.item()), lambda _: seen.append(weight.item()))
+    only_after = AroundSteps(lambda *_: seen.append("after"))
+    steps.add([optimizer])
+    only_after.add([optimizer])
+
+    optimizer.step(closure)
+    optimizer.step(closure)
+
+    assert seen == pytest.approx([1.0, 0.95, "after", 0.95, 0.9, "after"])
+
+
+def test_a_step_that_failed_does_not_count_as_running_forever():
+    weight = nn.Parameter(torch.ones(1))
+    optimizer, seen = nested([weight]), []
+    steps = AroundSteps(lambda *_: seen.append("after"), lambda _: seen.append("before"))
+    steps.add([optimizer])
+    with pytest.raises(ZeroDivisionError):
+        optimizer.step(lambda: 1 / 0)
+
+    steps.rest()
+    optimizer.step()
+
+    assert seen == ["before", "after"]
+
+
+def test_normalization_trains_as_the_loop_does(fit):
+    actual = fit(
+        SpectralNormalization(2.5, norm="matrix"),
+        module=Regressor(nested).double(),
+        data=loader(dtype=torch.float64),
+    )
+    expected = train_normalized(Regressor(nested).double(), loader(dtype=torch.float64), kind="matrix", bound=2.5)
+
+    assert_same_weights(actual, expected, rtol=1e-8)
+
+
+def test_decay_decays_once(fit):
+    actual = fit(WeightDecay(0.5), module=Regressor(nested))
+
+    module = Regressor()
+    groups = [
+        {"params": [weight for weight in module.parameters() if weight.ndim > 1], "weight_decay": 0.5},
+        {"params": [weight for weight in module.parameters() if weight.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.SGD(groups, lr=0.05)  # without momentum, its decay is decoupled
+    for _ in range(2):
+        for batch in loader():
+            optimizer.zero_grad()
+            module.loss(batch).backward()
+            optimizer.step()
+    assert_same_weights(actual, weights_of(module))
+
+
+def test_a_constraint_that_goes_a_part_of_the_way_goes_it_once(fit):
+    class Still(Regressor):
+        def loss(self, batch):
+            return 0 * super().loss(batch)
+
+    before = weights_of(Still())["network.head.weight"].norm(dim=1)
+    after = fit(MinMaxNorm(0.0, 0.1, rate=0.5), module=Still(nested), max_steps=1)["network.head.weight"].norm(dim=1)
+
+    assert before.min() > 0.1
+    torch.testing.assert_close(after, (before + 0.1) / 2)
+
+
+class Sharpness(torch.optim.SGD):
+    """Sharpness-aware minimization: a step up, the gradient there, and the step down from where it began."""
+
+    @torch.no_grad()
+    def step(self, closure):
+        weights = [weight for group in self.param_groups for weight in group["params"] if weight.grad is not None]
+        before = [weight.clone() for weight in weights]
+        for weight in weights:
+            weight.add_(weight.grad, alpha=0.1)
+        with torch.enable_grad():
+            closure()
+        for weight, old in zip(weights, before, strict=True):
+            weight.data = old
+        return super().step()
+
+
+class ByHand(Regressor):
+    def __init__(self):
+        super().__init__(lambda parameters: Sharpness(parameters, lr=0.05))
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+
+        def closure():
+            optimizer.zero_grad()
+            self.manual_backward(self.loss(batch))
+
+        closure()
+        optimizer.step(closure)
+
+
+@pytest.mark.parametrize("make", [SpectralNormalization, lambda: WeightDecay(0.1), lambda: KeepZeros(start=0)])
+def test_an_optimizer_that_changes_weights_before_its_closure_is_refused_by_callbacks_that_start_a_step(make, fit):
+    with pytest.raises(MisconfigurationException, match="Sharpness changes weights before it calls its closure"):
+        fit(make(), module=ByHand())
+
+
+def test_a_projection_after_the_step_takes_it(fit):
+    actual = fit(SpectralConstraint(0.5, select="*.encoder.weight"), module=ByHand(), max_epochs=1)
+
+    module = ByHand()
+    weight, optimizer = module.network.encoder.weight, module.configure_optimizers()
+
+    def project():
+        u, s, vh = torch.linalg.svd(weight.detach(), full_matrices=False)
+        weight.data.copy_((u * s.clamp(max=0.5)) @ vh)
+
+    project()
+    for batch in loader():
+
+        def closure(batch=batch):
+            optimizer.zero_grad()
+            module.loss(batch).backward()
+
+        closure()
+        optimizer.step(closure)
+        project()
+    assert_same_weights(actual, weights_of(module), rtol=1e-4)
