@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from typing import ClassVar
 
 import torch
@@ -159,11 +160,13 @@ class Constraint(ActsInSteps[Run], ABC):
         def before(optimizer: Optimizer) -> None:
             run.show(self.look, optimizer, progress.tick(trainer, pl_module))
 
-        def after(optimizer: Optimizer) -> None:
-            run.project(self.project, optimizer, progress.tick(trainer, pl_module))
+        def after(optimizer: Optimizer, moved: AbstractSet[Tensor]) -> None:
+            run.project(self.project, optimizer, moved, progress.tick(trainer, pl_module))
 
         looks = type(self).look is not Constraint.look
-        run.steps = run.steps or AroundSteps(after, before if looks else None, turn=self.turn, name=type(self).__name__)
+        run.steps = run.steps or AroundSteps(
+            after, before if looks else None, turn=self.turn, name=type(self).__name__, once=True
+        )
         run.steps.add(trainer.optimizers)
 
     @override

@@ -1,7 +1,8 @@
 """The share by which a step shrinks weights, from the strength of the decay and the learning rate."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -44,6 +45,11 @@ def share_of(kind: Kind, value: float, rate: NumberOrTensor, rates: Rates) -> Nu
     if kind == "corrected":
         return rate * _ratio(rate, rates.largest) * value
     return rate * value
+
+
+def found_rate(group: Mapping[str, Any]) -> NumberOrTensor | None:
+    """Return the rate that Prodigy and D-Adaptation find themselves, and multiply by `lr`; None for all others."""
+    return group["d"] if "d" in group and "growth_rate" in group else None
 
 
 def _ratio(rate: NumberOrTensor, reference: NumberOrTensor) -> NumberOrTensor:

@@ -20,6 +20,20 @@ def refuse_lbfgs(optimizers: Sequence[Optimizer]) -> None:
         raise MisconfigurationException(msg)
 
 
+def refuse_missing_rate(optimizers: Sequence[Optimizer], names: Mapping[Tensor, str]) -> None:
+    """Raise if a parameter group with a weight of `names` has no learning rate."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            name = next((names[weight] for weight in group["params"] if weight in names), None)
+            if group.get("lr") is None and name is not None:
+                kind = type(optimizer).__name__
+                msg = (
+                    f"WeightDecay takes the learning rate from `lr` of the parameter group, but {kind} has none for"
+                    f" {name!r}. Pass `lr` to {kind}, use the optimizer's own `weight_decay`, or L2Penalty."
+                )
+                raise MisconfigurationException(msg)
+
+
 def refuse_second_decay(optimizers: Sequence[Optimizer], names: Mapping[Tensor, str]) -> None:
     """Raise if an optimizer decays a weight of `names` itself."""
     for optimizer in optimizers:

@@ -1,6 +1,7 @@
 """The state of weight decay during one fit: the chosen weights, and the reference learning rates."""
 
 from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_reg.callbacks.decay.kinds import Kind, Rates, share_of, shrink_, shrink_cautiously_
+from lightning_reg.callbacks.decay.kinds import Kind, Rates, found_rate, share_of, shrink_, shrink_cautiously_
 from lightning_reg.callbacks.trainer.decays import time_scale
 from lightning_reg.callbacks.trainer.guarded_steps import Guard
 from lightning_reg.callbacks.trainer.plan import Plan, plan_of
@@ -74,9 +75,9 @@ class Run:
                 shrink_(parts, share)
 
     @torch.no_grad()
-    def after_update(self, optimizer: Optimizer) -> None:
+    def after_update(self, optimizer: Optimizer, moved: AbstractSet[Tensor]) -> None:
         """Shrink the weights of `optimizer` that `before_update` copied."""
-        self.guard.unseen.see(optimizer)
+        self.guard.unseen.see(optimizer, moved)
         for weights, before, share in self._waiting:
             shrink_cautiously_(weights, before, share)
         self._waiting.clear()
@@ -102,8 +103,9 @@ class Run:
             for index, group, weights in self.members(optimizer):
                 rate = group.get("initial_lr", group["lr"])
                 share = share_of(self.kind, self.value, rate, self._rates(position, index, group))
-                # Reading a tensor would wait for the device.
-                scale = "" if isinstance(share, Tensor) else time_scale(share, steps_in_epoch)
+                # Reading a tensor would wait for the device, and a rate that is yet to be found says nothing.
+                is_open = isinstance(share, Tensor) or (self.kind != "independent" and found_rate(group) is not None)
+                scale = "" if is_open else time_scale(float(share), steps_in_epoch)
                 actions |= dict.fromkeys(weights, f"{self.kind} {self.value:g}{scale}")
         return actions
 
@@ -132,7 +134,8 @@ class Run:
     def _share(self, position: int, index: int, group: dict[str, Any], strength: float) -> NumberOrTensor:
         rates = self._rates(position, index, group)
         rates.note(group["lr"])
-        return share_of(self.kind, strength, group["lr"], rates)
+        share, found = share_of(self.kind, strength, group["lr"], rates), found_rate(group)
+        return share if found is None or self.kind == "independent" else share * found
 
     def _rates(self, position: int, index: int, group: dict[str, Any]) -> Rates:
         """Return the recorded rates of a parameter group."""

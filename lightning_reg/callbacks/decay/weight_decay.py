@@ -10,7 +10,12 @@ from typing_extensions import override
 
 from lightning_reg import _checks
 from lightning_reg.callbacks.decay.kinds import Kind
-from lightning_reg.callbacks.decay.refusals import refuse_lbfgs, refuse_second_decay, refuse_shared_weights
+from lightning_reg.callbacks.decay.refusals import (
+    refuse_lbfgs,
+    refuse_missing_rate,
+    refuse_second_decay,
+    refuse_shared_weights,
+)
 from lightning_reg.callbacks.decay.run import Run
 from lightning_reg.callbacks.trainer import logged, progress, state
 from lightning_reg.callbacks.trainer.guarded_steps import ActsInSteps, Guard
@@ -44,7 +49,8 @@ class WeightDecay(ActsInSteps[Run]):
       did not move away from zero.
 
     As in AdamW, a step skipped by the fp16 scaler decays nothing, and no step decays a weight without a gradient. Every
-    optimizer step takes the whole share, even after a last accumulation window with fewer batches.
+    optimizer step takes the whole share, even after a last accumulation window with fewer batches. For Prodigy and
+    D-Adaptation, the learning rate is `lr` times the rate that they find, as in their own decay.
 
     Logged at the trainer's `log_every_n_steps`, on the step axis of `self.log`: `reg/weight_decay`, the share that a
     weight lost in that step, the largest over parameter groups. A second callback logs `reg/weight_decay-1`. The table
@@ -63,7 +69,8 @@ class WeightDecay(ActsInSteps[Run]):
         ValueError: If an argument is out of range; when training starts, if a pattern of `select` matches nothing, or a
             duration is a share of a run of unknown length.
         MisconfigurationException: When training starts, if an optimizer or a second `WeightDecay` also decays a chosen
-            weight, with LBFGS, and under DeepSpeed and XLA.
+            weight, with LBFGS and schedule-free optimizers, without `lr`, and under DeepSpeed and XLA; in the first
+            steps, with an optimizer that changes weights before it computes gradients (SAM).
 
     Example:
         DINO's schedule, from 0.04 to 0.4 along a cosine:
@@ -124,11 +131,12 @@ class WeightDecay(ActsInSteps[Run]):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
         run = self._run
+        if run is not None:
+            _refuse_optimizers(run, trainer.optimizers)
+        super().on_train_start(trainer, pl_module)
         if run is None:  # a tuner trains for a moment before `on_fit_start`
             return
-        _refuse_optimizers(run, trainer.optimizers)
         refuse_shared_weights([(decay, other.selection) for decay in _decays(trainer) if (other := decay.run)])
         if self.schedule is not None:
             run.schedule = Timetable(self.schedule, trainer, pl_module)
@@ -145,7 +153,9 @@ class WeightDecay(ActsInSteps[Run]):
         if run is not None:
             _refuse_optimizers(run, trainer.optimizers)
             before = partial(_shrink, run, trainer, pl_module)
-            run.steps = run.steps or AroundSteps(run.after_update, before, turn=Turn.UPDATE, name=type(self).__name__)
+            run.steps = run.steps or AroundSteps(
+                run.after_update, before, turn=Turn.UPDATE, name=type(self).__name__, once=True
+            )
             run.steps.add(trainer.optimizers)
 
     @override
@@ -195,6 +205,7 @@ def _decays(trainer: Trainer) -> list[WeightDecay]:
 def _refuse_optimizers(run: Run, optimizers: Sequence[Optimizer]) -> None:
     """Raise if an optimizer cannot work with the decay."""
     refuse_lbfgs(optimizers)
+    refuse_missing_rate(optimizers, run.selection.names)
     refuse_second_decay(optimizers, run.selection.names)
 
 

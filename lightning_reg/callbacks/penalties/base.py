@@ -1,6 +1,7 @@
 """The abstract penalty: how a term of the objective reaches the weights, with one strength in every way of training."""
 
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, Literal, get_args
 
 import torch
@@ -28,7 +29,7 @@ from lightning_reg.callbacks.penalties.refusals import (
 from lightning_reg.callbacks.penalties.run import Run
 from lightning_reg.callbacks.penalties.targets import Targets, add_scaled
 from lightning_reg.callbacks.trainer import progress, state
-from lightning_reg.callbacks.trainer.held_weights import HeldWeights, has_gradient
+from lightning_reg.callbacks.trainer.held_weights import HeldWeights, has_gradient, with_gradient
 from lightning_reg.callbacks.trainer.packages import Callback, LightningModule, Trainer, has_backward
 from lightning_reg.callbacks.trainer.refusals import refuse_flat_shards, refuse_strategy, refuse_unless_listed_once
 from lightning_reg.callbacks.trainer.settings import log_name
@@ -280,7 +281,7 @@ class Penalty(Term[Run], Formula):
         share = run.pending if pl_module.automatic_optimization else 1.0
         run.pending, run.share = 0.0, share
         if self.mode != "proximal" or state.may_skip_steps(trainer):
-            run.unseen.see(optimizer)
+            run.unseen.see(optimizer, with_gradient(optimizer))
         if not share or not run.acts_at_step:
             return
         if pl_module.automatic_optimization:
@@ -297,16 +298,19 @@ class Penalty(Term[Run], Formula):
         if self._run is not None and has_gradient([optimizer]):
             fill_gradients(self._run.targets.of([optimizer]))
 
-    def after_update(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Take the proximal step that belongs to the step of `optimizer`."""
+    def after_update(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer, moved: AbstractSet[Tensor]
+    ) -> None:
+        """Take the proximal step that belongs to the step of `optimizer`, which has moved `moved`."""
         run = self._run
         if run is None:
             return
-        run.unseen.see(optimizer)
+        run.unseen.see(optimizer, moved)
         share = run.take_share(automatic=pl_module.automatic_optimization)
-        if not has_gradient([optimizer]):
+        if not moved:
             return
-        tick, weights = progress.tick(trainer, pl_module), run.targets.of([optimizer])
+        tick = progress.tick(trainer, pl_module)
+        weights = [weight for weight in run.targets.of([optimizer]) if weight in moved]
         strength: float | Tensor
         if run.quota and share and weights:
             least = run.strength_at(self.strength, tick)

@@ -1,10 +1,12 @@
 """The coordination of all penalties of a trainer: common warnings, one plan, the order of proximal steps."""
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from functools import partial
 from itertools import combinations
 from typing import Protocol
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_reg.callbacks.penalties.refusals import (
@@ -44,8 +46,10 @@ class Member(Protocol):
     def before_update(self, optimizer: Optimizer) -> None:
         """Act when the gradients of `optimizer` are complete."""
 
-    def after_update(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Act when `optimizer` has made an update."""
+    def after_update(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer, moved: AbstractSet[Tensor]
+    ) -> None:
+        """Act when `optimizer` has made an update of `moved`."""
 
 
 def begin_together(trainer: Trainer, penalties: Sequence[Member]) -> None:

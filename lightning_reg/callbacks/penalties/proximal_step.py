@@ -45,7 +45,7 @@ def shrink(
     Args:
         proximal: Replaces weights, in place, by its result for one factor each; `elementwise` if it may get parts.
         optimizer: The optimizer that has just taken a step.
-        weights: The weights; the optimizer holds them.
+        weights: The weights; the optimizer has moved them.
         strength: Factor on the penalty, or one for each weight, shape (weights,).
         recall: Maps weights to further arguments of `proximal`, see `Formula.recalled`.
         elementwise: Whether `proximal` works on flat parts of weights; else it gets them as the optimizer holds them.
@@ -69,9 +69,7 @@ def with_step_sizes(
     """Yield `weights`, or parts of them if `elementwise`, in lists, with `scale` times the optimizer's step sizes.
 
     `scale` may have one entry for each weight, shape (weights,). The step sizes are followed by the results of
-    `recall`, if any, for these weights in the same parts.
-
-    Weights without a gradient are left out, because the optimizer has not moved them.
+    `recall`, if any, for these weights in the same parts. The optimizer must have moved all of them.
     """
     rule = find_rule(type(optimizer))
     if rule is None:  # refused before training
@@ -79,7 +77,7 @@ def with_step_sizes(
     chosen = set(weights)
     scales = dict(zip(weights, scale.unbind(), strict=True)) if isinstance(scale, Tensor) and scale.ndim else {}
     for group in optimizer.param_groups:
-        members = [weight for weight in group["params"] if weight in chosen and weight.grad is not None]
+        members = [weight for weight in group["params"] if weight in chosen]
         states = [optimizer.state.get(weight, {}) for weight in members]
         # Stored in the optimizer's state, so that it is cut in the same way.
         if scales:

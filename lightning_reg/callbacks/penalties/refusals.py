@@ -13,6 +13,7 @@ from lightning_reg.callbacks.trainer.packages import (
     Trainer,
     rank_zero_warn,
 )
+from lightning_reg.callbacks.trainer.refusals import refuse_two_versions
 from lightning_reg.functional.proximal.step_size import find_rule, known_optimizers
 from lightning_reg.functional.tensors.shards import has_dtensors
 from lightning_reg.selection import Weight
@@ -64,6 +65,7 @@ def refuse_optimizers(trainer: Trainer, name: str, mode: str, need_one_size: Seq
 
 def _refuse_unknown_step_sizes(trainer: Trainer, name: str) -> None:
     for optimizer in trainer.optimizers:
+        refuse_two_versions(optimizer, f'{name} with mode="proximal"')
         if find_rule(type(optimizer)) is None:
             msg = (
                 f'{name} with mode="proximal" must know how far {type(optimizer).__name__} moves each weight, but knows'

@@ -25,6 +25,8 @@ class Run(TermRun):
     targets: Targets
     unit_dims: Mapping[Tensor, int]
     """The dimension of each chosen weight along which its units lie; empty if each entry is a unit."""
+    stacks: frozenset[Tensor] = field(default_factory=frozenset, kw_only=True)
+    """The chosen weights that are stacks of matrices, for terms of matrices."""
     acts_at_step: bool
     """Whether the term acts at the optimizer step (its gradient right before, or its operator right after), instead of
     through the loss."""

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -204,8 +205,8 @@ class SpectralControl(ActsInSteps[Run], ABC):
     def _run_on(self, selection: Selection) -> Run:
         engine, guard = self.engine(), Guard(selection, type(self).__name__, "controlled")
 
-        def after_step(optimizer: Optimizer) -> None:
-            guard.unseen.see(optimizer)
+        def after_step(optimizer: Optimizer, moved: AbstractSet[Tensor]) -> None:
+            guard.unseen.see(optimizer, moved)
             # Users may unfreeze weights after the batch has begun, and freeze them again before the next one.
             self._take_over([optimizer])
             engine.after_step(optimizer)

@@ -10,6 +10,7 @@ from typing_extensions import override
 from lightning_reg.callbacks.penalties.base import Penalty
 from lightning_reg.callbacks.penalties.run import Run
 from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
+from lightning_reg.callbacks.trainer.refusals import refuse_computed
 from lightning_reg.functional.penalties.counts import check_dim
 from lightning_reg.functional.spectral.matrix_terms import add_gradient_of_terms_, sum_of_terms
 
@@ -17,7 +18,10 @@ _MATRIX_NDIM = 2
 
 
 class MatrixPenalty(Penalty):
-    """A sum over layers of a function of each layer's matrix. Sharded weights are gathered one layer at a time."""
+    """A sum over layers of a function of each layer's matrix. Sharded weights are gathered one layer at a time.
+
+    Stacked experts (experts x out x in) are one matrix each.
+    """
 
     dim: int = 0
     """The dimension along which the rows lie: 0 for output units, 1 for input units, whatever the layer's layout."""
@@ -27,7 +31,7 @@ class MatrixPenalty(Penalty):
         """Return the value for one matrix, shape (), and a function that returns its gradient.
 
         Args:
-            matrix: The weight as a matrix, in float32 at least.
+            matrix: The weight as a matrix, or a stack of matrices, in float32 at least.
             dtype: The type of the weight.
 
         """
@@ -44,9 +48,12 @@ class MatrixPenalty(Penalty):
     def add_gradient(self, grads: list[Tensor], weights: list[Tensor], factor: float) -> None:
         add_gradient_of_terms_(self.term, grads, weights, factor, self.dims_of(weights))
 
-    def dims_of(self, weights: Sequence[Tensor]) -> list[int]:
-        """Return the dimension of each weight along which rows lie; layouts are known only during a fit."""
-        return [self.dim if self._run is None else self._run.unit_dims[weight] for weight in weights]
+    def dims_of(self, weights: Sequence[Tensor]) -> list[int | None]:
+        """Return the dimension of each weight along which rows lie, None for a stack; known only during a fit."""
+        run = self._run
+        if run is None:
+            return [self.dim] * len(weights)
+        return [None if weight in run.stacks else run.unit_dims[weight] for weight in weights]
 
     @override
     def make_run(self, trainer: Trainer, pl_module: LightningModule) -> Run:
@@ -60,5 +67,8 @@ class MatrixPenalty(Penalty):
                 )
                 raise ValueError(msg)
         check_dim((weight.parameter for weight in run.selection.chosen), self.dim)
+        held = run.targets.held.of(trainer.optimizers)
+        refuse_computed([weight for weight in run.selection.chosen if weight.parameter in held], type(self).__name__)
+        run.stacks = frozenset(weight.parameter for weight in run.selection.chosen if weight.is_stack)
         run.unit_dims = {weight.parameter: weight.dims[self.dim] for weight in run.selection.chosen}
         return run

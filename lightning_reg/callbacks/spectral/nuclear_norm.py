@@ -21,7 +21,8 @@ class NuclearNormPenalty(MatrixPenalty):
     each step, with the optimizer's step size :math:`\eta`, the weight becomes :math:`U \max(S - \eta\lambda, 0) V^T`.
     `lightning_reg.functional.factorize` then replaces a layer of low rank by two smaller layers. In the other modes,
     the gradient is :math:`U V^T` over the nonzero singular values. The matrix of a kernel has a row for each output
-    unit, whatever the layout of the layer. Each step computes a singular value decomposition of each layer.
+    unit, whatever the layout of the layer; stacked experts are one matrix each. Each step computes a singular value
+    decomposition of each layer.
 
     `mode="proximal"` needs one step size for all entries of a weight, as in SGD; Adam has many. In half precision, the
     rank is low up to rounding. Logged as `reg/penalty/nuclear_norm`.
@@ -34,7 +35,8 @@ class NuclearNormPenalty(MatrixPenalty):
 
     Raises:
         TypeError: If an argument is of the wrong kind.
-        ValueError: If an argument is out of range, see `Penalty`, or a selected weight has fewer than two dimensions.
+        ValueError: If an argument is out of range, see `Penalty`, or a selected weight has fewer than two dimensions or
+            is computed by a parametrization.
         MisconfigurationException: With `mode="proximal"`, if an optimizer uses several step sizes within a weight.
 
     Example:

@@ -19,10 +19,10 @@ from lightning_reg.selection import Select
 class OrthogonalPenalty(MatrixPenalty):
     r"""Add :math:`\lambda \sum_l \|G_l - I\|_F^2` to the objective: layers that keep lengths.
 
-    W is the kernel with dimension `dim` first and the others flattened. G is the Gram matrix of its smaller side,
-    :math:`W W^T` or :math:`W^T W`, so the term is zero where all singular values are 1. The gradient of a layer with
-    more columns than rows is :math:`4 (W W^T - I) W`. Logged as `reg/penalty/orthogonal`, in units of the loss, see
-    `Penalty`.
+    W is the kernel with dimension `dim` first and the others flattened; stacked experts are one matrix each. G is the
+    Gram matrix of its smaller side, :math:`W W^T` or :math:`W^T W`, so the term is zero where all singular values are
+    1. The gradient of a layer with more columns than rows is :math:`4 (W W^T - I) W`. Logged as
+    `reg/penalty/orthogonal`, in units of the loss, see `Penalty`.
 
     Args:
         strength: :math:`\lambda`, >= 0.
@@ -34,8 +34,8 @@ class OrthogonalPenalty(MatrixPenalty):
 
     Raises:
         TypeError: If an argument is of the wrong kind.
-        ValueError: If an argument is out of range, see `Penalty`, or a selected weight has fewer than two dimensions or
-            no dimension `dim`.
+        ValueError: If an argument is out of range, see `Penalty`, or a selected weight has fewer than two dimensions,
+            no dimension `dim`, or is computed by a parametrization.
 
     Example:
         >>> OrthogonalPenalty(1e-4, select="encoder.*", mode="grad")

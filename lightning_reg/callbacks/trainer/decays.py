@@ -55,7 +55,7 @@ def _by_optimizers(optimizers: Sequence[Optimizer], steps_in_epoch: float | None
             name = type(optimizer).__name__
             which = f", optimizer {position}" if len(optimizers) > 1 else ""
             which += f", group {index}" if len(optimizer.param_groups) > 1 else ""
-            share = _share_per_step(optimizer, group, group.get("initial_lr", group["lr"]))
+            share = _share_per_step(optimizer, group, group.get("initial_lr", group.get("lr")))
             text = f"{name} {group['weight_decay']:g}{which}{time_scale(share, steps_in_epoch)}"
             for weight in group["params"]:
                 yield weight, text
@@ -66,19 +66,20 @@ def shares_by_optimizers(optimizers: Sequence[Optimizer]) -> dict[Tensor, float]
     shares: dict[Tensor, float] = {}
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            share = _share_per_step(optimizer, group, group["lr"])
+            share = _share_per_step(optimizer, group, group.get("lr"))
             if share:
                 shares |= dict.fromkeys(group["params"], share)
     return shares
 
 
-def _share_per_step(optimizer: Optimizer, group: Mapping[str, Any], rate: float | Tensor) -> float | None:
+def _share_per_step(optimizer: Optimizer, group: Mapping[str, Any], rate: float | Tensor | None) -> float | None:
     """Return the share of a weight that the optimizer's own decay takes in a step at this rate.
 
-    None if the decay is added to the gradient and its effect depends on the other gradients.
+    None if the decay is added to the gradient and its effect depends on the other gradients, or the rate is not known.
     """
     decay = group.get("weight_decay") or 0.0
-    if isinstance(rate, Tensor) or isinstance(decay, Tensor):  # reading it would wait for the device
+    # Reading a tensor would wait for the device; and some optimizers compute their rate themselves.
+    if rate is None or isinstance(rate, Tensor) or isinstance(decay, Tensor):
         return None
     names = {ancestor.__name__ for ancestor in type(optimizer).__mro__}
     if group.get("decoupled_weight_decay") or names & set(_DECOUPLED):

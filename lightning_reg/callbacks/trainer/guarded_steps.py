@@ -9,8 +9,9 @@ from typing_extensions import override
 
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
-from lightning_reg.callbacks.trainer.held_weights import HeldWeights
+from lightning_reg.callbacks.trainer.held_weights import HeldWeights, with_gradient
 from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
+from lightning_reg.callbacks.trainer.refusals import refuse_two_versions
 from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
 from lightning_reg.callbacks.trainer.unseen_steps import UnseenSteps
 from lightning_reg.selection import Selection, Weight
@@ -69,6 +70,11 @@ class ActsInSteps(DuringFit[GuardedT]):
         raise NotImplementedError
 
     @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_fit_start(trainer, pl_module)
+        self._refuse_optimizers(trainer)
+
+    @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._run is None:
             return
@@ -77,6 +83,7 @@ class ActsInSteps(DuringFit[GuardedT]):
             self._run.steps.rest()
         guard.held.of(optimizers)  # warns of parameters that have joined
         if guard.unseen.meets(optimizers):
+            self._refuse_optimizers(trainer)
             self.follow(trainer, pl_module)
             guard.unseen.remember(weight for optimizer in optimizers for weight in guard.of(optimizer))
 
@@ -88,10 +95,15 @@ class ActsInSteps(DuringFit[GuardedT]):
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if self._run is not None and state.may_skip_steps(trainer):
-            self._run.guard.unseen.see(optimizer)
+            self._run.guard.unseen.see(optimizer, with_gradient(optimizer))
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._run is not None:
             guard = self._run.guard
             guard.unseen.refuse({optimizer: guard.of(optimizer) for optimizer in trainer.optimizers})
+
+    def _refuse_optimizers(self, trainer: Trainer) -> None:
+        for optimizer in trainer.optimizers:
+            if self._run is not None and self._run.guard.of(optimizer):
+                refuse_two_versions(optimizer, type(self).__name__)

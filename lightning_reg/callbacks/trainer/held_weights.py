@@ -44,3 +44,9 @@ def has_gradient(optimizers: Sequence[Optimizer]) -> bool:
     """Tell whether any weight of `optimizers` has a gradient; otherwise a step changes nothing."""
     groups = (group for optimizer in optimizers for group in optimizer.param_groups)
     return any(weight.grad is not None for group in groups for weight in group["params"])
+
+
+def with_gradient(optimizer: Optimizer) -> frozenset[Tensor]:
+    """Return the weights of `optimizer` that have a gradient."""
+    held = (weight for group in optimizer.param_groups for weight in group["params"])
+    return frozenset(weight for weight in held if weight.grad is not None)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from enum import IntEnum
 from typing import Any
 
@@ -9,9 +10,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from lightning_reg.callbacks.trainer.held_weights import with_gradient
 from lightning_reg.callbacks.trainer.packages import MisconfigurationException
 
-Act = Callable[[Optimizer], None]
+Before = Callable[[Optimizer], None]
+After = Callable[[Optimizer, AbstractSet[Tensor]], None]
 
 
 def step_happens(optimizer: Optimizer) -> Tensor | None:
@@ -57,21 +60,30 @@ class AroundSteps:
     subclass may call the `step` of its base class, and torch may call the hooks for both.
 
     Args:
-        after: Gets the optimizer after its update.
+        after: Gets the optimizer after its update, and the weights that had a gradient before it. Some optimizers
+            release gradients inside `step`.
         before: Gets the optimizer when its gradients are complete: summed over ranks, unscaled, clipped.
         turn: The turn among other callbacks.
         name: The name of the callback, if `before` must see the weights that the optimizer starts from. Some optimizers
             change weights before they call their closure (SAM), and return to them after it. They are refused.
+        once: Whether a step counts as one update, however often it calls the closure.
 
     """
 
     def __init__(
-        self, after: Act, before: Act | None = None, *, turn: Turn = Turn.LAYERS, name: str | None = None
+        self,
+        after: After,
+        before: Before | None = None,
+        *,
+        turn: Turn = Turn.LAYERS,
+        name: str | None = None,
+        once: bool = False,
     ) -> None:
+        self._once = once or before is None
         self._after, self._before, self._turn, self._name = after, before, turn, name
         self._handles: list[RemovableHandle] = []
-        self._updating: set[Optimizer] = set()
-        """The optimizers between `before` and `after`."""
+        self._updating: dict[Optimizer, AbstractSet[Tensor]] = {}
+        """The optimizers between `before` and `after`, with their weights that have a gradient."""
         self._depths: Counter[Optimizer] = Counter()
         """The number of steps within each other that are running."""
 
@@ -79,7 +91,15 @@ class AroundSteps:
         """From now on, act around the steps of `optimizers` and of no others."""
         self.remove()
         for optimizer in optimizers:
-            self._handles.append(optimizer.register_step_post_hook(_Hook(self._on_step_end, self._turn)))
+            try:
+                self._handles.append(optimizer.register_step_post_hook(_Hook(self._on_step_end, self._turn)))
+            except AttributeError as error:
+                msg = (
+                    f"{type(optimizer).__name__} is no complete optimizer of torch: it does not call"
+                    " `Optimizer.__init__`, so nothing can act right after its steps. Call `super().__init__` in it, or"
+                    " use another optimizer."
+                )
+                raise MisconfigurationException(msg) from error
             _sort(self._handles[-1], descending=False)
             self._handles.append(optimizer.register_step_pre_hook(_Hook(self._on_step, self._turn)))
             _sort(self._handles[-1], descending=True)
@@ -87,6 +107,7 @@ class AroundSteps:
     def rest(self) -> None:
         """Note that no step is running: an exception that the user has caught may have ended one."""
         self._depths.clear()
+        self._updating.clear()
 
     def remove(self) -> None:
         """Remove all hooks from the optimizers."""
@@ -97,20 +118,22 @@ class AroundSteps:
         self._depths.clear()
 
     def _begin(self, optimizer: Optimizer) -> None:
-        self._updating.add(optimizer)
+        if self._once and optimizer in self._updating:
+            return
         if self._before is not None:
             self._before(optimizer)
+        self._updating[optimizer] = with_gradient(optimizer)
 
     def _end(self, optimizer: Optimizer) -> None:
-        if optimizer in self._updating:
-            self._updating.remove(optimizer)
-            self._after(optimizer)
+        moved = self._updating.pop(optimizer, None)
+        if moved is not None:
+            self._after(optimizer, moved)
 
     def _on_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         self._depths[optimizer] += 1
-        if self._before is None or self._depths[optimizer] > 1:
+        if self._depths[optimizer] > 1:
             return None
         owner, *rest = args
         closure = rest[0] if rest else kwargs.get("closure")
@@ -118,14 +141,15 @@ class AroundSteps:
             self._begin(optimizer)
             return None
 
-        groups = optimizer.param_groups if self._name else []
+        groups = optimizer.param_groups if self._name and self._before else []
         probe = next((weight for group in groups for weight in group["params"] if weight.grad is not None), None)
         versions = [] if probe is None else [probe._version]  # torch counts changes
 
         def between_updates() -> Any:
             if versions and probe is not None and versions.pop() != probe._version:
                 self._refuse(optimizer)
-            self._end(optimizer)
+            if not self._once:
+                self._end(optimizer)
             result = closure()
             self._begin(optimizer)
             return result
@@ -144,8 +168,11 @@ class AroundSteps:
 
     def _on_step_end(self, optimizer: Optimizer, *_: Any) -> None:
         self._depths[optimizer] -= 1
-        if self._depths[optimizer] <= 0:
-            (self._after if self._before is None else self._end)(optimizer)
+        if self._depths[optimizer] > 0:
+            return
+        if self._before is None and optimizer not in self._updating:  # it has not called the closure
+            self._begin(optimizer)
+        self._end(optimizer)
 
 
 class _Hook:

@@ -1,6 +1,7 @@
 """Optimizer steps that bypass a callback, which would then silently have no effect."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -12,8 +13,8 @@ class UnseenSteps:
     """Refuses a run whose steps a callback does not see.
 
     Lightning announces the steps of `self.optimizers()`. The hooks of torch run in every `Optimizer.step`. Neither
-    covers other methods that step, such as SAM's `first_step`. So the steps seen are compared with backward passes that
-    ran, and with weights that changed.
+    covers other methods that step, such as SAM's `first_step`, or optimizers that step inside of the backward pass. So
+    the steps seen are compared with backward passes that ran, and with weights that changed.
 
     Args:
         name: The name of the callback.
@@ -24,6 +25,8 @@ class UnseenSteps:
         self._name = name
         self._optimizers: list[Optimizer] = []
         self._seen: set[Optimizer] = set()
+        self._idle: set[Optimizer] = set()
+        """The optimizers of steps without a gradient, as of dropped batches: they should leave weights as they are."""
         self._has_run_backward = False
         self._versions: dict[Tensor, int] = {}
 
@@ -38,9 +41,9 @@ class UnseenSteps:
         """Record a backward pass."""
         self._has_run_backward = True
 
-    def see(self, optimizer: Optimizer) -> None:
-        """Record a step in which the callback can act."""
-        self._seen.add(optimizer)
+    def see(self, optimizer: Optimizer, moved: AbstractSet[Tensor]) -> None:
+        """Record a step in which the callback can act, on `moved`, the weights with a gradient."""
+        (self._seen if moved else self._idle).add(optimizer)
 
     def remember(self, weights: Iterable[Tensor]) -> None:
         """Record the current versions of `weights`: torch counts the changes of each tensor."""
@@ -58,13 +61,15 @@ class UnseenSteps:
         """
         unseen = [optimizer for optimizer in weights if optimizer not in self._seen]
         changed = [optimizer for optimizer in unseen if any(map(self._has_changed, weights[optimizer]))]
-        if not changed and not (self._has_run_backward and len(unseen) == len(weights)):
+        missed = [optimizer for optimizer in unseen if optimizer not in self._idle]
+        if not changed and not (self._has_run_backward and len(missed) == len(weights)):
             return
         which = "no optimizer step" if len(unseen) == len(weights) else f"no step of {type(changed[0]).__name__}"
         msg = (
             f"{self._name} has seen {which}, so it had no effect. Step through Lightning's optimizers:"
             " `self.optimizers()`, not `self.optimizers(use_pl_optimizer=False)` or `optimizer.optimizer`. Call `step`,"
-            " not other methods such as SAM's `first_step`: SAM's `step(closure)` makes both of its steps."
+            " not other methods such as SAM's `first_step`: SAM's `step(closure)` makes both of its steps. Optimizers"
+            " that step inside of the backward pass leave no gradients for it."
         )
         raise MisconfigurationException(msg)
 

@@ -142,7 +142,7 @@ def rank_tolerance(matrix: Tensor, dtype: torch.dtype) -> float:
     coarsely than the numbers from which they were computed.
     """
     eps = torch.finfo(dtype).eps
-    return eps if dtype.itemsize <= 2 else eps * max(matrix.shape)  # noqa: PLR2004  # bytes: half precision
+    return eps if dtype.itemsize <= 2 else eps * max(matrix.shape[-2:])  # noqa: PLR2004  # bytes: half precision
 
 
 def _singular_factors(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:

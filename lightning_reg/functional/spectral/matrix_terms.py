@@ -12,24 +12,33 @@ from lightning_reg.functional.tensors.precision import reported, wide, without_a
 from lightning_reg.functional.tensors.shards import local_part, local_slice, whole
 
 MatrixTerm = Callable[[Tensor, torch.dtype], tuple[Tensor, Callable[[], Tensor]]]
-"""Maps a matrix and the type of its weight to the value, shape (), and a function that returns the gradient."""
+"""Maps matrices, shape (..., rows, columns), and the type of their weight to the value of all together, shape (), and
+a function that returns the gradient."""
 
 
-def as_matrix(weight: Tensor, dim: int) -> Tensor:
-    """Return a weight with dimension `dim` first and the others flattened, in float32 at least."""
-    return wide(weight).movedim(dim, 0).flatten(1)
+def as_matrix(weight: Tensor, dim: int | None) -> Tensor:
+    """Return a weight with dimension `dim` first and the others flattened, or a stack as it is; in float32 at least."""
+    return wide(weight) if dim is None else wide(weight).movedim(dim, 0).flatten(1)
 
 
-def from_matrix(matrix: Tensor, weight: Tensor, dim: int) -> Tensor:
+def from_matrix(matrix: Tensor, weight: Tensor, dim: int | None) -> Tensor:
     """Undo `as_matrix`: return a matrix in the shape of `weight`."""
+    if dim is None:
+        return matrix
     rows_first = (weight.shape[dim], *(size for other, size in enumerate(weight.shape) if other != dim % weight.ndim))
     return matrix.view(rows_first).movedim(0, dim)
 
 
-def sum_of_terms(term: MatrixTerm, weights: Sequence[Tensor], dims: Sequence[int]) -> Tensor:
+def sum_of_terms(term: MatrixTerm, weights: Sequence[Tensor], dims: Sequence[int | None]) -> Tensor:
     """Return the sum of `term` over at least one weight, shape (), differentiable once.
 
     A collective call for `DTensor`s. Only the gradient of this rank's part is kept for `backward`.
+
+    Args:
+        term: The term of a matrix, or of all matrices of a stack.
+        weights: The weights.
+        dims: The dimension of each weight along which the rows of its matrix lie; `None` for a stack of matrices.
+
     """
     values = []
     for weight, dim in zip(weights, dims, strict=True):
@@ -42,7 +51,7 @@ def sum_of_terms(term: MatrixTerm, weights: Sequence[Tensor], dims: Sequence[int
 
 @torch.no_grad()
 def add_gradient_of_terms_(
-    term: MatrixTerm, grads: Sequence[Tensor], weights: Sequence[Tensor], factor: float, dims: Sequence[int]
+    term: MatrixTerm, grads: Sequence[Tensor], weights: Sequence[Tensor], factor: float, dims: Sequence[int | None]
 ) -> None:
     """Add `factor` times the gradient of `sum_of_terms` to `grads`, in place; to the local parts of `DTensor`s."""
     for grad, weight, dim in zip(grads, weights, dims, strict=True):
@@ -51,7 +60,7 @@ def add_gradient_of_terms_(
 
 
 @torch.no_grad()
-def _evaluate(term: MatrixTerm, weight: Tensor, dim: int) -> tuple[Tensor, Callable[[], Tensor]]:
+def _evaluate(term: MatrixTerm, weight: Tensor, dim: int | None) -> tuple[Tensor, Callable[[], Tensor]]:
     """Return the value, and a function that returns the whole gradient in the shape of the weight."""
     tensor = whole(weight)
     with without_autocast(tensor.device):
@@ -69,7 +78,7 @@ class _Term(torch.autograd.Function):
 
     @staticmethod
     @override
-    def forward(ctx: Any, part: Tensor, weight: Tensor, term: MatrixTerm, dim: int) -> Tensor:
+    def forward(ctx: Any, part: Tensor, weight: Tensor, term: MatrixTerm, dim: int | None) -> Tensor:
         value, gradient = _evaluate(term, weight, dim)
         ctx.save_for_backward(local_slice(gradient(), weight).to(part.dtype))
         return value

@@ -22,7 +22,7 @@ def nuclear_norm(matrix: Tensor, dtype: torch.dtype) -> tuple[Tensor, Callable[[
 
 
 @torch.no_grad()
-def soften_singular_values_(weight: Tensor, threshold: NumberOrTensor, dim: int) -> None:
+def soften_singular_values_(weight: Tensor, threshold: NumberOrTensor, dim: int | None) -> None:
     r"""Replace a weight by :math:`U \max(S - \tau, 0) V^T`, the proximal operator of the nuclear norm.
 
     Singular values up to the threshold become exactly zero. A threshold of 0 changes nothing. A collective call for a
@@ -31,14 +31,14 @@ def soften_singular_values_(weight: Tensor, threshold: NumberOrTensor, dim: int)
     Args:
         weight: Real or complex, with a dimension `dim`.
         threshold: :math:`\tau \ge 0`, the same for all entries.
-        dim: The dimension along which the rows of the matrix lie.
+        dim: The dimension along which the rows of the matrix lie; `None` for a stack of matrices.
 
     """
     tensor = whole(weight)
     with without_autocast(tensor.device):
         matrix = as_matrix(tensor, dim)
         u, s, vh = singular_factors(matrix)
-        softened = (u * (s - threshold).clamp(min=0)) @ vh
+        softened = (u * (s - threshold).clamp(min=0).unsqueeze(-2)) @ vh
         if isinstance(threshold, Tensor):  # 0 if the scaler of fp16 has skipped the step
             softened = torch.where(threshold == 0, matrix, softened)
     if isinstance(threshold, Tensor) or threshold:
@@ -46,7 +46,7 @@ def soften_singular_values_(weight: Tensor, threshold: NumberOrTensor, dim: int)
 
 
 @torch.no_grad()
-def nuclear_residual(weight: Tensor, grad: Tensor, dim: int) -> Tensor:
+def nuclear_residual(weight: Tensor, grad: Tensor, dim: int | None) -> Tensor:
     r"""Return the distance, in the Frobenius norm, of :math:`-g` from the subdifferential of the nuclear norm.
 
     The subgradients at :math:`W = U S V^T` are all :math:`U V^T + P` with :math:`U^T P = 0`, :math:`P V = 0` and no
@@ -69,5 +69,5 @@ def nuclear_residual(weight: Tensor, grad: Tensor, dim: int) -> Tensor:
 
 
 def _signs(vectors: Tensor, values: Tensor, tolerance: float) -> Tensor:
-    """Return the singular vectors, with zeros in place of those whose singular value is zero."""
-    return vectors * (values > tolerance * values[:1])
+    """Return the singular vectors in columns, with zeros in place of those whose singular value is zero."""
+    return vectors * (values > tolerance * values[..., :1]).unsqueeze(-2)

@@ -12,9 +12,9 @@ def orthogonality(matrix: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
     For a matrix W with more columns than rows, the gradient is :math:`4 (W W^H - I) W`. The value needs memory for G
     only.
     """
-    is_wide = matrix.shape[0] <= matrix.shape[1]
+    is_wide = matrix.shape[-2] <= matrix.shape[-1]
     gram = matrix @ matrix.mH if is_wide else matrix.mH @ matrix
-    gram.diagonal().sub_(1)
+    gram.diagonal(dim1=-2, dim2=-1).sub_(1)
     # Row by row: a long sum in float32 is off by 1e-4 on a CPU.
-    value = torch.linalg.vector_norm(gram, dim=1).square().sum()
+    value = torch.linalg.vector_norm(gram, dim=-1).square().sum()
     return value, lambda: 4 * (gram @ matrix if is_wide else matrix @ gram)

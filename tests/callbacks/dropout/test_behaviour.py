@@ -94,6 +94,111 @@ def test_layers_that_are_skipped_at_random_are_named(trainer_of):
         trainer_of(DropoutScheduler(Constant(0.3)), max_epochs=1).fit(Module(Skips(0.5)), ticks(1))
 
 
+class Seldom(nn.Module):
+    """Drops rows with a small probability, with one number for each; `draw` returns 1 where a row is dropped."""
+
+    def __init__(self, draw, rate=0.01):
+        super().__init__()
+        self.draw = draw
+        self.rate = rate
+
+    def forward(self, inputs):
+        if not self.training:
+            return inputs
+        return inputs * (1 - self.draw(inputs.new_empty(len(inputs), 1), self.rate)) / (1 - self.rate)
+
+
+def by_rand(rows, rate):
+    return (torch.rand(rows.shape, dtype=rows.dtype) < rate).to(rows)
+
+
+def by_floor(rows, rate):
+    return 1 - torch.floor(1 - rate + torch.rand_like(rows))  # as in timm's first stochastic depth
+
+
+def by_uniform(rows, rate):
+    return (rows.uniform_(-1, 1) > 1 - 2 * rate).to(rows)
+
+
+def by_bernoulli(rows, rate):
+    return 1 - rows.bernoulli_(1 - rate)
+
+
+def by_bernoulli_of_tensor(rows, rate):
+    return torch.bernoulli(torch.full_like(rows, rate))
+
+
+draws = pytest.mark.parametrize("draw", [by_rand, by_floor, by_uniform, by_bernoulli, by_bernoulli_of_tensor])
+
+
+@draws
+def test_what_is_dropped_seldom_is_found_whatever_the_seeds(trainer_of, draw):
+    module = Module(nn.Sequential(nn.Dropout(0.5), Seldom(draw)), (3, 20))
+
+    with pytest.warns(UserWarning, match=r"'body\.part\.1' \(Seldom\) is random .*`attribute='rate'`"):
+        trainer_of(DropoutScheduler(Constant(0.3)), max_epochs=1).fit(module, ticks(1))
+
+
+@draws
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_draws_numbers_and_drops_nothing_is_not_random(trainer_of, draw, dtype):
+    module = Module(nn.Sequential(nn.Dropout(0.5), Seldom(draw, rate=0.0)).to(dtype), (3, 20))
+
+    trainer_of(DropoutScheduler(Constant(0.3)), max_epochs=1).fit(module, ticks(1))  # a warning is an error
+
+
+class Labels(nn.Module):
+    """Drops labels of a conditional diffusion, for guidance without a classifier."""
+
+    def __init__(self):
+        super().__init__()
+        self.dropout_share = 0.02
+        self.table = nn.Embedding(3, 20)
+
+    def forward(self, labels):
+        drop = torch.rand(len(labels)) < self.dropout_share if self.training else labels < 0
+        return self.table(torch.where(drop, 2, labels))
+
+
+def test_dropped_labels_are_found_in_the_module_that_drops_them(trainer_of):
+    class Conditional(Module):
+        def __init__(self):
+            super().__init__(nn.Dropout(0.5), (2, 20))
+            self.labels = Labels()
+
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) + self.labels(torch.tensor([0, 1])).square().mean()
+
+    with pytest.warns(UserWarning, match=r"'labels' \(Labels\) is random .*`attribute='dropout_share'`"):
+        trainer_of(DropoutScheduler(Constant(0.3)), max_epochs=1).fit(Conditional(), ticks(1))
+
+
+def test_a_loop_that_draws_until_a_number_fits_comes_to_an_end(trainer_of):
+    class Rejects(nn.Module):
+        def forward(self, inputs):
+            while torch.rand([]) < 0.5 or torch.rand([]) > 0.9:
+                pass
+            return inputs
+
+    module = Module(nn.Sequential(nn.Dropout(0.5), Rejects()), (3, 20))
+
+    trainer_of(DropoutScheduler(Constant(0.3)), max_epochs=1).fit(module, ticks(1))
+
+
+def test_a_model_that_fails_where_all_is_dropped_is_asked_with_usual_numbers(trainer_of):
+    class Keeps(Hidden):
+        def forward(self, inputs):
+            outputs = super().forward(inputs)
+            if not outputs.any():
+                raise ValueError
+            return outputs
+
+    module = Module(nn.Sequential(nn.Dropout(0.5), Keeps()), (3, 20))
+
+    with pytest.warns(UserWarning, match=r"'body\.part\.1' \(Keeps\) is random"):
+        trainer_of(DropoutScheduler(Constant(0.3)), max_epochs=1).fit(module, ticks(1))
+
+
 class Encoder(nn.Module):
     """Of a variational autoencoder."""
 

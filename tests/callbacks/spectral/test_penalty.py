@@ -7,7 +7,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.nn.utils import prune
 
-from lightning_reg import L2Penalty, SpectralConstraint, SpectralNormalization, SpectralNormPenalty
+from lightning_reg import (
+    L2Penalty,
+    NuclearNormPenalty,
+    OrthogonalPenalty,
+    SpectralConstraint,
+    SpectralNormalization,
+    SpectralNormPenalty,
+)
 from tests.callbacks.spectral.norms import norm
 from tests.callbacks.spectral.test_normalization_layers import Plain
 from tests.callbacks.spectral.test_normalization_runs import Wide
@@ -191,7 +198,15 @@ def test_called_on_tensors_it_is_the_sum_of_squared_norms():
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
 @pytest.mark.parametrize(
-    "control", [SpectralNormPenalty(0.1), SpectralNormalization(), SpectralConstraint(1.0)], ids=repr
+    "control",
+    [
+        SpectralNormPenalty(0.1),
+        NuclearNormPenalty(0.1),
+        OrthogonalPenalty(0.1),
+        SpectralNormalization(),
+        SpectralConstraint(1.0),
+    ],
+    ids=repr,
 )
 @pytest.mark.parametrize("weight_norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
 def test_weights_under_weight_norm_are_refused_by_name(control, weight_norm, fit):

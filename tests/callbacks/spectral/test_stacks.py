@@ -5,7 +5,13 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import nn
 
-from lightning_reg import SpectralConstraint, SpectralNormalization, SpectralNormPenalty
+from lightning_reg import (
+    NuclearNormPenalty,
+    OrthogonalPenalty,
+    SpectralConstraint,
+    SpectralNormalization,
+    SpectralNormPenalty,
+)
 from lightning_reg.metrics import SpectralNorm, StableRank
 
 
@@ -126,16 +132,49 @@ def test_matrices_that_are_followed_are_clipped_one_by_one(trainer_of, module, m
         torch.testing.assert_close(weight, other.detach(), rtol=0, atol=0.01)
 
 
+def nuclear(weight):
+    return torch.linalg.matrix_norm(weight, "nuc").sum()
+
+
+def distance_from_orthonormal(weight):
+    narrow = weight if weight.shape[1] <= weight.shape[2] else weight.mT
+    return (narrow @ narrow.mT - torch.eye(narrow.shape[1], dtype=weight.dtype)).square().sum()
+
+
+def squared_norms(weight):
+    return torch.linalg.matrix_norm(weight, 2).square().sum()
+
+
+PENALTIES = {
+    "spectral": (SpectralNormPenalty, squared_norms),
+    "nuclear": (NuclearNormPenalty, nuclear),
+    "orthogonal": (OrthogonalPenalty, distance_from_orthonormal),
+}
+
+
 @pytest.mark.parametrize("mode", ["loss", "grad"])
-def test_the_penalty_is_the_sum_over_experts(trainer_of, module, mode):
-    found, before = trained(trainer_of, module, SpectralNormPenalty(0.05, mode=mode))
+@pytest.mark.parametrize(("penalty", "term"), PENALTIES.values(), ids=PENALTIES)
+def test_a_penalty_is_the_sum_over_experts(trainer_of, module, penalty, term, mode):
+    found, before = trained(trainer_of, module, penalty(0.05, mode=mode))
 
     def step(batch, own):
-        terms = sum(torch.linalg.matrix_norm(weight, 2).square().sum() for weight in own)
-        return (run(batch, *own) - 3).square().mean() + 0.05 * terms, lambda weight: weight
+        return (run(batch, *own) - 3).square().mean() + 0.05 * sum(map(term, own)), lambda weight: weight
 
     for weight, expected in zip(found, looped(before, step), strict=True):
         torch.testing.assert_close(weight, expected.detach(), rtol=0, atol=1e-3)
+
+
+def test_the_operator_of_the_nuclear_norm_lowers_the_rank_of_each_expert(trainer_of, module):
+    found, before = trained(trainer_of, module, NuclearNormPenalty(2.0, mode="proximal"))
+
+    def softened(weight):
+        u, s, vh = torch.linalg.svd(weight, full_matrices=False)
+        return u * (s - 0.05 * 2.0).clamp(min=0)[:, None] @ vh
+
+    expected = looped(before, lambda batch, own: ((run(batch, *own) - 3).square().mean(), softened))
+    for weight, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(weight, other.detach())
+    assert len(set(torch.linalg.matrix_rank(found[0]).tolist())) > 1
 
 
 def test_what_is_logged_is_the_largest_norm_and_the_least_rank(module):

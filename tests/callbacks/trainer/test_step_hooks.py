@@ -33,8 +33,8 @@ def test_a_step_of_a_base_class_within_a_step_is_no_step_of_its_own(closure):
     weight = nn.Parameter(torch.ones(1))
     weight.grad = torch.ones(1)
     optimizer, seen = nested([weight]), []
-    steps = AroundSteps(lambda _: seen.append(weight.item()), lambda _: seen.append(weight.item()))
-    only_after = AroundSteps(lambda _: seen.append("after"))
+    steps = AroundSteps(lambda *_: seen.append(weight.item()), lambda _: seen.append(weight.item()))
+    only_after = AroundSteps(lambda *_: seen.append("after"))
     steps.add([optimizer])
     only_after.add([optimizer])
 
@@ -47,7 +47,7 @@ def test_a_step_of_a_base_class_within_a_step_is_no_step_of_its_own(closure):
 def test_a_step_that_failed_does_not_count_as_running_forever():
     weight = nn.Parameter(torch.ones(1))
     optimizer, seen = nested([weight]), []
-    steps = AroundSteps(lambda _: seen.append("after"), lambda _: seen.append("before"))
+    steps = AroundSteps(lambda *_: seen.append("after"), lambda _: seen.append("before"))
     steps.add([optimizer])
     with pytest.raises(ZeroDivisionError):
         optimizer.step(lambda: 1 / 0)
