@@ -57,7 +57,7 @@ class MarginPenalty(OutputTerm[MarginRun]):
     of the term goes through the logits and through M.
 
     M is at least `functional.margin_bounds`, from which certificates are computed later: training against the larger
-    bound is conservative. The norms are estimated from below once in each step, within 1 % for matrices and usually
+    bound is conservative. The norms are estimated from below once in each step, within 1 % for matrices and
     within 2 % for convolutions, see `SpectralNormPenalty`. M describes eval mode, while the logits are the ones of
     training, with dropout.
 
