@@ -19,7 +19,7 @@ def save(run: PathRun) -> dict[str, Any]:
         "solved": run.solved,
         "owes_start": run.owes_start,
         "owes_end": run.owes_end,
-        "mean": run.mean.state(run.names),
+        "mean": run.mean.state(run.names | run.others),
         "points": [(p.strength, p.nonzero, p.score, p.error, dict(p.weights)) for p in run.points],
         "score": None if run.scores is None else (run.scores.value, run.scores.error),
         "search": None if run.search is None else dict(vars(run.search)),
@@ -36,7 +36,7 @@ def load(run: PathRun, kept: dict[str, Any], pl_module: LightningModule) -> None
     run.strengths, run.position, run.epochs = kept["strengths"], kept["position"], kept["epochs"]
     run.is_solved, run.solved = kept["is_solved"], kept["solved"]
     run.owes_start, run.owes_end = kept["owes_start"], kept["owes_end"]
-    run.mean.load(kept["mean"], {name: weight for weight, name in run.names.items()})
+    run.mean.load(kept["mean"], {name: weight for weight, name in (run.names | run.others).items()})
     run.points, run.best = [Point(*point) for point in kept["points"]], kept["best"]
     if run.scores is not None and kept["score"] is not None:
         run.scores.value, run.scores.error = kept["score"]

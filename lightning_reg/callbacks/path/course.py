@@ -11,7 +11,7 @@ from lightning_reg.callbacks.path.largest import look, vanishing
 from lightning_reg.callbacks.path.points import add_point
 from lightning_reg.callbacks.path.run import PathRun
 from lightning_reg.callbacks.path.settings import Settings
-from lightning_reg.callbacks.path.solved import is_solved
+from lightning_reg.callbacks.path.solved import is_solved, others_of
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
 
@@ -39,7 +39,9 @@ def see_gradients(settings: Settings, trainer: Trainer, optimizer: Optimizer, ru
         return
     weights = of_penalty.targets.of([optimizer])
     may_skip = state.may_skip_steps(trainer)
-    run.mean.add(weights, of_penalty.share, state.gradient_scale(trainer, optimizer), may_skip=may_skip)
+    others = others_of(run, optimizer) if run.search is None else []
+    scale = state.gradient_scale(trainer, optimizer)
+    run.mean.add([*weights, *others], of_penalty.share, scale, may_skip=may_skip)
     if run.search is not None and (dense := [w for w in weights if run.names[w] not in run.search.begun]):
         begun = vanishing(settings.penalty, trainer, run, dense)
         if may_skip and any(math.isnan(strength) for strength in begun.values()):

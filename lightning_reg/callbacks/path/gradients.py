@@ -54,6 +54,10 @@ class MeanGradient:
         """Return a weight's mean gradient, per full step; zero if it never had a gradient."""
         return self._sums[weight] / self._shares[weight] if weight in self._sums else torch.zeros_like(weight)
 
+    def __contains__(self, weight: Tensor) -> bool:
+        """Tell whether the weight ever had a gradient; optimizers leave others alone."""
+        return weight in self._sums
+
     @property
     def is_empty(self) -> bool:
         """Whether no step had a gradient."""

@@ -102,7 +102,9 @@ class RegularizationPath(DuringFit[PathRun]):
         tolerance: Move to the next strength once the optimality residual (see `Penalty`) is at most this, >= 0, in two
             epochs in a row. The residual combines the weights at the end of an epoch with the mean gradient over the
             epoch, so it is accurate near a minimum, where weights hardly move. It takes the memory of one copy of the
-            selected weights. `None`: each strength takes all its epochs.
+            selected weights. The first strength also waits until all mean gradients of the other parameters are at most
+            `tolerance` times the strength (another copy): they may start far from their optimum, as an intercept does,
+            and the residual does not always show it. `None`: each strength takes all its epochs.
         monitor: The name of a logged value that scores a strength. `None`: the last strength is chosen.
         monitor_mode: Whether the best score is the `"min"` or the `"max"`.
         rule: `"best"` chooses the strength with the best score. `"one_se"` chooses the largest strength with a score
@@ -222,6 +224,10 @@ class RegularizationPath(DuringFit[PathRun]):
         weights = set(of_penalty.targets.of(trainer.optimizers))
         run.names = {weight: name for weight, name in of_penalty.selection.names.items() if weight in weights}
         refuse_untrained(repr(self.penalty), run.names)
+        trained = (
+            weight for optimizer in trainer.optimizers for group in optimizer.param_groups for weight in group["params"]
+        )
+        run.others = {weight: f"{place}" for place, weight in enumerate(trained) if weight not in run.names}
         if self._loaded:
             kept, self._loaded = self._loaded, {}
             checkpoint.load(run, kept, pl_module)

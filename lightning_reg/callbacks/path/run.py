@@ -35,6 +35,8 @@ class PathRun:
     """Whether the last batch of an epoch has ended, and the epoch has not."""
     names: dict[Tensor, str] = field(default_factory=dict)
     """The names of the selected weights that an optimizer trains."""
+    others: dict[Tensor, str] = field(default_factory=dict)
+    """Names of the other weights that an optimizer trains, by their place in the optimizers."""
     mean: MeanGradient = field(default_factory=MeanGradient)
     points: list[Point] = field(default_factory=list)
     search: Search | None = None

@@ -114,9 +114,9 @@ def lipschitz_bound(
             sample in a ball of its own.
         radius: The radius of the ball in the 2-norm, > 0. Default infinity: the bound holds for all inputs.
         all_labels: Whether the bound must hold for any whole numbers and booleans in place of those among the inputs.
-            An embedding, or another table that they index, then counts with all its rows. Any other number computed
-            from them counts as unbounded. Default False: the bound holds for the values in the example, such as the
-            labels of one batch.
+            An embedding, or another table that they index, then counts with all its rows. Entries that they choose
+            count as often as labels can choose them. Any other number computed from them counts as unbounded. Default
+            False: the bound holds for the values in the example, such as the labels of one batch.
 
     Returns:
         The report. Several output tensors (in a tuple, a dict, a dataclass) together count as one output. The value is

@@ -20,7 +20,8 @@ with
 .. math:: -(k - 1) D \le D - k r D' \le D.
 
 No eigenvalue exceeds :math:`\max(1, k - 1) D_0^{-k}` in size, so this bounds the Lipschitz constant of a row. If D has
-a kink, the bound holds on both sides of it. For :math:`k \ge 1`, the length of the result is
+a kink, the bound holds on both sides of it. Near an example, rows have a least length, and the least D replaces
+:math:`D_0`. For :math:`k \ge 1`, the length of the result is
 
 .. math:: r D^{-k} = \frac r D D^{1-k} \le \frac 1 \kappa D_0^{1-k}.
 
@@ -132,15 +133,25 @@ class Length(OfRows):
         slope = times(abs(self.power) * self.slope * math.sqrt(copies), times(steepest, self._factor))
         return times(self.bound, slope) * UPWARDS
 
-    def normalized(self) -> tuple[float, float]:
-        """Return the Lipschitz constant and the largest length of the rows, multiplied by these numbers."""
+    def normalized(self, shortest: float = 0.0) -> tuple[float, float]:
+        """Return the Lipschitz constant and the largest length of the rows, multiplied by these numbers.
+
+        No row is shorter than `shortest`.
+        """
         if not self.power < 0:
             return math.inf, math.inf
-        constant = times(max(1.0, -self.power - 1) * _power(self.start, self.power), self._factor) * UPWARDS
+        least = max(self.start, self.slope * shortest)
+        constant = times(max(1.0, -self.power - 1) * _power(least, self.power), self._factor) * UPWARDS
         if self.power > -1:
             return constant, math.inf
-        length = _power(self.slope, -1.0) * _power(self.start, self.power + 1)
+        length = _power(self.slope, -1.0) * _power(least, self.power + 1)
         return constant, times(length, self._factor) * UPWARDS
+
+    @property
+    def is_mean_square(self) -> bool:
+        """Return whether the numbers are the mean squares of the entries of each row."""
+        is_plain = self.start == 0 and self.power == 2 and self.gain is None  # noqa: PLR2004  # a square
+        return is_plain and math.isclose(self.slope**2 * self.size, 1, rel_tol=1e-12)
 
     def raised(self, exponent: float) -> "Length | None":
         """Return the form of a power of these numbers; None if it is not known."""

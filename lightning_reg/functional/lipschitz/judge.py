@@ -22,7 +22,8 @@ from lightning_reg.functional.lipschitz.rules.registry import (
     function_rule,
     module_rule,
 )
-from lightning_reg.functional.lipschitz.rules.sizes import ANY_SIZE, is_sized_by_entries
+from lightning_reg.functional.lipschitz.rules.sizes import ANY_SIZE, has_any_number, is_sized_by_entries
+from lightning_reg.functional.lipschitz.traced_tensor import TraceError
 from lightning_reg.functional.lipschitz.value import (
     Bound,
     Extent,
@@ -35,6 +36,10 @@ from lightning_reg.functional.lipschitz.value import (
 )
 
 JUMPS = "whole numbers and comparisons are discontinuous, so they have no Lipschitz constant"
+PLACES = (
+    "the places of its results jump where two entries are equal, as in top-k routing. Bound the parts before and after"
+    " it alone, or add a rule for the layer with `register_lipschitz_rule`"
+)
 # Files of torch whose modules consist of operations that have their own rules.
 _LOOKED_INTO = {"torch.nn.modules.container", "torch.nn.modules.loss", "torch.nn.modules.transformer"}
 
@@ -111,11 +116,28 @@ class Judge:
             return Bound(0.0)
         done = Operation(value, operation, step.module, step.turns)
         varies = any(bound.varies for bound in traced)
-        if any(bound.has_any_size for bound in traced) or is_sized_by_entries(step.kind.strip("`"), args, kwargs):
-            return replace(self.refuse(step, ANY_SIZE), varies=varies, has_any_size=True)
+        if any(bound.has_any_size for bound in traced) or _sizes_itself(step, args, kwargs):
+            if isinstance(value, list | tuple) and has_any_number(_name(step)):
+                origins = ", ".join(f"`{name}`" for name, _ in self.reasons_among(needed([step]))) or "its labels"
+                msg = (
+                    f"the number of results of `{_name(step)}` depends on the values of its input, as after {origins}."
+                    " `register_lipschitz_rule` adds a rule for the layer"
+                )
+                raise TraceError(msg)
+            return replace(self._of_any_size(step, done, args, kwargs), varies=varies, has_any_size=True)
         if varies and all(bound.value == 0 for bound in traced):
             return self._of_labels(step, done, args, kwargs)
         return replace(self._of_change(step, done, args, kwargs, varies=varies), varies=varies)
+
+    def _of_any_size(self, step: Step, done: Operation, args: Any, kwargs: Any) -> Bound:
+        """Return an infinite bound. The reason is the one that the rule gives, if it gives one."""
+        reason = ANY_SIZE
+        if step.rule is not None:
+            try:
+                apply_rule(step.rule, done, args, kwargs)
+            except NoBoundError as error:
+                reason = str(error)
+        return self.refuse(step, reason)
 
     def _of_labels(self, step: Step, done: Operation, args: Any, kwargs: Any) -> Bound:
         """Return the bound of a value that depends on labels only: its Lipschitz constant is 0, but its size counts."""
@@ -133,8 +155,10 @@ class Judge:
         """Return the bound of a value that changes with the input, and perhaps with labels."""
         value = done.output
         if step.rule is None:
-            return self.refuse(step, f"no rule for {step.kind}; `register_lipschitz_rule` adds one")
-        is_whole = isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex())
+            is_of_whole = all(_is_whole(each.value) for each in traced_in((args, kwargs)))
+            reason = JUMPS if is_of_whole else f"no rule for {step.kind}; `register_lipschitz_rule` adds one"
+            return self.refuse(step, reason)
+        is_whole = isinstance(value, Tensor) and _is_whole(value)
         answer = step.form(done, *args, **kwargs) if step.form else None
         form, forms = (Form(), answer) if isinstance(answer, tuple) else (answer or Form(), ())
         by_form = form.lipschitz(value.numel()) if isinstance(value, Tensor) else math.inf
@@ -218,6 +242,32 @@ class Judge:
                 self._layers.append((step.name, own))
         elif step.weight is not None and _is_layer(step.name.rpartition(".")[2]):
             self._layers.append((step.weight.removesuffix(".weight"), own))
+
+
+def needed(steps: list[Step]) -> set[Step]:
+    """Return `steps` and all steps on which they depend."""
+    found: set[Step] = set()
+    waiting = list(steps)
+    while waiting:
+        step = waiting.pop()
+        if step not in found:
+            found.add(step)
+            waiting += step.parents
+    return found
+
+
+def _is_whole(value: Tensor) -> bool:
+    return not (value.is_floating_point() or value.is_complex())
+
+
+def _name(step: Step) -> str:
+    return step.kind.strip("`")
+
+
+def _sizes_itself(step: Step, args: Any, kwargs: Any) -> bool:
+    """Tell whether the values of its arguments may decide the size of a function's result. Rules cover modules."""
+    is_known = step.module is not None or isinstance(step.rule, UserRule)
+    return not is_known and is_sized_by_entries(_name(step), args, kwargs)
 
 
 def _is_layer(name: str) -> bool:

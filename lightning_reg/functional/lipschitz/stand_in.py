@@ -1,13 +1,16 @@
 """A module's stand-in: the same computation in eval mode. Calling or tracing it does not change the module.
 
 The weights of the stand-in are plain parameters, as `forward` uses them: parametrizations and pruning are applied, and
-shards are gathered. They share memory with the module's parameters unless they had to be computed. Buffers are copies.
+shards are gathered. They share memory with the module's parameters unless they had to be computed. Buffers are copies,
+and so are other tensors and containers that the module has as attributes.
 Wrappers (`torch.compile`, activation checkpointing, DDP) and hooks are removed.
 """
 
-from collections import OrderedDict
+import copy
+from collections import OrderedDict, defaultdict, deque
+from enum import Enum
 from functools import partial
-from types import MethodType
+from types import FunctionType, MethodType, NoneType
 from typing import Any, cast
 
 import torch
@@ -31,6 +34,9 @@ _HOOKS = (
     "_backward_hooks",
     "_backward_pre_hooks",
 )
+# These are set after all others.
+_PARTS = {*_HOOKS, "_parameters", "_buffers", "_modules", "_compiled_call_impl"}
+_CONTAINERS = {list, dict, OrderedDict, defaultdict, set, deque}
 
 
 class Opaque(nn.Module):
@@ -62,11 +68,12 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 class _Copies:
-    """The stand-ins of modules and parameters. Each has exactly one, however often it is used."""
+    """The stand-ins of modules and parameters, and copies of other values. Each has exactly one, for all uses."""
 
     def __init__(self) -> None:
         self._modules: dict[int, nn.Module] = {}
         self._parameters: dict[int, nn.Parameter] = {}
+        self._copies: dict[int, Any] = {}
 
     def module(self, module: nn.Module) -> nn.Module:
         module = unwrapped(module)
@@ -80,11 +87,8 @@ class _Copies:
         self._modules[id(module)] = new
         state = vars(new)
         state.update(vars(module))
-        state.update({name: OrderedDict() for name in _HOOKS}, training=False)
         state.pop("_compiled_call_impl", None)
-        for name, value in vars(module).items():
-            if isinstance(value, MethodType | partial):
-                state[name] = _rebound(value, module, new)
+        state.update({name: self._own(value) for name, value in vars(module).items() if name not in _PARTS})
         state["_parameters"] = {name: self._parameter(p) for name, p in vars(module)["_parameters"].items()}
         state["_buffers"] = {
             name: None if buffer is None else _wide(whole(buffer)).clone()
@@ -95,9 +99,43 @@ class _Copies:
             for name, parametrization in cast("nn.Module", parts.pop("parametrizations")).named_children():
                 state["_parameters"][name] = _constant(parametrization())
         state["_modules"] = parts
+        state.update({name: OrderedDict() for name in _HOOKS}, training=False)
         self._replay_hooks(module, new)
         if isinstance(module, nn.RNNBase):
             self._set_flat_weights(module, new)
+        return new
+
+    def _own(self, value: Any) -> Any:
+        """Return the stand-in's version of an attribute, which `forward` may change."""
+        if isinstance(value, nn.Module):
+            return self.module(value)
+        if isinstance(value, nn.Parameter):
+            return self._parameter(value)
+        if isinstance(value, MethodType) and isinstance(value.__self__, nn.Module):
+            return MethodType(value.__func__, self.module(value.__self__))
+        if type(value) is partial:
+            return partial(self._own(value.func), *map(self._own, value.args), **self._own(value.keywords))
+        if type(value) is tuple:
+            return tuple(map(self._own, value))
+        if isinstance(value, Tensor) or type(value) in _CONTAINERS or _is_record(value):
+            return self._copies[id(value)] if id(value) in self._copies else self._copied(value)
+        return value
+
+    def _copied(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            new: Any = _wide(whole(value)).detach().clone()
+        elif type(value) in _CONTAINERS:
+            new = copy.copy(value)
+            new.clear()
+        else:
+            new = object.__new__(type(value))
+        self._copies[id(value)] = new
+        if isinstance(value, dict):
+            new.update({key: self._own(part) for key, part in value.items()})
+        elif type(value) in _CONTAINERS:
+            (new.update if isinstance(value, set) else new.extend)(map(self._own, value))
+        elif not isinstance(value, Tensor):
+            vars(new).update(self._own(vars(value)))
         return new
 
     def _set_flat_weights(self, module: nn.RNNBase, new: nn.Module) -> None:
@@ -130,16 +168,15 @@ class _Copies:
             vars(new)["_parameters"][name] = _constant(weight)
 
 
-def _rebound(value: Any, module: nn.Module, new: nn.Module) -> Any:
-    """Return `value` with `new` in place of `module`: a method of it, or a function that is bound to it."""
-    if value is module:
-        return new
-    if isinstance(value, MethodType) and value.__self__ is module:
-        return MethodType(value.__func__, new)
-    if isinstance(value, partial):
-        kept = {name: _rebound(each, module, new) for name, each in value.keywords.items()}
-        return partial(value.func, *(_rebound(each, module, new) for each in value.args), **kept)
-    return value
+def _is_record(value: Any) -> bool:
+    """Return whether a user's object only keeps tensors, containers and plain values, such as a cache."""
+    if isinstance(value, Enum | FunctionType | type) or getattr(type(value), "__new__", None) is not object.__new__:
+        return False
+    parts = list(getattr(value, "__dict__", {}).values())
+    is_kept = [isinstance(part, Tensor) or type(part) in _CONTAINERS for part in parts]
+    return any(is_kept) and all(
+        kept or isinstance(part, bool | int | float | str | NoneType) for kept, part in zip(is_kept, parts, strict=True)
+    )
 
 
 def _hooked_names(module: nn.Module) -> list[str]:
@@ -177,5 +214,13 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def widened(value: Any) -> Any:
-    """Return a copy whose tensors are at least float32 and have no graph. They are not inference tensors."""
-    return replaced(value, Tensor, lambda tensor: _wide(tensor).detach().clone())
+    """Return a copy whose tensors are at least float32 and have no graph. They are not inference tensors.
+
+    Tensors of a subclass that only adds attributes, such as the images of torchvision, become plain tensors.
+    """
+    return replaced(value, Tensor, lambda tensor: _plain(_wide(tensor).detach()).clone())
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    is_stored = type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
+    return tensor.as_subclass(Tensor) if is_stored and type(tensor) is not Tensor else tensor

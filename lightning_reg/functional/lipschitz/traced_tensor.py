@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_reg.functional.lipschitz.nested import found
+
 
 class TraceError(Exception):
     """The reason why the operations of a module cannot be followed."""
@@ -45,7 +47,7 @@ class TracedTensor(Tensor):
     @classmethod
     @override
     def __torch_function__(cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return _refused(func)
+        return _refused(func, args, kwargs)
 
     @classmethod
     @override
@@ -53,13 +55,28 @@ class TracedTensor(Tensor):
         cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         """Refuse operations that bypass the tracer."""
-        return _refused(func)
+        return _refused(func, args, kwargs)
 
 
-def _refused(func: Callable[..., Any]) -> Any:
+def _refused(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     name = getattr(func, "__name__", func)
-    msg = f"`{name}` is called by code that hides its operations from Python, such as TorchScript or `vmap`"
-    raise TraceError(msg)
+    error = TraceError(
+        f"`{name}` is called by code that hides its operations from Python, such as TorchScript or `vmap`"
+    )
+    for tensor in found((args, kwargs), TracedTensor):
+        tensor.state.errors.append(error)
+    raise error
+
+
+def has_own_operations(tensor: Tensor) -> bool:
+    """Return whether the class of a tensor defines what operations on it compute."""
+    kind = type(tensor)
+    function = getattr(kind.__torch_function__, "__func__", kind.__torch_function__)
+    is_plain = function in (_PLAIN_FUNCTION, torch._C._disabled_torch_function_impl)  # noqa: SLF001  # has no public name
+    return not is_plain or kind.__torch_dispatch__ is not Tensor.__torch_dispatch__
+
+
+_PLAIN_FUNCTION = Tensor.__torch_function__.__func__  # type: ignore[attr-defined]  # a class method
 
 
 def called_name(func: Callable[..., Any]) -> str:

@@ -14,10 +14,16 @@ from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
 from lightning_reg.functional.lipschitz.forms import Form
-from lightning_reg.functional.lipschitz.judge import JUMPS, Judge, Step
+from lightning_reg.functional.lipschitz.judge import PLACES, Judge, Step, needed
 from lightning_reg.functional.lipschitz.memory import has_no_entry_twice, memory, place
 from lightning_reg.functional.lipschitz.nested import closed_in, found, replaced
-from lightning_reg.functional.lipschitz.traced_tensor import TracedTensor, TraceError, called_name, is_reflected
+from lightning_reg.functional.lipschitz.traced_tensor import (
+    TracedTensor,
+    TraceError,
+    called_name,
+    has_own_operations,
+    is_reflected,
+)
 from lightning_reg.functional.lipschitz.value import Bound, Traced, together, with_parts
 from lightning_reg.functional.tensors.random import unchanged_generators
 
@@ -51,6 +57,8 @@ class State:
     value: Tensor
     bound: Bound
     step: Step
+    errors: list[Exception]
+    """The errors of the trace so far."""
 
 
 class Output(NamedTuple):
@@ -91,6 +99,8 @@ class Tracer(TorchFunctionMode):
         self._states: list[State] = []
         # Constants that a traced tensor views.
         self._viewed: list[Tensor] = []
+        # `forward` may catch an error, and go another way than for other inputs.
+        self._errors: list[Exception] = []
 
     def trace(self, module: nn.Module, inputs: Sequence[Any]) -> Output:
         """Run `module` on the example. The module cannot be used again."""
@@ -102,6 +112,8 @@ class Tracer(TorchFunctionMode):
             self._watch_functions(module, undo)
             with self:
                 output = module(*arguments)
+        for error in self._errors:
+            raise error
         for each in closed_in(output):
             msg = f"its output contains a {type(each).__name__}, which may hide tensors"
             raise TraceError(msg)
@@ -109,7 +121,7 @@ class Tracer(TorchFunctionMode):
         if next(found(output, Tensor), None) is None:
             msg = f"it returns a {type(output).__name__} without tensors"
             raise TraceError(msg)
-        steps = _needed([state.step for state in states])
+        steps = needed([state.step for state in states])
         plain = replaced(output, TracedTensor, lambda tensor: tensor.state.value)
         return Output(plain, [state.bound for state in states], steps)
 
@@ -142,7 +154,8 @@ class Tracer(TorchFunctionMode):
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             if self._is_running or next(found((args, kwargs), TracedTensor), None) is None:
                 return function(*args, **kwargs)
-            return self._call(step(), function, args, kwargs)
+            with self._noting_errors():
+                return self._call(step(), function, args, kwargs)
 
         return wrapped
 
@@ -201,12 +214,19 @@ class Tracer(TorchFunctionMode):
         if name in _TEXT:
             return f"tensor of shape {tuple(args[0].state.value.shape)}"
         step = self._function_step(func, (*args, *kwargs.values()))
-        if is_reflected(func):
-            first, second = args
-            return self._call(step, lambda left, right: func(right, left), (second, first), kwargs)
-        if name == "setitem":
-            return self._call(step, _set_item, args, kwargs)
-        return self._call(step, func, args, kwargs)
+        with self._noting_errors():
+            if is_reflected(func):
+                first, second = args
+                return self._call(step, lambda left, right: func(right, left), (second, first), kwargs)
+            return self._call(step, _set_item if name == "setitem" else func, args, kwargs)
+
+    @contextmanager
+    def _noting_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # whatever an operation raises
+            self._errors.append(error)
+            raise
 
     def _call(self, step: Step, operation: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Run an operation, and return its result with a bound."""
@@ -227,14 +247,19 @@ class Tracer(TorchFunctionMode):
         traced = {id(state.value) for state in states}
         constants = [tensor for tensor in tensors if id(tensor) not in traced]
         self._refuse_changed_constants(changed, constants)
+        weights = () if step.module is None else step.module.parameters()
         if places != [place(tensor) for tensor in tensors]:
             bound = self._judge.refuse(step, "it changes the shape of a tensor in place")
+        elif strange := [type(each).__name__ for each in (*tensors, *weights) if has_own_operations(each)]:
+            bound = self._judge.refuse(step, f"the class of an argument, {strange[0]}, may compute something else")
         else:
             with self._running():
                 # The judge needs the arguments from before a change in place.
                 fixed = _fixed(states, changed) if step.module is None or any(s.bound.value for s in states) else set()
                 known = replaced(
-                    (tuple(args), dict(kwargs)), TracedTensor, lambda t: self._as_known(t.state, fixed, earlier)
+                    (tuple(args), {name: value for name, value in kwargs.items() if name != "out"}),
+                    TracedTensor,
+                    lambda t: self._as_known(t.state, fixed, earlier),
                 )
                 bound = self._judge.judge(step, operation, value, *known)
         where = {memory(tensor) for tensor in found(value, Tensor)}
@@ -254,7 +279,7 @@ class Tracer(TorchFunctionMode):
         return Traced(earlier[id(state)], state.bound, self._judge.reach)
 
     def _known(self, value: Tensor, bound: Bound, step: Step) -> TracedTensor:
-        state = State(value, with_parts(bound, value), step)
+        state = State(value, with_parts(bound, value), step, self._errors)
         self._states.append(state)
         return TracedTensor(value, state)
 
@@ -264,7 +289,8 @@ class Tracer(TorchFunctionMode):
             part = replace(bound, chain=None, scaled=None, own=None, form=form or Form(), forms=())
             return self._known(value, part, step)
         positions = Step(step.name, parents=[step])
-        return self._known(value, self._judge.refuse(positions, JUMPS), positions)
+        refused = replace(self._judge.refuse(positions, PLACES), has_any_size=bound.has_any_size)
+        return self._known(value, refused, positions)
 
     def _number(self, operation: Callable[..., Any], value: Any, states: Sequence[State]) -> Any:
         """Return a number read from a tensor. Raise if the number may depend on the network's input."""
@@ -307,13 +333,11 @@ class Tracer(TorchFunctionMode):
             elif is_written and has_no_entry_twice(state.value):
                 # Each of its entries is either unchanged or one of the written entries.
                 both = Step(step.name, parents=[state.step, step])
-                varies = state.bound.varies or bound.varies
-                state.bound, state.step = Bound(together([state.bound.value, bound.value]), varies=varies), both
+                state.bound, state.step = _either(state.bound, bound), both
             else:
                 stale = Step(state.step.name, parents=[state.step])
-                refused = self._judge.refuse(stale, "it is changed in place through another view of it")
-                state.bound = replace(refused, varies=state.bound.varies or bound.varies)
-                state.step = stale
+                self._judge.refuse(stale, "it is changed in place through another view of it")
+                state.bound, state.step = replace(_either(state.bound, bound), value=math.inf), stale
 
 
 def _fixed(states: Sequence[State], changed: Sequence[Tensor]) -> set[int]:
@@ -322,24 +346,21 @@ def _fixed(states: Sequence[State], changed: Sequence[Tensor]) -> set[int]:
     return {id(state) for state in states if _is_fixed(state) and memory(state.value) not in where}
 
 
+def _either(first: Bound, second: Bound) -> Bound:
+    """Return the bound of a value if each of its entries has one of two bounds."""
+    return Bound(
+        together([first.value, second.value]),
+        varies=first.varies or second.varies,
+        has_any_size=first.has_any_size or second.has_any_size,
+    )
+
+
 def _is_fixed(state: State) -> bool:
     return state.bound.value == 0 and not state.bound.varies
 
 
 def _is_whole(value: Tensor) -> bool:
     return not (value.is_floating_point() or value.is_complex())
-
-
-def _needed(steps: list[Step]) -> set[Step]:
-    """Return `steps` and all steps on which they depend."""
-    needed: set[Step] = set()
-    waiting = list(steps)
-    while waiting:
-        step = waiting.pop()
-        if step not in needed:
-            needed.add(step)
-            waiting += step.parents
-    return needed
 
 
 def _set_item(tensor: Tensor, index: Any, value: Any) -> Tensor:

@@ -151,13 +151,26 @@ class Traced:
 
     def interval(self) -> tuple[Tensor, Tensor] | None:
         """Return the smallest and the largest value of each entry, float64; None if these are not known."""
-        if math.isinf(self.reach) or self.bound.varies or self.value.is_complex():
+        if math.isinf(self.reach) or self.bound.varies or self.value.dtype not in _ROUNDING:
             return None
         value = precise(self.value)
         # The value at the example is itself rounded.
         rounding = _ROUNDING[self.value.dtype] * (1 + largest(value))
         deviation = torch.as_tensor(self.bound.of_entries(), dtype=value.dtype, device=value.device) * self.reach
         return value - deviation - rounding, value + deviation + rounding
+
+    def shortest(self, rows: Callable[[Tensor], Tensor]) -> float:
+        """Return a lower bound of the lengths of rows near the example; 0 if none is known.
+
+        `rows` maps the value to its rows, shape (..., entries), and enlarges no difference.
+        """
+        if self.interval() is None or not self.value.numel():
+            return 0.0
+        found = rows(precise(self.value))
+        rounding = _ROUNDING[self.value.dtype] * (1 + largest(self.value)) * math.sqrt(found.shape[-1])
+        length = float(torch.linalg.vector_norm(found, dim=-1).amin())
+        least = (length - times(self.bound.value, self.reach) - rounding) / UPWARDS
+        return least if least > 0 else 0.0  # also for NaN
 
     def radius(self, dim: int = -1) -> float:
         """Return the largest length of a vector along `dim` for any input."""

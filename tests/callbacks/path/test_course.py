@@ -330,6 +330,7 @@ def test_a_score_of_an_earlier_epoch_is_refused(trainer_of, scores, method):
 
 CHECKPOINTS = {
     "in the search": {"every_n_train_steps": 9},
+    "in the first epoch of the first strength": {"every_n_train_steps": 5},
     "in the middle of an epoch": {"every_n_train_steps": 5},
     "at the last batch of an epoch": {"every_n_train_steps": 7},
     "at the end of an epoch": {"every_n_epochs": 1, "save_on_train_epoch_end": True},
@@ -341,9 +342,8 @@ CHECKPOINTS = {
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")  # each run has a folder of its own
 def test_a_resumed_path_equals_the_uninterrupted_one(trainer_of, tmp_path, moment):
     def fit(folder, *, ckpt_path=None, seed=0):
-        path = path_of(
-            strengths=3, smallest=0.1, epochs=4, tolerance=0.05, monitor="val/loss", rule="one_se", monitor_mode="max"
-        )
+        settings = {"epochs": 4, "tolerance": 0.05, "monitor": "val/loss", "rule": "one_se", "monitor_mode": "max"}
+        path = path_of(strengths=STRENGTHS if "first" in moment else 3, smallest=0.1, **settings)
         keep = ModelCheckpoint(tmp_path / folder, filename="{step}", save_top_k=-1, **CHECKPOINTS[moment])
         module = Convex(seed)
         trainer = trainer_of(path, keep, max_epochs=-1, enable_checkpointing=True)
@@ -354,7 +354,7 @@ def test_a_resumed_path_equals_the_uninterrupted_one(trainer_of, tmp_path, momen
     saved = sorted((tmp_path / "whole").glob("*.ckpt"), key=lambda path: int(path.stem.partition("=")[2]))
     # The search takes half of the run at least.
     middle = saved[-3] if int(saved[-3].stem.partition("=")[2]) % 7 or "middle" not in moment else saved[-2]
-    first = saved[1] if moment == "in the search" else middle
+    first = saved[1] if moment == "in the search" else saved[0] if "first" in moment else middle
 
     found, resumed, resumed_steps = fit("resumed", ckpt_path=first, seed=1)
 

@@ -64,6 +64,35 @@ def test_it_is_the_closed_form_with_the_intercept_at_its_optimum(trainer_of, opt
     assert path.result.nonzeros[0] == 0
 
 
+@pytest.mark.parametrize("strengths", [2, [0.3, 0.1]], ids=["searched", "given"])
+def test_an_intercept_is_at_its_optimum_although_no_gradient_of_a_weight_depends_on_it(trainer_of, strengths):
+    module = Regression(partial(torch.optim.Adam, lr=0.1))
+    module.inputs -= module.inputs.mean(0)
+    path = path_of(l1(), strengths=strengths, epochs=1000, tolerance=1e-2)
+
+    trainer_of(path, max_epochs=-1).fit(module, range(1))
+
+    # The targets are far from zero, so the intercept moves for much longer than the weights.
+    assert module.network.bias.item() == pytest.approx(TARGETS.mean(), rel=1e-2)
+
+
+def test_an_intercept_that_the_optimizer_decays_is_waited_for_no_longer_than_it_moves(trainer_of):
+    def decay_the_intercept(parameters):
+        weight, *others = parameters
+        return torch.optim.SGD([{"params": [weight]}, {"params": others, "weight_decay": 0.1}], lr=0.3)
+
+    module = Regression(decay_the_intercept)
+    module.network.register_parameter("frozen", nn.Parameter(torch.ones(3), requires_grad=False))
+    module.inputs -= module.inputs.mean(0)
+    trainer = trainer_of(path_of(l1(), strengths=[0.3, 0.1], epochs=1000, tolerance=1e-2), max_epochs=-1)
+
+    trainer.fit(module, range(1))
+
+    assert trainer.current_epoch < 200  # the frozen layer has no gradient, so it is not decayed
+    # The minimum of (b - mean)^2 / 2 + 0.1 b^2 / 2.
+    assert module.network.bias.item() == pytest.approx(TARGETS.mean() / 1.1, rel=1e-2)
+
+
 def test_accumulated_gradients_are_those_of_the_epoch(trainer_of):
     class Halves(Regression):
         def training_step(self, batch, batch_idx):

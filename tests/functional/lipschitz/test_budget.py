@@ -72,6 +72,18 @@ def test_norms_that_begin_after_the_limit_are_cheap_and_counted():
     assert lipschitz_bound(module, image) == exact
 
 
+def test_the_norms_of_attention_count_too():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.LayerNorm(8), nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True))
+    rows = torch.randn(1, 3, 8)
+    exact = lipschitz_bound(module, rows)
+    with within(AT_ONCE) as budget:
+        cheap = lipschitz_bound(module, rows)
+    # Three projections, two heads of each, and the output. The values' heads and the output also bound the size.
+    assert budget.cheap == 2 + 10 + 3
+    assert exact.value < cheap.value < math.inf
+
+
 class Clock:
     """Time that passes only while norms are computed."""
 

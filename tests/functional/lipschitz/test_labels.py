@@ -65,6 +65,15 @@ CRITICS = {
     "layered": (lambda net, h, y: h[:, :2] * F.relu(net.head(net.embed(y))), 5),
     "other labels": (lambda net, h, y: net.embed((y + 1) % LABELS) * h, 1),
     "hidden in place": (lambda net, h, y: h.clone().mul_(net.embed(y)), 1),
+    "output of the label": (lambda net, h, y: h.gather(1, (y % WIDTH)[:, None]), 1),
+    "output by index": (lambda net, h, y: h[torch.arange(2), y % WIDTH], 1),
+    "two outputs of one sample": (lambda net, h, y: h[torch.tensor([0, 0]), y % WIDTH], 1),
+    "samples": (lambda net, h, y: h.index_select(0, y % 2) + h[y % 2], 1),
+    "entries": (lambda net, h, y: h.take(y) + h.take_along_dim((y % 2)[:, None], 0).mean(1), 4),
+    "bag": (lambda net, h, y: h * F.embedding_bag(y[:, None].expand(2, 3), net.embed.weight, mode="sum"), 1),
+    "bag of means": (lambda net, h, y: h * F.embedding_bag(y[:, None], net.embed.weight), 1),
+    "bag of maxima": (lambda net, h, y: h * F.embedding_bag(torch.stack([y, y], 1), net.embed.weight, mode="max"), 1),
+    "columns of rows": (lambda net, h, y: h @ net.embed(y)[:, torch.arange(WIDTH) * (y[:1] != 2)].mT, 4),
 }
 
 
@@ -97,7 +106,8 @@ UNKNOWN = {
     "exponential": (lambda net, h, y: net.embed(y).exp() * h, "product"),
     "branch": (in_a_branch, "depends on the values"),
     "read": (lambda net, h, y: h * float(y.sum()), "depends on the values"),
-    "position": (lambda net, h, y: h.gather(1, y[:, None]), "`all_labels` makes labels part of the input"),
+    "rounded": (lambda net, h, y: h * net.embed(y).div(30, rounding_mode="floor"), "product"),
+    "size": (lambda net, h, y: h * len(torch.arange(y.max() + 1)), "depends on the values"),
     "shape": (lambda net, h, y: h * net.embed.weight[: 1 + len(y.nonzero())].sum(0), "depends on the values"),
     "mask": (lambda net, h, y: h * (1 + net.embed(y)[y > 0].sum()), "size"),
     "ones": (lambda net, h, y: h * (1 + torch.ones_like(y.nonzero()).sum()), "size"),

@@ -148,3 +148,42 @@ def test_an_infinite_radius_is_the_bound_for_all_inputs():
 def test_a_radius_that_is_none_is_refused(radius, error):
     with pytest.raises(error, match="`radius` must be"):
         lipschitz_bound(nn.Linear(2, 2), torch.zeros(1, 2), radius=radius)
+
+
+def test_whole_numbers_on_the_way_do_not_spoil_the_bound_over_a_ball():
+    network = Calls(lambda x: torch.tanh(9 * x) * torch.ones_like(x, dtype=torch.long))
+    report = lipschitz_bound(network, torch.ones(2), radius=0.01)
+    slope = 9 / math.cosh(9 * 0.99) ** 2
+    assert slope <= report.value <= 1.05 * slope
+
+
+def centered(row):
+    return row - row.mean()
+
+
+# The layer, the row that it divides by its length, and whether it divides by the root mean square instead.
+NORMALIZED = {
+    "RMSNorm": (nn.RMSNorm(5, eps=1e-4), np.array, True),
+    "LayerNorm": (nn.LayerNorm(5, eps=1e-4), centered, True),
+    "GroupNorm": (nn.GroupNorm(1, 5, eps=1e-4), centered, True),
+    "InstanceNorm": (nn.Sequential(nn.Unflatten(1, (1, 5)), nn.InstanceNorm1d(1, eps=1e-4)), centered, True),
+    "by hand": (Calls(lambda x: x * (x.square().mean(-1, keepdim=True) + 1e-4).rsqrt()), np.array, True),
+    "normalize": (Calls(nn.functional.normalize), np.array, False),
+}
+
+
+@pytest.mark.parametrize("name", NORMALIZED)
+def test_near_long_rows_a_normalization_is_as_flat_as_at_the_shortest_row_in_the_ball(name):
+    network, row_of, is_mean = NORMALIZED[name]
+    network, center, radius = network.double(), torch.tensor([[3.0, -1, 2, 0, 5]]).double(), 0.5
+    shortest = np.linalg.norm(row_of(center[0].numpy())) - radius
+    expected = 1 / math.sqrt(shortest**2 / 5 + 1e-4) if is_mean else 1 / shortest
+    bound = lipschitz_bound(network, center, radius=radius).value
+    assert bound == pytest.approx(expected, rel=1e-5)
+    function, vector = flat_function(network, [center])
+    assert jacobian_norm_at(function, (1 - radius / vector.norm()) * vector) <= bound
+
+
+def test_near_rows_that_may_vanish_a_normalization_is_as_steep_as_everywhere():
+    layer = nn.LayerNorm(5, eps=1e-4)
+    assert lipschitz_bound(layer, torch.ones(2, 5), radius=0.1).value == pytest.approx(100, rel=1e-4)

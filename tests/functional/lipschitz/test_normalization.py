@@ -60,6 +60,11 @@ NORMALIZATIONS = {
     "rational": (lambda x: x / (1 + x.square().sum(-1, keepdim=True)), 1, 1),
     "in place": (in_place, 1 / 0.3, 1),
     "mean and variance": (lambda x: centered(x) / (x.var(-1, False, True) + EPS).sqrt(), 1 / 0.3, ROOT),
+    "mean square less squared mean": (
+        lambda x: centered(x) * (mean_square(x) - x.mean(-1, keepdim=True) ** 2 + EPS).rsqrt(),
+        1 / 0.3,
+        ROOT,
+    ),
     "Annotated Transformer": (
         lambda x: GAMMA * centered(x) / (x.std(-1, keepdim=True) + EPS) + GAMMA,
         LARGEST / EPS,
@@ -154,6 +159,21 @@ SQUARE = {
     "changed in place": changed_before,
     "its number changed": changed_view,
     "weighted": lambda x: x / ((x.square() * constant(3)).sum(-1, keepdim=True) + EPS).sqrt(),
+    "sum of squares less squared mean": lambda x: (
+        centered(x) / (x.pow(2).sum(-1, keepdim=True) - x.mean(-1, keepdim=True).square() + EPS).sqrt()
+    ),
+    "mean square less squared mean of others": lambda x: (
+        centered(x) / (mean_square(x) - x.flip(0).mean(-1, keepdim=True).square() + 9).sqrt()
+    ),
+    "mean square less squared mean of columns": lambda x: (
+        centered(x) / (mean_square(x) - x.mean(0)[:, None].square() + 9).sqrt()
+    ),
+    "mean square less half a squared mean": lambda x: (
+        centered(x) / (mean_square(x) - 0.5 * x.mean(-1, keepdim=True).square() + EPS).sqrt()
+    ),
+    "squared mean less mean square": lambda x: (
+        centered(x) / (x.mean(-1, keepdim=True).square() - mean_square(x) + 9).sqrt()
+    ),
     "products": lambda x: x / ((x * x.roll(1, -1)).sum(-1, keepdim=True) + EPS).sqrt(),
 }
 

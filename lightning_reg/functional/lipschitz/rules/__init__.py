@@ -6,6 +6,7 @@
 import lightning_reg.functional.lipschitz.rules.activations
 import lightning_reg.functional.lipschitz.rules.arithmetic
 import lightning_reg.functional.lipschitz.rules.attention
+import lightning_reg.functional.lipschitz.rules.chosen
 import lightning_reg.functional.lipschitz.rules.contractions
 import lightning_reg.functional.lipschitz.rules.extents
 import lightning_reg.functional.lipschitz.rules.forms

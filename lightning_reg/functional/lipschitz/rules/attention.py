@@ -2,12 +2,13 @@
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from lightning_reg.functional.lipschitz.rounding import UPWARDS, norm_upwards, precise, times
+from lightning_reg.functional.lipschitz.budget import norm_in_time
+from lightning_reg.functional.lipschitz.rounding import UPWARDS, precise, times
 from lightning_reg.functional.lipschitz.rules.dot_products import (
     UNBOUNDED_ROWS,
     attended,
@@ -88,26 +89,48 @@ def _attention_layer(
         replace(each, bound=replace(each.bound, value=1.0 if isinstance(given, Traced) else 0.0))
         for each, given in zip(inputs, (query, key, value), strict=True)
     ]
-    own = _of_heads(op, (alone[0], alone[1], alone[2]), need_weights, average_attn_weights)
+    norms = _norms(op.module)
+    own = _of_heads(op, norms, (alone[0], alone[1], alone[2]), need_weights, average_attn_weights)
     if math.isinf(own):
         raise NoBoundError(UNBOUNDED_ROWS)
-    return Bound(_of_heads(op, inputs, need_weights, average_attn_weights), own=own)
+    return Bound(_of_heads(op, norms, inputs, need_weights, average_attn_weights), own=own)
 
 
-def _of_heads(op: Operation, inputs: tuple[Traced, Traced, Traced], has_weights: bool, is_mean: bool) -> float:
+class _Norms(NamedTuple):
+    """The norms of the weights of a layer."""
+
+    projections: list[float]
+    """For queries, keys and values."""
+    heads: list[Tensor]
+    """For the same, of each head, shape (heads,), float64."""
+    output: float
+
+
+def _norms(module: nn.MultiheadAttention) -> _Norms:
+    weights, width = _projections(module), module.embed_dim // module.num_heads
+    heads = [_head_norms(weight, width) for weight in weights]
+    return _Norms([norm_in_time(weight) for weight in weights], heads, norm_in_time(module.out_proj.weight))
+
+
+def _head_norms(weight: Tensor, width: int) -> Tensor:
+    heads = precise(weight).view(-1, width, weight.shape[1])
+    return torch.tensor([norm_in_time(head) for head in heads], dtype=torch.float64)
+
+
+def _of_heads(
+    op: Operation, norms: _Norms, inputs: tuple[Traced, Traced, Traced], has_weights: bool, is_mean: bool
+) -> float:
     module = op.module
     width = module.embed_dim // module.num_heads
-    (first, second, third), outside = _projections(module), _biases(module)
-    norms = [norm_upwards(weight) for weight in (first, second, third)]
     radii = [
-        _heads(weight, bias, each, width)
-        for weight, bias, each in zip((first, second, third), outside, inputs, strict=True)
+        _lengths(heads, bias, each, width)
+        for heads, bias, each in zip(norms.heads, _biases(module), inputs, strict=True)
     ]
     for index, extra in ((1, module.bias_k), (2, module.bias_v)):
         if extra is not None:  # one more row, which is the same for all inputs
             lengths = torch.linalg.vector_norm(precise(extra).view(-1, width), dim=-1)
             radii[index] = torch.maximum(radii[index], lengths.to(radii[index]))
-    changes = [times(each.bound.value, norm) for each, norm in zip(inputs, norms, strict=True)]
+    changes = [times(each.bound.value, norm) for each, norm in zip(inputs, norms.projections, strict=True)]
     rows = inputs[0].value.shape[-2 if module.batch_first or inputs[0].value.ndim == 2 else 0]  # noqa: PLR2004  # no batch
     scale = 1 / math.sqrt(width)
     # The scores of the worst head, for probabilities. Then the same, times the radius of the head's values.
@@ -115,7 +138,7 @@ def _of_heads(op: Operation, inputs: tuple[Traced, Traced, Traced], has_weights:
     valued = Scores(
         times(changes[0], _most(radii[1] * radii[2])) * scale, times(changes[1], _most(radii[0] * radii[2])) * scale
     )
-    out = times(attended(valued, rows, 1.0, changes[2]), norm_upwards(module.out_proj.weight)) * UPWARDS
+    out = times(attended(valued, rows, 1.0, changes[2]), norms.output) * UPWARDS
     if not has_weights:
         return out
     return larger(out, mean_deviation(alone, rows) / (math.sqrt(module.num_heads) if is_mean else 1.0))
@@ -137,11 +160,9 @@ def _biases(module: nn.MultiheadAttention) -> tuple[Tensor | None, ...]:
     return (None, None, None) if bias is None else bias.chunk(3)
 
 
-def _heads(weight: Tensor, bias: Tensor | None, value: Traced, width: int) -> Tensor:
+def _lengths(norms: Tensor, bias: Tensor | None, value: Traced, width: int) -> Tensor:
     """Return the largest length of a row of each head, shape (heads,), float64."""
     radius = value.radius()
-    heads = precise(weight).view(-1, width, weight.shape[1])
-    norms = torch.stack([torch.tensor(norm_upwards(head), dtype=torch.float64) for head in heads])
     lengths = torch.full_like(norms, math.inf) if math.isinf(radius) else norms.mul(radius)
     if bias is None:
         return lengths
@@ -155,11 +176,12 @@ def _attention_layer_extent(
 ) -> Extent | None:
     module = op.module
     weight, bias = _projections(module)[2], _biases(module)[2]
-    radii = _heads(weight, bias, known(value), module.embed_dim // module.num_heads)
+    width = module.embed_dim // module.num_heads
+    radii = _lengths(_head_norms(weight, width), bias, known(value), width)
     if module.bias_v is not None:
         extra = torch.linalg.vector_norm(precise(module.bias_v).view(len(radii), -1), dim=-1)
         radii = torch.maximum(radii, extra.to(radii))
-    radius = together(radii.tolist()) * norm_upwards(module.out_proj.weight)
+    radius = together(radii.tolist()) * norm_in_time(module.out_proj.weight)
     if module.out_proj.bias is not None:
         radius += largest(torch.linalg.vector_norm(precise(module.out_proj.bias)))
     # The layer also returns attention weights, which are at most 1.

@@ -236,7 +236,11 @@ def _mul(op: Operation, bound: Bound, input: Any, other: Any) -> Extent:
 
 
 @for_functions("div divide true_divide truediv", book=EXTENTS)
-def _div(op: Operation, bound: Bound, input: Any, other: Any, **_: Any) -> Extent | None:
+def _div(
+    op: Operation, bound: Bound, input: Any, other: Any, *, rounding_mode: str | None = None, **_: Any
+) -> Extent | None:
+    if rounding_mode is not None:  # rounding may enlarge an entry by 1
+        return None
     if isinstance(other, Traced):
         known_size = rescaled(op, input, other, is_quotient=True)
         return known_size and known_size[1]

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -142,7 +144,20 @@ def _sub(op: Operation, input: Any, other: Any, *, alpha: float = 1, **_: Any) -
         and _meets(op, input, other, input.bound.form, mean)
     ):
         return centered(mean.of, mean.dims, mean.bound)
+    if alpha == 1 and isinstance(input, Traced) and isinstance(other, Traced):
+        return _variance(input, other)
     return _shifted(op, input, other, -alpha) if isinstance(input, Traced) else None
+
+
+def _variance(squares: Traced, mean: Traced) -> Length | None:
+    """Return the form of the mean square of rows minus the square of their mean, which is their variance."""
+    length, square = form_of(squares, Length), form_of(mean, Squares)
+    inner = square and square.of
+    is_mean_square = length is not None and length.is_mean_square
+    if length is None or not is_mean_square or not isinstance(inner, Mean):
+        return None
+    is_same = inner.of == length.of and inner.dims == length.dims and squares.value.shape == mean.value.shape
+    return replace(length, of=centered(length.of, length.dims, length.bound)) if is_same else None
 
 
 def _meets(op: Operation, rows: Traced, numbers: Traced, inner: Any, form: OfRows) -> bool:
@@ -209,6 +224,11 @@ def _spread(op: Operation, input: Any, *_: Any, **__: Any) -> Form | None:
     return form if is_spread else None
 
 
+def _as_rows(value: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Return the rows along some dimensions, shape (..., entries)."""
+    return value.movedim(dims, tuple(range(-len(dims), 0))).flatten(-len(dims))
+
+
 def rescaled(op: Operation, input: Any, other: Any, *, is_quotient: bool = False) -> tuple[Bound, Extent] | None:
     """Return the bound and the size of rows times, or over, a function of their lengths; None for other operations."""
     for rows, numbers in ((input, other),) if is_quotient else ((input, other), (other, input)):
@@ -220,7 +240,9 @@ def rescaled(op: Operation, input: Any, other: Any, *, is_quotient: bool = False
         inner = scaled.of if scaled is not None and scaled.of == form.of else rows.bound.form
         length = form.raised(-1) if is_quotient else form
         if length is not None and _meets(op, rows, numbers, inner, form):
-            constant, radius = (times(each, gain) for each in length.normalized())
+            # Rows that have been scaled do not show their own lengths.
+            shortest = rows.shortest(partial(_as_rows, dims=length.dims)) if rows.bound.form == form.of else 0.0
+            constant, radius = (times(each, gain) for each in length.normalized(shortest))
             # The radius bounds a vector along each of these dimensions.
             return Bound(times(form.bound, constant)), Extent(radius, radius, length.dims[-1] - rows.value.ndim)
     return None

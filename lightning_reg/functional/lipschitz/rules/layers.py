@@ -1,7 +1,7 @@
 """Rules of layers with weights: products, convolutions, normalizations."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -30,7 +30,9 @@ from lightning_reg.functional.lipschitz.value import (
 from lightning_reg.functional.spectral.convolution import Convolution, Sizes, convolution, convolution_of
 from lightning_reg.functional.spectral.frequencies import bound_work, certified_bound, reshaped_bound
 
+INTEGERS = "integers have no Lipschitz constant; measure the part of the network after the embedding"
 _GRID = 16
+_SPATIAL = {nn.InstanceNorm1d: 1, nn.InstanceNorm2d: 2, nn.InstanceNorm3d: 3}
 
 
 @for_modules(nn.Linear)
@@ -155,7 +157,9 @@ def _real(weight: Tensor) -> Tensor:
 @for_modules(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 def _batch_norm_layer(op: Operation, input: Traced) -> Bound:
     module = op.module
-    return _batch_norm(op, input, module.running_mean, module.running_var, module.weight, module.bias, eps=module.eps)
+    statistics = module.running_mean, module.running_var
+    # `forward` of a larger module may have set the mode.
+    return _batch_norm(op, input, *statistics, module.weight, module.bias, module.training, eps=module.eps)
 
 
 def _batch_norm(
@@ -191,8 +195,9 @@ def _scaled_channels(input: Traced, scale: Tensor) -> Bound:
 @for_modules(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 def _instance_norm_layer(op: Operation, input: Traced) -> Bound:
     module = op.module
-    if module.running_var is None:
-        return _normalized(input, module.weight, module.eps)
+    if module.running_var is None or module.training:
+        dims = next(dims for kind, dims in _SPATIAL.items() if isinstance(module, kind))
+        return _normalized(input, module.weight, module.eps, lambda value: _centered(value.flatten(-dims)))
     scale = (precise(module.running_var) + module.eps).rsqrt()
     factor = largest(scale if module.weight is None else scale * precise(module.weight))
     return Bound(input.bound.after(factor).value, own=factor)
@@ -211,7 +216,7 @@ def _instance_norm(
 ) -> Bound:
     constant([running_mean, running_var, weight, bias])
     if use_input_stats:
-        return _normalized(input, weight, eps)
+        return _normalized(input, weight, eps, lambda value: _centered(value.flatten(2)))
     return _batch_norm(op, input, running_mean, running_var, weight, bias, eps=eps)
 
 
@@ -220,16 +225,16 @@ for_function(functional.batch_norm, _batch_norm)
 for_function(functional.instance_norm, _instance_norm)
 
 
-@for_modules(nn.LayerNorm, nn.GroupNorm)
+@for_modules(nn.LayerNorm)
 def _layer_norm_layer(op: Operation, input: Traced) -> Bound:
-    return _normalized(input, op.module.weight, op.module.eps)
+    return _layer_norm(op, input, op.module.normalized_shape, op.module.weight, eps=op.module.eps)
 
 
-@for_functions("layer_norm group_norm")
+@for_functions("layer_norm")
 def _layer_norm(  # the arguments of torch's function
     op: Operation,
     input: Any,
-    normalized_shape: Any = None,
+    normalized_shape: Any,
     weight: Any = None,
     bias: Any = None,
     eps: float = 1e-5,
@@ -237,31 +242,58 @@ def _layer_norm(  # the arguments of torch's function
     **__: Any,
 ) -> Bound:
     constant([weight, bias])
-    return _normalized(input, weight, eps)
+    return _normalized(input, weight, eps, lambda value: _centered(value.flatten(-len(normalized_shape))))
+
+
+@for_modules(nn.GroupNorm)
+def _group_norm_layer(op: Operation, input: Traced) -> Bound:
+    return _group_norm(op, input, op.module.num_groups, op.module.weight, eps=op.module.eps)
+
+
+@for_functions("group_norm")
+def _group_norm(  # the arguments of torch's function
+    op: Operation,
+    input: Any,
+    num_groups: int,
+    weight: Any = None,
+    bias: Any = None,
+    eps: float = 1e-5,
+    *_: Any,
+    **__: Any,
+) -> Bound:
+    constant([weight, bias])
+    return _normalized(input, weight, eps, lambda value: _centered(value.reshape(len(value), num_groups, -1)))
 
 
 @for_functions("rms_norm")
 def _rms_norm(op: Operation, input: Any, normalized_shape: Any, weight: Any = None, eps: float | None = None) -> Bound:
     constant(weight)
-    return _normalized(input, weight, torch.finfo(input.value.dtype).eps if eps is None else eps)
+    epsilon = torch.finfo(input.value.dtype).eps if eps is None else eps
+    return _normalized(input, weight, epsilon, lambda value: value.flatten(-len(normalized_shape)))
 
 
 @for_modules(nn.RMSNorm)
 def _rms_norm_layer(op: Operation, input: Traced) -> Bound:
-    return _rms_norm(op, input, None, op.module.weight, op.module.eps)
+    return _rms_norm(op, input, op.module.normalized_shape, op.module.weight, op.module.eps)
 
 
-def _normalized(input: Traced, weight: Tensor | None, eps: float) -> Bound:
-    """Return the bound after division by the deviation. Inputs with zero deviation attain it."""
+def _normalized(input: Traced, weight: Tensor | None, eps: float, rows: Callable[[Tensor], Tensor]) -> Bound:
+    """Return the bound after dividing rows by their root mean square. Inputs with rows of zero attain it."""
     scale = 1.0 if weight is None else largest(weight)
-    factor = scale / math.sqrt(eps) * UPWARDS if eps > 0 else math.inf
+    count = rows(input.value).shape[-1] if input.value.numel() else 1
+    smallest = math.hypot(math.sqrt(max(eps, 0.0)), input.shortest(rows) / math.sqrt(count))
+    factor = scale / smallest * UPWARDS if smallest > 0 else math.inf
     return Bound(input.bound.after(factor).value, own=factor)
+
+
+def _centered(rows: Tensor) -> Tensor:
+    return rows - rows.mean(-1, keepdim=True)
 
 
 for_all(
     (nn.Embedding, nn.EmbeddingBag),
-    "embedding embedding_bag",
-    without_bound("integers have no Lipschitz constant; measure the part of the network after the embedding"),
+    "embedding_bag",
+    without_bound(INTEGERS),
 )
 
 

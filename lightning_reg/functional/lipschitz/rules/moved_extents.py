@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from lightning_reg.functional.lipschitz.nested import found
 from lightning_reg.functional.lipschitz.rules.labels import rows_of
 from lightning_reg.functional.lipschitz.rules.registry import EXTENTS, for_all, plain
-from lightning_reg.functional.lipschitz.value import Bound, Extent, Operation, Traced
+from lightning_reg.functional.lipschitz.value import Bound, Extent, Operation, Traced, traced_in
 
 _MOVES = (
     "reshape view flatten unflatten ravel squeeze unsqueeze view_as reshape_as permute transpose movedim moveaxis"
     " swapaxes swapdims t T mT roll flip fliplr flipud rot90 chunk split tensor_split hsplit vsplit dsplit unbind"
     " narrow select unsafe_chunk unsafe_split split_with_sizes getitem expand expand_as repeat tile repeat_interleave"
-    " broadcast_to index_select"
+    " broadcast_to index_select gather take take_along_dim"
 )
 
 
@@ -23,7 +23,8 @@ def _moved(op: Operation, bound: Bound, input: Any, *rest: Any, **named: Any) ->
     if not isinstance(input, Traced):
         return _chosen(op, input, *rest, **named)
     extent, count = input.bound.extent, input.value.numel()
-    if not count or (math.inf == extent.radius and extent.scores is None):
+    by_labels = next(traced_in((rest, named)), None) is not None
+    if not count or by_labels or (math.inf == extent.radius and extent.scores is None):
         return Extent(extent.entries)
     places = torch.arange(count, device=input.value.device)
     rest, named = plain((rest, named))

@@ -14,6 +14,7 @@ from lightning_reg.functional.lipschitz.value import (
     Operation,
     Traced,
     constant,
+    together,
     traced_in,
 )
 
@@ -27,7 +28,7 @@ _MOVING = (
     " diagonal chunk split tensor_split hsplit vsplit dsplit unbind narrow select unsafe_chunk unsafe_split"
     " split_with_sizes pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle to float double type_as cpu"
     " cuda requires_grad_ real imag data pos positive view_as_real view_as_complex conj conj_physical resolve_conj"
-    " resolve_neg type diag diagflat diag_embed atleast_1d atleast_2d atleast_3d squeeze_copy unsqueeze_copy"
+    " resolve_neg type diag diagflat diag_embed squeeze_copy unsqueeze_copy"
 )
 
 
@@ -41,6 +42,7 @@ def _fixed_places(values: Any) -> None:
 def _reshaped(op: Operation, input: Any, *rest: Any, **named: Any) -> Bound:
     _fixed_places([rest, named])
     if not isinstance(input, Traced):  # a constant takes the shape of a value that depends on the input
+        constant(input)
         return Bound(0.0)
     before, after = input.value.shape, op.output.shape
     if op.output.dtype != input.value.dtype:
@@ -57,11 +59,20 @@ for_all((nn.Flatten, nn.Unflatten), _RESHAPING, _reshaped)
 def _moved(op: Operation, input: Any, *rest: Any, **named: Any) -> Bound:
     _fixed_places([rest, named])
     if not isinstance(input, Traced):  # a constant takes the dtype of a value that depends on the input
+        constant(input)
         return Bound(0.0)
     return input.bound if op.output is input.value else Bound(input.bound.value, source=input)
 
 
 for_all((nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle), _MOVING, _moved)
+
+
+@for_functions("atleast_1d atleast_2d atleast_3d")
+def _at_least(op: Operation, *tensors: Any) -> Bound:
+    """Return the bound of one tensor, or of several together. These functions also take a list."""
+    if len(tensors) == 1 and isinstance(tensors[0], Traced):
+        return _moved(op, tensors[0])
+    return Bound(together(each.bound.value for each in traced_in(tensors)))
 
 
 def copied(op: Operation, input: Any, *rest: Any, **named: Any) -> float:
@@ -87,7 +98,7 @@ for_all(
         ),
         nn.Unfold,
     ),
-    "expand repeat tile repeat_interleave broadcast_to index_select gather take take_along_dim pad unfold",
+    "expand repeat tile repeat_interleave broadcast_to pad unfold",
     copied,
 )
 
@@ -95,19 +106,6 @@ for_all(
 @for_functions("expand_as")
 def _expanded(op: Operation, input: Any, other: Any) -> Bound:
     if not isinstance(input, Traced):
+        constant(input)
         return Bound(0.0)
     return input.bound.after(copied(op, input, other.value if isinstance(other, Traced) else other))
-
-
-@for_functions("getitem")
-def _getitem(op: Operation, input: Any, index: Any) -> Bound:
-    parts = index if isinstance(index, tuple) else (index,)
-    if isinstance(input, Traced) and all(
-        part is None or part is ... or isinstance(part, int | slice) for part in parts
-    ):
-        constant(index)
-        return Bound(input.bound.value, source=input)
-    if not isinstance(input, Traced):
-        msg = "indexing by positions that depend on the input is discontinuous"
-        raise NoBoundError(msg)
-    return input.bound.after(copied(op, input, index))

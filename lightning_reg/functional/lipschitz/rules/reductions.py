@@ -138,7 +138,9 @@ def _normalize(
     if p != 2:  # noqa: PLR2004  # the Euclidean norm
         msg = f"its rule covers only `p=2`, got {p}"
         raise NoBoundError(msg)
-    return 1 / eps if eps > 0 else math.inf
+    shortest = input.shortest(lambda value: value.movedim(dim, -1) if isinstance(dim, int) else value.new_zeros(1))
+    least = max(eps, shortest)
+    return UPWARDS / least if least > 0 else math.inf
 
 
 def _distances(op: Operation, first: Any, second: Any, p: float, count: int, entries: int) -> Bound:
