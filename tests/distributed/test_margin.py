@@ -4,15 +4,12 @@ import warnings
 
 import pytest
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
-from torch import distributed, nn
+from torch import nn
 from torch.distributed.fsdp import fully_shard
-from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_reg import Linear, MarginPenalty
 from tests.callbacks.spectral.test_margin import Classifier, loader, train_by_hand
-from tests.distributed.test_penalty import STRATEGIES
-from tests.distributed.test_proximal import trainer_of
+from tests.distributed.training import half, trainer_on
 from tests.models import KeepWeights
 from tests.reference import assert_same_weights
 
@@ -35,24 +32,9 @@ class Sharded(Classifier):
 def train(strategy, target, settings):
     """Run on each rank: train on its half of every global batch of four; return weights and logged values."""
     keep = KeepWeights()
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=2,
-        strategy=STRATEGIES[strategy]() if strategy in STRATEGIES else strategy,
-        callbacks=[MarginPenalty(0.1, radius=0.5, target=target, schedule=Linear(1.0, 0.5, 10)), keep],
-        max_epochs=2,
-        log_every_n_steps=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        **settings,
-    )
-    # Rank r takes rows r, r + 2, ...: two of them are a rank's half of a global batch of four.
-    data = loader().dataset
-    sampler = DistributedSampler(data, num_replicas=2, rank=distributed.get_rank(), shuffle=False)
-    trainer.fit(Sharded(), DataLoader(data, batch_size=2, sampler=sampler), loader())
+    penalty = MarginPenalty(0.1, radius=0.5, target=target, schedule=Linear(1.0, 0.5, 10))
+    trainer = trainer_on(strategy, penalty, keep, **settings)
+    trainer.fit(Sharded(), half(loader().dataset), loader())
     return keep.weights, trainer.callback_metrics["reg/penalty/margin"].item()
 
 
@@ -74,7 +56,7 @@ def train_without_a_call():
     """Run on each rank: return the warnings of a run whose target is never called, which only DDP itself calls."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        trainer_of(MarginPenalty(0.1, radius=0.5), devices=2, strategy="ddp").fit(Classifier(), loader())
+        trainer_on("ddp", MarginPenalty(0.1, radius=0.5)).fit(Classifier(), loader())
     return [str(warning.message) for warning in caught]
 
 
@@ -93,7 +75,7 @@ def train_on_two_sizes():
             return self(inputs).square().mean()
 
     with pytest.raises(MisconfigurationException) as caught:
-        trainer_of(MarginPenalty(0.1, radius=0.5, target="network"), devices=2, strategy=STRATEGIES["fsdp2"]()).fit(
+        trainer_on("fsdp2", MarginPenalty(0.1, radius=0.5, target="network")).fit(
             Growing(lambda: nn.Sequential(nn.Flatten(), *Classifier().network)), loader()
         )
     return str(caught.value)
