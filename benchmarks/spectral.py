@@ -17,8 +17,8 @@ from torch.nn.utils import parametrizations
 from typing_extensions import override
 
 from benchmarks._table import print_table
-from lightning_reg.callbacks.spectral.constraint import Projection
 from lightning_reg.callbacks.spectral.normalized import Normalization
+from lightning_reg.callbacks.spectral.projected import Projection
 from lightning_reg.callbacks.spectral.weights import WeightNorms, add_gradient
 from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
 from lightning_reg.functional import operator_norm_estimate

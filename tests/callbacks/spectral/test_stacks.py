@@ -120,7 +120,7 @@ def test_the_constraint_holds_for_each_expert_and_leaves_those_inside(trainer_of
 
 
 def test_matrices_that_are_followed_are_clipped_one_by_one(trainer_of, module, monkeypatch):
-    monkeypatch.setattr("lightning_reg.callbacks.spectral.constraint._SHORT_SIDE", 2)
+    monkeypatch.setattr("lightning_reg.callbacks.spectral.projected._SHORT_SIDE", 2)
 
     found, before = trained(trainer_of, module, SpectralConstraint(0.8))
 
