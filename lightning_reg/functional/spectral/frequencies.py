@@ -45,9 +45,7 @@ def certified_bound(weight: Tensor, layer: Convolution, input_size: Sizes | None
             bound = largest_singular_value(layer.matrices(entries, input_size)).amax()
         else:
             bound = frequency_bound(entries, layer, input_size, grid)
-        bound = (bound * (1 + _ROUNDING) * scale).to(reported(weight))
-        # Rounding changes subnormal numbers by more.
-        return bound + bound.detach().sign() * torch.finfo(bound.dtype).smallest_normal * torch.finfo(bound.dtype).eps
+        return _raised(bound * (1 + _ROUNDING) * scale, reported(weight))
 
 
 def bound_work(weight: Tensor, layer: Convolution, input_size: Sizes | None, grid: int) -> float:
@@ -81,8 +79,13 @@ def reshaped_bound(weight: Tensor, layer: Convolution, input_size: Sizes | None)
     with without_autocast(weight.device):
         entries = wide(weight)
         norm = largest_singular_value(entries.reshape(layer.groups, -1, math.prod(entries.shape[1:]))).amax()
-        norm = (norm * math.sqrt(windows) * (1 + _ROUNDING)).to(reported(weight))
-        return norm + norm.sign() * torch.finfo(norm.dtype).smallest_normal * torch.finfo(norm.dtype).eps
+        return _raised(norm * math.sqrt(windows) * (1 + _ROUNDING), reported(weight))
+
+
+def _raised(bound: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a bound in `dtype`, raised by its smallest number, because rounding changes subnormal numbers by more."""
+    bound, kind = bound.to(dtype), torch.finfo(dtype)
+    return bound + bound.detach().sign() * kind.smallest_normal * kind.eps
 
 
 def bound_allowance(layer: Convolution) -> float:
