@@ -67,13 +67,9 @@ for_functions("sign round floor ceil trunc frac heaviside remainder fmod floor_d
 
 
 @for_functions("gelu")
+@for_modules(nn.GELU, settings="approximate")
 def _gelu(op: Operation, input: Traced, approximate: str = "none") -> Slopes:
     return _GELU if approximate == "none" else _GELU_TANH
-
-
-@for_modules(nn.GELU)
-def _gelu_layer(op: Operation, input: Traced) -> Slopes:
-    return _gelu(op, input, op.module.approximate)
 
 
 # Places where a smooth slope is largest or least, and places on both sides of a jump of the slope.
@@ -98,16 +94,13 @@ def _leaky(slope: float) -> Slopes:
 
 
 @for_functions("leaky_relu")
+@for_modules(nn.LeakyReLU, settings="negative_slope")
 def _leaky_relu(op: Operation, input: Traced, negative_slope: float = 0.01, inplace: bool = False) -> Slopes:
     return _leaky(negative_slope)
 
 
-@for_modules(nn.LeakyReLU)
-def _leaky_relu_layer(op: Operation, input: Traced) -> Slopes:
-    return _leaky(op.module.negative_slope)
-
-
 @for_functions("rrelu")
+@for_modules(nn.RReLU, settings="lower upper")
 def _rrelu(  # the arguments of torch's function
     op: Operation,
     input: Traced,
@@ -121,12 +114,8 @@ def _rrelu(  # the arguments of torch's function
     return _leaky((lower + upper) / 2)
 
 
-@for_modules(nn.RReLU)
-def _rrelu_layer(op: Operation, input: Traced) -> Slopes:
-    return _rrelu(op, input, op.module.lower, op.module.upper)
-
-
 @for_functions("prelu")
+@for_modules(nn.PReLU, settings="weight")
 def _prelu(op: Operation, input: Any, weight: Tensor) -> Slopes:
     slopes = precise(constant(weight))
     return (
@@ -136,22 +125,14 @@ def _prelu(op: Operation, input: Any, weight: Tensor) -> Slopes:
     )
 
 
-@for_modules(nn.PReLU)
-def _prelu_layer(op: Operation, input: Traced) -> Slopes:
-    return _prelu(op, input, op.module.weight)
-
-
 @for_functions("elu")
+@for_modules(nn.ELU, settings="alpha")
 def _elu(op: Operation, input: Traced, alpha: float = 1.0, inplace: bool = False) -> Slopes:
     return Slopes(min(0.0, alpha), max(1.0, abs(alpha)))
 
 
-@for_modules(nn.ELU)
-def _elu_layer(op: Operation, input: Traced) -> Slopes:
-    return _elu(op, input, op.module.alpha)
-
-
 @for_functions("celu")
+@for_modules(nn.CELU, settings="alpha")
 def _celu(op: Operation, input: Traced, alpha: float = 1.0, inplace: bool = False) -> Slopes:
     if alpha < 0:
         msg = "its derivative is unbounded if `alpha` is negative"
@@ -159,12 +140,8 @@ def _celu(op: Operation, input: Traced, alpha: float = 1.0, inplace: bool = Fals
     return _MONOTONE
 
 
-@for_modules(nn.CELU)
-def _celu_layer(op: Operation, input: Traced) -> Slopes:
-    return _celu(op, input, op.module.alpha)
-
-
 @for_functions("softplus")
+@for_modules(nn.Softplus, settings="beta threshold")
 def _softplus(op: Operation, input: Traced, beta: float = 1.0, threshold: float = 20.0) -> Slopes:
     if threshold < _SMOOTH_THRESHOLD:
         msg = f"its `threshold` is below {_SMOOTH_THRESHOLD:g}, which makes it discontinuous"
@@ -172,12 +149,8 @@ def _softplus(op: Operation, input: Traced, beta: float = 1.0, threshold: float 
     return _MONOTONE
 
 
-@for_modules(nn.Softplus)
-def _softplus_layer(op: Operation, input: Traced) -> Slopes:
-    return _softplus(op, input, op.module.beta, op.module.threshold)
-
-
 @for_functions("threshold")
+@for_modules(nn.Threshold, settings="threshold value")
 def _threshold(op: Operation, input: Traced, threshold: float, value: float, inplace: bool = False) -> Slopes:
     if threshold != value:
         msg = "it is discontinuous unless `value` equals `threshold`"
@@ -185,22 +158,13 @@ def _threshold(op: Operation, input: Traced, threshold: float, value: float, inp
     return _MONOTONE
 
 
-@for_modules(nn.Threshold)
-def _threshold_layer(op: Operation, input: Traced) -> Slopes:
-    return _threshold(op, input, op.module.threshold, op.module.value)
-
-
 @for_functions("hardshrink")
+@for_modules(nn.Hardshrink, settings="lambd")
 def _hardshrink(op: Operation, input: Traced, lambd: float = 0.5) -> Slopes:
     if lambd:
         msg = "it is discontinuous unless `lambd` is 0"
         raise NoBoundError(msg)
     return _MONOTONE
-
-
-@for_modules(nn.Hardshrink)
-def _hardshrink_layer(op: Operation, input: Traced) -> Slopes:
-    return _hardshrink(op, input, op.module.lambd)
 
 
 @for_functions("clamp clip clamp_min clamp_max")
@@ -210,6 +174,7 @@ def _clamp(op: Operation, input: Any, *limits: Any, **named: Any) -> Slopes:
 
 
 @for_functions("softmax softmin")
+@for_modules(nn.Softmax, nn.Softmin, settings="dim")
 def _softmax(op: Operation, input: Traced, dim: int | None = None, *_: Any, **__: Any) -> float | Bound:
     if _classes(input, dim) == 1:
         return 0.0
@@ -224,6 +189,7 @@ def _softmax(op: Operation, input: Traced, dim: int | None = None, *_: Any, **__
 
 
 @for_functions("softmax softmin", book=EXTENTS)
+@for_modules(nn.Softmax, nn.Softmin, book=EXTENTS, settings="dim")
 def _softmax_extent(
     op: Operation, bound: Bound, input: Traced, dim: int | None = None, *_: Any, **__: Any
 ) -> Extent | None:
@@ -238,25 +204,11 @@ def _is_last(input: Traced, dim: int | None) -> bool:
 
 
 @for_functions("log_softmax")
+@for_modules(nn.LogSoftmax, settings="dim")
 def _log_softmax(op: Operation, input: Traced, dim: int | None = None, *_: Any, **__: Any) -> float:
     # The norm of the Jacobian 1 - 1 p^T is convex in p. It is largest if one class has probability 1.
     classes = _classes(input, dim)
     return 0.0 if classes == 1 else math.sqrt(classes)
-
-
-@for_modules(nn.Softmax, nn.Softmin)
-def _softmax_layer(op: Operation, input: Traced) -> float | Bound:
-    return _softmax(op, input, op.module.dim)
-
-
-@for_modules(nn.Softmax, nn.Softmin, book=EXTENTS)
-def _softmax_layer_extent(op: Operation, bound: Bound, input: Traced) -> Extent | None:
-    return _softmax_extent(op, bound, input, op.module.dim)
-
-
-@for_modules(nn.LogSoftmax)
-def _log_softmax_layer(op: Operation, input: Traced) -> float:
-    return _log_softmax(op, input, op.module.dim)
 
 
 @for_modules(nn.Softmax2d)

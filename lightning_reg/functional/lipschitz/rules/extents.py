@@ -49,17 +49,8 @@ def _of_norm(input: Traced, shape: Any, weight: Tensor | None, bias: Tensor | No
     return Extent(length * scale + largest_shift, length * scale + shift)
 
 
-@for_modules(nn.LayerNorm, book=EXTENTS)
-def _layer_norm_layer(op: Operation, bound: Bound, input: Traced) -> Extent:
-    return _of_norm(input, op.module.normalized_shape, op.module.weight, op.module.bias)
-
-
-@for_modules(nn.RMSNorm, book=EXTENTS)
-def _rms_norm_layer(op: Operation, bound: Bound, input: Traced) -> Extent:
-    return _of_norm(input, op.module.normalized_shape, op.module.weight, None)
-
-
 @for_functions("layer_norm", book=EXTENTS)
+@for_modules(nn.LayerNorm, book=EXTENTS, settings="normalized_shape weight bias")
 def _layer_norm(
     op: Operation,
     bound: Bound,
@@ -74,19 +65,15 @@ def _layer_norm(
 
 
 @for_functions("rms_norm", book=EXTENTS)
+@for_modules(nn.RMSNorm, book=EXTENTS, settings="normalized_shape weight")
 def _rms_norm(
     op: Operation, bound: Bound, input: Traced, normalized_shape: Any, weight: Any = None, eps: Any = None
 ) -> Extent:
     return _of_norm(input, normalized_shape, weight, None)
 
 
-@for_modules(nn.GroupNorm, book=EXTENTS)
-def _group_norm_layer(op: Operation, bound: Bound, input: Traced) -> Extent:
-    count = input.value[:1].numel() / op.module.num_groups
-    return _of_groups(count, op.module.weight, op.module.bias)
-
-
 @for_functions("group_norm", book=EXTENTS)
+@for_modules(nn.GroupNorm, book=EXTENTS, settings="num_groups weight bias")
 def _group_norm(
     op: Operation,
     bound: Bound,
@@ -97,10 +84,7 @@ def _group_norm(
     *_: Any,
     **__: Any,
 ) -> Extent:
-    return _of_groups(input.value[:1].numel() / num_groups, weight, bias)
-
-
-def _of_groups(count: float, weight: Tensor | None, bias: Tensor | None) -> Extent:
+    count = input.value[:1].numel() / num_groups
     scale = 1.0 if weight is None else largest(weight)
     return Extent(math.sqrt(count) * scale * UPWARDS + (0.0 if bias is None else largest(bias)))
 

@@ -12,6 +12,7 @@ from lightning_reg.functional.lipschitz.budget import cheap_norm, in_time
 from lightning_reg.functional.lipschitz.chain import Chain
 from lightning_reg.functional.lipschitz.rounding import UPWARDS, norm_and_gram, norm_work, precise, smaller, times
 from lightning_reg.functional.lipschitz.rules.registry import (
+    Rule,
     for_all,
     for_function,
     for_functions,
@@ -28,10 +29,9 @@ from lightning_reg.functional.lipschitz.value import (
     largest,
 )
 from lightning_reg.functional.spectral.convolution import Convolution, Sizes, convolution, convolution_of
-from lightning_reg.functional.spectral.frequencies import bound_work, certified_bound, reshaped_bound
+from lightning_reg.functional.spectral.frequencies import GRID, bound_work, certified_bound, reshaped_bound
 
 INTEGERS = "integers have no Lipschitz constant; measure the part of the network after the embedding"
-_GRID = 16
 _SPATIAL = {nn.InstanceNorm1d: 1, nn.InstanceNorm2d: 2, nn.InstanceNorm3d: 3}
 
 
@@ -62,9 +62,9 @@ def dense(bound: Bound, weight: Tensor) -> Bound:
 def convolved(bound: Bound, weight: Tensor, layer: Convolution, size: Sizes | None) -> Bound:
     """Return the bound after a convolution of images of `size`; None stands for any size."""
     norm = in_time(
-        lambda: float(certified_bound(weight, layer, size, _GRID)),
+        lambda: float(certified_bound(weight, layer, size, GRID)),
         lambda: float(reshaped_bound(weight, layer, size)),
-        bound_work(weight, layer, size, _GRID),
+        bound_work(weight, layer, size, GRID),
         weight.device,
     )
 
@@ -105,46 +105,28 @@ def _convolutional_layer(op: Operation, input: Traced, output_size: Any = None) 
     return convolved(input.bound, weight, layer, None if output_size else _image_size(input, weight))
 
 
-@for_functions("conv1d conv2d conv3d")
-def _convolution(
-    op: Operation,
-    input: Any,
-    weight: Any,
-    bias: Any = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Bound:
-    constant([weight, bias])
-    settings = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    return _functional(input, weight, settings)
+def _functional(order: str, *, transposed: bool = False) -> Rule:
+    """Return the rule of functions that take settings in this order after the bias."""
+
+    def rule(op: Operation, input: Traced, weight: Tensor, bias: Any = None, *settings: Any, **named: Any) -> Bound:
+        constant([weight, bias])
+        named |= zip(order.split(), settings, strict=False)
+        plain = {name: _single(value) for name, value in named.items()}
+        layer = convolution(_real(weight), transposed=transposed, **plain)
+        return convolved(input.bound, weight, layer, _image_size(input, weight))
+
+    return rule
 
 
-@for_functions("conv_transpose1d conv_transpose2d conv_transpose3d")
-def _transposed_convolution(
-    op: Operation,
-    input: Any,
-    weight: Any,
-    bias: Any = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    output_padding: Any = 0,
-    groups: int = 1,
-    dilation: Any = 1,
-) -> Bound:
-    constant([weight, bias])
-    settings = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    return _functional(input, weight, {**settings, "output_padding": output_padding, "transposed": True})
+def _single(value: Any) -> Any:
+    """Return the number in a list of one, which torch takes for all dimensions."""
+    return value[0] if isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 1 else value
 
 
-def _functional(input: Traced, weight: Tensor, settings: dict[str, Any]) -> Bound:
-    def plain(value: Any) -> Any:
-        # torch takes a list of one number for all dimensions.
-        return value[0] if isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 1 else value
-
-    layer = convolution(_real(weight), **{name: plain(value) for name, value in settings.items()})
-    return convolved(input.bound, weight, layer, _image_size(input, weight))
+for_functions("conv1d conv2d conv3d")(_functional("stride padding dilation groups"))
+for_functions("conv_transpose1d conv_transpose2d conv_transpose3d")(
+    _functional("stride padding output_padding groups dilation", transposed=True)
+)
 
 
 def _real(weight: Tensor) -> Tensor:
@@ -225,12 +207,8 @@ for_function(functional.batch_norm, _batch_norm)
 for_function(functional.instance_norm, _instance_norm)
 
 
-@for_modules(nn.LayerNorm)
-def _layer_norm_layer(op: Operation, input: Traced) -> Bound:
-    return _layer_norm(op, input, op.module.normalized_shape, op.module.weight, eps=op.module.eps)
-
-
 @for_functions("layer_norm")
+@for_modules(nn.LayerNorm, settings="normalized_shape weight eps")
 def _layer_norm(  # the arguments of torch's function
     op: Operation,
     input: Any,
@@ -245,12 +223,8 @@ def _layer_norm(  # the arguments of torch's function
     return _normalized(input, weight, eps, lambda value: _centered(value.flatten(-len(normalized_shape))))
 
 
-@for_modules(nn.GroupNorm)
-def _group_norm_layer(op: Operation, input: Traced) -> Bound:
-    return _group_norm(op, input, op.module.num_groups, op.module.weight, eps=op.module.eps)
-
-
 @for_functions("group_norm")
+@for_modules(nn.GroupNorm, settings="num_groups weight eps")
 def _group_norm(  # the arguments of torch's function
     op: Operation,
     input: Any,
@@ -266,15 +240,11 @@ def _group_norm(  # the arguments of torch's function
 
 
 @for_functions("rms_norm")
+@for_modules(nn.RMSNorm, settings="normalized_shape weight eps")
 def _rms_norm(op: Operation, input: Any, normalized_shape: Any, weight: Any = None, eps: float | None = None) -> Bound:
     constant(weight)
     epsilon = torch.finfo(input.value.dtype).eps if eps is None else eps
     return _normalized(input, weight, epsilon, lambda value: value.flatten(-len(normalized_shape)))
-
-
-@for_modules(nn.RMSNorm)
-def _rms_norm_layer(op: Operation, input: Traced) -> Bound:
-    return _rms_norm(op, input, op.module.normalized_shape, op.module.weight, op.module.eps)
 
 
 def _normalized(input: Traced, weight: Tensor | None, eps: float, rows: Callable[[Tensor], Tensor]) -> Bound:
@@ -298,13 +268,9 @@ for_all(
 
 
 @for_functions("glu")
+@for_modules(nn.GLU, settings="dim")
 def _glu(op: Operation, input: Traced, dim: int = -1) -> float:
     # GLU multiplies one half by the sigmoid of the other. The sigmoid is at most 1, and its slope at most 1/4.
     if math.isinf(input.bound.extent.entries):
         raise NoBoundError(PRODUCT)
     return math.hypot(1.0, input.bound.extent.entries / 4)
-
-
-@for_modules(nn.GLU)
-def _glu_layer(op: Operation, input: Traced) -> float:
-    return _glu(op, input, op.module.dim)

@@ -5,6 +5,7 @@ most :math:`\|m\|_2`. Without the sum, the vector of all :math:`l_i` has the bou
 the bound of the sum by the number of terms.
 """
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -37,12 +38,6 @@ def _reduced(slopes: Tensor, reduction: str, count: float) -> float:
     return norm if reduction == "sum" else norm / count if count > 0 else math.nan
 
 
-def _old(*settings: Any) -> None:
-    if any(each is not None for each in settings):
-        msg = "its rule does not cover the deprecated `size_average` and `reduce`; use `reduction`"
-        raise NoBoundError(msg)
-
-
 def _difference(op: Operation, input: Any, target: Any, slope: float, weight: Any, reduction: str) -> Bound:
     """Return the bound of a loss of the difference of two values, whose slope is at most `slope`."""
     factor = torch.ones((), dtype=torch.float64) if weight is None else precise(constant(weight)).abs()
@@ -52,28 +47,11 @@ def _difference(op: Operation, input: Any, target: Any, slope: float, weight: An
     return Bound(sum(times(spread(broadcast, each), reduced) for each in traced_in([input, target])))
 
 
-def _l1(
-    op: Operation,
-    input: Any,
-    target: Any,
-    size_average: Any = None,
-    reduce: Any = None,
-    reduction: str = "mean",
-) -> Bound:
-    _old(size_average, reduce)
+def _l1(op: Operation, input: Any, target: Any, reduction: str = "mean") -> Bound:
     return _difference(op, input, target, 1.0, None, reduction)
 
 
-def _smooth_l1(
-    op: Operation,
-    input: Any,
-    target: Any,
-    size_average: Any = None,
-    reduce: Any = None,
-    reduction: str = "mean",
-    beta: float = 1.0,
-) -> Bound:
-    _old(size_average, reduce)
+def _smooth_l1(op: Operation, input: Any, target: Any, reduction: str = "mean", beta: float = 1.0) -> Bound:
     return _difference(op, input, target, 1.0, None, reduction)
 
 
@@ -83,16 +61,7 @@ def _huber(
     return _difference(op, input, target, abs(delta), weight, reduction)
 
 
-def _kl_div(
-    op: Operation,
-    input: Any,
-    target: Any,
-    size_average: Any = None,
-    reduce: Any = None,
-    reduction: str = "mean",
-    log_target: bool = False,
-) -> float:
-    _old(size_average, reduce)
+def _kl_div(op: Operation, input: Any, target: Any, reduction: str = "mean", log_target: bool = False) -> float:
     shares = precise(constant(target))
     shares = shares.exp() if log_target else shares
     shape = common_shape(input, shares)
@@ -107,17 +76,9 @@ def _kl_div(
 
 
 def _bce_with_logits(
-    op: Operation,
-    input: Any,
-    target: Any,
-    weight: Any = None,
-    size_average: Any = None,
-    reduce: Any = None,
-    reduction: str = "mean",
-    pos_weight: Any = None,
+    op: Operation, input: Any, target: Any, weight: Any = None, reduction: str = "mean", pos_weight: Any = None
 ) -> float:
     r"""Return the factor. The slope :math:`w (1 - y) \sigma - w p y (1 - \sigma)` is linear in :math:`\sigma`."""
-    _old(size_average, reduce)
     constant([target, weight, pos_weight])
     shares = precise(target)
     ones = torch.ones((), dtype=torch.float64, device=shares.device)
@@ -126,51 +87,23 @@ def _bce_with_logits(
     return _reduced(slopes.expand(input.value.shape), reduction, input.value.numel())
 
 
-def _soft_margin(
-    op: Operation, input: Any, target: Any, size_average: Any = None, reduce: Any = None, reduction: str = "mean"
-) -> float:
-    _old(size_average, reduce)
+def _soft_margin(op: Operation, input: Any, target: Any, reduction: str = "mean") -> float:
     return _reduced(precise(constant(target)).abs().expand(input.value.shape), reduction, input.value.numel())
 
 
-def _hinge_embedding(
-    op: Operation,
-    input: Any,
-    target: Any,
-    margin: float = 1.0,
-    size_average: Any = None,
-    reduce: Any = None,
-    reduction: str = "mean",
-) -> Bound:
-    _old(size_average, reduce)
+def _hinge_embedding(op: Operation, input: Any, target: Any, margin: float = 1.0, reduction: str = "mean") -> Bound:
     return _difference(op, input, constant(target), 1.0, None, reduction)
 
 
 def _margin_ranking(
-    op: Operation,
-    input1: Any,
-    input2: Any,
-    target: Any,
-    margin: float = 0,
-    size_average: Any = None,
-    reduce: Any = None,
-    reduction: str = "mean",
+    op: Operation, input1: Any, input2: Any, target: Any, margin: float = 0, reduction: str = "mean"
 ) -> Bound:
-    _old(size_average, reduce)
     return _difference(op, input1, input2, 1.0, target, reduction)
 
 
 def _nll(
-    op: Operation,
-    input: Any,
-    target: Any,
-    weight: Any = None,
-    size_average: Any = None,
-    ignore_index: int = -100,
-    reduce: Any = None,
-    reduction: str = "mean",
+    op: Operation, input: Any, target: Any, weight: Any = None, ignore_index: int = -100, reduction: str = "mean"
 ) -> float:
-    _old(size_average, reduce)
     constant([target, weight])
     weights = _class_weights(input.value, weight)
     counted = target != ignore_index
@@ -183,9 +116,7 @@ def _cross_entropy(
     input: Any,
     target: Any,
     weight: Any = None,
-    size_average: Any = None,
     ignore_index: int = -100,
-    reduce: Any = None,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> float:
@@ -194,7 +125,6 @@ def _cross_entropy(
     Here :math:`s = \sum_c q_c`. The norm is convex in p, so it is largest if one class has probability 1. Its square is
     then :math:`\|q\|^2 + s^2 - 2 s q_c`. For a target of one class with weight 1, the norm is :math:`\sqrt 2`.
     """
-    _old(size_average, reduce)
     constant([target, weight])
     weights = _class_weights(input.value, weight)
     classes = len(weights)
@@ -220,15 +150,8 @@ def _class_weights(input: Tensor, weight: Tensor | None) -> Tensor:
 
 
 def _multilabel_soft_margin(
-    op: Operation,
-    input: Any,
-    target: Any,
-    weight: Any = None,
-    size_average: Any = None,
-    reduce: Any = None,
-    reduction: str = "mean",
+    op: Operation, input: Any, target: Any, weight: Any = None, reduction: str = "mean"
 ) -> float:
-    _old(size_average, reduce)
     constant([target, weight])
     labels = precise(target)
     slopes = torch.maximum(labels.abs(), (1 - labels).abs()) * (1 if weight is None else precise(weight).abs())
@@ -246,12 +169,9 @@ def _triplet_margin(
     p: float = 2,
     eps: float = 1e-6,
     swap: bool = False,
-    size_average: Any = None,
-    reduce: Any = None,
     reduction: str = "mean",
 ) -> Bound:
     """Return the bound. The loss uses two of three distances, so an argument appears in one or both."""
-    _old(size_average, reduce)
     shape = common_shape(anchor, positive, negative)
     broadcast = Operation(torch.empty(shape, device="meta"), op.apply)
     factor = max(1.0, shape[-1] ** (1 / p - 1 / 2)) if p >= 1 else math.inf
@@ -262,6 +182,20 @@ def _triplet_margin(
     return Bound(
         sum(times(spread(broadcast, each), reduced * slope) for each, slope in twice if isinstance(each, Traced))
     )
+
+
+def _by_name(function: Callable[..., Any], rule: Rule) -> Rule:
+    """Return `rule` for arguments in the order of `function`, without the deprecated ones."""
+    signature = inspect.signature(function)
+
+    def by_name(op: Operation, *args: Any, **kwargs: Any) -> Any:
+        named = signature.bind(*args, **kwargs).arguments
+        if any(named.pop(name, None) is not None for name in ("size_average", "reduce")):
+            msg = "its rule does not cover the deprecated `size_average` and `reduce`; use `reduction`"
+            raise NoBoundError(msg)
+        return rule(op, **named)
+
+    return by_name
 
 
 _RULES: dict[Callable[..., Any], Rule] = {
@@ -279,7 +213,7 @@ _RULES: dict[Callable[..., Any], Rule] = {
     functional.triplet_margin_loss: _triplet_margin,
 }
 for _function, _rule in _RULES.items():
-    for_function(_function, _rule)
+    for_function(_function, _by_name(_function, _rule))
 for _function in (functional.mse_loss, functional.gaussian_nll_loss):
     for_function(_function, without_bound("it squares its input, and the derivative of a square is unbounded"))
 for _function in (functional.binary_cross_entropy, functional.poisson_nll_loss, functional.cosine_embedding_loss):

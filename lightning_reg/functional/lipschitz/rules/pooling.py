@@ -83,10 +83,6 @@ def _max_pool(dims: int) -> None:
     ) -> float:
         return _pooled(op, input, dims, (kernel_size, stride, padding, dilation))
 
-    def layer(op: Operation, input: Traced) -> float:
-        module = op.module
-        return _pooled(op, input, dims, (module.kernel_size, module.stride, module.padding, module.dilation))
-
     def adaptive(op: Operation, input: Traced, *_: Any, **__: Any) -> float:
         output = op.output[0] if isinstance(op.output, tuple) else op.output
         counts = [
@@ -94,10 +90,6 @@ def _max_pool(dims: int) -> None:
             for n, m in zip(input.value.shape[-dims:], output.shape[-dims:], strict=True)
         ]
         return math.sqrt(math.prod(counts))
-
-    def lp_layer(op: Operation, input: Traced) -> float:
-        module = op.module
-        return lp_function(op, input, module.norm_type, module.kernel_size, module.stride, module.ceil_mode)
 
     def lp_function(
         op: Operation,
@@ -116,12 +108,12 @@ def _max_pool(dims: int) -> None:
         return _pooled(op, input, dims, (kernel_size, stride, 0, 1))
 
     names = f"max_pool{dims}d max_pool{dims}d_with_indices"
-    for_all((getattr(nn, f"MaxPool{dims}d"),), names, function)
-    for_modules(getattr(nn, f"MaxPool{dims}d"))(layer)
+    for_functions(names)(function)
+    for_modules(getattr(nn, f"MaxPool{dims}d"), settings="kernel_size stride padding dilation")(function)
     names = f"adaptive_max_pool{dims}d adaptive_max_pool{dims}d_with_indices"
     for_all((getattr(nn, f"AdaptiveMaxPool{dims}d"),), names, adaptive)
     for_functions(f"lp_pool{dims}d")(lp_function)
-    for_modules(getattr(nn, f"LPPool{dims}d"))(lp_layer)
+    for_modules(getattr(nn, f"LPPool{dims}d"), settings="norm_type kernel_size stride ceil_mode")(lp_function)
 
 
 for _dims in (1, 2, 3):

@@ -16,7 +16,7 @@ from lightning_reg.functional.lipschitz.value import NoBoundError, Traced
 # Takes an `Operation` and its arguments. Returns the bound of the result, the slopes of an elementwise function, or a
 # factor for the only argument that depends on the input. Arguments that depend on the input are `Traced`.
 Rule = Callable[..., Any]
-AnyRule = TypeVar("AnyRule")
+AnyRule = TypeVar("AnyRule", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,14 @@ TURNS = Book({}, {}, {})
 _NAMESPACES = (torch, functional, torch.special)
 
 
-def for_modules(*types: type[nn.Module], book: Book = BOUNDS) -> Callable[[AnyRule], AnyRule]:
-    """Make a function the rule of modules."""
+def for_modules(*types: type[nn.Module], book: Book = BOUNDS, settings: str = "") -> Callable[[AnyRule], AnyRule]:
+    """Make a function the rule of modules, whose attributes called `settings` it takes as arguments."""
 
     def register(rule: AnyRule) -> AnyRule:
-        book.modules.update(dict.fromkeys(types, rule))
+        def with_settings(op: Any, *args: Any, **kwargs: Any) -> Any:
+            return rule(op, *args, **kwargs, **{name: getattr(op.module, name) for name in settings.split()})
+
+        book.modules.update(dict.fromkeys(types, with_settings if settings else rule))
         return rule
 
     return register

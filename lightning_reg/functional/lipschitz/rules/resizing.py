@@ -40,7 +40,13 @@ def _resized(op: Operation, input: Any, sizes: Any, scales: Any, mode: str, sett
     return math.prod(norms)
 
 
-@for_functions("interpolate")
+@for_functions("interpolate upsample")
+@for_modules(
+    nn.Upsample,
+    nn.UpsamplingNearest2d,
+    nn.UpsamplingBilinear2d,
+    settings="size scale_factor mode align_corners recompute_scale_factor",
+)
 def _interpolate(
     op: Operation,
     input: Any,
@@ -59,18 +65,6 @@ def _interpolate(
     return _resized(op, input, size, scale_factor, mode, settings)
 
 
-@for_functions("upsample")
-def _upsample(
-    op: Operation,
-    input: Any,
-    size: Any = None,
-    scale_factor: Any = None,
-    mode: str = "nearest",
-    align_corners: bool | None = None,
-) -> float:
-    return _resized(op, input, size, scale_factor, mode, {"align_corners": align_corners})
-
-
 @for_functions("upsample_nearest")
 def _upsample_nearest(op: Operation, input: Any, size: Any = None, scale_factor: Any = None) -> float:
     return _resized(op, input, size, scale_factor, "nearest", {})
@@ -79,13 +73,6 @@ def _upsample_nearest(op: Operation, input: Any, size: Any = None, scale_factor:
 @for_functions("upsample_bilinear")
 def _upsample_bilinear(op: Operation, input: Any, size: Any = None, scale_factor: Any = None) -> float:
     return _resized(op, input, size, scale_factor, "bilinear", {"align_corners": True})
-
-
-@for_modules(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
-def _upsampling_layer(op: Operation, input: Traced) -> float:
-    module = op.module
-    settings = {"align_corners": module.align_corners, "recompute_scale_factor": module.recompute_scale_factor}
-    return _resized(op, input, module.size, module.scale_factor, module.mode, settings)
 
 
 @for_functions("grid_sample")
