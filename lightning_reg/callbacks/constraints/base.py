@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_reg.callbacks.constraints.refusals import refuse_shared_weights, warn_of_averaging
+from lightning_reg.callbacks.constraints.refusals import refuse_undone_changes, warn_of_averaging
 from lightning_reg.callbacks.constraints.run import Run
 from lightning_reg.callbacks.trainer import progress, state
 from lightning_reg.callbacks.trainer.guarded_steps import ActsInSteps, Guard
@@ -136,7 +136,7 @@ class Constraint(ActsInSteps[Run], ABC):
         schedule = self.timetable()
         if schedule is not None:
             self._run.schedule = Timetable(schedule, trainer, pl_module)
-        refuse_shared_weights(self, self._run.selection.names, state.callbacks_of(trainer, object))
+        refuse_undone_changes(self, self._run.selection.names, state.callbacks_of(trainer, object))
         if not self.survives_averaging:
             warn_of_averaging(trainer, type(self).__name__)
         constraints = [other for other in _constraints(trainer) if other.run]

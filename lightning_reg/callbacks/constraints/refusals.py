@@ -11,7 +11,7 @@ from lightning_reg.callbacks.trainer.packages import MisconfigurationException, 
 from lightning_reg.callbacks.trainer.sharing import may_share
 
 
-def refuse_shared_weights(constraint: DuringFit[Any], names: Mapping[Tensor, str], others: Sequence[object]) -> None:
+def refuse_undone_changes(constraint: DuringFit[Any], names: Mapping[Tensor, str], others: Sequence[object]) -> None:
     """Raise if another callback also changes a weight of `constraint` after steps, and one undoes the other's change.
 
     Args:

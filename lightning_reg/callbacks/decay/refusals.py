@@ -34,7 +34,7 @@ def refuse_missing_rate(optimizers: Sequence[Optimizer], names: Mapping[Tensor, 
                 raise MisconfigurationException(msg)
 
 
-def refuse_second_decay(optimizers: Sequence[Optimizer], names: Mapping[Tensor, str]) -> None:
+def refuse_decay_of_optimizers(optimizers: Sequence[Optimizer], names: Mapping[Tensor, str]) -> None:
     """Raise if an optimizer decays a weight of `names` itself."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -49,7 +49,7 @@ def refuse_second_decay(optimizers: Sequence[Optimizer], names: Mapping[Tensor, 
                 raise MisconfigurationException(msg)
 
 
-def refuse_shared_weights(decays: Sequence[tuple[object, Selection]]) -> None:
+def refuse_two_callbacks(decays: Sequence[tuple[object, Selection]]) -> None:
     """Raise if two callbacks decay one weight."""
     for (first, one), (second, other) in combinations(decays, 2):
         chosen = one.names

@@ -11,10 +11,10 @@ from typing_extensions import override
 from lightning_reg import _checks
 from lightning_reg.callbacks.decay.kinds import Kind
 from lightning_reg.callbacks.decay.refusals import (
+    refuse_decay_of_optimizers,
     refuse_lbfgs,
     refuse_missing_rate,
-    refuse_second_decay,
-    refuse_shared_weights,
+    refuse_two_callbacks,
 )
 from lightning_reg.callbacks.decay.run import Run
 from lightning_reg.callbacks.trainer import logged, progress, state
@@ -137,7 +137,7 @@ class WeightDecay(ActsInSteps[Run]):
         super().on_train_start(trainer, pl_module)
         if run is None:  # a tuner trains for a moment before `on_fit_start`
             return
-        refuse_shared_weights([(decay, other.selection) for decay in _decays(trainer) if (other := decay.run)])
+        refuse_two_callbacks([(decay, other.selection) for decay in _decays(trainer) if (other := decay.run)])
         if self.schedule is not None:
             run.schedule = Timetable(self.schedule, trainer, pl_module)
         run.restore(self._saved)
@@ -206,7 +206,7 @@ def _refuse_optimizers(run: Run, optimizers: Sequence[Optimizer]) -> None:
     """Raise if an optimizer cannot work with the decay."""
     refuse_lbfgs(optimizers)
     refuse_missing_rate(optimizers, run.selection.names)
-    refuse_second_decay(optimizers, run.selection.names)
+    refuse_decay_of_optimizers(optimizers, run.selection.names)
 
 
 def _shrink(run: Run, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_reg.callbacks.penalties.refusals import (
-    refuse_shared_weights,
+    refuse_operators_in_sequence,
     warn_of_averaging,
     warn_of_weight_decay,
 )
@@ -79,7 +79,7 @@ def begin_together(trainer: Trainer, penalties: Sequence[Member]) -> None:
         warn_of_averaging(trainer)
         for (one, run), (other, others_run) in combinations(proximal, 2):
             if one.mixes_entries or other.mixes_entries or not (one.exact_in_any_company or other.exact_in_any_company):
-                refuse_shared_weights({r.name: r.targets.of(optimizers) for r in (run, others_run)})
+                refuse_operators_in_sequence({r.name: r.targets.of(optimizers) for r in (run, others_run)})
 
 
 def follow_steps(trainer: Trainer, pl_module: LightningModule, penalties: Sequence[Member]) -> None:

@@ -99,7 +99,7 @@ def refuse_directions(weights: Iterable[Weight], name: str) -> None:
             raise ValueError(msg)
 
 
-def refuse_shared_weights(weights: Mapping[str, Sequence[Tensor]]) -> None:
+def refuse_operators_in_sequence(weights: Mapping[str, Sequence[Tensor]]) -> None:
     """Raise if two proximal penalties act on one weight: two operators in sequence do not minimise the sum.
 
     Args:
