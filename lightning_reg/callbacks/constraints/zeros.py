@@ -18,8 +18,11 @@ from lightning_reg.schedules.base import check_schedule
 from lightning_reg.selection import Select
 
 
-class KeptZeros(Constraint):
-    """Keep entries that are exactly zero right before a step at zero, while `timetable` is not 0."""
+class ZerosConstraint(Constraint):
+    """Base of constraints that keep entries at zero which are exactly zero right before a step.
+
+    Subclasses say in `timetable` when: while it is not 0.
+    """
 
     change = "zeros"
     takes_shards = True
@@ -44,7 +47,7 @@ class KeptZeros(Constraint):
 
 
 @final
-class KeepZeros(KeptZeros):
+class KeepZeros(ZerosConstraint):
     r"""Keep zeros: from step :math:`t_0` on, an entry that is exactly zero right before a step is zero after it.
 
     This holds for any optimizer, so the set of zeros only grows. Combine it with a penalty in `mode="proximal"` and a

@@ -6,7 +6,7 @@ from typing import final
 
 from typing_extensions import override
 
-from lightning_reg.callbacks.constraints.zeros import KeptZeros
+from lightning_reg.callbacks.constraints.zeros import ZerosConstraint
 from lightning_reg.callbacks.path.points import count_nonzero
 from lightning_reg.callbacks.path.run import PathRun
 from lightning_reg.callbacks.trainer import logged
@@ -17,8 +17,8 @@ from lightning_reg.tensorboard import tags
 
 
 @final
-class RelaxedZeros(KeptZeros):
-    """Keep zeros in the last epochs of a path."""
+class RelaxedZeros(ZerosConstraint):
+    """Keep zeros in the relaxed epochs of a path, its last ones."""
 
     regularizes = False  # the path itself reports the settings
     survives_averaging = True  # the path itself refuses averages
