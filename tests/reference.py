@@ -1,12 +1,14 @@
 """The truth that callbacks are compared with: training loops written by hand, penalties in plain torch."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from lightning_reg import (
     ElasticNetPenalty,
@@ -17,7 +19,7 @@ from lightning_reg import (
     NuclearNormPenalty,
     OrthogonalPenalty,
 )
-from tests.models import Regressor
+from tests.models import Gan, Regressor, loader
 
 Term = Callable[[Sequence[Tensor]], Tensor]
 
@@ -140,6 +142,15 @@ def train_by_hand(  # noqa: PLR0913  # everything a training loop may do
             optimizer.zero_grad()
             step += 1
     return module
+
+
+def steps_of_gan(module: Gan) -> Iterator[tuple[int, Optimizer, nn.Module, Callable[[], Tensor]]]:
+    """Yield, for each step of two epochs, the number of the batch, the optimizer, its network, and the loss."""
+    generator, critic = module.configure_optimizers()
+    for index, batch in enumerate([*loader(), *loader()]):
+        yield index, critic, module.critic, partial(module.critic_loss, batch)
+        if index % 7 % 2:
+            yield index, generator, module.generator, partial(module.generator_loss, batch)
 
 
 def assert_same_weights(actual: dict[str, Tensor], expected: dict[str, Tensor], rtol: float = 1e-6) -> None:

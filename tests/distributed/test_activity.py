@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_reg import ActivityPenalty, Linear
-from tests.callbacks.penalties.test_activity import size, train_by_hand
+from tests.callbacks.penalties.test_activity import size, train_with_term_of_outputs
 from tests.distributed.test_spectral import Parallel
 from tests.distributed.training import Module, half, trainer_on
 from tests.models import KeepWeights, loader, weights_of
@@ -21,7 +21,7 @@ def forward(network, inputs):
 
 
 def by_hand(strategy="ddp", **settings):
-    return train_by_hand(
+    return train_with_term_of_outputs(
         Module(unused="unused" in strategy),
         lambda outputs: sum(map(size, outputs)),
         factor=lambda step: 1 - 0.5 * min(step / 10, 1),

@@ -3,7 +3,7 @@
 import pytest
 
 from lightning_reg import L1Penalty
-from tests.callbacks.penalties.test_dropped_steps import STRENGTH, sgd, train_by_hand
+from tests.callbacks.penalties.test_dropped_steps import STRENGTH, sgd, train_without_dropped
 from tests.distributed.training import PATTERN, Module, half, trainer_on
 from tests.models import KeepWeights
 from tests.reference import assert_same_weights
@@ -40,6 +40,6 @@ def train(mode, strategy, window):
 def test_two_ranks_are_the_loop_that_leaves_the_batch_out(pool, mode, strategy, window):
     ranks = pool.run(train, mode, strategy, window)
 
-    expected = train_by_hand(Dropping(), window, mode, wipes=True)
+    expected = train_without_dropped(Dropping(), window, mode, wipes=True)
     for weights in ranks:
         assert_same_weights(weights, expected, rtol=1e-5)

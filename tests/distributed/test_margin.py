@@ -8,7 +8,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 from lightning_reg import Linear, MarginPenalty
-from tests.callbacks.spectral.test_margin import Classifier, loader, train_by_hand
+from tests.callbacks.spectral.test_margin import Classifier, loader, train_with_shortfall
 from tests.distributed.training import half, trainer_on
 from tests.models import KeepWeights
 from tests.reference import assert_same_weights
@@ -46,7 +46,7 @@ def train(strategy, target, settings):
 def test_two_ranks_equal_one_process(pool, strategy, target):
     ranks = pool.run(train, strategy, target, {"accumulate_grad_batches": 3})
 
-    expected, terms = train_by_hand(Classifier(), accumulate=3, factor=lambda step: 1 - 0.5 * min(step / 10, 1))
+    expected, terms = train_with_shortfall(Classifier(), accumulate=3, factor=lambda step: 1 - 0.5 * min(step / 10, 1))
     for weights, logged in ranks:
         assert_same_weights(weights, expected)
         assert logged == pytest.approx(terms[-1], rel=1e-5)  # the last window has one batch

@@ -421,7 +421,7 @@ KINDS |= {
 }
 
 
-def train_by_hand(  # noqa: PLR0913  # everything a training loop may do
+def train_with_effects(  # noqa: PLR0913  # everything a training loop may do
     module: Any,
     batches: Iterable[Sequence[Tensor]],
     effects: Sequence[tuple[Sequence[Tensor], Effect]],

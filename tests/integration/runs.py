@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lightning_reg import LipschitzMonitor, RegularizationMonitor
 from tests.callbacks.penalties.test_resume import PowerCutError, ResumableLoader, StopBefore
-from tests.integration.effects import KINDS, dropout, rate_of_dropout, train_by_hand
+from tests.integration.effects import KINDS, dropout, rate_of_dropout, train_with_effects
 from tests.models import KeepWeights, Regressor, samples, weights_of
 
 PARTS = ("encoder", "hidden", "head")
@@ -315,7 +315,7 @@ def expected(case: Case, device: str = "cpu") -> dict[str, Tensor]:
     module = Module(replace(case, optimizer=case.optimizer.removeprefix("fused "), compile_mode="")).to(device)
     weight_of = {part: getattr(module.network, part).weight for part in PARTS}
     scaler = torch.amp.GradScaler(device, init_scale=1024.0 if device == "cpu" else 65536.0)
-    train_by_hand(
+    train_with_effects(
         module,
         [tuple(tensor.to(device) for tensor in batch) for batch in Batches(case).batches],
         [([weight_of[part]], KINDS[name].effect()) for name, part in case.regularized],

@@ -56,7 +56,7 @@ class ByLoss(Dropping):
         return torch.zeros((), requires_grad=True) if batch_idx in self.dropped else loss
 
 
-def train_by_hand(module, window, mode, *, wipes):
+def train_without_dropped(module, window, mode, *, wipes):
     """Minimise the loss with the 1-norm; a batch that is dropped takes the gradients before it along if `wipes`."""
     optimizer, batches = module.configure_optimizers(), list(loader())
     for _ in range(2):
@@ -98,7 +98,7 @@ DROPPED = [{0, 1, 4}, {2, 3, 6}, {1, 5}]
 def test_every_mode_is_the_loop_that_leaves_the_batch_out(fit, mode, optimizer, window, dropped, kind):
     actual = fit(L1Penalty(STRENGTH, mode=mode), module=kind(optimizer, dropped), accumulate_grad_batches=window)
 
-    by_hand = train_by_hand(Dropping(optimizer, dropped), window, mode, wipes=kind is ByZeroGrad)
+    by_hand = train_without_dropped(Dropping(optimizer, dropped), window, mode, wipes=kind is ByZeroGrad)
     assert_same_weights(actual, by_hand, rtol=1e-5)
 
 
@@ -126,7 +126,7 @@ def test_under_fp16_a_batch_that_reaches_no_weight_brings_no_penalty(fit, mode):
 
     actual = fit(L1Penalty(STRENGTH, mode=mode), module=EverySecond(), plugins=[plugin], accumulate_grad_batches=2)
 
-    by_hand = train_by_hand(EverySecond(), 2, mode, wipes=False)
+    by_hand = train_without_dropped(EverySecond(), 2, mode, wipes=False)
     assert_same_weights(actual, by_hand, rtol=1e-2)
     # Eight steps with half the penalty each; with the whole of it this weight would be smaller by twice as much.
     before = EverySecond().spare.weight
@@ -202,4 +202,4 @@ def test_gradients_of_the_users_own_backward_are_not_dropped(fit, mode, window):
 
     actual = fit(L1Penalty(STRENGTH, mode=mode), module=OwnBackward(sgd, ()), accumulate_grad_batches=window)
 
-    assert_same_weights(actual, train_by_hand(Dropping(sgd, ()), window, mode, wipes=False), rtol=1e-5)
+    assert_same_weights(actual, train_without_dropped(Dropping(sgd, ()), window, mode, wipes=False), rtol=1e-5)

@@ -6,7 +6,7 @@ from lightning.pytorch.plugins import MixedPrecision
 
 from lightning_reg import ElasticNetPenalty, L1Penalty, L2Penalty, Linear
 from tests.models import Gan, loader, weights_of
-from tests.reference import PENALTIES, add_term_gradient, assert_same_weights, matrices
+from tests.reference import PENALTIES, add_term_gradient, assert_same_weights, matrices, steps_of_gan
 
 
 @pytest.mark.parametrize("precision", [None, "16-mixed"])
@@ -21,18 +21,13 @@ def test_each_network_of_a_gan_is_penalized_once_per_step_of_its_own(trainer_of,
     trainer.fit(module, loader())
 
     by_hand = Gan()
-    generator, critic = by_hand.configure_optimizers()
-    for index, batch in enumerate([*loader(), *loader()]):
-        steps = [(critic, by_hand.critic, by_hand.critic_loss)]
-        if index % 7 % 2:
-            steps.append((generator, by_hand.generator, by_hand.generator_loss))
-        for optimizer, network, loss in steps:
-            by_hand.zero_grad()
-            with torch.autocast("cpu", torch.float16, enabled=precision is not None):
-                value = loss(batch)
-            value.backward()
-            add_term_gradient(term, matrices(network), index / 14)
-            optimizer.step()
+    for index, optimizer, network, loss in steps_of_gan(by_hand):
+        by_hand.zero_grad()
+        with torch.autocast("cpu", torch.float16, enabled=precision is not None):
+            value = loss()
+        value.backward()
+        add_term_gradient(term, matrices(network), index / 14)
+        optimizer.step()
     # In fp16 the gradients of the activations round differently with and without the scale.
     assert_same_weights(weights_of(module), weights_of(by_hand), rtol=1e-2 if precision else 1e-6)
 

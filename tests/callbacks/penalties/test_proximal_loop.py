@@ -13,7 +13,7 @@ from torch import nn
 from lightning_reg import ElasticNetPenalty, GroupLassoPenalty, L1Penalty, L2Penalty, Linear, MCPPenalty
 from lightning_reg.callbacks.penalties import proximal_step
 from tests.models import Gan, Regressor, loader, weights_of
-from tests.reference import assert_same_weights, matrices, scaled
+from tests.reference import assert_same_weights, matrices, scaled, steps_of_gan
 
 
 def sgd(parameters):
@@ -88,7 +88,7 @@ every_penalty = pytest.mark.parametrize("name", PENALTIES)
 both_optimizers = pytest.mark.parametrize("optimizer", [sgd, adam])
 
 
-def train_by_hand(  # noqa: PLR0913  # everything a training loop may do
+def train_with_operator(  # noqa: PLR0913  # everything a training loop may do
     module, batches, operator, *, accumulate=1, factor=lambda step: 1.0, scaler=None, autocast=None
 ):
     """Train two epochs; return the weights."""
@@ -131,7 +131,7 @@ def test_it_equals_the_loop(fit, name, optimizer, accumulate):
 
     actual = fit(make(mode="proximal"), module=Regressor(optimizer), accumulate_grad_batches=accumulate)
 
-    expected = train_by_hand(Regressor(optimizer), loader(), operator, accumulate=accumulate)
+    expected = train_with_operator(Regressor(optimizer), loader(), operator, accumulate=accumulate)
     assert_same_weights(actual, expected, rtol=1e-5)
     assert_same_zeros(actual, expected)
 
@@ -143,7 +143,7 @@ def test_large_weights_are_worked_on_in_parts(fit, optimizer, monkeypatch):
 
     actual = fit(make(mode="proximal"), module=Regressor(optimizer))
 
-    assert_same_weights(actual, train_by_hand(Regressor(optimizer), loader(), operator), rtol=1e-5)
+    assert_same_weights(actual, train_with_operator(Regressor(optimizer), loader(), operator), rtol=1e-5)
 
 
 @every_penalty
@@ -154,7 +154,7 @@ def test_fp16_with_a_gradient_scaler(fit, name, optimizer):
 
     actual = fit(make(mode="proximal"), module=Regressor(optimizer), plugins=[plugin], accumulate_grad_batches=3)
 
-    expected = train_by_hand(
+    expected = train_with_operator(
         Regressor(optimizer),
         loader(),
         operator,
@@ -185,7 +185,7 @@ def test_a_step_that_the_scaler_skips_shrinks_nothing(fit, name, fused):
     plugin = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=1024.0))
     actual = fit(make(mode="proximal"), module=Overflowing(optimizer), plugins=[plugin])
 
-    expected = train_by_hand(
+    expected = train_with_operator(
         Overflowing(lambda parameters: optimizer(parameters, fused=False)),
         loader(),
         operator,
@@ -216,7 +216,7 @@ def test_a_schedule_goes_with_the_steps(fit, optimizer):
 
     actual = fit(make(mode="proximal", schedule=Linear(0.0, 2.0, 10)), module=Regressor(optimizer))
 
-    by_hand = train_by_hand(Regressor(optimizer), loader(), operator, factor=lambda step: min(step / 10, 1) * 2)
+    by_hand = train_with_operator(Regressor(optimizer), loader(), operator, factor=lambda step: min(step / 10, 1) * 2)
     assert_same_weights(actual, by_hand, rtol=1e-5)
 
 
@@ -226,7 +226,7 @@ def test_the_decay_of_adamw_stays(fit):
 
     actual = fit(L1Penalty(0.02, mode="proximal"), module=Regressor(adamw))
 
-    assert_same_weights(actual, train_by_hand(Regressor(adamw), loader(), PENALTIES["l1"][1]), rtol=1e-5)
+    assert_same_weights(actual, train_with_operator(Regressor(adamw), loader(), PENALTIES["l1"][1]), rtol=1e-5)
 
 
 class Words(Regressor):
@@ -270,21 +270,14 @@ def test_each_network_of_a_gan_shrinks_with_its_own_steps(trainer_of):
     trainer_of(L1Penalty(0.01, mode="proximal")).fit(module, loader())
 
     by_hand = Gan()
-    generator, critic = by_hand.configure_optimizers()
-    for index, batch in enumerate([*loader(), *loader()]):
-        steps = [(critic, by_hand.critic, by_hand.critic_loss)]
-        if index % 7 % 2:
-            steps.append((generator, by_hand.generator, by_hand.generator_loss))
-        for optimizer, network, loss in steps:
-            by_hand.zero_grad()
-            loss(batch).backward()
-            optimizer.step()
-            with torch.no_grad():
-                for weight in matrices(network):
-                    if optimizer is critic:
-                        weight.copy_(soften(weight, 0.01 * 0.05))
-                    else:
-                        weight.copy_(soften(weight, 0.01 * step_size(optimizer, weight)))
+    for _, optimizer, network, loss in steps_of_gan(by_hand):
+        by_hand.zero_grad()
+        loss().backward()
+        optimizer.step()
+        with torch.no_grad():
+            for weight in matrices(network):
+                size = 0.05 if network is by_hand.critic else step_size(optimizer, weight)
+                weight.copy_(soften(weight, 0.01 * size))
     assert_same_weights(weights_of(module), weights_of(by_hand), rtol=1e-5)
     assert_same_zeros(weights_of(module), weights_of(by_hand))
 

@@ -60,7 +60,7 @@ def term(network, logits, labels, radius=0.5):
     return shortfall(wide, labels, network[4].weight, norm(network[0].weight) * norm(network[2].weight), radius)
 
 
-def train_by_hand(  # noqa: PLR0913  # everything a training loop may do
+def train_with_shortfall(  # noqa: PLR0913  # everything a training loop may do
     module, term=term, *, accumulate=1, factor=lambda step: 1.0, scaler=None, dtype=None, epochs=2
 ):
     """Minimise the data loss + 0.1 * `factor(step)` * `term(network, logits, labels)`; return weights and terms."""
@@ -96,7 +96,7 @@ def test_training_agrees_with_the_written_objective(fit, target, accumulate):
 
     actual = fit(callback, module=Root(), data=loader(), accumulate_grad_batches=accumulate)
 
-    expected, _ = train_by_hand(Classifier(), accumulate=accumulate, factor=lambda step: 1 - 0.5 * step / steps)
+    expected, _ = train_with_shortfall(Classifier(), accumulate=accumulate, factor=lambda step: 1 - 0.5 * step / steps)
     assert_same_weights(actual, expected)
 
 
@@ -108,7 +108,7 @@ def test_fp16_with_a_scale(fit):
 
     actual = fit(penalty(), module=Classifier(), data=loader(), plugins=[precision])
 
-    expected, _ = train_by_hand(Classifier(), scaler=scaler(), dtype=torch.float16)
+    expected, _ = train_with_shortfall(Classifier(), scaler=scaler(), dtype=torch.float16)
     assert_same_weights(actual, expected, rtol=1e-4)
 
 
@@ -117,7 +117,7 @@ def test_what_is_logged_is_the_mean_over_the_batches_of_a_step(trainer_of):
 
     trainer.fit(Classifier(), loader())
 
-    _, terms = train_by_hand(Classifier(), accumulate=7, epochs=1)
+    _, terms = train_with_shortfall(Classifier(), accumulate=7, epochs=1)
     assert trainer.callback_metrics["reg/penalty/margin"].item() == pytest.approx(sum(terms) / 7, rel=1e-5)
     assert trainer.callback_metrics["reg/penalty"].item() == pytest.approx(sum(terms) / 7, rel=1e-5)
 
@@ -154,7 +154,7 @@ def term_of_convolutions(network, logits, labels):
 def test_a_network_with_convolutions_and_a_normalization(fit):
     actual = fit(penalty(), module=Classifier(ConvNet), data=loader())
 
-    expected, _ = train_by_hand(Classifier(ConvNet), term_of_convolutions)
+    expected, _ = train_with_shortfall(Classifier(ConvNet), term_of_convolutions)
     # Norms of convolutions are estimates.
     assert_same_weights(actual, expected, rtol=5e-3)
 
@@ -172,7 +172,7 @@ def test_compiled_models_train_to_the_same_weights(trainer_of, part):
     trainer_of(penalty()).fit(compiled, loader())
 
     actual = {name.replace("_orig_mod.", ""): weight for name, weight in weights_of(module).items()}
-    assert_same_weights(actual, train_by_hand(Classifier())[0])
+    assert_same_weights(actual, train_with_shortfall(Classifier())[0])
 
 
 def test_a_checkpointed_network_is_called_twice_and_counts_once(fit):
@@ -183,7 +183,7 @@ def test_a_checkpointed_network_is_called_twice_and_counts_once(fit):
 
     actual = fit(penalty(), module=Checkpointed(), data=loader())
 
-    assert_same_weights(actual, train_by_hand(Classifier())[0])
+    assert_same_weights(actual, train_with_shortfall(Classifier())[0])
 
 
 def test_several_calls_have_the_same_labels_and_the_mean_of_their_terms(fit):
@@ -225,7 +225,7 @@ def test_logits_that_change_in_place_later_and_calls_outside_of_the_training_ste
     module = Scaled()
     trainer_of(penalty(), Curious(), val_check_interval=2).fit(module, loader(), loader())
 
-    assert_same_weights(weights_of(module), train_by_hand(Classifier())[0])
+    assert_same_weights(weights_of(module), train_with_shortfall(Classifier())[0])
 
 
 def test_pruned_weights_count_as_the_network_uses_them(fit):
@@ -241,7 +241,7 @@ def test_pruned_weights_count_as_the_network_uses_them(fit):
 
     expected = Classifier()
     prune.l1_unstructured(expected.network[2], "weight", 0.5)
-    assert_same_weights(actual, train_by_hand(expected, masked)[0])
+    assert_same_weights(actual, train_with_shortfall(expected, masked)[0])
 
 
 def test_frozen_layers_count_and_stay(fit):
@@ -252,7 +252,7 @@ def test_frozen_layers_count_and_stay(fit):
     actual = fit(penalty(), module=module, data=loader())
 
     assert torch.equal(actual["network.0.weight"], Classifier().network[0].weight)
-    assert_same_weights(actual, train_by_hand(expected)[0])
+    assert_same_weights(actual, train_with_shortfall(expected)[0])
 
 
 def test_a_second_training_begins_anew(fit):
@@ -262,7 +262,7 @@ def test_a_second_training_begins_anew(fit):
 
     expected = Classifier()
     for _ in range(2):
-        train_by_hand(expected, epochs=1)
+        train_with_shortfall(expected, epochs=1)
     assert_same_weights(actual, weights_of(expected))
     assert not any(part._forward_hooks for part in module.modules())
 
@@ -409,7 +409,7 @@ def test_a_batch_without_labels_is_refused_and_a_function_finds_them(fit):
         fit(penalty(), module=Named(), data=data)
     actual = fit(penalty(label_transform=lambda batch: batch["y"]), module=Named(), data=data)
 
-    assert_same_weights(actual, train_by_hand(Classifier())[0])
+    assert_same_weights(actual, train_with_shortfall(Classifier())[0])
 
 
 SHAPES = {

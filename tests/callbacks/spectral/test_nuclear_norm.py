@@ -12,7 +12,7 @@ from torch import nn, optim
 
 from lightning_reg import L1Penalty, L2Penalty, Linear, NuclearNormPenalty, Select, TargetSparsity, register_step_size
 from lightning_reg.functional import factorize
-from tests.callbacks.penalties.test_proximal_loop import sgd, train_by_hand
+from tests.callbacks.penalties.test_proximal_loop import sgd, train_with_operator
 from tests.callbacks.penalties.test_resume import PowerCutError, StopBefore
 from tests.layouts import Convolutions
 from tests.models import Gan, Regressor, Untrainable, loader, weights_of
@@ -212,7 +212,7 @@ def test_the_proximal_step_is_that_of_the_loop(fit, accumulate):
         accumulate_grad_batches=accumulate,
     )
 
-    expected = train_by_hand(
+    expected = train_with_operator(
         Regressor(sgd), loader(), step, accumulate=accumulate, factor=lambda step: min(step / 10, 1) * 2
     )
     assert_same_weights(actual, expected, rtol=1e-5)
@@ -241,7 +241,7 @@ def test_a_step_that_the_scaler_skips_shrinks_nothing(fit, fused):
     # By hand, the step size is that of a momentum of 0.9: ten times as much.
     actual = fit(NuclearNormPenalty(1.0, mode="proximal"), module=Overflowing(optimizer), plugins=[plugin])
 
-    expected = train_by_hand(
+    expected = train_with_operator(
         Overflowing(partial(optim.SGD, lr=0.05)), loader(), step, scaler=scaler(), autocast=torch.float16
     )
     assert_same_weights(actual, expected, rtol=1e-5)

@@ -164,15 +164,23 @@ def network_of(weights, activation):
     return network.double()
 
 
-def test_chains_of_many_units_are_bounded_by_the_closed_form_and_these_of_few_are_not_looser():
+def bound_and_closed_form(*widths):
     generator = np.random.default_rng(0)
-    for widths in ((3, 140, 2), (5, 8, 6, 3), (30, 4, 30, 4), (4, 1, 5)):
-        weights = [generator.normal(size=shape) for shape in zip(widths[1:], widths[:-1], strict=True)]
-        network = network_of(weights, nn.ReLU())
-        value = lipschitz_bound(network, torch.zeros(2, widths[0], dtype=torch.float64)).value
-        published = published_eclipse_fast(weights)
-        assert value <= published * (1 + 1e-7)
-        assert value == pytest.approx(published, rel=1e-7) or sum(widths[1:-1]) <= 128
+    weights = [generator.normal(size=shape) for shape in zip(widths[1:], widths[:-1], strict=True)]
+    network = network_of(weights, nn.ReLU())
+    value = lipschitz_bound(network, torch.zeros(2, widths[0], dtype=torch.float64)).value
+    return value, published_eclipse_fast(weights)
+
+
+def test_a_chain_of_many_units_is_bounded_by_the_closed_form():
+    value, published = bound_and_closed_form(3, 140, 2)
+    assert value == pytest.approx(published, rel=1e-7)
+
+
+@pytest.mark.parametrize("widths", [(5, 8, 6, 3), (30, 4, 30, 4), (4, 1, 5)])
+def test_the_bound_of_a_chain_of_few_units_is_not_looser_than_the_closed_form(widths):
+    value, published = bound_and_closed_form(*widths)
+    assert value <= published * (1 + 1e-7)
 
 
 def test_a_chain_of_few_units_has_the_bound_of_lipsdp():
@@ -184,26 +192,26 @@ def test_a_chain_of_few_units_has_the_bound_of_lipsdp():
 
 
 @pytest.mark.parametrize(
-    ("activation", "low", "high"),
+    ("activation", "low", "high", "share"),
     [
-        (nn.ReLU(), 0, 1),
-        (nn.Sigmoid(), 0, 0.25),
-        (nn.ELU(3.0), 0, 3),
-        (nn.LeakyReLU(0.4), 0.4, 1),
-        (nn.PReLU(init=-0.5), -0.5, 1),
-        (nn.GELU(), -0.12891, 1.12891),
-        (Calls(torch.sin), -1, 1),
+        (nn.ReLU(), 0, 1, 0.95),
+        (nn.Sigmoid(), 0, 0.25, 0.95),
+        (nn.ELU(3.0), 0, 3, 0.95),
+        (nn.LeakyReLU(0.4), 0.4, 1, 0.95),
+        (nn.PReLU(init=-0.5), -0.5, 1, 0.95),
+        (nn.GELU(), -0.12891, 1.12891, 0.95),
+        (Calls(torch.sin), -1, 1, 1 + 1e-7),  # a chain gains nothing where slopes have any sign
     ],
     ids=repr,
 )
-def test_slopes_of_any_range_count_in_a_chain(activation, low, high):
+def test_slopes_of_any_range_count_in_a_chain(activation, low, high, share):
     generator = np.random.default_rng(1)
     first, last = generator.normal(size=(4, 6)), generator.normal(size=(5, 4))
     network = nn.Sequential(network_of([first], activation), network_of([last], nn.Identity()))
     value = lipschitz_bound(network.double(), torch.zeros(1, 6).double()).value
     least = lipsdp.by_search(first, last, low, high)
     assert least * (1 - 1e-7) < value < least * (1 + 5e-4)
-    assert value < 0.95 * high * np.linalg.norm(first, 2) * np.linalg.norm(last, 2) or low == -1
+    assert value < share * high * np.linalg.norm(first, 2) * np.linalg.norm(last, 2)
 
 
 def test_factors_and_consecutive_matrices_belong_to_the_chain():
