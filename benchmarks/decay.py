@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from benchmarks._clocks import milliseconds
+from benchmarks._resnets import resnet50, shapes_of
 from benchmarks._rotation import Spread
 from benchmarks._table import print_table
-from benchmarks.penalties import resnet50
 from lightning_reg import Select
 from lightning_reg.callbacks.decay.kinds import Kind
 from lightning_reg.callbacks.decay.run import Run
@@ -52,7 +52,7 @@ def stepping(name: str, weights: list[torch.Tensor]) -> Callable[[], object]:
 def main() -> None:
     torch.set_num_threads(1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    weights = [torch.randn(shape, device=device) for shape in resnet50()]
+    weights = [torch.randn(shape, device=device) for shape in shapes_of(resnet50)]
     names = ["Adam", "AdamW", *KINDS]
     times = milliseconds({name: stepping(name, weights) for name in names}, 10 if "--quick" in sys.argv else 40)
     plain = times.pop("Adam")

@@ -28,8 +28,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from typing_extensions import override
 
 from benchmarks._clocks import milliseconds, timed
+from benchmarks._resnets import resnet18
 from benchmarks._table import print_table
-from benchmarks.spectral import resnet
 from lightning_reg import LipschitzMonitor
 from lightning_reg.functional import conv_norm_bound, jacobian_norm, lipschitz_bound
 
@@ -193,7 +193,7 @@ def large_convolution(channels: int) -> list[str]:
 
 def resnet_bound() -> list[str]:
     """Return the row of the fifth table, in seconds of the CPU."""
-    network, images = resnet(), torch.randn(8, 3, 64, 64)
+    network, images = resnet18(), torch.randn(8, 3, 64, 64)
     step = step_of(network, images)
     step()
     seconds = []

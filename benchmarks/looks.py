@@ -19,42 +19,9 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from benchmarks._clocks import timed
+from benchmarks._resnets import resnet18, resnet50
 from benchmarks._table import print_table
-from benchmarks.spectral import resnet
 from lightning_reg import RegularizationMonitor
-
-
-class Bottleneck(nn.Module):
-    """The block of a ResNet-50."""
-
-    def __init__(self, inputs: int, width: int, stride: int) -> None:
-        super().__init__()
-        sizes = [(inputs, width, 1, 1), (width, width, 3, stride), (width, 4 * width, 1, 1)]
-        self.convolutions = nn.ModuleList(
-            nn.Conv2d(before, after, kernel, step, kernel // 2, bias=False) for before, after, kernel, step in sizes
-        )
-        self.norms = nn.ModuleList(nn.BatchNorm2d(after) for _, after, _, _ in sizes)
-        is_same = inputs == 4 * width and stride == 1
-        self.shortcut = nn.Identity() if is_same else nn.Conv2d(inputs, 4 * width, 1, stride, bias=False)
-
-    @override
-    def forward(self, x: Tensor) -> Tensor:
-        inner = x
-        for index, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
-            inner = norm(convolution(torch.relu(inner) if index else inner))
-        return torch.relu(inner + self.shortcut(x))
-
-
-def resnet50() -> nn.Module:
-    """Return a ResNet-50, 23 million weights."""
-    blocks: list[nn.Module] = []
-    inputs = 64
-    for width, count in ((64, 3), (128, 4), (256, 6), (512, 3)):
-        for index in range(count):
-            blocks.append(Bottleneck(inputs, width, 2 if width > 64 and not index else 1))
-            inputs = 4 * width
-    stem = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)
-    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2048, 10))
 
 
 def many_layers() -> nn.Module:
@@ -124,7 +91,7 @@ def main() -> None:
     warnings.simplefilter("ignore")  # Lightning's advice about data loaders
     print("One measurement, as a multiple of a plain training step. Targets: 15 for the first, 0.5 for 61 layers.\n")
     cases = {
-        "ResNet-18, 64 x 64, batch 8": (resnet(), torch.randn(8, 3, 64, 64)),
+        "ResNet-18, 64 x 64, batch 8": (resnet18(), torch.randn(8, 3, 64, 64)),
         "ResNet-50, 64 x 64, batch 8": (resnet50(), torch.randn(8, 3, 64, 64)),
         "61 x Linear 256, batch 64": (many_layers(), torch.randn(64, 256)),
     }

@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 # Silence the profiler; torch reads this on import.
@@ -20,6 +20,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from typing_extensions import override
 
+from benchmarks._resnets import resnet50, shapes_of
 from benchmarks._rotation import Spread, measure
 from benchmarks._table import print_table
 from lightning_reg import ElasticNetPenalty, L1Penalty, L2Penalty
@@ -124,7 +125,7 @@ class Layer(torch.autograd.Function):
 class Weights(nn.Module):
     """Weights of given shapes: training takes almost no time, but makes all gradients."""
 
-    def __init__(self, shapes: Iterator[tuple[int, ...]]) -> None:
+    def __init__(self, shapes: Iterable[tuple[int, ...]]) -> None:
         super().__init__()
         self.weights = nn.ParameterList(torch.randn(shape) for shape in shapes)
 
@@ -150,40 +151,6 @@ class SmallLayers(nn.Module):
         for layer in self.layers:
             state = state + layer(state).relu()
         return state.square().mean()
-
-
-def resnet18() -> Iterator[tuple[int, ...]]:
-    """Yield the shapes of the parameters of a ResNet-18."""
-    yield from _convolution(64, 3, 7)
-    channels = 64
-    for width in (64, 128, 256, 512):
-        for _ in range(2):
-            yield from _convolution(width, channels, 3)
-            yield from _convolution(width, width, 3)
-            if channels != width:
-                yield from _convolution(width, channels, 1)
-            channels = width
-    yield from [(1000, 512), (1000,)]
-
-
-def resnet50() -> Iterator[tuple[int, ...]]:
-    """Yield the shapes of the parameters of a ResNet-50."""
-    yield from _convolution(64, 3, 7)
-    channels = 64
-    for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
-        for block in range(blocks):
-            yield from _convolution(width, channels, 1)
-            yield from _convolution(width, width, 3)
-            yield from _convolution(4 * width, width, 1)
-            if block == 0:
-                yield from _convolution(4 * width, channels, 1)
-            channels = 4 * width
-    yield from [(1000, 2048), (1000,)]
-
-
-def _convolution(filters: int, channels: int, size: int) -> Iterator[tuple[int, ...]]:
-    """Yield the shapes of a kernel, and of the normalization behind it."""
-    yield from [(filters, channels, size, size), (filters,), (filters,)]
 
 
 def transformer() -> Iterator[tuple[int, ...]]:
@@ -240,7 +207,7 @@ def main() -> None:
     print_table(
         ["weights", "penalty", "extra ms", "of the step", "of the loop", "CPU target", "peak extra memory"],
         [
-            *rows("ResNet-50", Weights(resnet50()), rounds=6 * scale),
+            *rows("ResNet-50", Weights(shapes_of(resnet50)), rounds=6 * scale),
             *rows("transformer", Weights(transformer()), rounds=2 * scale),
             *rows("300 small layers", SmallLayers(), rounds=10 * scale),
         ],

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks._clocks import milliseconds
+from benchmarks._resnets import resnet18, shapes_of
 from benchmarks._rotation import Spread
 from benchmarks._table import print_table
-from benchmarks.penalties import resnet18
 from lightning_reg import ElasticNetPenalty, GroupLassoPenalty, L1Penalty, Penalty
 from lightning_reg.callbacks.penalties.proximal_step import shrink
 
@@ -57,7 +57,7 @@ def obvious_loop(optimizer: torch.optim.Optimizer, weights: list[nn.Parameter]) 
 
 def weights_like_a_resnet18() -> list[nn.Parameter]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    parameters = [nn.Parameter(torch.randn(shape, device=device)) for shape in resnet18()]
+    parameters = [nn.Parameter(torch.randn(shape, device=device)) for shape in shapes_of(resnet18)]
     for parameter in parameters:
         parameter.grad = 1e-3 * torch.randn_like(parameter)
     return parameters

@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
-from typing_extensions import override
 
+from benchmarks._resnets import resnet18
 from benchmarks._table import print_table
 from lightning_reg.callbacks.spectral.normalized import Normalization
 from lightning_reg.callbacks.spectral.projected import Projection
@@ -113,30 +113,6 @@ def compare_estimates() -> None:
     print_table(["size", "iterations", "times cheaper than svdvals", "below the truth by"], rows)
 
 
-class Block(nn.Module):
-    """The basic block of a ResNet."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.second = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(outputs) for _ in range(2))
-        self.shortcut = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-
-    @override
-    def forward(self, x: Tensor) -> Tensor:
-        inner = self.norms[1](self.second(torch.relu(self.norms[0](self.first(x)))))
-        return torch.relu(inner + self.shortcut(x))
-
-
-def resnet() -> nn.Module:
-    """Return a ResNet-18, 11 million weights."""
-    sizes = [(64, 64, 1), (64, 64, 1), (64, 128, 2), (128, 128, 1), (128, 256, 2), (256, 256, 1), (256, 512, 2)]
-    blocks = [Block(*size) for size in [*sizes, (512, 512, 1)]]
-    stem = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)
-    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))
-
-
 def controlled(
     model: nn.Module, inputs: Tensor, engine: Normalization | Projection | None = None, *, penalized: bool = False
 ) -> tuple[Callable[[], object], float]:
@@ -170,7 +146,7 @@ def transformer() -> nn.Module:
 def compare_control() -> None:
     """Print the cost of a step under each callback, and of its start, beside a plain step, in CPU time."""
     cases: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
-        "ResNet-18, 64 x 64, batch 8": (resnet, torch.randn(8, 3, 64, 64)),
+        "ResNet-18, 64 x 64, batch 8": (resnet18, torch.randn(8, 3, 64, 64)),
         "BERT-base, 2 layers, 4 x 128 tokens": (transformer, torch.randn(4, 128, 768)),
         "Embedding 50 000 x 512, 64 words": (lambda: nn.Embedding(50_000, 512), torch.randint(50_000, (64,))),
     }
@@ -222,7 +198,7 @@ def compare_followed() -> None:
     """Print the cost of following the norms of all layers for a step, beside a plain training step."""
     many = nn.Sequential(*(nn.Linear(256, 256) for _ in range(61)))
     cases = {
-        "ResNet-18, 64 x 64, batch 8": (resnet(), torch.randn(8, 3, 64, 64)),
+        "ResNet-18, 64 x 64, batch 8": (resnet18(), torch.randn(8, 3, 64, 64)),
         "61 x Linear 256, batch 64": (many, torch.randn(64, 256)),
     }
     rows = []
