@@ -1,4 +1,8 @@
-"""Tensors in the arguments and outputs of a step: tuples, lists, dictionaries, dataclasses."""
+"""Tensors in the arguments and outputs of a step: tuples, lists, dictionaries, dataclasses.
+
+Other objects are left alone, because a tensor inside need not be an output. `functional/lipschitz/nested.py` looks into
+them too, because a bound must miss no tensor.
+"""
 
 import copy
 import dataclasses
