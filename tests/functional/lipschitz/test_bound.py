@@ -192,26 +192,26 @@ def test_a_chain_of_few_units_has_the_bound_of_lipsdp():
 
 
 @pytest.mark.parametrize(
-    ("activation", "low", "high", "share"),
+    ("activation", "low", "high"),
     [
-        (nn.ReLU(), 0, 1, 0.95),
-        (nn.Sigmoid(), 0, 0.25, 0.95),
-        (nn.ELU(3.0), 0, 3, 0.95),
-        (nn.LeakyReLU(0.4), 0.4, 1, 0.95),
-        (nn.PReLU(init=-0.5), -0.5, 1, 0.95),
-        (nn.GELU(), -0.12891, 1.12891, 0.95),
-        (Calls(torch.sin), -1, 1, 1 + 1e-7),  # a chain gains nothing where slopes have any sign
+        (nn.ReLU(), 0, 1),
+        (nn.Sigmoid(), 0, 0.25),
+        (nn.ELU(3.0), 0, 3),
+        (nn.LeakyReLU(0.4), 0.4, 1),
+        (nn.PReLU(init=-0.5), -0.5, 1),
+        (nn.GELU(), -0.12891, 1.12891),
+        (Calls(torch.sin), -1, 1),
     ],
     ids=repr,
 )
-def test_slopes_of_any_range_count_in_a_chain(activation, low, high, share):
+def test_slopes_of_any_range_count_in_a_chain(activation, low, high):
     generator = np.random.default_rng(1)
     first, last = generator.normal(size=(4, 6)), generator.normal(size=(5, 4))
     network = nn.Sequential(network_of([first], activation), network_of([last], nn.Identity()))
     value = lipschitz_bound(network.double(), torch.zeros(1, 6).double()).value
     least = lipsdp.by_search(first, last, low, high)
     assert least * (1 - 1e-7) < value < least * (1 + 5e-4)
-    assert value < share * high * np.linalg.norm(first, 2) * np.linalg.norm(last, 2)
+    assert value < 0.95 * high * np.linalg.norm(first, 2) * np.linalg.norm(last, 2)
 
 
 def test_factors_and_consecutive_matrices_belong_to_the_chain():
