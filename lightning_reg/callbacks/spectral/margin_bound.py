@@ -1,6 +1,6 @@
 """The bound of a classifier's margins in a training step, differentiable in its weights."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from lightning_reg.callbacks.spectral.step_norms import StepNorms
 from lightning_reg.callbacks.spectral.weights import layer_of
 from lightning_reg.callbacks.trainer.packages import MisconfigurationException
-from lightning_reg.functional.lipschitz.nested import found, replaced
+from lightning_reg.functional.lipschitz.nested import found, kind_of, replaced
 from lightning_reg.functional.lipschitz.product import MarginProduct, NoProductError, margin_product
 from lightning_reg.functional.spectral.followed_gradient import value_at
 from lightning_reg.functional.tensors.shards import has_dtensors
@@ -33,16 +33,22 @@ class MarginBound:
         self.is_sharded = has_dtensors(weight.parameter for weight in weights.values())
         """Whether ranks have parts of weights."""
 
-    def at(self, inputs: Sequence[Any], count: int) -> MarginProduct:
+    def at(self, inputs: Sequence[Any], named: Collection[str], count: int) -> MarginProduct:
         """Return the product for inputs of these sizes; found once, and then known.
 
         Args:
-            inputs: The arguments of the classifier.
+            inputs: The positional arguments of the classifier.
+            named: The names of its keyword arguments, which the walk cannot pass on.
             count: The number of samples in them.
 
         """
-        tensors = list(found(inputs, Tensor))
-        sizes = tuple((tensor.shape[1:], tensor.dtype) for tensor in tensors)
+        if named:
+            msg = (
+                f"MarginPenalty finds {', '.join(named)} not among the positional arguments of"
+                f" {type(self._target).__name__}.forward. Call it with positional arguments only in `training_step`."
+            )
+            raise MisconfigurationException(msg)
+        sizes = kind_of(inputs)
         if sizes not in self.products:
             if self.products and self.is_sharded:
                 # Other ranks may have inputs of a known size, and would not take part in collecting the weights.
