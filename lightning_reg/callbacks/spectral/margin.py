@@ -39,6 +39,8 @@ class MarginRun(OutputRun):
     hears_training_step: bool = field(kw_only=True)
     """Whether the strategy runs `training_step` as a call of the target. It is the last one of each batch."""
     has_warned: bool = False
+    has_published: bool = False
+    """Whether the table of layers was written."""
     labels: Any = None
     """The labels of the current batch."""
 
@@ -223,9 +225,9 @@ class MarginPenalty(OutputTerm[MarginRun]):
         logits = checked_logits(call.outputs)
         reads_values = not run.is_checked or logits.device.type == "cpu"
         labels = checked_labels(run.labels, logits, type(self).__name__, reads_values=reads_values)
-        is_first = not run.bound.products
         product = run.bound.at(call.inputs, call.named, len(logits))
-        if is_first:
+        if not run.has_published:
+            run.has_published = True
             _publish(trainer, run, product, repr(self))
         rows, gain = run.bound.parts(product)
         if not run.bound.is_sharded:

@@ -330,6 +330,33 @@ def test_a_number_among_the_arguments_is_part_of_the_bound(fit):
     assert_same_weights(actual, weights_of(expected))
 
 
+class Normalizing(Steep):
+    """A network that divides its inputs by a running scale."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("scale", torch.tensor(1.0))
+
+    def forward(self, inputs):
+        if self.training:
+            self.scale.lerp_(inputs.abs().amax(), 0.3)
+        return super().forward(inputs / self.scale)
+
+
+def test_a_buffer_that_changes_during_training_counts_as_it_is(fit):
+    expected = Classifier(Normalizing)
+
+    def scaled(network, logits, labels):
+        return shortfall(logits, labels, network.last.weight, norm(network.first.weight) / network.scale, 0.5)
+
+    train_by_hand(expected, scaled)
+
+    actual = fit(penalty(), module=Classifier(Normalizing), data=loader())
+
+    assert expected.network.scale > 1.5
+    assert_same_weights(actual, weights_of(expected))
+
+
 def test_a_keyword_argument_that_the_bound_would_miss_is_refused(fit):
     class Steeper(Classifier):
         def loss(self, batch):
