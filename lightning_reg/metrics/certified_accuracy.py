@@ -65,13 +65,14 @@ class CertifiedAccuracy(Metric):
 
         Args:
             logits: Outputs of a classifier in eval mode, shape (N, K).
-            target: The true classes as whole numbers, shape (N,).
+            target: The true classes as whole numbers from 0 to K - 1, shape (N,).
             margin_bounds: The result of `functional.margin_bounds` for the classifier, shape (K, K).
 
         Raises:
             TypeError: If `target` is not a tensor of whole numbers, or if `logits` or `margin_bounds` is not a tensor
                 of real floating-point numbers.
-            ValueError: If the shapes do not match, or if an entry of `margin_bounds` is negative.
+            ValueError: If the shapes do not match, if a class is not from 0 to K - 1, or if an entry of `margin_bounds`
+                is negative.
 
         """
         radii = certified_radius(logits, margin_bounds)
@@ -81,6 +82,13 @@ class CertifiedAccuracy(Metric):
             raise TypeError(msg)
         if target.shape != radii.shape:
             msg = f"`target` must have one class for each of the {len(radii)} samples, got shape {tuple(target.shape)}."
+            raise ValueError(msg)
+        classes = logits.shape[1]
+        if ((target < 0) | (target >= classes)).any():
+            msg = (
+                f"`target` must have classes from 0 to {classes - 1} for `logits` of {classes} classes, got"
+                f" {target.min().item()} to {target.max().item()}. Leave other samples out."
+            )
             raise ValueError(msg)
         right = logits.argmax(1) == target.to(logits.device)
         # Compare in double precision, because rounding could make one of `radii` smaller.

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from lightning_reg.callbacks.monitors.lipschitz_target import InputTransform, Target
 from lightning_reg.callbacks.trainer import state
-from lightning_reg.callbacks.trainer.packages import MisconfigurationException, Trainer
+from lightning_reg.callbacks.trainer.labels import checked_labels, labels_of
+from lightning_reg.callbacks.trainer.packages import Trainer
 from lightning_reg.functional.lipschitz.certificates import margin_bounds
-from lightning_reg.functional.lipschitz.nested import found
+from lightning_reg.functional.lipschitz.nested import found, kind_of
 from lightning_reg.functional.lipschitz.stand_in import stand_in, widened
 from lightning_reg.functional.tensors.precision import without_autocast
 from lightning_reg.functional.tensors.random import unchanged_generators
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 # The number of radii of the curve.
 _STEPS = 100
+_OWNER = "LipschitzMonitor(certify=...)"
 
 
 class Certificate:
@@ -37,7 +39,8 @@ class Certificate:
         curve = (max(radii) * step / _STEPS for step in range(_STEPS))
         self._metric = CertifiedAccuracy(sorted({*radii, *curve}))
         self._network: nn.Module | None = None
-        self._bounds: Tensor | None = None
+        self._bounds: dict[tuple[Any, ...], Tensor] = {}
+        """The bounds of margins, by the sizes of the inputs: pooling and attention depend on them."""
 
     def add(
         self,
@@ -53,9 +56,10 @@ class Certificate:
         samples = widened(self._target.samples(batch, None, inputs))
         arguments = samples if isinstance(samples, tuple) else (samples,)
         tensors = list(found(arguments, Tensor))
-        if self._bounds is None or not all(tensor.is_floating_point() for tensor in tensors):
+        kind = kind_of(arguments)
+        if kind not in self._bounds or not all(tensor.is_floating_point() for tensor in tensors):
             # The bounds hold for the whole numbers in this batch only.
-            self._bounds = margin_bounds(self._network, arguments)
+            self._bounds[kind] = margin_bounds(self._network, arguments)
         device = tensors[0].device
         with (
             torch.no_grad(),
@@ -64,9 +68,9 @@ class Certificate:
             torch.compiler.set_stance("force_eager"),
         ):
             logits = self._network(*arguments)
-            classes = labels(batch) if labels else _labels(batch)
+            classes = checked_labels(labels_of(batch, labels, _OWNER), logits, _OWNER)
             rows = count(len(logits))
-            self._metric.to(device).update(logits[:rows], classes[:rows], self._bounds)
+            self._metric.to(device).update(logits[:rows], classes[:rows], self._bounds[kind])
 
     def shares(self, trainer: Trainer) -> dict[float, float]:
         """Return the certified accuracy at `radii` and along a curve up to the largest radius; a collective call."""
@@ -79,13 +83,3 @@ class Certificate:
         """Return a figure of certified accuracy against the radius."""
         figure, _ = self._metric.plot(torch.tensor(list(shares.values())))
         return figure
-
-
-def _labels(batch: Any) -> Any:
-    if isinstance(batch, tuple | list) and len(batch) > 1:
-        return batch[1]
-    msg = (
-        f"LipschitzMonitor(certify=...) expects labels as the second entry of a batch, but the batch is a"
-        f" {type(batch).__name__}. Pass `label_transform`, a function from the batch to the classes of its samples."
-    )
-    raise MisconfigurationException(msg)

@@ -75,8 +75,8 @@ class LipschitzMonitor(Monitor[Run]):
             labels, stay fixed, unless `all_labels` is set. Default: the first floating-point tensor in the batch.
         certify: Radii for the certified accuracy, each >= 0, in the unit of the target's input. The target must then be
             a classifier that returns logits, shape (batch, classes). Default: no certified accuracy.
-        label_transform: A function from a batch to the classes of its samples, shape (batch,), for `certify`. Default:
-            the second entry of the batch.
+        label_transform: A function from a batch to the classes of its samples, whole numbers from 0 to K - 1 for K
+            logits, shape (batch,), for `certify`. Default: the second entry of the batch.
         all_labels: Whether the upper bound must hold for any whole numbers in place of those in the batch, such as the
             labels of a conditional critic. An embedding then counts with all its rows, see `lipschitz_bound`. Default
             False.
@@ -87,7 +87,8 @@ class LipschitzMonitor(Monitor[Run]):
         TypeError: If an argument has the wrong type.
         ValueError: If an argument is out of range. When training starts, if no module has the name `target`.
         MisconfigurationException: When training starts, if there is no logger, if the strategy hides the weights, if
-            the batch contains no input for the target, or if the target cannot be evaluated on it.
+            the batch contains no input for the target, or if the target cannot be evaluated on it. In validation with
+            `certify`, if a batch does not have one class for each sample.
 
     Example:
         >>> monitor = LipschitzMonitor(target="network", every_n_epochs=5)

@@ -45,7 +45,7 @@ class Listener:
         self._root = root
         self._term = term
         self._modules = frozenset(modules)
-        self._handles = [module.register_forward_hook(self) for module in self._modules]
+        self._handles = [module.register_forward_hook(self, with_kwargs=True) for module in self._modules]
         self._terms: list[Tensor] = []
         self.is_wanted = False
         """Whether to make terms. It changes between batches only, because checkpointed modules are called again."""
@@ -57,7 +57,7 @@ class Listener:
         return Listener, ()
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch's has no types
-    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
+    def __call__(self, module: nn.Module, inputs: Any, named: Any, output: Any) -> None:
         """Make the terms of one call."""
         if self._root is None or module not in self._modules:
             return

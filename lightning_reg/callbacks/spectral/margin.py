@@ -13,9 +13,10 @@ from lightning_reg import _checks
 from lightning_reg.callbacks.penalties.ledger import terms
 from lightning_reg.callbacks.penalties.listener import Heard
 from lightning_reg.callbacks.penalties.outputs import OutputRun, OutputTerm
-from lightning_reg.callbacks.spectral.logits import Call, LogitsListener, checked_labels, checked_logits, labels_of
+from lightning_reg.callbacks.spectral.logits import Call, LogitsListener, checked_logits
 from lightning_reg.callbacks.spectral.margin_bound import MarginBound
 from lightning_reg.callbacks.trainer import state
+from lightning_reg.callbacks.trainer.labels import checked_labels, labels_of
 from lightning_reg.callbacks.trainer.packages import LightningModule, MisconfigurationException, Trainer, has_forward
 from lightning_reg.callbacks.trainer.plan import Plan, publish
 from lightning_reg.callbacks.trainer.refusals import refuse_hidden_weights
@@ -38,6 +39,8 @@ class MarginRun(OutputRun):
     hears_training_step: bool = field(kw_only=True)
     """Whether the strategy runs `training_step` as a call of the target. It is the last one of each batch."""
     has_warned: bool = False
+    has_published: bool = False
+    """Whether the table of layers was written."""
     labels: Any = None
     """The labels of the current batch."""
 
@@ -79,7 +82,8 @@ class MarginPenalty(OutputTerm[MarginRun]):
         radius: r > 0, a 2-norm distance in the unit of the target's input. A little more than the radius to certify
             works well.
         target: Name of the module that returns the logits, shape (N, K) with at least two classes, such as
-            `"network"`. `training_step` must call it with positional arguments. Default: the LightningModule itself.
+            `"network"`. `training_step` must call it with positional arguments only. Default: the LightningModule
+            itself.
         label_transform: A function from a batch to the classes of its samples, whole numbers from 0 to K - 1, shape
             (N,). Default: the second entry of the batch.
         schedule: Factor on the strength over the optimizer steps: a schedule, or any callable from optimizer steps so
@@ -183,7 +187,7 @@ class MarginPenalty(OutputTerm[MarginRun]):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if self._run is not None:
-            self._run.labels = labels_of(batch, self.label_transform)
+            self._run.labels = labels_of(batch, self.label_transform, type(self).__name__)
 
     @override
     def value(self, trainer: Trainer, pl_module: LightningModule, run: MarginRun) -> Tensor | None:
@@ -220,10 +224,10 @@ class MarginPenalty(OutputTerm[MarginRun]):
     def _of_call(self, trainer: Trainer, run: MarginRun, call: Call) -> Tensor:
         logits = checked_logits(call.outputs)
         reads_values = not run.is_checked or logits.device.type == "cpu"
-        labels = checked_labels(run.labels, logits, reads_values=reads_values)
-        is_first = not run.bound.products
-        product = run.bound.at(call.inputs, len(logits))
-        if is_first:
+        labels = checked_labels(run.labels, logits, type(self).__name__, reads_values=reads_values)
+        product = run.bound.at(call.inputs, call.named, len(logits))
+        if not run.has_published:
+            run.has_published = True
             _publish(trainer, run, product, repr(self))
         rows, gain = run.bound.parts(product)
         if not run.bound.is_sharded:

@@ -78,7 +78,8 @@ def certified_radius(logits: Tensor, margin_bounds: Tensor) -> Tensor:
     No change of the input that is shorter than r changes the class.
 
     Args:
-        logits: Outputs of a classifier in eval mode, shape (N, K).
+        logits: Outputs of a classifier in eval mode, shape (N, K). They count as exact, so compute them in float32 at
+            least: the rounding of half precision can be larger than a margin.
         margin_bounds: M, the result of `margin_bounds`, shape (K, K), entries >= 0.
 
     Returns:

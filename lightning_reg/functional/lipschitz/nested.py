@@ -35,6 +35,15 @@ def replaced(value: Any, kind: type[LeafT], change: Callable[[LeafT], Any]) -> A
     return _replaced(value, kind, change, {})
 
 
+def kind_of(arguments: Any) -> tuple[Any, ...]:
+    """Return what a bound at these arguments depends on, apart from whole numbers in tensors.
+
+    These are the dtype and the size of each tensor, without the number of samples, and all plain numbers and strings.
+    """
+    tensors = ((tensor.dtype, tensor.shape[1:]) for tensor in found(arguments, Tensor))
+    return (*tensors, *(each for kind in (int, float, str) for each in found(arguments, kind)))
+
+
 def _leaves(value: Any, kind: type, seen: set[int]) -> Iterator[Any]:
     if isinstance(value, (kind, *_PLAIN)):
         yield value

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
@@ -27,7 +28,7 @@ class Classifier(LightningModule):
     def training_step(self, batch, batch_idx):
         return nn.functional.cross_entropy(self.network(batch[0]), batch[1])
 
-    def validation_step(self, batch, batch_idx):
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
         pass
 
     def configure_optimizers(self):
@@ -76,6 +77,40 @@ def test_certified_accuracy_is_over_the_whole_validation_set_at_its_end(trainer_
         assert logged[tag][3] == pytest.approx(share)
         assert trainer.callback_metrics[tag].item() == pytest.approx(share)
     assert share > 0
+
+
+class Pooled(nn.Module):
+    """Its pooling uses each number of an even length once, and of an odd length one number twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(2, 3)
+
+    def forward(self, inputs):
+        return self.last(nn.functional.adaptive_max_pool1d(inputs[:, None], 2)[:, 0])
+
+
+def test_samples_of_another_size_have_bounds_of_their_own(trainer_of, tmp_path):
+    module = Classifier()
+    module.network = Pooled()
+    inputs, labels = data(120).tensors
+    even, odd = TensorDataset(inputs[:60, :4], labels[:60]), TensorDataset(inputs[60:], labels[60:])
+    radii = (0.0, 0.1, 0.2, 0.4)
+    monitor = LipschitzMonitor(target="network", certify=radii)
+    trainer = trainer_of(monitor, logger=TensorBoardLogger(tmp_path, name="", version="run"))
+    loaders = [DataLoader(part, batch_size=30) for part in (even, odd, even)]
+    trainer.fit(module, DataLoader(data(8), batch_size=4), loaders)
+
+    def shares(samples, windows, gain):
+        maxima = torch.stack([samples.tensors[0][:, window].amax(1) for window in windows], 1)
+        pooled = TensorDataset(maxima, samples.tensors[1])
+        last = module.network.last
+        return np.array(certified_by_planes(last.weight, last.bias, pooled, [radius * gain for radius in radii]))
+
+    first = shares(even, (slice(2), slice(2, 4)), 1.0)
+    second = shares(odd, (slice(3), slice(2, 5)), math.sqrt(2))
+    logged = [trainer.callback_metrics[f"reg/certified_accuracy@{radius:g}"].item() for radius in radii]
+    np.testing.assert_allclose(logged, (2 * first + second) / 3, rtol=1e-6)
 
 
 @pytest.fixture
@@ -141,6 +176,21 @@ def test_a_batch_without_labels_is_refused_with_the_remedy(trainer_of, tmp_path)
     trainer = trainer_of(LipschitzMonitor(target="network", certify=(0.1,)), logger=TensorBoardLogger(tmp_path))
     with pytest.raises(Exception, match="Pass `label_transform`"):
         trainer.fit(Unlabelled(), batches, batches)
+
+
+LABELS = {
+    "too many": (lambda batch: batch[1].repeat(2), r"each of 4 samples, whole numbers of shape \(4,\), got .*\(8,\)"),
+    "soft": (lambda batch: nn.functional.one_hot(batch[1], 3).float(), r"got torch.float32 of shape \(4, 3\)"),
+    "ignored": (lambda batch: batch[1] - 100, "classes from 0 to 2, because `target` returns 3 logits, got -100 to"),
+}
+
+
+@pytest.mark.parametrize(("transform", "message"), LABELS.values(), ids=LABELS)
+def test_labels_that_are_not_one_class_for_each_sample_are_refused(trainer_of, tmp_path, transform, message):
+    monitor = LipschitzMonitor(target="network", certify=(0.1,), label_transform=transform)
+    trainer = trainer_of(monitor, logger=TensorBoardLogger(tmp_path), max_epochs=1)
+    with pytest.raises(MisconfigurationException, match=rf"LipschitzMonitor\(certify=...\) needs .*{message}"):
+        trainer.fit(Classifier(), DataLoader(data(4), batch_size=4), DataLoader(data(4), batch_size=4))
 
 
 class Critic(nn.Module):

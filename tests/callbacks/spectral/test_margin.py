@@ -299,6 +299,73 @@ def test_images_of_another_size_are_bounded_anew(fit):
     assert_same_weights(actual, weights_of(expected))
 
 
+class Steep(nn.Module):
+    """A network that takes a number besides its inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 4), nn.Linear(4, CLASSES)
+
+    def forward(self, inputs, slope=1.0):
+        return self.last(torch.tanh(slope * self.first(inputs)))
+
+
+def test_a_number_among_the_arguments_is_part_of_the_bound(fit):
+    class Steeper(Classifier):
+        def loss(self, batch):
+            return nn.functional.cross_entropy(self.network(batch[0], 1.0 + self.global_step), batch[1])
+
+    expected = Steeper(Steep)
+    optimizer = expected.configure_optimizers()
+    for step, (inputs, labels) in enumerate(loader()):
+        network, slope = expected.network, 1.0 + step
+        logits = network(inputs, slope)
+        value = shortfall(logits, labels, network.last.weight, slope * norm(network.first.weight), 0.5)
+        optimizer.zero_grad()
+        (nn.functional.cross_entropy(logits, labels) + 0.1 * value).backward()
+        optimizer.step()
+
+    actual = fit(penalty(), module=Steeper(Steep), data=loader(), max_epochs=1)
+
+    assert_same_weights(actual, weights_of(expected))
+
+
+class Normalizing(Steep):
+    """A network that divides its inputs by a running scale."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("scale", torch.tensor(1.0))
+
+    def forward(self, inputs):
+        if self.training:
+            self.scale.lerp_(inputs.abs().amax(), 0.3)
+        return super().forward(inputs / self.scale)
+
+
+def test_a_buffer_that_changes_during_training_counts_as_it_is(fit):
+    expected = Classifier(Normalizing)
+
+    def scaled(network, logits, labels):
+        return shortfall(logits, labels, network.last.weight, norm(network.first.weight) / network.scale, 0.5)
+
+    train_by_hand(expected, scaled)
+
+    actual = fit(penalty(), module=Classifier(Normalizing), data=loader())
+
+    assert expected.network.scale > 1.5
+    assert_same_weights(actual, weights_of(expected))
+
+
+def test_a_keyword_argument_that_the_bound_would_miss_is_refused(fit):
+    class Steeper(Classifier):
+        def loss(self, batch):
+            return nn.functional.cross_entropy(self.network(batch[0], slope=9.0), batch[1])
+
+    with pytest.raises(MisconfigurationException, match=r"slope not among the positional arguments of Steep.forward"):
+        fit(penalty(), module=Steeper(Steep), data=loader())
+
+
 def test_a_table_shows_the_layers_of_the_bound(fit, tmp_path):
     fit(penalty(), module=Classifier(), data=loader(), logger=TensorBoardLogger(tmp_path))
 

@@ -166,6 +166,16 @@ def test_no_attack_within_the_radius_changes_the_class_but_one_far_outside_does(
             ValueError,
             "`target` must have one class for each of the 2",
         ),
+        (
+            lambda: CertifiedAccuracy([0.1]).update(torch.ones(2, 2), torch.tensor([1, 2]), torch.ones(2, 2)),
+            ValueError,
+            "`target` must have classes from 0 to 1 for `logits` of 2 classes, got 1 to 2",
+        ),
+        (
+            lambda: CertifiedAccuracy([0.1]).update(torch.ones(2, 2), torch.tensor([-100, 0]), torch.ones(2, 2)),
+            ValueError,
+            "got -100 to 0. Leave other samples out",
+        ),
     ],
 )
 def test_bad_arguments_of_certificates_are_errors_with_the_rule(call, error, message):
