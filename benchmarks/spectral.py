@@ -22,8 +22,8 @@ from lightning_reg.callbacks.spectral.normalized import Normalization
 from lightning_reg.callbacks.spectral.weights import WeightNorms, add_gradient
 from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
 from lightning_reg.functional import operator_norm_estimate
-from lightning_reg.functional.spectral.followed import FollowedNorms
-from lightning_reg.functional.spectral.followed_clipping import clip_followed, clipping_bases
+from lightning_reg.functional.spectral.followed.clipping import clip_followed, clipping_bases
+from lightning_reg.functional.spectral.followed.norms import FollowedNorms
 from lightning_reg.functional.spectral.layers import Layer
 from lightning_reg.functional.spectral.matrices import clip_singular_values
 from lightning_reg.selection.weights import named_weights

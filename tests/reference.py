@@ -27,6 +27,12 @@ def matrix_of(weight: Tensor) -> Tensor:
     return (weight.float() if weight.itemsize < 4 else weight).flatten(1)  # torch has no LAPACK in half precision
 
 
+def nuclear_norm(matrix: Tensor) -> Tensor:
+    """Return the sum of singular values. Those that are zero have an arbitrary gradient, so they do not count."""
+    values = torch.linalg.svdvals(matrix)
+    return values[values > 1e-6 * values[0]].sum()
+
+
 def distance_from_orthonormal(matrix: Tensor) -> Tensor:
     """Return how far the products of any two rows, or columns if they are fewer, are from those of unit vectors."""
     rows = matrix if len(matrix) <= len(matrix.mT) else matrix.mT
@@ -83,7 +89,7 @@ PENALTIES: dict[str, tuple[Callable[..., Any], Term]] = {
     ),
     "nuclear_norm": (
         lambda **kwargs: NuclearNormPenalty(0.02, **kwargs),
-        lambda weights: 0.02 * sum(torch.linalg.svdvals(matrix_of(w)).sum() for w in weights),
+        lambda weights: 0.02 * sum(nuclear_norm(matrix_of(w)) for w in weights),
     ),
     "orthogonal": (
         lambda **kwargs: OrthogonalPenalty(0.01, **kwargs),

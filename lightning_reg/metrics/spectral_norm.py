@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from lightning_reg import _checks
 from lightning_reg.functional.spectral.estimates import NormEstimates
-from lightning_reg.functional.spectral.followed import FollowedNorms
+from lightning_reg.functional.spectral.followed.norms import FollowedNorms
 from lightning_reg.functional.spectral.layers import Layer
 from lightning_reg.functional.tensors.precision import without_autocast
 from lightning_reg.metrics.base import LayerMetric

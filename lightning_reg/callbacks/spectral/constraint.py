@@ -22,8 +22,7 @@ from lightning_reg.callbacks.spectral.weights import (
     subject,
 )
 from lightning_reg.callbacks.trainer.sharing import Change
-from lightning_reg.functional.spectral.followed import FollowedNorm
-from lightning_reg.functional.spectral.followed_clipping import (
+from lightning_reg.functional.spectral.followed.clipping import (
     Clipped,
     are_inside,
     certified_shares,
@@ -31,11 +30,12 @@ from lightning_reg.functional.spectral.followed_clipping import (
     clip_followed,
     clipping_bases,
 )
+from lightning_reg.functional.spectral.followed.norms import FollowedNorm
+from lightning_reg.functional.spectral.followed.rooms import Rooms
 from lightning_reg.functional.spectral.frequencies import bound_allowance
 from lightning_reg.functional.spectral.layers import Layer
 from lightning_reg.functional.spectral.matrices import clip_singular_values
 from lightning_reg.functional.spectral.norms import matrix_norm
-from lightning_reg.functional.spectral.rooms import Rooms
 from lightning_reg.functional.tensors.precision import without_autocast
 from lightning_reg.functional.tensors.shards import has_dtensors, local_slice
 from lightning_reg.selection import Select, Weight

@@ -10,7 +10,7 @@ from lightning_reg.callbacks.spectral.weights import layer_of
 from lightning_reg.callbacks.trainer.packages import MisconfigurationException
 from lightning_reg.functional.lipschitz.nested import found, replaced
 from lightning_reg.functional.lipschitz.product import MarginProduct, NoProductError, margin_product
-from lightning_reg.functional.spectral.followed_gradient import value_at
+from lightning_reg.functional.spectral.followed.gradient import value_at
 from lightning_reg.functional.tensors.shards import has_dtensors
 from lightning_reg.selection import Weight
 

@@ -17,8 +17,8 @@ from torch.optim import Optimizer
 from lightning_reg.callbacks.penalties.targets import gradients
 from lightning_reg.callbacks.spectral.weights import WeightNorms, add_gradient, fits, layer_of, local, of_entries
 from lightning_reg.callbacks.trainer.packages import MisconfigurationException, rank_zero_warn
-from lightning_reg.functional.spectral.followed import FollowedNorm
-from lightning_reg.functional.spectral.followed_gradient import value_at
+from lightning_reg.functional.spectral.followed.gradient import value_at
+from lightning_reg.functional.spectral.followed.norms import FollowedNorm
 from lightning_reg.functional.tensors.shards import has_dtensors, local_part, whole
 from lightning_reg.selection import Weight
 

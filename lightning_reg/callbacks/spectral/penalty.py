@@ -16,8 +16,8 @@ from lightning_reg.callbacks.spectral.step_norms import StepNorms
 from lightning_reg.callbacks.spectral.weights import Norm, add_gradient, layer_of
 from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
 from lightning_reg.callbacks.trainer.refusals import refuse_weights
-from lightning_reg.functional.spectral.followed import FollowedNorm
-from lightning_reg.functional.spectral.followed_gradient import value_at
+from lightning_reg.functional.spectral.followed.gradient import value_at
+from lightning_reg.functional.spectral.followed.norms import FollowedNorm
 from lightning_reg.functional.spectral.norms import matrix_norm
 from lightning_reg.functional.tensors.shards import whole
 from lightning_reg.schedules import Schedule

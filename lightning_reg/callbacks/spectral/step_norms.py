@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_reg.callbacks.spectral.weights import WeightNorms
-from lightning_reg.functional.spectral.followed import FollowedNorm
+from lightning_reg.functional.spectral.followed.norms import FollowedNorm
 from lightning_reg.selection import Weight
 
 # If many singular values are nearly as large, a norm may be accurate before its gradient is: the error of the vectors

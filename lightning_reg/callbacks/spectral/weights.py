@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_reg.functional.spectral.followed import ROUNDS, FollowedNorm, FollowedNorms, kernels_of
-from lightning_reg.functional.spectral.followed_gradient import add_gradient_, gradient_of
+from lightning_reg.functional.spectral.followed.gradient import add_gradient_, gradient_of
+from lightning_reg.functional.spectral.followed.norms import ROUNDS, FollowedNorm, FollowedNorms, kernels_of
 from lightning_reg.functional.spectral.layers import Layer, strongest_user
 from lightning_reg.functional.tensors.shards import has_dtensors, local_part, local_slice, whole
 from lightning_reg.selection.select import Selector, as_select

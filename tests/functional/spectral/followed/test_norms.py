@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_reg.functional.spectral.followed import FollowedNorms
-from lightning_reg.functional.spectral.followed_gradient import add_gradient_, gradient_of, value_at
+from lightning_reg.functional.spectral.followed.gradient import add_gradient_, gradient_of, value_at
+from lightning_reg.functional.spectral.followed.norms import FollowedNorms
 from lightning_reg.functional.spectral.layers import Layer
 from tests.functional.spectral.responses import sup_norm
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_reg.functional.spectral.subspaces import start_basis
+from lightning_reg.functional.spectral.followed.subspaces import start_basis
 
 _ROWS = 8
 _CERTAIN = 8.0

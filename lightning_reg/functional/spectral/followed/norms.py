@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from lightning_reg.functional.spectral.batches import SMALL_ENTRIES, Matrices
-from lightning_reg.functional.spectral.followed_convolutions import count_vectors, follow_convolutions
-from lightning_reg.functional.spectral.followed_matrices import BLOCK, follow_matrices
-from lightning_reg.functional.spectral.frequency_cells import Taps
+from lightning_reg.functional.spectral.followed.cells import Taps
+from lightning_reg.functional.spectral.followed.convolutions import count_vectors, follow_convolutions
+from lightning_reg.functional.spectral.followed.matrices import BLOCK, follow_matrices
+from lightning_reg.functional.spectral.followed.subspaces import probing, start_basis
 from lightning_reg.functional.spectral.layers import Layer
-from lightning_reg.functional.spectral.subspaces import probing, start_basis
 from lightning_reg.functional.tensors.precision import reported, without_autocast
 
 ROUNDS = 2

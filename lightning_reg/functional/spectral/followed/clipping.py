@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_reg.functional.spectral.subspaces import (
+from lightning_reg.functional.spectral.followed.subspaces import (
     leading_subspace,
     leading_vectors,
     orthonormal,

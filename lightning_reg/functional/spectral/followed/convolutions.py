@@ -45,8 +45,8 @@ import torch
 from torch import Tensor
 
 from lightning_reg.functional.spectral.batches import Matrices
-from lightning_reg.functional.spectral.frequency_cells import Cells, Taps
-from lightning_reg.functional.spectral.subspaces import leading_vectors, orthonormal
+from lightning_reg.functional.spectral.followed.cells import Cells, Taps
+from lightning_reg.functional.spectral.followed.subspaces import leading_vectors, orthonormal
 
 # A round climbs in so many cells.
 _CLIMBS = 4

@@ -19,7 +19,12 @@ import torch
 from torch import Tensor
 
 from lightning_reg.functional.spectral.batches import Matrices
-from lightning_reg.functional.spectral.subspaces import leading_subspace, leading_vectors, orthonormal, unit_rows
+from lightning_reg.functional.spectral.followed.subspaces import (
+    leading_subspace,
+    leading_vectors,
+    orthonormal,
+    unit_rows,
+)
 
 BLOCK = 8
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_reg.functional.spectral.rooms import Rooms
+from lightning_reg.functional.spectral.followed.rooms import Rooms
 
 BOUND = 2.0
 

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_reg.functional.spectral.followed_clipping import (
+from lightning_reg.functional.spectral.followed.clipping import (
     are_inside,
     certified_shares,
     clip_exactly,
     clip_followed,
     clipping_bases,
 )
-from tests.functional.spectral.test_followed import Reads
+from tests.functional.spectral.followed.test_norms import Reads
 
 
 def random(*shape, seed=0, dtype=torch.float32):

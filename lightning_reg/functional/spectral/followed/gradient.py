@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lightning_reg.functional.spectral.followed import FollowedNorm, kernels_of
+from lightning_reg.functional.spectral.followed.norms import FollowedNorm, kernels_of
 from lightning_reg.functional.spectral.layers import Layer
 from lightning_reg.functional.tensors.precision import without_autocast
 
