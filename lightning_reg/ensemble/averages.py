@@ -164,4 +164,4 @@ def dim_of_stack(dim: int) -> int:
 
 def _entropy(probabilities: Tensor, dim: int) -> Tensor:
     entropy: Tensor = torch.special.entr(probabilities).sum(dim)
-    return entropy
+    return entropy.clamp_min(0)  # a probability of 1 may be rounded up

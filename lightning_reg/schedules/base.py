@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from numbers import Integral
 
 from lightning_reg import _checks
 
@@ -26,6 +27,10 @@ def check_duration(name: str, value: object) -> None:
         if value < 1:
             msg = f"`{name}` must be at least 1 tick, or a share of the run in (0, 1], got {value}."
             raise ValueError(msg)
+    elif isinstance(value, Integral) and not isinstance(value, bool):
+        # NumPy's 1 would be read as the whole run.
+        msg = f"`{name}` must be a Python int (ticks) or a float, got {value!r} of type {type(value).__name__}."
+        raise TypeError(f"{msg} Pass `int(...)` of it.")
     elif not 0 < _checks.number(name, value) <= 1:
         msg = (
             f"`{name}` must be an int (ticks) or a float in (0, 1] (a share of the run), got {value}."

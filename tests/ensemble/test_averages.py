@@ -65,6 +65,12 @@ def test_members_that_agree_have_no_mutual_information_and_zeros_are_fine():
     torch.testing.assert_close(summary.entropy, torch.tensor([0.0, np.log(2)], dtype=torch.float32))
 
 
+def test_the_entropy_is_not_negative_if_a_probability_is_rounded_above_1():
+    certain = torch.tensor([[1.0078125, 0.0]], dtype=torch.bfloat16)
+
+    assert summarize_predictions([certain, certain]).entropy.tolist() == [0.0]
+
+
 def test_plain_values_have_a_spread_only():
     summary = summarize_predictions([torch.tensor([1.0, 5.0]), torch.tensor([3.0, 5.0])])
 

@@ -83,6 +83,7 @@ def test_a_single_tensor_changes_in_place_as_one_of_a_list_does(name):
         (np.ones((2, 2)), "of type ndarray in it"),
         ([torch.ones(2, 2), torch.ones(2, 2).long()], "got torch.int64"),
         (torch.ones(2, 2).bool(), "got torch.bool"),
+        (torch.eye(2).to_sparse(), r"got a tensor of layout torch\.sparse_coo\. Pass its `\.to_dense\(\)`"),
     ],
 )
 def test_anything_else_is_refused_with_the_remedy(name, weights, message):

@@ -222,6 +222,7 @@ RAMPS = [Linear, Cosine, Exponential]
         (True, TypeError, "a number, got True of type bool"),
         ("10", TypeError, "a number, got '10' of type str"),
         (None, TypeError, "a number, got None"),
+        (np.int64(1), TypeError, r"a Python int \(ticks\) or a float, got .*1.* of type int64\. Pass `int\(\.\.\.\)`"),
     ],
 )
 @pytest.mark.parametrize(

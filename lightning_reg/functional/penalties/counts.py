@@ -81,6 +81,8 @@ _SMALL_ENTRIES = 1 << 14
 _EUCLIDEAN = 2
 # In float32, sums of squares between these lose nothing to underflow, and do not overflow.
 _LEAST, _MOST = 1e-12, 1e15
+# Up to this order, powers of float32 numbers are within the range of float64.
+_SAFE_ORDER = 6
 # Entries summed at once in float64, so that the copy stays in the cache.
 _PART_ENTRIES = 1 << 16
 
@@ -92,7 +94,11 @@ def power_sums(weights: list[Tensor], p: float) -> Tensor:
 
 def power_norms(weights: list[Tensor], p: float) -> Tensor:
     """Return the `p`-norm of each weight as a vector, shape (weights,), even if `power_sums` would be 0."""
-    return power_sums(weights, p).pow(1 / p) if has_dtensors(weights) else _norms(weights, p)
+    if not has_dtensors(weights):
+        return _norms(weights, p)
+    if p > _SAFE_ORDER:  # rare enough to gather the weights: the sums that ranks would exchange leave the range
+        return _norms([whole(weight) for weight in weights], p)
+    return power_sums(weights, p).pow(1 / p)
 
 
 def zero_counts(weights: list[Tensor], threshold: float, dims: Sequence[int] | None) -> Tensor:
@@ -108,6 +114,8 @@ def zero_counts(weights: list[Tensor], threshold: float, dims: Sequence[int] | N
 
 def _norms(weights: list[Tensor], p: float) -> Tensor:
     weights = [weight.abs() if weight.is_complex() else weight for weight in weights]
+    if p > _SAFE_ORDER:
+        return torch.stack([_scaled_norm(weight, p) for weight in weights])
     if weights[0].device.type != "cpu":
         # In float32, squares of small weights would be 0.
         dtype = torch.float32 if weights[0].device.type == "mps" else torch.float64
@@ -118,6 +126,14 @@ def _norms(weights: list[Tensor], p: float) -> Tensor:
     fast_norms = iter(_euclidean_norms(fast) if fast else ())
     exact_norms = iter(torch._foreach_norm(exact, p, dtype=torch.float64) if exact else ())
     return torch.stack([next(fast_norms if is_one else exact_norms) for is_one in is_fast])
+
+
+def _scaled_norm(weight: Tensor, p: float) -> Tensor:
+    precise = weight.to(torch.float32 if weight.device.type == "mps" else torch.float64)
+    largest = precise.abs().amax() if weight.numel() else precise.new_zeros(())
+    scale = torch.where((largest > 0) & largest.isfinite(), largest, 1)
+    norm: Tensor = torch.linalg.vector_norm(precise / scale, p) * scale
+    return norm
 
 
 def _euclidean_norms(weights: list[Tensor]) -> list[Tensor]:

@@ -171,4 +171,6 @@ def _factor(name: str, value: object, weight: Tensor) -> NumberOrTensor:
     if value.is_complex() or value.dtype == torch.bool:
         msg = f"`{name}` must be real numbers, got a tensor of {value.dtype}."
         raise TypeError(msg)
-    return local_part(value)
+    part = local_part(value)
+    # The negative of an unsigned integer would wrap around.
+    return part if part.is_floating_point() else part.to(weight.dtype)

@@ -124,7 +124,8 @@ def _is_scalar(value: NumberOrTensor) -> bool:
 def _shrink_uniform_(weights: list[Tensor], thresholds: list[NumberOrTensor], dim: int) -> None:
     parts = local_parts(weights)
     for part, threshold, squares in zip(parts, thresholds, group_sums(weights, parts, dim), strict=True):
-        norms = squares.sqrt()
+        # A sum of squares that underflowed is no reason to change a group at a threshold of 0.
+        norms = squares.sqrt().clamp(min=torch.finfo(squares.dtype).tiny)
         # The share to subtract: if it is 1, w - w is +0.0, also for -0.0.
         part.addcmul_(part, torch.where(norms <= threshold, 1.0, threshold / norms), value=-1)
 
@@ -177,7 +178,11 @@ def _shrink_varied_(weights: list[Tensor], thresholds: list[NumberOrTensor], dim
 
     roots, is_zero = _start(sums(moments))
     for _ in range(_NEWTON_STEPS_IN_DOUBLE if torch.float64 in dtypes else _NEWTON_STEPS):
-        steps = [((seconds.pow(1.5) - seconds) / thirds).clamp_(min=0) for seconds, thirds in sums(newton)]
+        # NaN where squares leave the range of the type: such groups are no longer moved.
+        steps = [
+            ((seconds.pow(1.5) - seconds) / thirds).nan_to_num_(0.0, torch.inf).clamp_(min=0)
+            for seconds, thirds in sums(newton)
+        ]
         torch._foreach_add_(roots, steps)
         if looks and _are_small(steps, roots):
             break
@@ -196,7 +201,7 @@ def _are_small(steps: list[Tensor], roots: list[Tensor]) -> bool:
     """
     tolerances = [0.5 * torch.finfo(root.dtype).eps ** 0.5 for root in roots]
     large = [(step > tolerance * root).any() for step, tolerance, root in zip(steps, tolerances, roots, strict=True)]
-    # Python's own numbers come from memory, where nothing waits. A NaN is not larger, and moves nothing.
+    # Python's own numbers come from memory, where nothing waits.
     return not any(one.tolist() for one in large)
 
 
@@ -207,6 +212,9 @@ def _start(moments: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         norms = squares.sqrt()
         is_zero.append(scaled <= 1)
         # Not from 0, where entries without a threshold would give inf. This exceeds the bound by rounding only.
-        root = torch.maximum(norms - weighted / squares, norms * torch.finfo(norms.dtype).eps)
+        limits = torch.finfo(norms.dtype)
+        root = torch.maximum(norms - weighted / squares, norms * limits.eps)
+        # If the sum of squares underflows or overflows, there is no bound. The norm is near 0, or far above thresholds.
+        root = torch.where(squares == 0, limits.tiny, torch.where(squares.isinf(), torch.inf, root))
         roots.append(root.masked_fill_(is_zero[-1], 1.0))  # any number that prevents NaN: the result is 0 there
     return roots, is_zero

@@ -172,7 +172,9 @@ def _factors(layer: Layer, tolerance: float | None) -> tuple[Tensor, Tensor] | N
 
 def _rank(values: Tensor, tolerance: float) -> int:
     """Return how many of the largest singular values hold all of them, up to a relative error in the 2-norm."""
-    left_out = values.square().flip(0).cumsum(0).flip(0).sqrt()
+    # Squares of float64 numbers may leave its range.
+    shares = values / values[:1].clamp(min=torch.finfo(values.dtype).tiny)
+    left_out = shares.square().flip(0).cumsum(0).flip(0).sqrt()
     return int((left_out > tolerance * left_out[:1]).sum())
 
 

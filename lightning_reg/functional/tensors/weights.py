@@ -31,6 +31,7 @@ def as_weights(weights: object, *, kinds: str = "a tensor or an iterable of tens
         if not (tensor.is_floating_point() or tensor.is_complex()):
             msg = f"`weights` must have floating-point or complex entries, got {tensor.dtype}."
             raise TypeError(msg)
+        _refuse_sparse("weights", tensor)
     return tensors
 
 
@@ -55,7 +56,14 @@ def as_weight(weight: object) -> Tensor:
         kind = weight.dtype if isinstance(weight, Tensor) else f"{short_repr(weight)} of type {type(weight).__name__}"
         msg = f"`weight` must be a tensor of floating-point or complex numbers, got {kind}."
         raise TypeError(msg)
+    _refuse_sparse("weight", weight)
     return weight
+
+
+def _refuse_sparse(name: str, tensor: Tensor) -> None:
+    if tensor.layout != torch.strided:
+        msg = f"`{name}` must be dense, got a tensor of layout {tensor.layout}. Pass its `.to_dense()`."
+        raise TypeError(msg)
 
 
 def check_fits(name: str, value: float, weights: Iterable[Tensor]) -> None:

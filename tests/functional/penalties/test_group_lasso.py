@@ -182,6 +182,24 @@ def test_thresholds_of_zero_change_nothing():
         torch.testing.assert_close(group_soft_threshold([weight], threshold), [weight], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("threshold", [0.0, torch.tensor(0.0), torch.zeros(2, 3)], ids=["number", "scalar", "entries"])
+@pytest.mark.parametrize("size", [1e-42, 1e-30, 1e-23, 1e19, 1e30])
+def test_groups_whose_squares_are_out_of_range_stay_at_a_threshold_of_zero(size, threshold):
+    weight = size * torch.tensor([[0.5, 0.0, -1.0], [1.0, 2.0, 3.0]])
+
+    torch.testing.assert_close(group_soft_threshold(weight, threshold), weight, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_groups_whose_squares_are_out_of_range_leave_the_groups_beside_them_exact(size):
+    weight, thresholds = torch.tensor([[3.0, 4.0], [size, -size]]), torch.tensor([[0.5, 0.5], [1e-6, 2e-6]])
+
+    result = group_soft_threshold(weight, thresholds)
+
+    expected = torch.tensor([[3.0, 4.0], [size, -size]]) * (1 - torch.tensor([[0.5 * 2**0.5 / 5], [float(size < 1)]]))
+    torch.testing.assert_close(result, expected)
+
+
 def test_an_entry_whose_threshold_is_zero_stays_and_the_rest_of_its_group_shrinks():
     weight, threshold = torch.tensor([[0.5, 1.0]]), torch.tensor([[0.0, 100.0]])
 

@@ -99,6 +99,14 @@ def test_each_weight_may_have_its_own_threshold_of_its_own_kind():
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+@pytest.mark.parametrize("shape", [(), (3,)])
+def test_thresholds_may_be_whole_numbers(dtype, shape):
+    result = soft_threshold(torch.tensor([3.0, -3.0, 0.5]), torch.ones(shape, dtype=dtype))
+
+    assert result.tolist() == [2.0, -2.0, 0.0]
+
+
 def test_thresholds_may_broadcast_or_be_of_another_precision():
     weight = torch.tensor([[1 + 1e-12, -3.0], [0.5, 2.0]], dtype=torch.float64)
 

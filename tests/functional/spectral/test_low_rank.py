@@ -245,6 +245,17 @@ def test_wrappers_are_refused_with_the_remedy(wrap):
         factorize(wrap(nn.Linear(20, 20)))
 
 
+@pytest.mark.parametrize("size", [1e-200, 1e200])
+def test_weights_whose_squares_are_out_of_range_keep_their_rank(size):
+    layer = nn.Linear(20, 20, bias=False, dtype=torch.float64)
+    direction = torch.linspace(-1, 1, 20, dtype=torch.float64)
+    layer.weight.data = size * torch.outer(direction, direction)
+
+    outputs = factorize(layer)(direction) / size
+
+    np.testing.assert_allclose(outputs.detach().numpy(), (direction * direction.dot(direction)).numpy(), rtol=1e-6)
+
+
 def test_weights_that_are_not_finite_stay():
     layer = nn.Linear(20, 20)
     layer.weight.data[0, 0] = torch.nan
