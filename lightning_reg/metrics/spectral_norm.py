@@ -40,7 +40,8 @@ class SpectralNorm(LayerMetric):
             are usually within 0.5 % when weights have moved for some tens of steps. Default `None`: exact, or bounds.
         input_size: Pixels along each dimension of the images for which convolutions are estimated, >= 1. `"any"`
             estimates the norm over images of any size, which is a little larger, over frequencies: within 2 %,
-            and cheaper for large kernels. Default 16.
+            and cheaper for large kernels. It is the norm with zero padding, and too low for padding that copies
+            pixels. Default 16.
         **kwargs: Keyword arguments of `torchmetrics.Metric`.
 
     Raises:

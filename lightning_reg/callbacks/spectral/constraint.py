@@ -27,7 +27,8 @@ class SpectralConstraint(SpectralControl):
       projection, to the nearest matrix within the bound. Rescaling would shrink all singular values, step after step,
       and starve the network at a tight bound. Rows and columns of zeros stay exactly zero.
     - Convolutions are rescaled until their certified bound (`functional.conv_norm_bound`, for images of any size) is at
-      most c, so their true norms end a few per cent below c.
+      most c, so their true norms end a few per cent below c. With reflecting or replicating padding the certified bound
+      is less tight, and norms end far below c, at a third for a 3 x 3 kernel.
     - Modules, `state_dict` and gradients do not change. Ranks of DDP stay equal. Under FSDP2, one layer is gathered at
       a time.
 

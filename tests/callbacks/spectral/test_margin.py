@@ -349,7 +349,7 @@ def test_a_buffer_that_changes_during_training_counts_as_it_is(fit):
     def scaled(network, logits, labels):
         return shortfall(logits, labels, network.last.weight, norm(network.first.weight) / network.scale, 0.5)
 
-    train_by_hand(expected, scaled)
+    train_with_shortfall(expected, scaled)
 
     actual = fit(penalty(), module=Classifier(Normalizing), data=loader())
 
