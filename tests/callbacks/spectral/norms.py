@@ -55,7 +55,10 @@ def _where_flat(kernel, steps, near):
         return _responses(kernel, steps, frequency[None])[0]
 
     slope = torch.autograd.functional.jacobian(largest, near)
-    move = torch.linalg.pinv(torch.autograd.functional.hessian(largest, near), rtol=1e-6) @ slope
+    bend = torch.autograd.functional.hessian(largest, near)
+    if not bend.isfinite().all():  # torch has none where singular values are equal
+        return near
+    move = torch.linalg.pinv(bend, rtol=1e-6) @ slope
     return near - move if move.norm() < 1e-6 else near
 
 
