@@ -6,15 +6,15 @@ import math
 import numpy as np
 
 
-def sup_norm(layer, weight=None, points=24):
+def sup_norm(layer, weight=None, points=24, refinements=4):
     """Return the largest singular value on the grid, refined around the best, over groups; in double precision."""
     weight = (layer.weight if weight is None else weight).detach().double().numpy()
     points = min(points, 12) if weight.ndim > 4 else points
     steps = [s // math.gcd(s, d) for s, d in zip(layer.stride, layer.dilation, strict=True)]
-    return max(_group_norm(group, steps, points) for group in np.split(weight, layer.groups))
+    return max(_group_norm(group, steps, points, refinements) for group in np.split(weight, layer.groups))
 
 
-def _group_norm(kernel, steps, points):
+def _group_norm(kernel, steps, points, refinements):
     dims = kernel.ndim - 2
     axes = [np.arange(points) * 2 * np.pi / points] * dims
     axes[0] = axes[0][: points // 2 + 1]
@@ -22,7 +22,7 @@ def _group_norm(kernel, steps, points):
     norms = _norms(kernel, steps, frequencies)
     best = frequencies[np.argsort(norms)[-3:]]
     largest, width = norms.max(), 2 * np.pi / points
-    for _ in range(4):
+    for _ in range(refinements):
         width /= 3
         around = np.array(list(itertools.product(*[(-width, 0, width)] * dims)))
         frequencies = (best[:, None] + around).reshape(-1, dims)

@@ -148,7 +148,7 @@ def follow_convolutions(
         bases: Bases returned by the last step, shape (kernels, vectors, outputs).
         turns: Whole numbers, shape (kernels,). They choose the points of the cells that are not among the best.
         rounds: The largest number of rounds after the first.
-        fine_steps: Number of refinements of the best frequency.
+        fine_steps: Number of last refinements of the frequencies, at least 1.
 
     Returns:
         The estimates. sigma is the sum of u_r (kernel x_r), and its gradient is the sum of u_r x_r^T. For a zero kernel
@@ -178,9 +178,9 @@ def _round(kernels: Matrices, basis: Tensor, turns: Tensor, cells: Cells, climbs
     scale = image.abs().amax((1, 2, 3), keepdim=True) + _tiny(image)
     space = _Subspace.of(basis, image / scale, cells)
     at, vectors, known = _on_grid(space, turns, cells, climbs)
-    z = space.combined(vectors)
-    climbed = _climbed(at[:, :climbs], vectors[:, :climbs], z[:, :climbs], space, cells, fine_steps)
-    at, z, known = (torch.cat([new, old[:, climbs:]], 1) for new, old in zip(climbed, (at, z, known), strict=True))
+    others = at[:, climbs:], space.combined(vectors[:, climbs:]), known[:, climbs:]
+    climbed = _climbed(at[:, :climbs], vectors[:, :climbs], space, cells, fine_steps)
+    at, z, known = (torch.cat(pair, 1) for pair in zip(climbed, others, strict=True))
 
     x = _right(z, at, cells)
     left = kernels.times_transposed(torch.cat([x.real, x.imag], 1)) / scale[..., 0]
@@ -203,24 +203,33 @@ def _round(kernels: Matrices, basis: Tensor, turns: Tensor, cells: Cells, climbs
 
 
 def _climbed(
-    at: Tensor, vectors: Tensor, z: Tensor, space: _Subspace, cells: Cells, fine_steps: int
+    at: Tensor, vectors: Tensor, space: _Subspace, cells: Cells, fine_steps: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return better frequencies near `at`, the images of their best left vectors, and sigma."""
+    """Return better frequencies near `at`, the images of their best left vectors, and sigma.
+
+    Args:
+        at: The frequencies from which to climb, shape (kernels, cells, dims).
+        vectors: Their left vectors, as `_on_grid` returns them.
+        space: The subspace of the left vectors.
+        cells: The cells.
+        fine_steps: Number of last refinements, at least 1.
+
+    """
     width = cells.spacing / 2
-    at, _ = _climb(at, z, width, cells)
-    for _ in range(fine_steps):
-        at = _tops(at, vectors, width, space, cells)
-        width = width / 2
+    if space.basis.shape[1] == space.basis.shape[2]:  # only the frequencies can improve, at little cost
+        at, _ = _climb(at, space.combined(vectors), width, cells)
+    at = _tops(at, vectors, width, space, cells)
     # The gradient can be no more exact than the frequency.
-    z = space.combined(leading_vectors(space.grams(cells.waves(at), cells), _SQUARINGS))
-    at, sigma = _climb(at, z, cells.spacing / 2 / _FINER, cells)
+    for index in range(fine_steps):
+        z = space.combined(leading_vectors(space.grams(cells.waves(at), cells), _SQUARINGS))
+        at, sigma = _climb(at, z, width / _FINER * 0.9**index, cells)
     return at, z, sigma
 
 
 def _tops(at: Tensor, vectors: Tensor, width: Tensor, space: _Subspace, cells: Cells) -> Tensor:
     """Return for each frequency the top of the parabolas through the squares of sigma along each axis.
 
-    A climb with a fixed vector takes small steps where the best vector changes with the frequency. This one does not.
+    A climb with a fixed vector would take small steps where the best vector changes with the frequency.
     """
     steps = torch.diag(width)[:, None]
     around = torch.cat([at[:, None], at[:, None] + steps, at[:, None] - steps], 1)  # (kernels, places, cells, dims)
