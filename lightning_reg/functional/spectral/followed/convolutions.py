@@ -222,7 +222,7 @@ def _climbed(
     # The gradient can be no more exact than the frequency.
     for index in range(fine_steps):
         z = space.combined(leading_vectors(space.grams(cells.waves(at), cells), _SQUARINGS))
-        at, sigma = _climb(at, z, width / _FINER * 0.9**index, cells)
+        at, sigma = _climb(at, z, width / (_FINER * 2**index), cells)
     return at, z, sigma
 
 
