@@ -13,6 +13,7 @@ from lightning_reg import (
     SpectralNormPenalty,
 )
 from lightning_reg.metrics import SpectralNorm, StableRank
+from tests.reference import distance_from_orthonormal, nuclear_norm
 
 
 class Experts(nn.Module):
@@ -132,22 +133,9 @@ def test_matrices_that_are_followed_are_clipped_one_by_one(trainer_of, module, m
         torch.testing.assert_close(weight, other.detach(), rtol=0, atol=0.01)
 
 
-def nuclear(weight):
-    return torch.linalg.matrix_norm(weight, "nuc").sum()
-
-
-def distance_from_orthonormal(weight):
-    narrow = weight if weight.shape[1] <= weight.shape[2] else weight.mT
-    return (narrow @ narrow.mT - torch.eye(narrow.shape[1], dtype=weight.dtype)).square().sum()
-
-
-def squared_norms(weight):
-    return torch.linalg.matrix_norm(weight, 2).square().sum()
-
-
 PENALTIES = {
-    "spectral": (SpectralNormPenalty, squared_norms),
-    "nuclear": (NuclearNormPenalty, nuclear),
+    "spectral": (SpectralNormPenalty, lambda matrix: torch.linalg.matrix_norm(matrix, 2).square()),
+    "nuclear": (NuclearNormPenalty, nuclear_norm),
     "orthogonal": (OrthogonalPenalty, distance_from_orthonormal),
 }
 
@@ -158,7 +146,8 @@ def test_a_penalty_is_the_sum_over_experts(trainer_of, module, penalty, term, mo
     found, before = trained(trainer_of, module, penalty(0.05, mode=mode))
 
     def step(batch, own):
-        return (run(batch, *own) - 3).square().mean() + 0.05 * sum(map(term, own)), lambda weight: weight
+        terms = sum(term(matrix) for weight in own for matrix in weight)
+        return (run(batch, *own) - 3).square().mean() + 0.05 * terms, lambda weight: weight
 
     for weight, expected in zip(found, looped(before, step), strict=True):
         torch.testing.assert_close(weight, expected.detach(), rtol=0, atol=1e-3)

@@ -19,7 +19,8 @@ from lightning_reg import (
     WeightDecay,
     register_step_size,
 )
-from tests.models import Regressor, loader, momentum_sgd, weights_of
+from tests.models import RawManualSteps, Regressor, loader, momentum_sgd, weights_of
+from tests.reference import train_by_hand
 
 RATE, SHARE = 0.05, 0.1
 
@@ -96,20 +97,8 @@ for kind in (Derived, ByHand):
     register_step_size(kind, lambda weights, states, group: [group["lr"]] * len(weights), elementwise=True)
 
 
-class Manual(Regressor):
-    def __init__(self, optimizer):
-        super().__init__(optimizer)
-        self.automatic_optimization = False
-
-    def training_step(self, batch, batch_idx):
-        optimizer = self.optimizers(use_pl_optimizer=False)
-        optimizer.zero_grad()
-        self.manual_backward(self.loss(batch))
-        optimizer.step()
-
-
 @after_steps
-@pytest.mark.parametrize("module", [Regressor, Manual])
+@pytest.mark.parametrize("module", [Regressor, RawManualSteps])
 def test_a_step_that_calls_the_step_of_its_base_class_is_one_step(fit, make, module):
     sgd([torch.zeros(1, requires_grad=True)])  # torch gives a class its hooks when the first one is made
 
@@ -203,12 +192,8 @@ def test_a_penalty_is_in_the_objective_of_a_schedule_free_optimizer(fit, mode):
 
     by_hand = Regressor()
     optimizer = ScheduleFree(by_hand.parameters())
-    for _ in range(2):
-        for batch in loader():
-            optimizer.zero_grad()
-            terms = [weight.square().sum() for weight in by_hand.parameters() if weight.ndim > 1]
-            (by_hand.loss(batch) + 0.3 * sum(terms)).backward()
-            optimizer.step()
+    by_hand.optimizer_factory = lambda _: optimizer
+    train_by_hand(by_hand, loader(), lambda weights: 0.3 * sum(weight.square().sum() for weight in weights))
     optimizer.eval()
     torch.testing.assert_close(actual, weights_of(by_hand))
 

@@ -7,6 +7,7 @@ from torch import nn
 
 from lightning_reg import KeepZeros, MinMaxNorm, SpectralConstraint, SpectralNormalization, WeightDecay
 from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
+from tests.callbacks.decay.test_weight_decay import split
 from tests.callbacks.spectral.norms import train_normalized
 from tests.models import Regressor, loader, weights_of
 from tests.reference import assert_same_weights
@@ -72,18 +73,9 @@ def test_normalization_trains_as_the_loop_does(fit):
 def test_decay_decays_once(fit):
     actual = fit(WeightDecay(0.5), module=Regressor(nested))
 
-    module = Regressor()
-    groups = [
-        {"params": [weight for weight in module.parameters() if weight.ndim > 1], "weight_decay": 0.5},
-        {"params": [weight for weight in module.parameters() if weight.ndim < 2], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.SGD(groups, lr=0.05)  # without momentum, its decay is decoupled
-    for _ in range(2):
-        for batch in loader():
-            optimizer.zero_grad()
-            module.loss(batch).backward()
-            optimizer.step()
-    assert_same_weights(actual, weights_of(module))
+    # The decay of SGD without momentum is decoupled.
+    by_sgd = Regressor(lambda parameters: torch.optim.SGD(split(parameters, 0.5), lr=0.05))
+    assert_same_weights(actual, fit(module=by_sgd))
 
 
 def test_a_constraint_that_goes_a_part_of_the_way_goes_it_once(fit):
