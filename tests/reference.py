@@ -19,7 +19,7 @@ from lightning_reg import (
     NuclearNormPenalty,
     OrthogonalPenalty,
 )
-from tests.models import Gan, Regressor, loader
+from tests.models import Gan, Regressor, loader, weights_of
 
 Term = Callable[[Sequence[Tensor]], Tensor]
 
@@ -148,6 +148,34 @@ def train_by_hand(  # noqa: PLR0913  # everything a training loop may do
             optimizer.zero_grad()
             step += 1
     return module
+
+
+def train_with_term_of_batch(  # noqa: PLR0913  # everything a training loop may do
+    module: Regressor,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    loss_and_term: Callable[[Tensor, Tensor], tuple[Tensor, Callable[[], Tensor]]],
+    *,
+    epochs: int = 2,
+    accumulate: int = 1,
+    factor: Callable[[int], float] = lambda step: 1.0,
+    scaler: torch.amp.GradScaler | None = None,
+    autocast: torch.dtype | None = None,
+) -> tuple[dict[str, Tensor], list[float]]:
+    """Minimise the data loss + `factor(step)` * a term of the same batch; return the weights, and all terms."""
+    scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
+    optimizer = module.configure_optimizers()
+    batches, step, terms = list(batches), 0, []
+    for index, batch in [*enumerate(batches)] * epochs:
+        with torch.autocast("cpu", autocast, enabled=autocast is not None):
+            loss, term = loss_and_term(*batch)
+        terms.append(factor(step) * term())
+        scaler.scale((loss + terms[-1]) / accumulate).backward()
+        if (index + 1) % accumulate == 0 or index + 1 == len(batches):
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            step += 1
+    return weights_of(module), [term.item() for term in terms]
 
 
 def steps_of_gan(module: Gan) -> Iterator[tuple[int, Optimizer, nn.Module, Callable[[], Tensor]]]:

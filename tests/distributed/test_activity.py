@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_reg import ActivityPenalty, Linear
-from tests.callbacks.penalties.test_activity import size, train_with_term_of_outputs
+from tests.callbacks.penalties.test_activity import size, train_with_activity
 from tests.distributed.test_spectral import Parallel
 from tests.distributed.training import Module, half, trainer_on
 from tests.models import KeepWeights, loader, weights_of
@@ -21,7 +21,7 @@ def forward(network, inputs):
 
 
 def by_hand(strategy="ddp", **settings):
-    return train_with_term_of_outputs(
+    return train_with_activity(
         Module(unused="unused" in strategy),
         lambda outputs: sum(map(size, outputs)),
         factor=lambda step: 1 - 0.5 * min(step / 10, 1),
@@ -56,7 +56,7 @@ def test_two_ranks_equal_one_process(pool, strategy, accumulate):
 def test_fp16_under_ddp(pool):
     ranks = pool.run(train, "ddp", {"fp16": True})
 
-    expected, _ = by_hand(dtype=torch.float16)
+    expected, _ = by_hand(autocast=torch.float16)
     for weights, _ in ranks:
         # Halves of a batch round differently in fp16; without the scale, the penalty would be 1000 times off.
         assert_same_weights(weights, expected, rtol=1e-3)

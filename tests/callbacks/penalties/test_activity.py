@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_reg import ActivityPenalty, L2Penalty, Linear
 from tests.models import Gan, Regressor, Silent, loader, momentum_sgd, weights_of
-from tests.reference import assert_same_weights
+from tests.reference import assert_same_weights, train_with_term_of_batch
 
 SIZES = {"l1": torch.abs, "l2": torch.square}
 NETWORK = ["network.encoder", "network.conv"]
@@ -32,32 +32,14 @@ def network_and_outputs(network, inputs):
     return network.head(torch.tanh(convolved).flatten(1)), (encoded, convolved)
 
 
-def train_with_term_of_outputs(  # noqa: PLR0913  # everything a training loop may do
-    module,
-    term,
-    *,
-    accumulate=1,
-    factor=lambda step: 1.0,
-    scaler=None,
-    dtype=None,
-    epochs=2,
-    forward=network_and_outputs,
-):
+def train_with_activity(module, term, *, forward=network_and_outputs, **settings):
     """Minimise the data loss + 0.1 * `factor(step)` * `term(outputs)`; return the weights and all terms."""
-    scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
-    optimizer, batches, step, terms = module.configure_optimizers(), list(loader()), 0, []
-    for index, (inputs, targets) in [*enumerate(batches)] * epochs:
-        with torch.autocast("cpu", dtype, enabled=dtype is not None):
-            predictions, outputs = forward(module.network, inputs)
-            loss = nn.functional.mse_loss(predictions, targets)
-        terms.append(0.1 * factor(step) * term(outputs))
-        scaler.scale((loss + terms[-1]) / accumulate).backward()
-        if (index + 1) % accumulate == 0 or index + 1 == len(batches):
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad()
-            step += 1
-    return weights_of(module), [term.item() for term in terms]
+
+    def loss_and_term(inputs, targets):
+        predictions, outputs = forward(module.network, inputs)
+        return nn.functional.mse_loss(predictions, targets), lambda: 0.1 * term(outputs)
+
+    return train_with_term_of_batch(module, loader(), loss_and_term, **settings)
 
 
 @pytest.mark.parametrize("norm", SIZES)
@@ -68,7 +50,7 @@ def test_training_agrees_with_the_written_objective(fit, norm, accumulate):
 
     actual = fit(penalty, accumulate_grad_batches=accumulate)
 
-    expected, _ = train_with_term_of_outputs(
+    expected, _ = train_with_activity(
         Regressor(),
         lambda outputs: sum(size(tensor, norm) for tensor in outputs),
         accumulate=accumulate,
@@ -85,8 +67,8 @@ def test_fp16_with_a_scale(fit):
 
     actual = fit(ActivityPenalty(0.1, select=NETWORK), plugins=[precision])
 
-    expected, _ = train_with_term_of_outputs(
-        Regressor(), lambda outputs: sum(map(size, outputs)), scaler=scaler(), dtype=torch.float16
+    expected, _ = train_with_activity(
+        Regressor(), lambda outputs: sum(map(size, outputs)), scaler=scaler(), autocast=torch.float16
     )
     assert_same_weights(actual, expected, rtol=1e-5)
 
@@ -122,7 +104,7 @@ def test_what_is_logged_is_the_mean_over_the_batches_of_a_step_and_adds_up_with_
 
     trainer.fit(module, loader())
 
-    _, terms = train_with_term_of_outputs(Regressor(), lambda outputs: sum(map(size, outputs)), accumulate=7, epochs=1)
+    _, terms = train_with_activity(Regressor(), lambda outputs: sum(map(size, outputs)), accumulate=7, epochs=1)
     logged = {key: value.item() for key, value in trainer.callback_metrics.items()}
     data_loss = sum(Regressor().loss(batch).item() for batch in loader()) / 7
     assert logged["reg/penalty/activity"] == pytest.approx(sum(terms) / 7, rel=1e-5)
@@ -220,7 +202,7 @@ def test_a_checkpointed_module_is_called_twice_and_counts_once(fit):
 
     actual = fit(ActivityPenalty(0.1, select=NETWORK), module=Checkpointed())
 
-    assert_same_weights(actual, train_with_term_of_outputs(Regressor(), lambda outputs: sum(map(size, outputs)))[0])
+    assert_same_weights(actual, train_with_activity(Regressor(), lambda outputs: sum(map(size, outputs)))[0])
 
 
 class Curious(Callback):
@@ -240,7 +222,7 @@ def test_neither_evaluation_nor_what_other_callbacks_do_counts(trainer_of, first
 
     trainer_of(*callbacks[:: 1 if first else -1], val_check_interval=2).fit(module, loader(), loader())
 
-    expected, _ = train_with_term_of_outputs(Regressor(), lambda outputs: sum(map(size, outputs)))
+    expected, _ = train_with_activity(Regressor(), lambda outputs: sum(map(size, outputs)))
     assert_same_weights(weights_of(module), expected)
 
 
@@ -261,7 +243,7 @@ def test_copies_of_the_module_do_not_count(fit):
 
     actual = fit(ActivityPenalty(0.1, select=NETWORK), Copying(), module=Distilled())
 
-    assert_same_weights(actual, train_with_term_of_outputs(Regressor(), lambda outputs: sum(map(size, outputs)))[0])
+    assert_same_weights(actual, train_with_activity(Regressor(), lambda outputs: sum(map(size, outputs)))[0])
 
 
 @pytest.mark.parametrize("dropped", [None, "constant"])
@@ -307,7 +289,7 @@ def test_compiled_models_train_to_the_same_weights(trainer_of, part):
 
     trainer_of(ActivityPenalty(0.1, select=NETWORK)).fit(compiled, loader())
 
-    expected, _ = train_with_term_of_outputs(Regressor(), lambda outputs: sum(map(size, outputs)))
+    expected, _ = train_with_activity(Regressor(), lambda outputs: sum(map(size, outputs)))
     actual = {name.replace("_orig_mod.", ""): weight for name, weight in weights_of(module).items()}
     assert_same_weights(actual, expected)
 
@@ -361,7 +343,7 @@ def test_a_second_training_begins_anew(fit, compiled):
 
     expected = Regressor()
     for _ in range(2):
-        train_with_term_of_outputs(expected, lambda outputs: sum(map(size, outputs)), epochs=1)
+        train_with_activity(expected, lambda outputs: sum(map(size, outputs)), epochs=1)
     assert_same_weights(actual, weights_of(expected))
     assert not any(part._forward_hooks for part in module.modules())
 

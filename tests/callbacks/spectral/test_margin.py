@@ -20,7 +20,7 @@ from lightning_reg.functional import margin_bounds
 from lightning_reg.metrics import CertifiedAccuracy
 from tests.event_files import texts
 from tests.models import Gan, Regressor, Silent, momentum_sgd, samples, weights_of
-from tests.reference import assert_same_weights, shortfall
+from tests.reference import assert_same_weights, shortfall, train_with_term_of_batch
 
 CLASSES = 3
 
@@ -60,24 +60,14 @@ def term(network, logits, labels, radius=0.5):
     return shortfall(wide, labels, network[4].weight, norm(network[0].weight) * norm(network[2].weight), radius)
 
 
-def train_with_shortfall(  # noqa: PLR0913  # everything a training loop may do
-    module, term=term, *, accumulate=1, factor=lambda step: 1.0, scaler=None, dtype=None, epochs=2
-):
+def train_with_shortfall(module, term=term, **settings):
     """Minimise the data loss + 0.1 * `factor(step)` * `term(network, logits, labels)`; return weights and terms."""
-    scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
-    optimizer, batches, step, terms = module.configure_optimizers(), list(loader()), 0, []
-    for index, (inputs, labels) in [*enumerate(batches)] * epochs:
-        with torch.autocast("cpu", dtype, enabled=dtype is not None):
-            logits = module.network(inputs)
-            loss = nn.functional.cross_entropy(logits, labels)
-        terms.append(0.1 * factor(step) * term(module.network, logits, labels))
-        scaler.scale((loss + terms[-1]) / accumulate).backward()
-        if (index + 1) % accumulate == 0 or index + 1 == len(batches):
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad()
-            step += 1
-    return weights_of(module), [term.item() for term in terms]
+
+    def loss_and_term(inputs, labels):
+        logits = module.network(inputs)
+        return nn.functional.cross_entropy(logits, labels), lambda: 0.1 * term(module.network, logits, labels)
+
+    return train_with_term_of_batch(module, loader(), loss_and_term, **settings)
 
 
 def penalty(**settings):
@@ -108,7 +98,7 @@ def test_fp16_with_a_scale(fit):
 
     actual = fit(penalty(), module=Classifier(), data=loader(), plugins=[precision])
 
-    expected, _ = train_with_shortfall(Classifier(), scaler=scaler(), dtype=torch.float16)
+    expected, _ = train_with_shortfall(Classifier(), scaler=scaler(), autocast=torch.float16)
     assert_same_weights(actual, expected, rtol=1e-4)
 
 
