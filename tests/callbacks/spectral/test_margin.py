@@ -18,6 +18,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_reg import Linear, MarginPenalty
 from lightning_reg.functional import margin_bounds
 from lightning_reg.metrics import CertifiedAccuracy
+from tests.callbacks.monitors.test_lipschitz_certificates import Pooled
+from tests.callbacks.spectral.norms import norm
 from tests.event_files import texts
 from tests.models import Gan, Regressor, Silent, momentum_sgd, samples, weights_of
 from tests.reference import assert_same_weights, shortfall, train_with_term_of_batch
@@ -51,13 +53,9 @@ class Classifier(Silent):
         return nn.functional.cross_entropy(self.network(batch[0]), batch[1])
 
 
-def norm(weight):
-    return torch.linalg.svdvals(weight)[0]
-
-
 def term(network, logits, labels, radius=0.5):
     wide = logits.float() if logits.itemsize < 4 else logits
-    return shortfall(wide, labels, network[4].weight, norm(network[0].weight) * norm(network[2].weight), radius)
+    return shortfall(wide, labels, network[4].weight, norm(network[0]) * norm(network[2]), radius)
 
 
 def train_with_shortfall(module, term=term, **settings):
@@ -127,16 +125,8 @@ class ConvNet(nn.Module):
         return self.last(hidden.flatten(1))
 
 
-def norm_of_convolution(kernel):
-    """Return the largest norm of the matrix of a frequency: of the map between signals of any length."""
-    frequencies = torch.linspace(0, 2 * math.pi, 2001)[:, None, None, None]
-    phases = torch.exp(1j * frequencies * torch.arange(kernel.shape[-1]))
-    return torch.linalg.svdvals((kernel * phases).sum(-1))[:, 0].amax()
-
-
 def term_of_convolutions(network, logits, labels):
-    # Windows of the second one do not overlap: it is a matrix. The sigmoid has slopes up to 1 / 4.
-    gain = norm_of_convolution(network.first.weight) * norm(network.second.weight.flatten(1)) / 4
+    gain = norm(network.first) * norm(network.second) / 4  # the sigmoid has slopes up to 1 / 4
     gain = gain * network.norm.weight.abs().amax() / math.sqrt(0.1)
     return shortfall(logits, labels, network.last.weight, gain, 0.5)
 
@@ -226,7 +216,7 @@ def test_pruned_weights_count_as_the_network_uses_them(fit):
     actual = fit(penalty(), module=module, data=loader())
 
     def masked(network, logits, labels):
-        gain = norm(network[0].weight) * norm(network[2].weight_orig * mask)
+        gain = norm(network[0]) * norm(network[2], network[2].weight_orig * mask)
         return shortfall(logits, labels, network[4].weight, gain, 0.5)
 
     expected = Classifier()
@@ -258,16 +248,6 @@ def test_a_second_training_begins_anew(fit):
 
 
 def test_images_of_another_size_are_bounded_anew(fit):
-    class Pooled(nn.Module):
-        """The pooling of even lengths uses each pixel once, and of odd lengths one pixel twice."""
-
-        def __init__(self):
-            super().__init__()
-            self.last = nn.Linear(2, CLASSES)
-
-        def forward(self, inputs):
-            return self.last(nn.functional.adaptive_max_pool1d(inputs[:, None], 2)[:, 0])
-
     class Growing(Classifier):
         def loss(self, batch):
             length = 4 if self.global_step % 2 else 5
@@ -310,7 +290,7 @@ def test_a_number_among_the_arguments_is_part_of_the_bound(fit):
     for step, (inputs, labels) in enumerate(loader()):
         network, slope = expected.network, 1.0 + step
         logits = network(inputs, slope)
-        value = shortfall(logits, labels, network.last.weight, slope * norm(network.first.weight), 0.5)
+        value = shortfall(logits, labels, network.last.weight, slope * norm(network.first), 0.5)
         optimizer.zero_grad()
         (nn.functional.cross_entropy(logits, labels) + 0.1 * value).backward()
         optimizer.step()
@@ -337,7 +317,7 @@ def test_a_buffer_that_changes_during_training_counts_as_it_is(fit):
     expected = Classifier(Normalizing)
 
     def scaled(network, logits, labels):
-        return shortfall(logits, labels, network.last.weight, norm(network.first.weight) / network.scale, 0.5)
+        return shortfall(logits, labels, network.last.weight, norm(network.first) / network.scale, 0.5)
 
     train_with_shortfall(expected, scaled)
 
@@ -345,15 +325,6 @@ def test_a_buffer_that_changes_during_training_counts_as_it_is(fit):
 
     assert expected.network.scale > 1.5
     assert_same_weights(actual, weights_of(expected))
-
-
-def test_a_keyword_argument_that_the_bound_would_miss_is_refused(fit):
-    class Steeper(Classifier):
-        def loss(self, batch):
-            return nn.functional.cross_entropy(self.network(batch[0], slope=9.0), batch[1])
-
-    with pytest.raises(MisconfigurationException, match=r"slope not among the positional arguments of Steep.forward"):
-        fit(penalty(), module=Steeper(Steep), data=loader())
 
 
 def test_a_table_shows_the_layers_of_the_bound(fit, tmp_path):
@@ -410,7 +381,7 @@ def test_a_network_whose_bound_is_no_product_is_refused_by_name_with_the_remedy(
         fit(penalty(), module=Classifier(make), data=loader())
 
 
-def test_a_weight_that_that_a_parametrization_computes_is_refused(fit):
+def test_a_weight_that_a_parametrization_computes_is_refused(fit):
     module = Classifier()
     parametrizations.weight_norm(module.network[0])
 
@@ -495,13 +466,28 @@ def test_a_target_that_returns_no_logits_is_refused(fit, make, message):
         fit(penalty(), module=Any(make), data=loader())
 
 
-def test_keyword_arguments_are_refused(fit):
+KEYWORDS = {
+    "the input": (
+        None,
+        lambda network, inputs: network(input=inputs),
+        r"input not among the positional arguments of Sequential.forward",
+    ),
+    "a number": (
+        Steep,
+        lambda network, inputs: network(inputs, slope=9.0),
+        r"slope not among the positional arguments of Steep.forward",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "call", "message"), KEYWORDS.values(), ids=KEYWORDS)
+def test_keyword_arguments_are_refused_because_the_bound_would_miss_them(fit, make, call, message):
     class Keywords(Classifier):
         def loss(self, batch):
-            return nn.functional.cross_entropy(self.network(input=batch[0]), batch[1])
+            return nn.functional.cross_entropy(call(self.network, batch[0]), batch[1])
 
-    with pytest.raises(MisconfigurationException, match=r"among the positional arguments of Sequential.forward"):
-        fit(penalty(), module=Keywords(), data=loader())
+    with pytest.raises(MisconfigurationException, match=message):
+        fit(penalty(), module=Keywords(make), data=loader())
 
 
 def test_an_unknown_target_is_refused_with_the_nearest_names(fit):
