@@ -22,7 +22,7 @@ from lightning_reg import (
 from tests.models import RawManualSteps, Regressor, loader, momentum_sgd, weights_of
 from tests.reference import train_by_hand
 
-RATE, SHARE = 0.05, 0.1
+RATE = 0.05
 
 AFTER_STEPS = {
     "max norm": lambda: MaxNorm(0.3),
@@ -218,96 +218,6 @@ def test_weights_of_another_optimizer_are_not_refused(fit):
     after = fit(MaxNorm(0.3, select="*.encoder.*"), module=Two())
 
     assert after["network.encoder.weight"].norm(dim=1).max() <= 0.3 * (1 + 1e-6)
-
-
-class Sharpness(torch.optim.Optimizer):
-    """Sharpness-aware minimization of SGD in `step(closure)`; its ascent has fresh gradients, or old ones."""
-
-    def __init__(self, parameters, lr=RATE, rho=0.05, fresh=True):
-        super().__init__(parameters, {"lr": lr})
-        self.rho, self.fresh = rho, fresh
-
-    def step(self, closure=None):
-        loss = closure() if self.fresh else None
-        climbs = []
-        with torch.no_grad():
-            for weight in (weight for group in self.param_groups for weight in group["params"]):
-                if weight.grad is not None:
-                    climbs.append((weight, weight.grad * (self.rho / (weight.grad.norm() + 1e-12))))
-                    weight.add_(climbs[-1][1])
-        loss = closure() if loss is None else (closure(), loss)[1]
-        with torch.no_grad():
-            for weight, climb in climbs:
-                weight.sub_(climb)
-            for group in self.param_groups:
-                for weight in group["params"]:
-                    weight.sub_(weight.grad, alpha=group["lr"])
-        return loss
-
-
-@pytest.mark.parametrize("kind", ["decoupled", "cautious"])
-def test_a_step_with_two_gradients_decays_once(fit, kind):
-    actual = fit(WeightDecay(0.5, kind=kind), module=Regressor(Sharpness))
-
-    by_hand = Regressor()
-    optimizer = Sharpness(by_hand.parameters())
-    for _ in range(2):
-        for batch in loader():
-            before = weights_of(by_hand)
-
-            def closure(batch=batch):
-                optimizer.zero_grad()
-                loss = by_hand.loss(batch)
-                loss.backward()
-                return loss
-
-            if kind == "decoupled":
-                optimizer.step(decaying(closure, by_hand))
-                continue
-            optimizer.step(closure)
-            with torch.no_grad():
-                for name, weight in by_hand.named_parameters():
-                    if weight.ndim > 1:
-                        kept = (weight - before[name]) * before[name] <= 0
-                        weight.sub_(RATE * 0.5 * before[name] * kept)
-    torch.testing.assert_close(actual, weights_of(by_hand))
-
-
-def decaying(closure, module):
-    """Return a closure that shrinks matrices right after the first gradient."""
-    calls = []
-
-    def run():
-        loss = closure()
-        calls.append(loss)
-        if len(calls) == 1:
-            with torch.no_grad():
-                for weight in module.parameters():
-                    if weight.ndim > 1:
-                        weight.mul_(1 - RATE * 0.5)
-        return loss
-
-    return run
-
-
-@pytest.mark.parametrize(
-    ("make", "name"),
-    [(AFTER_STEPS["decay"], "WeightDecay"), (AFTER_STEPS["normalization"], "SpectralNormalization")],
-    ids=["decay", "normalization"],
-)
-def test_an_optimizer_that_climbs_before_it_has_gradients_is_refused_with_the_remedy(fit, make, name):
-    module = Regressor(lambda parameters: Sharpness(parameters, fresh=False))
-
-    with pytest.raises(
-        MisconfigurationException, match=f"Sharpness changes weights before it calls its closure.*leave {name} out"
-    ):
-        fit(make(), module=module)
-
-
-def test_a_constraint_holds_with_an_optimizer_that_climbs_before_it_has_gradients(fit):
-    after = fit(MaxNorm(0.3), module=Regressor(lambda parameters: Sharpness(parameters, fresh=False)))
-
-    assert after["network.head.weight"].norm(dim=1).max() <= 0.3 * (1 + 1e-6)
 
 
 class InBackward(Regressor):

@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from lightning_reg import KeepZeros, MinMaxNorm, SpectralConstraint, SpectralNormalization, WeightDecay
+from lightning_reg import MinMaxNorm, SpectralNormalization, WeightDecay
 from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
 from tests.callbacks.decay.test_weight_decay import split
 from tests.callbacks.spectral.norms import train_normalized
@@ -88,64 +87,3 @@ def test_a_constraint_that_goes_a_part_of_the_way_goes_it_once(fit):
 
     assert before.min() > 0.1
     torch.testing.assert_close(after, (before + 0.1) / 2)
-
-
-class Sharpness(torch.optim.SGD):
-    """Sharpness-aware minimization: a step up, the gradient there, and the step down from where it began."""
-
-    @torch.no_grad()
-    def step(self, closure):
-        weights = [weight for group in self.param_groups for weight in group["params"] if weight.grad is not None]
-        before = [weight.clone() for weight in weights]
-        for weight in weights:
-            weight.add_(weight.grad, alpha=0.1)
-        with torch.enable_grad():
-            closure()
-        for weight, old in zip(weights, before, strict=True):
-            weight.data = old
-        return super().step()
-
-
-class ByHand(Regressor):
-    def __init__(self):
-        super().__init__(lambda parameters: Sharpness(parameters, lr=0.05))
-        self.automatic_optimization = False
-
-    def training_step(self, batch, batch_idx):
-        optimizer = self.optimizers()
-
-        def closure():
-            optimizer.zero_grad()
-            self.manual_backward(self.loss(batch))
-
-        closure()
-        optimizer.step(closure)
-
-
-@pytest.mark.parametrize("make", [SpectralNormalization, lambda: WeightDecay(0.1), lambda: KeepZeros(start=0)])
-def test_an_optimizer_that_changes_weights_before_its_closure_is_refused_by_callbacks_that_start_a_step(make, fit):
-    with pytest.raises(MisconfigurationException, match="Sharpness changes weights before it calls its closure"):
-        fit(make(), module=ByHand())
-
-
-def test_a_projection_after_the_step_takes_it(fit):
-    actual = fit(SpectralConstraint(0.5, select="*.encoder.weight"), module=ByHand(), max_epochs=1)
-
-    module = ByHand()
-    weight, optimizer = module.network.encoder.weight, module.configure_optimizers()
-
-    def project():
-        u, s, vh = torch.linalg.svd(weight.detach(), full_matrices=False)
-        weight.data.copy_((u * s.clamp(max=0.5)) @ vh)
-
-    project()
-    for batch in loader():
-
-        def closure(batch=batch):
-            optimizer.zero_grad()
-            module.loss(batch).backward()
-
-        closure()
-        optimizer.step(closure)
-        project()
-    assert_same_weights(actual, weights_of(module), rtol=1e-4)
