@@ -5,6 +5,7 @@ import contextlib
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.loggers import CSVLogger
 
 from lightning_reg import (
     GroupLassoPenalty,
@@ -288,8 +289,6 @@ def test_decay_needs_a_rate_and_says_so(fit, defaults):
 @pytest.mark.parametrize("decay", [0.0, 0.01])
 @pytest.mark.filterwarnings("ignore:.* and the optimizer's weight_decay")
 def test_callbacks_that_need_no_rate_do_without(fit, tmp_path, defaults, decay):
-    from lightning.pytorch.loggers import CSVLogger
-
     module = Regressor(lambda parameters: Relative(parameters, weight_decay=decay, **defaults))
     plain = fit(module=Regressor(sgd))
 
