@@ -206,6 +206,11 @@ def as_one(values: Iterable[Bound]) -> float:
     return separate if shared is None else smaller(separate, shared)
 
 
+def is_whole(value: Tensor) -> bool:
+    """Tell whether a tensor has whole numbers or booleans."""
+    return not (value.is_floating_point() or value.is_complex())
+
+
 def traced_in(values: Any) -> Iterator[Traced]:
     """Yield the arguments, at any depth, that depend on the input."""
     return found(values, Traced)
