@@ -31,7 +31,6 @@ from lightning_reg.functional.lipschitz.value import (
     Operation,
     Traced,
     is_whole,
-    larger,
     largest,
     traced_in,
 )
@@ -86,13 +85,6 @@ class Judge:
     def reasons_among(self, steps: set[Step]) -> tuple[tuple[str, str], ...]:
         """Return the name and reason of each of `steps` that has no bound, without repetitions."""
         return tuple(dict.fromkeys(why for step, why in self._reasons.items() if step in steps))
-
-    def per_layer(self) -> dict[str, float]:
-        """Return the constant of each layer with weights. A layer with inputs of several sizes has the largest."""
-        found: dict[str, float] = {}
-        for name, own in self._layers:
-            found[name] = larger(own, found.get(name, 0.0))
-        return found
 
     def layers(self) -> tuple[tuple[str, float], ...]:
         """Return the name and the constant of each layer with weights, in the order of the calls."""
