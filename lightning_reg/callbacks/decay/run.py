@@ -77,7 +77,7 @@ class Run:
     @torch.no_grad()
     def after_update(self, optimizer: Optimizer, moved: AbstractSet[Tensor]) -> None:
         """Shrink the weights of `optimizer` that `before_update` copied."""
-        self.guard.unseen.see(optimizer, moved)
+        self.guard.unseen.see(optimizer, has_gradient=bool(moved))
         for weights, before, share in self._waiting:
             shrink_cautiously_(weights, before, share)
         self._waiting.clear()
