@@ -122,7 +122,7 @@ class Penalty(Term[Run], Formula):
 
     @property
     def current_strength(self) -> float:
-        """The strength in the current step, for a term that is not proportional to it; see `penalty`."""
+        """The strength in the current step. A `penalty` that is not proportional to the strength needs it."""
         return self.strength if self._run is None else self._run.strength
 
     def chosen(self) -> dict[Tensor, str]:

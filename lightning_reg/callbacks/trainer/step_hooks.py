@@ -95,7 +95,7 @@ class AroundSteps:
                 self._handles.append(optimizer.register_step_post_hook(_Hook(self._on_step_end, self._turn)))
             except AttributeError as error:
                 msg = (
-                    f"{type(optimizer).__name__} is no complete optimizer of torch: it does not call"
+                    f"{type(optimizer).__name__} is not a complete torch optimizer: it does not call"
                     " `Optimizer.__init__`, so nothing can act right after its steps. Call `super().__init__` in it, or"
                     " use another optimizer."
                 )
