@@ -57,7 +57,7 @@ def training(layer: nn.Module, inputs: Tensor, normalization: Normalization | No
     optimizer = torch.optim.SGD(layer.parameters(), lr=1e-4)
     if normalization is not None:
         normalization.start([weight for weight in named_weights(layer) if len(weight.shape) > 1], {})
-        AroundSteps(lambda own, _: normalization.after_step(own), normalization.before_step).add([optimizer])
+        AroundSteps(normalization.after_step, normalization.before_step).add([optimizer])
 
     def run() -> None:
         for _ in range(STEPS):
@@ -123,7 +123,7 @@ def controlled(
     start = time.process_time()
     if engine is not None:
         engine.start(weights, {})
-        AroundSteps(lambda own, _: engine.after_step(own), engine.before_step).add([optimizer])
+        AroundSteps(engine.after_step, engine.before_step).add([optimizer])
     if penalized:
         norms.advance(weights)
 

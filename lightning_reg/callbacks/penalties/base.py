@@ -364,6 +364,7 @@ class Penalty(Term[Run], Formula):
 
     @override
     def end_run(self, trainer: Trainer, run: Run | None) -> None:
+        super().end_run(trainer, run)
         self._memory.end()
         if run is not None and run.hooks is not None:
             run.hooks.remove()

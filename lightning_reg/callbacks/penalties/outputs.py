@@ -133,6 +133,7 @@ class OutputTerm(Term[OutputRunT], ABC):
 
     @override
     def end_run(self, trainer: Trainer, run: OutputRunT | None) -> None:
+        super().end_run(trainer, run)
         if run is not None:
             run.listener.remove()
 

@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from lightning_reg import _checks
 from lightning_reg.callbacks.penalties.base import Penalty
+from lightning_reg.callbacks.spectral.kept_state import KeepsState
 from lightning_reg.callbacks.spectral.weights import weights_of_layers
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.guarded_steps import ActsInSteps, Guard
@@ -41,8 +42,8 @@ class Engine(Protocol):
     def before_step(self, optimizer: Optimizer) -> None:
         """Act when the gradients of `optimizer` are complete."""
 
-    def after_step(self, optimizer: Optimizer) -> None:
-        """Act when `optimizer` has made an update."""
+    def after_step(self, optimizer: Optimizer, moved: AbstractSet[Tensor]) -> None:
+        """Act when `optimizer` has made an update; `moved` are the weights that had a gradient before it."""
 
     def before_backward(self) -> None:
         """Act when a backward pass is about to add to gradients."""
@@ -80,7 +81,7 @@ class Run:
             self.engine.start(trained, saved)
 
 
-class SpectralControl(ActsInSteps[Run], ABC):
+class SpectralControl(ActsInSteps[Run], KeepsState[Run], ABC):
     """Lets an `Engine` act on the chosen weights, around each optimizer step."""
 
     changes_before_steps: ClassVar[bool] = False
@@ -91,8 +92,6 @@ class SpectralControl(ActsInSteps[Run], ABC):
         self.norm_bound = _checks.positive("norm_bound", norm_bound)
         as_select(select)
         self.select = select
-        self._saved: dict[str, Any] = {}
-        """The state of the previous run, or of a checkpoint."""
 
     @abstractmethod
     def engine(self) -> Engine:
@@ -125,7 +124,6 @@ class SpectralControl(ActsInSteps[Run], ABC):
         refuse_unless_listed_once(self, _controls(trainer))
         refuse_strategy(trainer, type(self).__name__)
         refuse_hidden_weights(trainer, type(self).__name__)
-        self._saved = {}  # of the previous run
 
     @override
     def make_run(self, trainer: Trainer, pl_module: LightningModule) -> Run:
@@ -179,16 +177,11 @@ class SpectralControl(ActsInSteps[Run], ABC):
         if run is not None:
             run.steps.remove()
             run.engine.stop()
-            self._saved = self._state_of(run)
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        # After `fit`, the state at its end: the trainer may still save a checkpoint.
-        return self._saved if self._run is None else self._state_of(self._run)
+        super().end_run(trainer, run)
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._saved = state_dict
+        super().load_state_dict(state_dict)
         if self._run is not None:  # a tuner restores the state from before it
             self._run.steps.remove()
             self._run = self._run_on(self._run.selection)
@@ -207,15 +200,16 @@ class SpectralControl(ActsInSteps[Run], ABC):
 
         def after_step(optimizer: Optimizer, moved: AbstractSet[Tensor]) -> None:
             guard.unseen.see(optimizer, has_gradient=bool(moved))
+            engine.after_step(optimizer, moved)
             # Users may unfreeze weights after the batch has begun, and freeze them again before the next one.
             self._take_over([optimizer])
-            engine.after_step(optimizer)
 
         name = type(self).__name__ if self.changes_before_steps else None
         steps = AroundSteps(after_step, engine.before_step, name=name)
         return Run(selection, engine, steps, guard, set(selection.chosen))
 
-    def _state_of(self, run: Run) -> dict[str, Any]:
+    @override
+    def state_of(self, run: Run) -> dict[str, Any]:
         return {"settings": self.settings, "weights": run.engine.state()}
 
     def _take_over(self, optimizers: Sequence[Optimizer]) -> None:

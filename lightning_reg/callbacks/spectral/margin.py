@@ -13,6 +13,7 @@ from lightning_reg import _checks
 from lightning_reg.callbacks.penalties.ledger import terms
 from lightning_reg.callbacks.penalties.listener import Heard
 from lightning_reg.callbacks.penalties.outputs import OutputRun, OutputTerm
+from lightning_reg.callbacks.spectral.kept_state import KeepsState
 from lightning_reg.callbacks.spectral.logits import Call, LogitsListener, checked_logits
 from lightning_reg.callbacks.spectral.margin_bound import MarginBound
 from lightning_reg.callbacks.trainer import state
@@ -33,6 +34,7 @@ from lightning_reg.tensorboard import tags
 class MarginRun(OutputRun):
     """State of the penalty between the start and the end of `fit`."""
 
+    listener: LogitsListener
     bound: MarginBound = field(kw_only=True)
     weights: dict[str, Weight] = field(kw_only=True)
     """The weights of the target, by their names in it."""
@@ -46,7 +48,7 @@ class MarginRun(OutputRun):
 
 
 @final
-class MarginPenalty(OutputTerm[MarginRun]):
+class MarginPenalty(OutputTerm[MarginRun], KeepsState[MarginRun]):
     r"""Add the shortfall of certified radii to the objective: train a classifier for certified accuracy.
 
     .. math:: \lambda \frac{1}{N} \sum_n \max_{j \ne y_n}
@@ -60,9 +62,9 @@ class MarginPenalty(OutputTerm[MarginRun]):
     of the term goes through the logits and through M.
 
     M is at least `functional.margin_bounds`, from which certificates are computed later: training against the larger
-    bound is conservative. The norms are estimated from below once in each step, within 1 % for matrices and
-    within 2 % for convolutions, see `SpectralNormPenalty`. M describes eval mode, while the logits are the ones of
-    training, with dropout.
+    bound is conservative. The norms are estimated from below once in each step, within 1 % for matrices and within
+    2 % for convolutions, see `SpectralNormPenalty`. M describes eval mode, while the logits are the ones of training,
+    with dropout.
 
     The network is followed in the first training step, in a walk like the one of `functional.lipschitz_bound`. M must
     be such a product: linear layers, convolutions with zero padding, layer normalization, activations, pooling, and a
@@ -137,8 +139,6 @@ class MarginPenalty(OutputTerm[MarginRun]):
         if label_transform is not None:
             _checks.function("label_transform", label_transform, "a function of a batch or None")
         self.label_transform = label_transform
-        self._saved: dict[str, Any] = {}
-        """The state of the previous run, or of a checkpoint."""
 
     @property
     @override
@@ -151,7 +151,6 @@ class MarginPenalty(OutputTerm[MarginRun]):
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             refuse_hidden_weights(trainer, type(self).__name__)
-            self._saved = {}  # of the previous run
 
     @override
     def make_run(self, trainer: Trainer, pl_module: LightningModule) -> MarginRun:
@@ -180,7 +179,6 @@ class MarginPenalty(OutputTerm[MarginRun]):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         if self._run is not None:
-            # Not in `on_fit_start`, after which some strategies load the checkpoint.
             self._run.bound.norms.load(self._saved.get("followed", {}), self._run.weights.values())
 
     @override
@@ -191,7 +189,7 @@ class MarginPenalty(OutputTerm[MarginRun]):
 
     @override
     def value(self, trainer: Trainer, pl_module: LightningModule, run: MarginRun) -> Tensor | None:
-        calls = run.listener.take_calls() if isinstance(run.listener, LogitsListener) else []
+        calls = run.listener.take_calls()
         if run.hears_training_step:
             calls = calls[:-1]
             if run.listener.is_wanted and not calls and not run.has_warned:
@@ -207,19 +205,8 @@ class MarginPenalty(OutputTerm[MarginRun]):
             self._run.bound.norms.forget(weight.parameter for weight in self._run.weights.values())
 
     @override
-    def end_run(self, trainer: Trainer, run: MarginRun | None) -> None:
-        super().end_run(trainer, run)
-        if run is not None:
-            self._saved = _state_of(run)
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        # After `fit`, what was at its end: the trainer may save a checkpoint then.
-        return self._saved if self._run is None else _state_of(self._run)
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._saved = state_dict
+    def state_of(self, run: MarginRun) -> dict[str, Any]:
+        return {"followed": run.bound.norms.state()}
 
     def _of_call(self, trainer: Trainer, run: MarginRun, call: Call) -> Tensor:
         logits = checked_logits(call.outputs)
@@ -262,7 +249,3 @@ def _publish(trainer: Trainer, run: MarginRun, product: MarginProduct, settings:
         left_out=dict.fromkeys(run.weights, "not in the bound"),
     )
     publish(trainer, [plan], (f"weight of {target}", "shape", "part of the bound"), f"{tags.SETUP}_{run.name}")
-
-
-def _state_of(run: MarginRun) -> dict[str, Any]:
-    return {"followed": run.bound.norms.state()}

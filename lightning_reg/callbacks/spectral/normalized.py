@@ -8,6 +8,7 @@ optimizer's update, sigma is estimated anew, and the parameter is normalized aga
 import contextlib
 import weakref
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_reg.callbacks.penalties.targets import gradients
-from lightning_reg.callbacks.spectral.weights import WeightNorms, add_gradient, fits, layer_of, local, of_entries
+from lightning_reg.callbacks.spectral.weights import (
+    WeightNorms,
+    add_gradient,
+    fits,
+    known_at_once,
+    layer_of,
+    local,
+    of_entries,
+)
 from lightning_reg.callbacks.trainer.packages import MisconfigurationException, rank_zero_warn
 from lightning_reg.functional.spectral.followed.gradient import value_at
 from lightning_reg.functional.spectral.followed.norms import FollowedNorm
@@ -116,7 +125,7 @@ class Normalization:
             self._denormalize(member)
 
     @torch.no_grad()
-    def after_step(self, optimizer: Optimizer) -> None:
+    def after_step(self, optimizer: Optimizer, moved: AbstractSet[Tensor]) -> None:
         """Normalize the weights that `optimizer` has updated."""
         members = [member for member in self._of(optimizer) if member.is_raw]
         unsettled = members
@@ -124,7 +133,7 @@ class Normalization:
             norms = self._norms.advance([member.weight for member in unsettled], steps=self._iterations)
             for member, norm in zip(unsettled, norms, strict=True):
                 member.norm = _finite(norm)
-            unsettled = [member for member in unsettled if _is_unsettled(member.norm)]
+            unsettled = [member for member in unsettled if any(known_at_once(member.norm.gain > _SETTLED))]
         for member in members:
             self._normalize(member)
 
@@ -209,11 +218,6 @@ class Normalization:
             values.copy_(raw / scale)
             member.rest = (raw - values.to(raw.dtype) * scale).to(values.dtype).nan_to_num_(0, 0, 0)
         member.is_raw = False
-
-
-def _is_unsettled(norm: FollowedNorm) -> bool:
-    """Tell whether a norm needs another step of following; never on a GPU, where this would wait."""
-    return norm.gain.device.type == "cpu" and any(gain > _SETTLED for gain in norm.gain.reshape(-1).tolist())
 
 
 def _finite(norm: FollowedNorm) -> FollowedNorm:

@@ -12,6 +12,7 @@ from typing_extensions import override
 from lightning_reg import _checks
 from lightning_reg.callbacks.penalties.base import Mode, Penalty
 from lightning_reg.callbacks.penalties.run import Run
+from lightning_reg.callbacks.spectral.kept_state import KeepsState
 from lightning_reg.callbacks.spectral.step_norms import StepNorms
 from lightning_reg.callbacks.spectral.weights import Norm, add_gradient, layer_of
 from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
@@ -37,7 +38,7 @@ class NormsRun(Run):
 
 
 @final
-class SpectralNormPenalty(Penalty):
+class SpectralNormPenalty(Penalty, KeepsState[Run]):
     r"""Add :math:`\lambda \sum_l \sigma(W_l)^2` to the objective: shrink only the largest singular value of a layer.
 
     :math:`\sigma = u^T W v` is estimated once in each step, from the singular vectors of the last step: from below,
@@ -83,8 +84,6 @@ class SpectralNormPenalty(Penalty):
     ) -> None:
         super().__init__(strength, select=select, mode=mode, schedule=schedule)
         self.norm = _checks.one_of("norm", norm, get_args(Norm))
-        self._saved: dict[str, Any] = {}
-        """The state of the previous run, or of a checkpoint."""
 
     @property
     @override
@@ -111,12 +110,6 @@ class SpectralNormPenalty(Penalty):
             add_gradient(grad, run.known[weight], norm, 2 * factor * norm.sigma)
 
     @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        if stage == "fit":
-            self._saved = {}  # of the previous run
-
-    @override
     def make_run(self, trainer: Trainer, pl_module: LightningModule) -> NormsRun:
         run = super().make_run(trainer, pl_module)
         known: dict[Tensor, Weight] = {weight.parameter: weight for weight in run.selection.chosen}
@@ -128,7 +121,6 @@ class SpectralNormPenalty(Penalty):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         if self._run is not None and self._saved.get("norm") == self.norm:
-            # Not in `on_fit_start`, after which some strategies load the checkpoint.
             self._norms_run.norms.load(self._saved.get("followed", {}), self._norms_run.known.values())
 
     @override
@@ -138,25 +130,15 @@ class SpectralNormPenalty(Penalty):
             self._norms_run.norms.forget(self._run.targets.of([optimizer]))
 
     @override
-    def end_run(self, trainer: Trainer, run: Run | None) -> None:
-        super().end_run(trainer, run)
-        if isinstance(run, NormsRun):
-            self._saved = self._state_of(run)
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        # After `fit`, the state at its end: the trainer may still save a checkpoint.
-        return self._saved if self._run is None else self._state_of(self._norms_run)
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._saved = state_dict
+    def state_of(self, run: Run) -> dict[str, Any]:
+        return {"norm": self.norm, "followed": _with_norms(run).norms.state()}
 
     @property
     def _norms_run(self) -> NormsRun:
-        if not isinstance(self._run, NormsRun):  # formulas are used during `fit` only
-            raise TypeError
-        return self._run
+        return _with_norms(self._run)
 
-    def _state_of(self, run: NormsRun) -> dict[str, Any]:
-        return {"norm": self.norm, "followed": run.norms.state()}
+
+def _with_norms(run: Run | None) -> NormsRun:
+    if not isinstance(run, NormsRun):  # formulas are used during `fit` only
+        raise TypeError
+    return run

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch.optim import Optimizer
 from lightning_reg.callbacks.spectral.weights import (
     WeightNorms,
     is_matrix,
+    known_at_once,
     layer_of,
     local,
     mask_of,
@@ -72,8 +74,6 @@ class Projection:
         self._bound, self._clips = norm_bound, clips
         self._norms = WeightNorms()
         self._weights: dict[Tensor, Weight] = {}
-        self._stepping: dict[Optimizer, list[Weight]] = {}
-        """The weights with gradients, by the optimizers that are updating them."""
         self._bases: dict[str, Tensor] = {}
         """The bases from which clipping continues, by weight name."""
         self._rooms = Rooms()
@@ -112,17 +112,16 @@ class Projection:
         }
 
     def before_step(self, optimizer: Optimizer) -> None:
-        """Note the weights that `optimizer` will move; some optimizers drop the gradients within their step."""
-        held = (tensor for group in optimizer.param_groups for tensor in group["params"] if tensor.grad is not None)
-        self._stepping[optimizer] = [self._weights[tensor] for tensor in held if tensor in self._weights]
+        """Do nothing: a projection does not change gradients."""
 
     def before_backward(self) -> None:
         """Do nothing: a projection does not change gradients."""
 
     @torch.no_grad()
-    def after_step(self, optimizer: Optimizer) -> None:
+    def after_step(self, optimizer: Optimizer, moved: AbstractSet[Tensor]) -> None:
         """Project the weights that the step of `optimizer` moved above the bound."""
-        weights = self._stepping.pop(optimizer, [])
+        held = (tensor for group in optimizer.param_groups for tensor in group["params"] if tensor in moved)
+        weights = [self._weights[tensor] for tensor in held if tensor in self._weights]
         clipped = [weight for weight in weights if self._is_clipped(weight)]
         self._clip(clipped)
         self._rescale([weight for weight in weights if not self._is_clipped(weight)])
@@ -189,7 +188,7 @@ class Projection:
         found = clip_followed(matrices, self._bound * (1 - _BELOW), bases, _CLIPPING_ROUNDS)
         is_due = [self._rooms.is_due(weight.name) for weight in own for _ in range(each)]
         at_most = torch.where(found.is_doubtful, torch.inf, self._at_most_clipped(found, is_due))
-        doubts = _in_parts(_known_at_once(~(at_most <= self._bound)), each, len(own))
+        doubts = _in_parts(known_at_once(~(at_most <= self._bound)), each, len(own))
         for weight, doubtful, basis, now, limits in zip(
             own, doubts, *(torch.split(part, each) for part in (found.bases, found.matrices, at_most)), strict=True
         ):
@@ -212,13 +211,13 @@ class Projection:
         """
         at_most = (found.sigma * (1 + _NEAR + _GAINS * found.gain)).clamp(min=self._bound * _NEAR)
         is_near = ~(at_most <= self._bound)
-        for index, is_followed in enumerate(_known_at_once(~(is_near | found.is_doubtful))):
+        for index, is_followed in enumerate(known_at_once(~(is_near | found.is_doubtful))):
             if is_followed and is_due[index]:
                 # Following may have missed a larger one, and within the room nothing would look for it.
                 share = float(at_most[index]) / self._bound
                 certified = certified_shares(found.matrices[index : index + 1], self._bound, (share,))
                 is_near[index : index + 1] = certified.isinf()
-        near = [index for index, one in enumerate(_known_at_once(is_near & ~found.is_doubtful)) if one]
+        near = [index for index, one in enumerate(known_at_once(is_near & ~found.is_doubtful)) if one]
         at_most = at_most.clamp(max=self._bound)
         if near:
             some = found.matrices[near] if len(near) < len(at_most) else found.matrices
@@ -231,7 +230,7 @@ class Projection:
         found = dict(zip(weights, self._norms.advance(weights), strict=True))
         unsettled = list(weights)
         for _ in range(_MORE_STEPS):
-            doubts = [_known_at_once(self._is_doubtful(weight, found[weight]).reshape(-1)) for weight in unsettled]
+            doubts = [known_at_once(self._is_doubtful(weight, found[weight])) for weight in unsettled]
             unsettled = [weight for weight, doubt in zip(unsettled, doubts, strict=True) if any(doubt)]
             if not unsettled:
                 break
@@ -295,8 +294,3 @@ def _in_parts(doubts: Sequence[bool], each: int, parts: int) -> list[Sequence[bo
 
 def _short_side(weight: Weight) -> int:
     return min(outline_of(weight).matrices().shape[1:])
-
-
-def _known_at_once(doubts: Tensor) -> list[bool]:
-    """Return the doubts on a CPU; nothing on a GPU, where reading would wait and the next step corrects weights."""
-    return doubts.tolist() if doubts.device.type == "cpu" else []

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lightning_reg.callbacks.spectral.weights import WeightNorms
+from lightning_reg.callbacks.spectral.weights import WeightNorms, known_at_once
 from lightning_reg.functional.spectral.followed.norms import FollowedNorm
 from lightning_reg.selection import Weight
 
@@ -45,7 +45,7 @@ class StepNorms:
         return self._norms.followed.state()
 
     def load(self, state: Mapping[str, Mapping[str, Tensor]], weights: Iterable[Weight]) -> None:
-        """Continue with the norms of those of `weights` that are in `state`, and anew with the others."""
+        """Continue with the norms in `state`, and start anew with the other `weights`."""
         self._norms = WeightNorms(as_matrices=self._as_matrices)
         self._found = {}
         names = {weight.name for weight in weights}
@@ -59,4 +59,4 @@ class StepNorms:
 def _is_unsettled(norm: FollowedNorm) -> bool:
     """Tell whether more rounds would turn the vectors of a matrix; never on a GPU, where this would wait."""
     is_matrix = norm.right.shape[-2] == 1
-    return is_matrix and norm.gain.device.type == "cpu" and max(norm.gain.reshape(-1).tolist()) > _SETTLED
+    return is_matrix and any(known_at_once(norm.gain > _SETTLED))

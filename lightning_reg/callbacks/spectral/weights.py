@@ -114,6 +114,11 @@ class WeightNorms:
         return self.followed.advance([layer_of(weight) for weight in weights], rounds, steps)
 
 
+def known_at_once(flags: Tensor) -> list[bool]:
+    """Return flags, shape () or (entries,), on a CPU; nothing on a GPU, where reading them would wait."""
+    return flags.reshape(-1).tolist() if flags.device.type == "cpu" else []
+
+
 def outline_of(weight: Weight) -> Layer:
     """Return the layer without its values, for decisions by its shape alone."""
     outline = torch.empty(weight.shape, dtype=weight.parameter.dtype, device="meta")

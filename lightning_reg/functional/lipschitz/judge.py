@@ -30,7 +30,7 @@ from lightning_reg.functional.lipschitz.value import (
     NoBoundError,
     Operation,
     Traced,
-    larger,
+    is_whole,
     largest,
     traced_in,
 )
@@ -86,20 +86,13 @@ class Judge:
         """Return the name and reason of each of `steps` that has no bound, without repetitions."""
         return tuple(dict.fromkeys(why for step, why in self._reasons.items() if step in steps))
 
-    def per_layer(self) -> dict[str, float]:
-        """Return the constant of each layer with weights. A layer with inputs of several sizes has the largest."""
-        found: dict[str, float] = {}
-        for name, own in self._layers:
-            found[name] = larger(own, found.get(name, 0.0))
-        return found
-
     def layers(self) -> tuple[tuple[str, float], ...]:
         """Return the name and the constant of each layer with weights, in the order of the calls."""
         return tuple(self._layers)
 
     def of_input(self, value: Tensor) -> Bound | None:
         """Return the bound of an argument of the network; None if the argument stays fixed."""
-        if value.is_floating_point() or value.is_complex():
+        if not is_whole(value):
             return self._near(value, Bound(1.0))
         # If all inputs are whole numbers, the operations on them give the reason.
         if not self._has_floats:
@@ -155,10 +148,10 @@ class Judge:
         """Return the bound of a value that changes with the input, and perhaps with labels."""
         value = done.output
         if step.rule is None:
-            is_of_whole = all(_is_whole(each.value) for each in traced_in((args, kwargs)))
+            is_of_whole = all(is_whole(each.value) for each in traced_in((args, kwargs)))
             reason = JUMPS if is_of_whole else f"no rule for {step.kind}; `register_lipschitz_rule` adds one"
             return self.refuse(step, reason)
-        is_whole = isinstance(value, Tensor) and _is_whole(value)
+        gives_whole = isinstance(value, Tensor) and is_whole(value)
         answer = step.form(done, *args, **kwargs) if step.form else None
         form, forms = (Form(), answer) if isinstance(answer, tuple) else (answer or Form(), ())
         by_form = form.lipschitz(value.numel()) if isinstance(value, Tensor) else math.inf
@@ -167,11 +160,11 @@ class Judge:
         except NoBoundError as error:
             if math.isinf(by_form):
                 reason = f"{error} (`all_labels` makes labels part of the input)" if varies else str(error)
-                return replace(self.refuse(step, JUMPS if is_whole else reason), form=form, forms=forms)
+                return replace(self.refuse(step, JUMPS if gives_whole else reason), form=form, forms=forms)
             bound, own = Bound(by_form), None
         if by_form < bound.value:
             bound = Bound(by_form)
-        if is_whole and bound.value != 0:
+        if gives_whole and bound.value != 0:
             return self.refuse(step, JUMPS)
         if own is not None:
             self._note_layer(step, own)
@@ -254,10 +247,6 @@ def needed(steps: list[Step]) -> set[Step]:
             found.add(step)
             waiting += step.parents
     return found
-
-
-def _is_whole(value: Tensor) -> bool:
-    return not (value.is_floating_point() or value.is_complex())
 
 
 def _name(step: Step) -> str:

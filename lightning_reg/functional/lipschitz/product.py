@@ -141,17 +141,17 @@ def _gain(network: nn.Module, name: str, own: float) -> float | None:
     weight = dict(network.named_parameters()).get(name)
     if weight is not None and isinstance(owner, _NORMALIZATIONS):
         return own / float(weight.abs().amax())
-    convolution = None if weight is None else convolution_of(owner, weight)
-    if weight is None:
-        norm = math.nan
-    elif convolution is not None:
-        is_followed = convolution.padding_mode == "zeros"
-        norm = float(reshaped_bound(weight, convolution, None)) if is_followed else math.nan
-    else:
-        norm = cheap_norm(weight) if weight.ndim == 2 else math.nan  # noqa: PLR2004  # a matrix
-    if not _equal(own, norm):
+    if weight is None or not _equal(own, _norm(owner, weight)):
         raise NoProductError(_unknown(network, name))
     return None
+
+
+def _norm(owner: nn.Module, weight: Tensor) -> float:
+    """Return the norm of a matrix or a zero-padded kernel; NaN for other weights."""
+    convolution = convolution_of(owner, weight)
+    if convolution is None:
+        return cheap_norm(weight) if weight.ndim == 2 else math.nan  # noqa: PLR2004  # a matrix
+    return float(reshaped_bound(weight, convolution, None)) if convolution.padding_mode == "zeros" else math.nan
 
 
 def _unknown(network: nn.Module, name: str) -> str:

@@ -24,7 +24,7 @@ from lightning_reg.functional.lipschitz.traced_tensor import (
     has_own_operations,
     is_reflected,
 )
-from lightning_reg.functional.lipschitz.value import Bound, Traced, together, with_parts
+from lightning_reg.functional.lipschitz.value import Bound, Traced, is_whole, together, with_parts
 from lightning_reg.functional.tensors.random import unchanged_generators
 
 # Attributes and methods of a tensor that do not read its entries.
@@ -285,7 +285,7 @@ class Tracer(TorchFunctionMode):
 
     def _part(self, value: Tensor, bound: Bound, step: Step, form: Form | None) -> TracedTensor:
         """Return one of several tensors that an operation returned."""
-        if not _is_whole(value) or (bound.varies and bound.value == 0):
+        if not is_whole(value) or (bound.varies and bound.value == 0):
             part = replace(bound, chain=None, scaled=None, own=None, form=form or Form(), forms=())
             return self._known(value, part, step)
         positions = Step(step.name, parents=[step])
@@ -357,10 +357,6 @@ def _either(first: Bound, second: Bound) -> Bound:
 
 def _is_fixed(state: State) -> bool:
     return state.bound.value == 0 and not state.bound.varies
-
-
-def _is_whole(value: Tensor) -> bool:
-    return not (value.is_floating_point() or value.is_complex())
 
 
 def _set_item(tensor: Tensor, index: Any, value: Any) -> Tensor:

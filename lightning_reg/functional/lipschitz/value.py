@@ -149,9 +149,14 @@ class Traced:
     reach: float = math.inf
     """The largest distance of the network's input from the example."""
 
+    @property
+    def _is_near(self) -> bool:
+        """Whether the value stays near its value at the example."""
+        return math.isfinite(self.reach) and not self.bound.varies and self.value.dtype in _ROUNDING
+
     def interval(self) -> tuple[Tensor, Tensor] | None:
         """Return the smallest and the largest value of each entry, float64; None if these are not known."""
-        if math.isinf(self.reach) or self.bound.varies or self.value.dtype not in _ROUNDING:
+        if not self._is_near:
             return None
         value = precise(self.value)
         # The value at the example is itself rounded.
@@ -164,7 +169,7 @@ class Traced:
 
         `rows` maps the value to its rows, shape (..., entries), and enlarges no difference.
         """
-        if self.interval() is None or not self.value.numel():
+        if not self._is_near or not self.value.numel():
             return 0.0
         found = rows(precise(self.value))
         rounding = _ROUNDING[self.value.dtype] * (1 + largest(self.value)) * math.sqrt(found.shape[-1])
@@ -204,6 +209,11 @@ def as_one(values: Iterable[Bound]) -> float:
     separate = together(each.value for each in bounds)
     shared = joint([each.parts for each in bounds])
     return separate if shared is None else smaller(separate, shared)
+
+
+def is_whole(value: Tensor) -> bool:
+    """Tell whether a tensor has whole numbers or booleans."""
+    return not (value.is_floating_point() or value.is_complex())
 
 
 def traced_in(values: Any) -> Iterator[Traced]:

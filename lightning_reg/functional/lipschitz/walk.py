@@ -14,7 +14,7 @@ from lightning_reg.functional.lipschitz.rules.registry import own_functions
 from lightning_reg.functional.lipschitz.stand_in import stand_in
 from lightning_reg.functional.lipschitz.tracer import Tracer, WrittenError
 from lightning_reg.functional.lipschitz.untraced import layers_alone
-from lightning_reg.functional.lipschitz.value import Bound, together
+from lightning_reg.functional.lipschitz.value import Bound, larger, together
 from lightning_reg.functional.tensors.random import devices_of, watched_generators
 
 TOO_LARGE = "the product of the bounds of all operations is too large for a number"
@@ -24,12 +24,19 @@ class Findings(NamedTuple):
     """The bound of the module, the bound of each layer, and the operations without a bound."""
 
     value: float
-    per_layer: dict[str, float]
+    layers: tuple[tuple[str, float], ...]
+    """The name and the constant of each layer with weights, in the order of the calls."""
     unbounded: tuple[tuple[str, str], ...]
     last: tuple[Tensor, Bound] | None = None
     """For an output that is a product with a matrix: the matrix, and the bound before the product."""
-    layers: tuple[tuple[str, float], ...] = ()
-    """The name and the constant of each layer with weights, in the order of the calls."""
+
+    @property
+    def per_layer(self) -> dict[str, float]:
+        """The constant of each layer with weights. A layer with inputs of several sizes has the largest."""
+        largest: dict[str, float] = {}
+        for name, own in self.layers:
+            largest[name] = larger(own, largest.get(name, 0.0))
+        return largest
 
 
 def walk(
@@ -65,17 +72,17 @@ def walk(
         layers = layers_alone(stand_in(module), arguments)
         return Findings(math.inf, layers, (("trace", f"{type(error).__name__}: {error}"),))
     if drawn:
-        return Findings(math.inf, judge.per_layer(), (("forward", "it draws random numbers"),))
+        return Findings(math.inf, judge.layers(), (("forward", "it draws random numbers"),))
     if not _computes(module, arguments, output.value):
         reason = "`forward` returned another result during the trace; it may test the type of its input"
-        return Findings(math.inf, judge.per_layer(), (("trace", reason),))
+        return Findings(math.inf, judge.layers(), (("trace", reason),))
     value = together(bound.value for bound in output.bounds)
     last = output.bounds[0].last if isinstance(output.value, Tensor) and output.bounds else None
     # If the value is finite, a factor of 0 has removed every operation without a bound.
     reasons = () if math.isfinite(value) else judge.reasons_among(output.steps)
     if math.isinf(value) and not reasons:
         reasons = (("output", TOO_LARGE) if has_floats else ("input", JUMPS),)
-    return Findings(value, judge.per_layer(), reasons, last, judge.layers())
+    return Findings(value, judge.layers(), reasons, last)
 
 
 def _computes(module: nn.Module, arguments: Sequence[Any], traced: Any) -> bool:

@@ -24,6 +24,11 @@ _UP: dict[int, Callable[..., Tensor]] = {
 }
 
 
+def coarse_steps(stride: Sizes, dilation: Sizes) -> Sizes:
+    """Return the stride without its common factor with the dilation: only that part sorts taps into phases."""
+    return tuple(s // math.gcd(s, d) for s, d in zip(stride, dilation, strict=True))
+
+
 @dataclass(frozen=True, slots=True)
 class Convolution:
     """The settings of a convolution besides its weight, one value for each spatial dimension.

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_reg.functional.spectral.convolution import Convolution, Sizes, convolution_of
+from lightning_reg.functional.spectral.convolution import Convolution, Sizes, coarse_steps, convolution_of
 from lightning_reg.functional.spectral.frequencies import GRID, certified_bound
 from lightning_reg.functional.spectral.norms import matrix_norm
 from lightning_reg.functional.tensors.precision import reported
@@ -103,7 +103,7 @@ def strongest_user(modules: Sequence[nn.Module]) -> nn.Module:
 
 def _weakness(module: nn.modules.conv._ConvNd) -> tuple[int, int, bool]:
     # A dilation that the stride does not divide reaches more phases of the image.
-    steps = (s // math.gcd(s, d) for s, d in zip(module.stride, module.dilation, strict=True))
+    steps = coarse_steps(module.stride, module.dilation)
     return math.prod(steps), module.groups, module.padding_mode in {"zeros", "circular"}
 
 

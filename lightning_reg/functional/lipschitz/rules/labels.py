@@ -17,12 +17,8 @@ def rows_of(table: Any) -> Extent | None:
     return Extent(largest(table), largest(torch.linalg.vector_norm(precise(table), dim=-1)))
 
 
-@for_modules(nn.Embedding, book=EXTENTS)
-def _embedding_layer(op: Operation, bound: Bound, input: Any) -> Extent | None:
-    return rows_of(op.module.weight)
-
-
 @for_functions("embedding", book=EXTENTS)
+@for_modules(nn.Embedding, book=EXTENTS, settings="weight")
 def _embedding(op: Operation, bound: Bound, input: Any, weight: Any, *_: Any, **__: Any) -> Extent | None:
     return rows_of(weight)
 

@@ -136,14 +136,14 @@ def _real(weight: Tensor) -> Tensor:
     return weight
 
 
-@for_modules(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-def _batch_norm_layer(op: Operation, input: Traced) -> Bound:
-    module = op.module
-    statistics = module.running_mean, module.running_var
-    # `forward` of a larger module may have set the mode.
-    return _batch_norm(op, input, *statistics, module.weight, module.bias, module.training, eps=module.eps)
-
-
+# `training` counts, because `forward` of a larger module may have set the mode.
+@for_modules(
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.SyncBatchNorm,
+    settings="running_mean running_var weight bias training eps",
+)
 def _batch_norm(
     op: Operation,
     input: Any,

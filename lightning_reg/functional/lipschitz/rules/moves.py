@@ -14,6 +14,7 @@ from lightning_reg.functional.lipschitz.value import (
     Operation,
     Traced,
     constant,
+    is_whole,
     together,
     traced_in,
 )
@@ -34,7 +35,7 @@ _MOVING = (
 
 def _fixed_places(values: Any) -> None:
     """Raise if a whole number depends on the input. Other tensors give only their shape or dtype."""
-    if any(not (each.value.is_floating_point() or each.value.is_complex()) for each in traced_in(values)):
+    if any(is_whole(each.value) for each in traced_in(values)):
         msg = "indexing by positions that depend on the input is discontinuous"
         raise NoBoundError(msg)
 

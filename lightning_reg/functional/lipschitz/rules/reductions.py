@@ -138,7 +138,7 @@ def _normalize(
     if p != 2:  # noqa: PLR2004  # the Euclidean norm
         msg = f"its rule covers only `p=2`, got {p}"
         raise NoBoundError(msg)
-    shortest = input.shortest(lambda value: value.movedim(dim, -1) if isinstance(dim, int) else value.new_zeros(1))
+    shortest = input.shortest(lambda value: value.movedim(dim, -1)) if isinstance(dim, int) else 0.0
     least = max(eps, shortest)
     return UPWARDS / least if least > 0 else math.inf
 

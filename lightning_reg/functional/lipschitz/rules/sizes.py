@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from lightning_reg.functional.lipschitz.value import Traced, traced_in
+from lightning_reg.functional.lipschitz.value import Traced, is_whole, traced_in
 
 ANY_SIZE = "the size of its result may depend on the values of its input"
 _ALWAYS = {"nonzero", "argwhere", "unique", "unique_consecutive", "bincount", "arange", "range"}
@@ -34,7 +34,7 @@ def is_sized_by_entries(name: str, args: Any, kwargs: Any) -> bool:
         return True
     if name == "getitem" and any(each.value.dtype == torch.bool for each in later):
         return True
-    return any(each.value.numel() == 1 and _is_whole(each) for each in _possible_sizes(name, args, kwargs))
+    return any(each.value.numel() == 1 and is_whole(each.value) for each in _possible_sizes(name, args, kwargs))
 
 
 def _possible_sizes(name: str, args: Any, kwargs: Any) -> Iterator[Traced]:
@@ -48,10 +48,6 @@ def _possible_sizes(name: str, args: Any, kwargs: Any) -> Iterator[Traced]:
         return iter(())
     # A method takes a tensor first. Other functions may take a size first.
     return traced_in((args[1:] if hasattr(torch.Tensor, name) else args, kwargs))
-
-
-def _is_whole(each: Traced) -> bool:
-    return not (each.value.is_floating_point() or each.value.is_complex())
 
 
 def has_any_number(name: str) -> bool:

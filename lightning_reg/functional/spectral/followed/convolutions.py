@@ -156,27 +156,26 @@ def follow_convolutions(
 
     """
     cells = Cells.of(taps, kernels.dtype, kernels.device)
-    spans_all = bases.shape[1] >= kernels.shape[1]
-    climbs = len(cells.points) if spans_all else _CLIMBS
-    found = _round(kernels, bases, turns, cells, climbs, fine_steps)
-    for index in range(1, 1 if spans_all else 1 + rounds):
+    found = _round(kernels, bases, turns, cells, fine_steps)
+    for index in range(1, 1 if _spans_all(bases) else 1 + rounds):
         if kernels.device.type != "cpu":
-            found = _round(kernels, found.bases, turns + index, cells, climbs, fine_steps)
+            found = _round(kernels, found.bases, turns + index, cells, fine_steps)
             continue
         rest = [kernel for kernel, gain in enumerate(found.gain.tolist()) if not gain < _SETTLED]  # NaN is unsettled
         if not rest:
             break
         chosen = torch.tensor(rest)
-        more = _round(kernels.chosen(rest), found.bases[chosen], turns[chosen] + index, cells, climbs, fine_steps)
+        more = _round(kernels.chosen(rest), found.bases[chosen], turns[chosen] + index, cells, fine_steps)
         found = Followed(*(values.index_copy(0, chosen, new) for values, new in zip(found, more, strict=True)))
     return found
 
 
-def _round(kernels: Matrices, basis: Tensor, turns: Tensor, cells: Cells, climbs: int, fine_steps: int) -> Followed:
+def _round(kernels: Matrices, basis: Tensor, turns: Tensor, cells: Cells, fine_steps: int) -> Followed:
     """Climb in the best cells, and improve the vectors of all cells by one product with the kernels."""
     image = torch.unflatten(kernels.times(basis), -1, (-1, len(cells.positions)))
     scale = image.abs().amax((1, 2, 3), keepdim=True) + _tiny(image)
     space = _Subspace.of(basis, image / scale, cells)
+    climbs = len(cells.points) if _spans_all(basis) else _CLIMBS
     at, vectors, known = _on_grid(space, turns, cells, climbs)
     others = at[:, climbs:], space.combined(vectors[:, climbs:]), known[:, climbs:]
     climbed = _climbed(at[:, :climbs], vectors[:, :climbs], space, cells, fine_steps)
@@ -195,11 +194,16 @@ def _round(kernels: Matrices, basis: Tensor, turns: Tensor, cells: Cells, climbs
     right = torch.view_as_real(_picked(x, best)[:, 0]).mT
     gain = 1 - known.amax(1) / _picked(divisor, best)[:, 0]
     new = basis  # one that spans everything stays
-    if basis.shape[1] < kernels.shape[1]:
+    if not _spans_all(basis):
         new = orthonormal(_picked(left, order).flatten(1, 2))[:, : basis.shape[1]]
         usable = (sigma > 0) & new.isfinite().all(-1).all(-1)
         new = torch.where(usable[:, None, None], new, basis)
     return Followed(sigma * scale[:, 0, 0, 0], _picked(left, best)[:, 0], right, gain, new)
+
+
+def _spans_all(basis: Tensor) -> bool:
+    """Tell whether a basis spans all left vectors. Then the function is exact, and only frequencies can improve."""
+    return basis.shape[1] == basis.shape[2]
 
 
 def _climbed(
@@ -216,7 +220,7 @@ def _climbed(
 
     """
     width = cells.spacing / 2
-    if space.basis.shape[1] == space.basis.shape[2]:  # only the frequencies can improve, at little cost
+    if _spans_all(space.basis):  # only the frequencies can improve, at little cost
         at, _ = _climb(at, space.combined(vectors), width, cells)
     at = _tops(at, vectors, width, space, cells)
     # The gradient can be no more exact than the frequency.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_reg.functional.spectral.batches import SMALL_ENTRIES, Matrices
+from lightning_reg.functional.spectral.convolution import coarse_steps
 from lightning_reg.functional.spectral.followed.cells import Taps
 from lightning_reg.functional.spectral.followed.convolutions import count_vectors, follow_convolutions
 from lightning_reg.functional.spectral.followed.matrices import BLOCK, follow_matrices
@@ -113,9 +114,9 @@ class FollowedNorms:
         """Take steps for each layer, and return its norm; a new layer takes several more steps.
 
         A step reads the weights twice, and twice more in each round. Kernels may have one more round. On a CPU their
-        rounds end when the norm gains little. Two rounds come within 1 % of the norm of matrices, and
-        within 2 % of the norm of convolutions, if Adam moves the weights at a rate of up to 0.01. The remaining error
-        of matrices is about the gain of the last round.
+        rounds end when the norm gains little. Two rounds come within 1 % of the norm of matrices, and within 2 % of the
+        norm of convolutions, if Adam moves the weights at a rate of up to 0.01. The remaining error of matrices is
+        about the gain of the last round.
         """
         found: dict[str, FollowedNorm] = {}
         for kind, members in self._stacks(layers):
@@ -242,7 +243,7 @@ def taps_of(layer: Layer) -> Taps | None:
     convolution = layer.convolution()
     if convolution is None:
         return None
-    steps = tuple(s // math.gcd(s, d) for s, d in zip(convolution.stride, convolution.dilation, strict=True))
+    steps = coarse_steps(convolution.stride, convolution.dilation)
     if all(size <= step for size, step in zip(convolution.kernel, steps, strict=True)):
         return None
     return Taps.of(convolution.kernel, steps)
