@@ -9,7 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_reg import _checks
-from lightning_reg.functional.penalties.counts import power_norms
+from lightning_reg.functional.penalties.counts import power_norms, scaled_norm
 from lightning_reg.functional.spectral.layers import Layer
 from lightning_reg.metrics.base import LayerMetric
 from lightning_reg.metrics.reading import tensors_of
@@ -52,8 +52,4 @@ class WeightNorm(LayerMetric):
 
     @override
     def combine(self, statistics: Tensor) -> Tensor:
-        # Scaled, because powers of small norms would round to 0.
-        largest = statistics.amax(0)
-        scale = torch.where((largest > 0) & largest.isfinite(), largest, 1)
-        norm: Tensor = torch.linalg.vector_norm(statistics / scale, self.p, dim=0) * scale
-        return norm
+        return scaled_norm(statistics, self.p).unsqueeze(0)

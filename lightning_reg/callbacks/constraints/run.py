@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_reg.callbacks.trainer.guarded_steps import Guard
-from lightning_reg.callbacks.trainer.held_weights import with_gradient
+from lightning_reg.callbacks.trainer.held_weights import has_gradient
 from lightning_reg.callbacks.trainer.plan import Plan, plan_of
 from lightning_reg.callbacks.trainer.step_hooks import AroundSteps, step_happens
 from lightning_reg.callbacks.trainer.timetable import factor_at
@@ -46,15 +46,16 @@ class Run:
     def show(self, act: Act, optimizer: Optimizer, tick: int) -> None:
         """Pass the weights of `optimizer` to `act`, which only reads them."""
         self.tick = tick
-        for tensors, _ in self._as_wanted(self._trained(optimizer, with_gradient(optimizer))):
+        weights = self.guard.trained([optimizer]) if has_gradient([optimizer]) else []
+        for tensors, _ in self._as_wanted(weights):
             act(tensors)
 
     @torch.no_grad()
     def project(self, act: Act, optimizer: Optimizer, moved: AbstractSet[Tensor], tick: int) -> None:
         """Have `act` change the weights of `optimizer`, which has just moved `moved`."""
-        self.guard.unseen.see(optimizer, moved)
+        self.guard.unseen.see(optimizer, has_gradient=bool(moved))
         self.tick = tick
-        weights = self._trained(optimizer, moved)
+        weights = self.guard.trained([optimizer]) if moved else []
         happens = step_happens(optimizer)
         parts = [] if happens is None else local_parts([weight.parameter.detach() for weight in weights])
         before = [part.clone() for part in parts]
@@ -68,10 +69,6 @@ class Run:
         """Return what happens to each weight: `action` if it is chosen."""
         trained = {weight.parameter for weight in self.guard.trained(optimizers)}
         return plan_of(settings, self.selection, trained, lambda _: action)
-
-    def _trained(self, optimizer: Optimizer, moved: AbstractSet[Tensor]) -> list[Weight]:
-        """Return the weights of a step of `optimizer`; none if it moves nothing."""
-        return self.guard.trained([optimizer]) if moved else []
 
     def _as_wanted(self, weights: Sequence[Weight]) -> Iterator[tuple[list[Tensor], Callable[[], None]]]:
         """Yield lists of tensors with output units first, each with a function that writes back changes of copies."""

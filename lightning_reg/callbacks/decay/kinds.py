@@ -47,9 +47,12 @@ def share_of(kind: Kind, value: float, rate: NumberOrTensor, rates: Rates) -> Nu
     return rate * value
 
 
-def found_rate(group: Mapping[str, Any]) -> NumberOrTensor | None:
-    """Return the rate that Prodigy and D-Adaptation find themselves, and multiply by `lr`; None for all others."""
-    return group["d"] if "d" in group and "growth_rate" in group else None
+def found_rate(kind: Kind, group: Mapping[str, Any]) -> NumberOrTensor | None:
+    """Return the rate that Prodigy and D-Adaptation find themselves, and multiply by `lr`.
+
+    None for all other optimizers, and for "independent" decay, which only follows changes of `lr`.
+    """
+    return group["d"] if kind != "independent" and "d" in group and "growth_rate" in group else None
 
 
 def _ratio(rate: NumberOrTensor, reference: NumberOrTensor) -> NumberOrTensor:

@@ -77,7 +77,7 @@ class Run:
     @torch.no_grad()
     def after_update(self, optimizer: Optimizer, moved: AbstractSet[Tensor]) -> None:
         """Shrink the weights of `optimizer` that `before_update` copied."""
-        self.guard.unseen.see(optimizer, moved)
+        self.guard.unseen.see(optimizer, has_gradient=bool(moved))
         for weights, before, share in self._waiting:
             shrink_cautiously_(weights, before, share)
         self._waiting.clear()
@@ -104,7 +104,7 @@ class Run:
                 rate = group.get("initial_lr", group["lr"])
                 share = share_of(self.kind, self.value, rate, self._rates(position, index, group))
                 # Reading a tensor would wait for the device, and a rate that is yet to be found says nothing.
-                is_open = isinstance(share, Tensor) or (self.kind != "independent" and found_rate(group) is not None)
+                is_open = isinstance(share, Tensor) or found_rate(self.kind, group) is not None
                 scale = "" if is_open else time_scale(float(share), steps_in_epoch)
                 actions |= dict.fromkeys(weights, f"{self.kind} {self.value:g}{scale}")
         return actions
@@ -134,8 +134,8 @@ class Run:
     def _share(self, position: int, index: int, group: dict[str, Any], strength: float) -> NumberOrTensor:
         rates = self._rates(position, index, group)
         rates.note(group["lr"])
-        share, found = share_of(self.kind, strength, group["lr"], rates), found_rate(group)
-        return share if found is None or self.kind == "independent" else share * found
+        share, found = share_of(self.kind, strength, group["lr"], rates), found_rate(self.kind, group)
+        return share if found is None else share * found
 
     def _rates(self, position: int, index: int, group: dict[str, Any]) -> Rates:
         """Return the recorded rates of a parameter group."""

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Events of smaller probability are not found. In low precision, numbers that near to 1 are 1.
+# Events of smaller probability are not found. In low precision, numbers so close to 1 round to 1.
 _RARE = 1e-3
 _ROUNDINGS = 4
 

@@ -29,7 +29,7 @@ from lightning_reg.callbacks.penalties.refusals import (
 from lightning_reg.callbacks.penalties.run import Run
 from lightning_reg.callbacks.penalties.targets import Targets, add_scaled
 from lightning_reg.callbacks.trainer import progress, state
-from lightning_reg.callbacks.trainer.held_weights import HeldWeights, has_gradient, with_gradient
+from lightning_reg.callbacks.trainer.held_weights import HeldWeights, has_gradient
 from lightning_reg.callbacks.trainer.packages import Callback, LightningModule, Trainer, has_backward
 from lightning_reg.callbacks.trainer.refusals import refuse_flat_shards, refuse_strategy, refuse_unless_listed_once
 from lightning_reg.callbacks.trainer.settings import log_name
@@ -122,7 +122,7 @@ class Penalty(Term[Run], Formula):
 
     @property
     def current_strength(self) -> float:
-        """The strength in the current step, for a term that is not proportional to it; see `penalty`."""
+        """The strength in the current step. A `penalty` that is not proportional to the strength needs it."""
         return self.strength if self._run is None else self._run.strength
 
     def chosen(self) -> dict[Tensor, str]:
@@ -281,7 +281,7 @@ class Penalty(Term[Run], Formula):
         share = run.pending if pl_module.automatic_optimization else 1.0
         run.pending, run.share = 0.0, share
         if self.mode != "proximal" or state.may_skip_steps(trainer):
-            run.unseen.see(optimizer, with_gradient(optimizer))
+            run.unseen.see(optimizer, has_gradient=has_gradient([optimizer]))
         if not share or not run.acts_at_step:
             return
         if pl_module.automatic_optimization:
@@ -305,7 +305,7 @@ class Penalty(Term[Run], Formula):
         run = self._run
         if run is None:
             return
-        run.unseen.see(optimizer, moved)
+        run.unseen.see(optimizer, has_gradient=bool(moved))
         share = run.take_share(automatic=pl_module.automatic_optimization)
         if not moved:
             return

@@ -35,7 +35,7 @@ class OutputRun(TermRun):
     """The recorded modules, by name."""
     listener: Listener
     strength: float = 0.0
-    """That of the current step."""
+    """The strength in the current step, times the schedule."""
     is_checked: bool = False
     """Whether the modules that are called are known."""
 
@@ -44,7 +44,7 @@ OutputRunT = TypeVar("OutputRunT", bound=OutputRun)
 
 
 class OutputTerm(Term[OutputRunT], ABC):
-    """A mean over the samples of a batch, of what modules return for them; added to the loss of each micro-batch."""
+    """A term of the outputs of modules, a mean over samples, that is added to the loss of each micro-batch."""
 
     reasons: ClassVar[Mapping[Heard, str]]
     """Why nothing is added for a module, by the most that was recorded of it."""

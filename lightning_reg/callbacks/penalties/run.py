@@ -50,7 +50,7 @@ class Run(TermRun):
     """The hooks that take proximal steps after the steps of the optimizers."""
 
     def action(self, strength: float) -> str:
-        """Return the term and its strength, for the plan."""
+        """Return the entry of the plan for a weight: the term and its strength."""
         return f"{self.name} {self.told or f'{strength:g}'}"
 
     @override

@@ -199,7 +199,7 @@ class SpectralControl(ActsInSteps[Run], KeepsState[Run], ABC):
         engine, guard = self.engine(), Guard(selection, type(self).__name__, "controlled")
 
         def after_step(optimizer: Optimizer, moved: AbstractSet[Tensor]) -> None:
-            guard.unseen.see(optimizer, moved)
+            guard.unseen.see(optimizer, has_gradient=bool(moved))
             engine.after_step(optimizer, moved)
             # Users may unfreeze weights after the batch has begun, and freeze them again before the next one.
             self._take_over([optimizer])

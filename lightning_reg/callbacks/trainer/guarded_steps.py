@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from lightning_reg.callbacks.trainer import state
 from lightning_reg.callbacks.trainer.during_fit import DuringFit
-from lightning_reg.callbacks.trainer.held_weights import HeldWeights, with_gradient
+from lightning_reg.callbacks.trainer.held_weights import HeldWeights, has_gradient
 from lightning_reg.callbacks.trainer.packages import LightningModule, Trainer
 from lightning_reg.callbacks.trainer.refusals import refuse_two_versions
 from lightning_reg.callbacks.trainer.step_hooks import AroundSteps
@@ -95,7 +95,7 @@ class ActsInSteps(DuringFit[GuardedT]):
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if self._run is not None and state.may_skip_steps(trainer):
-            self._run.guard.unseen.see(optimizer, with_gradient(optimizer))
+            self._run.guard.unseen.see(optimizer, has_gradient=has_gradient([optimizer]))
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

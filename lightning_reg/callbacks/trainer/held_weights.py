@@ -1,6 +1,6 @@
 """The parameters that optimizers hold: callbacks that change weights act on these, and on no others."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -42,11 +42,10 @@ class HeldWeights:
 
 def has_gradient(optimizers: Sequence[Optimizer]) -> bool:
     """Tell whether any weight of `optimizers` has a gradient; otherwise a step changes nothing."""
+    return next(with_gradient(optimizers), None) is not None
+
+
+def with_gradient(optimizers: Sequence[Optimizer]) -> Iterator[Tensor]:
+    """Yield the weights of `optimizers` that have a gradient."""
     groups = (group for optimizer in optimizers for group in optimizer.param_groups)
-    return any(weight.grad is not None for group in groups for weight in group["params"])
-
-
-def with_gradient(optimizer: Optimizer) -> frozenset[Tensor]:
-    """Return the weights of `optimizer` that have a gradient."""
-    held = (weight for group in optimizer.param_groups for weight in group["params"])
-    return frozenset(weight for weight in held if weight.grad is not None)
+    return (weight for group in groups for weight in group["params"] if weight.grad is not None)

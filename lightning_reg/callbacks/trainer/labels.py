@@ -10,7 +10,7 @@ from lightning_reg.callbacks.trainer.packages import MisconfigurationException
 
 
 def labels_of(batch: Any, transform: Callable[[Any], Any] | None, owner: str) -> Any:
-    """Return the classes of the samples of a batch, for the callback `owner`."""
+    """Return the classes of the samples of a batch. An error names the callback `owner`."""
     if transform is not None:
         return transform(batch)
     if isinstance(batch, tuple | list) and len(batch) > 1:
@@ -33,8 +33,7 @@ def checked_labels(labels: object, logits: Tensor, owner: str, *, reads_values: 
 
     """
     count, classes = len(logits), logits.shape[-1]
-    is_whole = isinstance(labels, Tensor) and not (labels.is_floating_point() or labels.is_complex())
-    if not isinstance(labels, Tensor) or not is_whole or labels.shape != (count,):
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex() or labels.shape != (count,):
         got = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
         msg = (
             f"{owner} needs the class of each of {count} samples, whole numbers of shape ({count},), got {got}."

@@ -57,9 +57,10 @@ def writes_now(trainer: Trainer) -> bool:
 
 
 def log_step(trainer: Trainer) -> int:
-    """Return the x-axis position that `self.log` uses for the current step; after the step, for the next one.
+    """Return the x-axis position that `self.log` uses for the current step.
 
-    `trainer.global_step` is one larger. With two manual optimizers, it counts each batch twice.
+    When the step is over, this is the position of the next step. `trainer.global_step` is one larger. With two manual
+    optimizers, it counts each batch twice.
     """
     return trainer.fit_loop.epoch_loop._batches_that_stepped
 

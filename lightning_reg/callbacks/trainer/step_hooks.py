@@ -95,7 +95,7 @@ class AroundSteps:
                 self._handles.append(optimizer.register_step_post_hook(_Hook(self._on_step_end, self._turn)))
             except AttributeError as error:
                 msg = (
-                    f"{type(optimizer).__name__} is no complete optimizer of torch: it does not call"
+                    f"{type(optimizer).__name__} is not a complete torch optimizer: it does not call"
                     " `Optimizer.__init__`, so nothing can act right after its steps. Call `super().__init__` in it, or"
                     " use another optimizer."
                 )
@@ -114,15 +114,14 @@ class AroundSteps:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._updating.clear()
-        self._depths.clear()
+        self.rest()
 
     def _begin(self, optimizer: Optimizer) -> None:
         if self._once and optimizer in self._updating:
             return
         if self._before is not None:
             self._before(optimizer)
-        self._updating[optimizer] = with_gradient(optimizer)
+        self._updating[optimizer] = frozenset(with_gradient([optimizer]))
 
     def _end(self, optimizer: Optimizer) -> None:
         moved = self._updating.pop(optimizer, None)
@@ -141,13 +140,14 @@ class AroundSteps:
             self._begin(optimizer)
             return None
 
-        groups = optimizer.param_groups if self._name and self._before else []
-        probe = next((weight for group in groups for weight in group["params"] if weight.grad is not None), None)
-        versions = [] if probe is None else [probe._version]  # torch counts changes
+        probe = next(with_gradient([optimizer]), None) if self._name and self._before else None
+        version = None if probe is None else probe._version  # torch counts changes
 
         def between_updates() -> Any:
-            if versions and probe is not None and versions.pop() != probe._version:
+            nonlocal probe
+            if probe is not None and probe._version != version:
                 self._refuse(optimizer)
+            probe = None  # the optimizer may change weights between further calls
             if not self._once:
                 self._end(optimizer)
             result = closure()

@@ -1,7 +1,6 @@
 """Optimizer steps that bypass a callback, which would then silently have no effect."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -41,9 +40,9 @@ class UnseenSteps:
         """Record a backward pass."""
         self._has_run_backward = True
 
-    def see(self, optimizer: Optimizer, moved: AbstractSet[Tensor]) -> None:
-        """Record a step in which the callback can act, on `moved`, the weights with a gradient."""
-        (self._seen if moved else self._idle).add(optimizer)
+    def see(self, optimizer: Optimizer, *, has_gradient: bool) -> None:
+        """Record a step in which the callback can act, if any weight has a gradient."""
+        (self._seen if has_gradient else self._idle).add(optimizer)
 
     def remember(self, weights: Iterable[Tensor]) -> None:
         """Record the current versions of `weights`: torch counts the changes of each tensor."""

@@ -114,11 +114,11 @@ def zero_counts(weights: list[Tensor], threshold: float, dims: Sequence[int] | N
 
 def _norms(weights: list[Tensor], p: float) -> Tensor:
     weights = [weight.abs() if weight.is_complex() else weight for weight in weights]
+    # In float32, squares of small weights would be 0.
+    dtype = torch.float32 if weights[0].device.type == "mps" else torch.float64
     if p > _SAFE_ORDER:
-        return torch.stack([_scaled_norm(weight, p) for weight in weights])
+        return torch.stack([scaled_norm(weight.to(dtype), p) for weight in weights])
     if weights[0].device.type != "cpu":
-        # In float32, squares of small weights would be 0.
-        dtype = torch.float32 if weights[0].device.type == "mps" else torch.float64
         return torch.stack(torch._foreach_norm(weights, p, dtype=dtype))
     is_fast = [p == _EUCLIDEAN and w.dtype == torch.float32 and w.numel() > _SMALL_ENTRIES for w in weights]
     fast = list(compress(weights, is_fast))
@@ -128,11 +128,11 @@ def _norms(weights: list[Tensor], p: float) -> Tensor:
     return torch.stack([next(fast_norms if is_one else exact_norms) for is_one in is_fast])
 
 
-def _scaled_norm(weight: Tensor, p: float) -> Tensor:
-    precise = weight.to(torch.float32 if weight.device.type == "mps" else torch.float64)
-    largest = precise.abs().amax() if weight.numel() else precise.new_zeros(())
+def scaled_norm(entries: Tensor, p: float) -> Tensor:
+    """Return the `p`-norm of all entries, shape (), even if their powers leave the range of the type."""
+    largest = entries.abs().amax() if entries.numel() else entries.new_zeros(())
     scale = torch.where((largest > 0) & largest.isfinite(), largest, 1)
-    norm: Tensor = torch.linalg.vector_norm(precise / scale, p) * scale
+    norm: Tensor = torch.linalg.vector_norm(entries / scale, p) * scale
     return norm
 
 

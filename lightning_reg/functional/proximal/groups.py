@@ -124,7 +124,7 @@ def _is_scalar(value: NumberOrTensor) -> bool:
 def _shrink_uniform_(weights: list[Tensor], thresholds: list[NumberOrTensor], dim: int) -> None:
     parts = local_parts(weights)
     for part, threshold, squares in zip(parts, thresholds, group_sums(weights, parts, dim), strict=True):
-        # A sum of squares that underflowed is no reason to change a group at a threshold of 0.
+        # At a threshold of 0 a group stays as it is, even if its sum of squares underflows to 0.
         norms = squares.sqrt().clamp(min=torch.finfo(squares.dtype).tiny)
         # The share to subtract: if it is 1, w - w is +0.0, also for -0.0.
         part.addcmul_(part, torch.where(norms <= threshold, 1.0, threshold / norms), value=-1)
@@ -178,7 +178,7 @@ def _shrink_varied_(weights: list[Tensor], thresholds: list[NumberOrTensor], dim
 
     roots, is_zero = _start(sums(moments))
     for _ in range(_NEWTON_STEPS_IN_DOUBLE if torch.float64 in dtypes else _NEWTON_STEPS):
-        # NaN where squares leave the range of the type: such groups are no longer moved.
+        # A step is NaN where squares leave the range of the type. The root of such a group stays as it is.
         steps = [
             ((seconds.pow(1.5) - seconds) / thirds).nan_to_num_(0.0, torch.inf).clamp_(min=0)
             for seconds, thirds in sums(newton)
